@@ -1,0 +1,1 @@
+"""The workbench half, from checkpoints to smaller checkpoints: weight formats, quantization methods, sparsity."""
