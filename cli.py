@@ -1,0 +1,304 @@
+"""The command line: each command calls one function that takes the same arguments."""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edgeblt import native, printing
+from edgeblt.errors import EdgebltError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Byte Latent Transformers on devices: export a checkpoint to a bundle, prove it, time it, run it.",
+    epilog="To see all of it on the model that comes with the package: edgeblt demo",
+)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
+Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first, not just their sizes.")]
+
+
+@app.command()
+def demo(
+    bundle: Annotated[Path, typer.Option(help="Where to write the bundle; one that is there is replaced.")] = Path(
+        "demo-bundle"
+    ),
+) -> None:
+    """Run the whole road on a small model.
+
+    Takes the model that comes with the package, exports it, validates it against transformers on six held-out
+    texts, times it beside transformers, and writes a passage in which you see where patches start. Needs
+    edgeblt[workbench]; takes a minute or two.
+    """
+    _require_workbench()
+    from edgeblt.export.demo import run_demo
+
+    printing.show_demo(run_demo(bundle))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+    ],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write; it must not exist yet.")],
+    recipe: Annotated[str, typer.Option(help="How the weights are stored: fp32.")] = "fp32",
+    target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
+) -> None:
+    """Turn a checkpoint into a bundle.
+
+    A checkpoint is a directory in transformers' form (`model_type: blt`). A bundle is a directory of four ONNX
+    graphs, their weights and a manifest; it appears when it is complete. Needs edgeblt[workbench]; the device that
+    runs the bundle does not. For example:
+
+    edgeblt export path/to/checkpoint my-bundle
+    """
+    _require_workbench()
+    from edgeblt.export.export_bundle import export_bundle
+
+    printing.show_inspection(_inspect_bundle(export_bundle(checkpoint, bundle, recipe, target)))
+
+
+@app.command()
+def validate(
+    bundle: BundlePath,
+    reference: Annotated[Path, typer.Option(help="The checkpoint to compare with, run by transformers.")],
+    text: Annotated[Path, typer.Option(help="The text to compare on; any bytes will do.")],
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    json_file: JsonFile = None,
+    max_bpb_increase: Annotated[
+        float | None, typer.Option(help="Exit with code 1 if bits per byte rise by more than this.")
+    ] = None,
+    min_boundary_agreement: Annotated[
+        float | None, typer.Option(help="Exit with code 1 if the share of equal patch decisions is below this.")
+    ] = None,
+) -> None:
+    """Compare a bundle with its checkpoint.
+
+    Both read a text; compared are bits per byte, patch boundaries and logits. The text is cut into rows of 2,048
+    bytes, as transformers keeps no state. Needs edgeblt[workbench]. For example:
+
+    edgeblt validate my-bundle --reference path/to/checkpoint --text some.txt
+    """
+    _require_workbench()
+    from edgeblt import load
+    from edgeblt.export.reference import TransformersReference
+    from edgeblt.validation import validate as validate_model
+
+    data = _read(text)
+    result = validate_model(load(bundle, provider, threads), TransformersReference(reference), data, label=text.name)
+    if not _print_json(json_file, result):
+        printing.show_validation(result)
+        _write_json(json_file, result)
+    failures = result.beyond_limits(max_bpb_increase, min_boundary_agreement)
+    for failure in failures:
+        typer.echo(f"edgeblt: {failure}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    bundle: BundlePath,
+    provider: Provider = "cpu",
+    prompt_bytes: Annotated[int, typer.Option(help="Bytes of English prose to read first.")] = 1024,
+    new_bytes: Annotated[int, typer.Option(help="Bytes to generate after the first.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 3,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a bundle on this machine.
+
+    Measured are the time to the first byte, the speed of reading the prompt, and that of every byte after.
+    """
+    from edgeblt import load
+    from edgeblt.benchmark import bench as bench_model
+
+    result = bench_model(load(bundle, provider, threads), prompt_bytes, new_bytes, repeats)
+    if not _print_json(json_file, result):
+        printing.show_benchmark(result)
+        _write_json(json_file, result)
+
+
+@app.command()
+def generate(
+    bundle: BundlePath,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
+    max_new_bytes: Annotated[int, typer.Option(help="Stop after this many bytes, if the model has not.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest byte; 1 draws as the model believes.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest bytes only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest bytes that add up to this share.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    verify: Verify = False,
+) -> None:
+    """Continue a text.
+
+    What the model writes streams to stdout, character by character. For example:
+
+    edgeblt generate my-bundle "Once upon a time" --temperature 0.7
+    """
+    from edgeblt import load
+    from edgeblt.utf8 import utf8_pieces
+
+    start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    stream = load(bundle, provider, threads, verify).stream(start, max_new_bytes, temperature, top_k, top_p, seed)
+    for piece in utf8_pieces(stream):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or a checkpoint directory.")],
+    verify: Verify = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what is in a bundle or checkpoint.
+
+    By stage: files or tensors, weight formats, sizes and hashes.
+    """
+    from edgeblt.bundle import MANIFEST, open_bundle
+
+    if not os.path.isdir(path):
+        raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
+    if os.path.lexists(path / MANIFEST):
+        result = _inspect_bundle(open_bundle(path, verify))
+    else:
+        _require_workbench()
+        from edgeblt.export.checkpoint import open_checkpoint
+        from edgeblt.export.inspection import inspect_checkpoint
+
+        result = inspect_checkpoint(open_checkpoint(path))
+    if not _print_json(json_file, result):
+        printing.show_inspection(result)
+        _write_json(json_file, result)
+
+
+def _inspect_bundle(bundle: Any) -> Any:
+    from edgeblt.inspection import inspect_bundle
+
+    return inspect_bundle(bundle)
+
+
+def _require_workbench() -> None:
+    """The device half runs without these; say what is missing before a long command starts."""
+    needed = ("torch", "transformers", "onnx", "onnx_ir", "safetensors")
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
+    if missing:
+        raise EdgebltError(
+            f"this command needs {', '.join(missing)}; install what is missing with: pip install 'edgeblt[workbench]'"
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+
+
+def _print_json(path: Path | None, result: Any) -> bool:
+    """True if the result went to stdout, where nothing else may go then."""
+    if str(path) != "-":
+        return False
+    print(_json(result), flush=True)
+    return True
+
+
+def _write_json(path: Path | None, result: Any) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(_json(result) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise EdgebltError(f"{path} cannot be written ({error.strerror}); choose another place") from None
+
+
+def _json(result: Any) -> str:
+    return json.dumps(dataclasses.asdict(result), indent=2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeblt {native.package_version() or '(not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `edgeblt` command: bad input is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
+    try:
+        with _cleaning_up_when_stopped():
+            app(prog_name="edgeblt")  # not cli.py, nor python -m
+    except EdgebltError as error:
+        _fail(str(error))
+    except MemoryError as error:
+        _fail(f"there is not enough memory ({error}); free some, or use a smaller model")
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        _fail(f"onnxruntime cannot run this bundle ({' '.join(str(error).split())[:300]}); export the bundle again")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"edgeblt: {printing.printable(message)}", err=True)
+    raise SystemExit(2)
+
+
+@contextmanager
+def _cleaning_up_when_stopped() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the command as an exception does, so that what is half-written is removed."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]
+    ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Bytes and the ids the model reads: byte `b` is id `b + 4`; ids 0..3 are special."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BOE, BOS, EOS, BPE_DELIMITER = 0, 1, 2, 3
+OFFSET = 4
+VOCAB_SIZE = 256 + OFFSET
+
+
+def encode(data: bytes) -> NDArray[np.int64]:
+    """Ids [len(data)], int64, without BOS."""
+    return np.frombuffer(data, np.uint8).astype(np.int64) + OFFSET

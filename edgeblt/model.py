@@ -1,0 +1,163 @@
+"""Opening a bundle and using it: generate, stream, score."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeblt.bundle import Bundle, open_bundle
+from edgeblt.config import ModelConfig
+from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.errors import EdgebltError
+from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.providers import resolve_provider, session_options
+from edgeblt.sampling import Sampler, Sampling
+from edgeblt.session import Session
+
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model makes of a text; entry t is about byte t, given those before it."""
+
+    logprobs: NDArray[np.float32]  # [T] nats
+    entropies: NDArray[np.float32]  # [T] nats, the patcher's; all 0 where the patching rule uses none
+    patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Mean bits the model needs for a byte; nan for an empty text."""
+        return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
+
+
+class Model:
+    """A bundle opened on an execution provider. Its sessions may run in several threads."""
+
+    def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
+        self.bundle = bundle
+        self.provider_name = provider
+        provider_id = resolve_provider(provider)
+        self.config: ModelConfig = bundle.manifest.config
+        self._contracts = stage_contracts(self.config)
+        self._graphs: dict[StageName, onnxruntime.InferenceSession] = {}
+        for name in STAGES:
+            self._graphs[name] = _open_graph(bundle, name, self._contracts[name], threads, provider_id)
+
+    def session(self) -> Session:
+        """A new, empty sequence."""
+        return Session(self.config, self._graphs, self._contracts)
+
+    def generate(
+        self,
+        prompt: bytes | str,
+        max_new_bytes: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> bytes:
+        """The bytes that follow `prompt`, until the model ends the text or `max_new_bytes` are there.
+
+        Raises EdgebltError for settings out of range.
+        """
+        return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed))
+
+    def stream(
+        self,
+        prompt: bytes | str,
+        max_new_bytes: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[bytes]:
+        """As `generate`, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters."""
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        if max_new_bytes < 0:
+            raise EdgebltError(f"max_new_bytes is {max_new_bytes}; it must not be negative")
+        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling))
+
+    def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler) -> Iterator[bytes]:
+        session = self.session()
+        logits = np.empty(0, np.float32)
+        for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
+            logits = chunk.logits[-1]
+        for remaining in range(max_new_bytes, 0, -1):
+            chosen = sampler.choose(logits)
+            if chosen == EOS:
+                return
+            yield bytes([chosen - OFFSET])
+            if remaining > 1:
+                logits = session.feed([chosen])[0]
+
+    def score(self, data: bytes) -> Scores:
+        """How likely each byte of `data` is, given those before it."""
+        targets = encode(data)
+        scores = Scores(np.empty(len(data), np.float32), np.empty(len(data), np.float32), np.empty(len(data), np.bool_))
+        for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
+            rows = slice(chunk.position, chunk.position + len(chunk.logits))
+            scores.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
+            scores.entropies[rows] = chunk.entropies
+            scores.patch_starts[rows] = chunk.patch_starts
+        return scores
+
+
+def load(path: str | Path, provider: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
+    """Open a bundle. `threads` None takes what suits each stage's size; `verify` checks the hash of every file.
+
+    Raises EdgebltError for a damaged bundle or a provider that is not available.
+    """
+    return Model(open_bundle(path, verify), provider, threads)
+
+
+def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Log-probabilities in nats along the last axis, in the logits' own precision."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _as_bytes(prompt: bytes | str) -> bytes:
+    return prompt.encode() if isinstance(prompt, str) else bytes(prompt)
+
+
+def _open_graph(
+    bundle: Bundle,
+    name: StageName,
+    contract: StageContract,
+    threads: int | None,
+    provider: str,
+) -> onnxruntime.InferenceSession:
+    stage = bundle.manifest.stages[name]
+    path = bundle.path / stage.graph
+    options = session_options(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
+    try:
+        graph = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        reason = " ".join(str(error).split())[:300]
+        raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); export the bundle again") from None
+    _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()])
+    _check_interface(path, contract.all_outputs, graph.get_outputs())
+    return graph
+
+
+def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any]) -> None:
+    """Every tensor the runtime will bind must be there, of its type and fixed dimensions, and no other."""
+    seen = {value.name: value for value in values}
+    for spec in specs:
+        value = seen.pop(spec.name, None)
+        kind = {"float32": "tensor(float)"}.get(spec.dtype, f"tensor({spec.dtype})")
+        if value is None or value.type != kind or len(value.shape) != len(spec.shape) or any(
+            isinstance(wanted, int) and wanted != got for wanted, got in zip(spec.shape, value.shape, strict=True)
+        ):  # fmt: skip
+            found = f"{value.type} {value.shape}" if value else "nothing"
+            raise EdgebltError(f"{path}: {spec.name} should be {kind} {list(spec.shape)}, not {found}; export again")
+    if seen:
+        raise EdgebltError(
+            f"{path} has the unknown tensor {min(seen)!r:.60}; export the bundle again with this version"
+        )

@@ -1,0 +1,78 @@
+"""JSON documents into frozen dataclasses, strictly: unknown, missing and mistyped fields are errors that name them."""
+
+import dataclasses
+import types
+import typing
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from edgeblt.errors import EdgebltError
+
+T = TypeVar("T")
+
+
+def parse_dataclass(cls: type[T], document: object, where: str) -> T:
+    """`document` (parsed JSON) as a `cls`, field by field, by its type hints.
+
+    A field's JSON name is its own without a trailing underscore (`global_` reads `global`). `where` names the
+    document in errors. Raises EdgebltError.
+    """
+    if not isinstance(document, dict):
+        raise EdgebltError(f"{where} must be a JSON object, not {_shown(document)}; write it again with edgeblt")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in document:
+        if name not in fields:
+            raise EdgebltError(f"{where} has the unknown field {_shown(name)}; this version knows {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in document:
+            values[field.name] = _value(hints[field.name], document[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise EdgebltError(f"{where} lacks the field {name!r}; write it again with edgeblt")
+    try:
+        return cls(**values)
+    except EdgebltError as error:
+        raise EdgebltError(f"{where}: {error}") from None
+
+
+def dataclass_document(value: object) -> Any:
+    """The inverse of `parse_dataclass`: plain JSON types, in field order."""
+    if dataclasses.is_dataclass(value):
+        return {f.name.rstrip("_"): dataclass_document(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if isinstance(value, dict):
+        return {key: dataclass_document(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [dataclass_document(item) for item in value]
+    return value
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(arguments[1], item, f"{where}.{repr(key)[1:-1]:.60}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return parse_dataclass(typing.cast("type[object]", hint), value, where)
+    if isinstance(hint, type) and issubclass(hint, IntEnum):
+        if isinstance(value, str) and value.upper() in hint.__members__:
+            return hint[value.upper()]
+        known = ", ".join(name.lower() for name in hint.__members__)
+        raise EdgebltError(f"{where} is {_shown(value)}; it must be one of {known}")
+    if hint is float and type(value) is int and abs(value) < 1 << 53:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:  # `type` and not isinstance: true is no integer
+        return value
+    raise EdgebltError(f"{where} is {_shown(value)}; it must be of type {getattr(hint, '__name__', hint)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

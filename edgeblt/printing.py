@@ -1,0 +1,122 @@
+"""Results as tables for people."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent on a device
+    from edgeblt.benchmark import Benchmark
+    from edgeblt.export.demo import Demo
+    from edgeblt.inspection import Inspection
+    from edgeblt.validation import Validation
+
+BOUNDARY = "|"
+
+
+def show_validation(result: "Validation") -> None:
+    table = _table("accuracy", "", "")
+    table.add_row("bits per byte", f"{result.bits_per_byte:.5f}")
+    table.add_row("  of the reference", f"{result.reference_bits_per_byte:.5f}")
+    table.add_row("  increase", f"{result.bits_per_byte_increase:+.6f}")
+    table.add_row("boundary agreement", f"{result.boundary_agreement:.6f}")
+    table.add_row("mean KL, nats", f"{result.mean_kl:.3g}")
+    table.add_row("top-1 agreement", f"{result.top1_agreement:.6f}")
+    table.add_row("largest logit difference", f"{result.max_abs_logit_difference:.3g}")
+    table.add_row("bytes compared", f"{result.bytes:,}")
+    table.add_row("provider", result.provider)
+    _print(table)
+
+
+def show_benchmark(result: "Benchmark") -> None:
+    latency = result.inter_byte_latency_ms
+    table = _table("speed", "", "")
+    table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
+    table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
+    table.add_row("decoding", f"{result.decode_bytes_per_s:,.0f} bytes/s")
+    table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
+    table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
+    table.add_row("peak resident memory", _size(result.peak_rss_bytes))
+    table.add_row("bundle on disk", _size(result.bundle_bytes))
+    table.add_row("provider, device", f"{result.provider}, {result.device}")
+    _print(table)
+
+
+def show_inspection(result: "Inspection") -> None:
+    _print(printable(f"{result.kind} {result.path}"))  # no title of the table, which would break a long path
+    table = _table("", "stage", "content", "format", "parameters", "size", "sha256")
+    for part in result.parts:
+        parameters = f"{part.parameters:,}" if part.parameters else ""
+        digest = part.sha256[:12] if part.sha256 else ""
+        _add(table, part.stage, part.content, part.weight_format, parameters, _size(part.bytes), digest)
+    table.add_row("", "all", "", "", _size(result.bytes), "")
+    _print(table)
+    for name, value in result.description.items():
+        _print(printable(f"{name}: {value}"))
+
+
+def show_demo(result: "Demo") -> None:
+    columns = ("held-out text", "bits/byte", "transformers", "boundaries", "top-1", "mean KL", "max logit diff.")
+    accuracy = _table("accuracy against transformers, float32", *columns)
+    for name, validation in result.validations.items():
+        accuracy.add_row(
+            name,
+            f"{validation.bits_per_byte:.4f}",
+            f"{validation.reference_bits_per_byte:.4f}",
+            f"{validation.boundary_agreement:.4f}",
+            f"{validation.top1_agreement:.4f}",
+            f"{validation.mean_kl:.1e}",
+            f"{validation.max_abs_logit_difference:.1e}",
+        )
+    _print(accuracy)
+    speed = result.benchmark
+    table = _table("speed after 1,024 bytes of context", "", "edgeblt", "transformers", "ratio")
+    for name, ours, theirs in (
+        ("prefill, bytes/s", speed.prefill_bytes_per_s, result.reference_prefill_bytes_per_s),
+        ("decoding, bytes/s", speed.decode_bytes_per_s, result.reference_decode_bytes_per_s),
+    ):
+        table.add_row(name, f"{ours:,.0f}", f"{theirs:,.1f}", f"{ours / theirs:,.1f}")
+    _print(table)
+    _print(
+        f"device: {speed.device}, provider {speed.provider}; peak memory {_size(speed.peak_rss_bytes)}, torch included"
+    )
+    _print(Text.assemble("\nA passage, patches between ", (BOUNDARY, "bold red"), ":\n"))
+    passage = Text()
+    for patch in result.passage:
+        passage.append(patch.decode(errors="replace"))
+        passage.append(BOUNDARY, "bold red")
+    _print(passage)
+    _print(f"\nThe bundle: {result.bundle.path} ({_size(result.bundle.size)}). Try it:")
+    _print(f'  edgeblt generate {result.bundle.path} "The whale " --temperature 0.7')
+
+
+def printable(text: str) -> str:
+    """`text` on one line, its control characters and what is not Unicode as escapes: safe to show, and to encode."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row of text from files, which may hold anything."""
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and column != "content" else "left")
+    return table
+
+
+def _print(what: Table | Text | str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,40 @@
+"""Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
+
+import os
+
+import onnxruntime
+
+from edgeblt.errors import EdgebltError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+LARGE_STAGE_BYTES = 8 << 20  # below this, waking threads takes longer than they save when decoding
+
+
+def resolve_provider(name: str) -> str:
+    """ONNX Runtime's name of the provider `name`. Raises EdgebltError if it is unknown or not installed."""
+    if name not in PROVIDERS:
+        raise EdgebltError(f"provider {name!r} is not supported by this version; use one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[name] not in onnxruntime.get_available_providers():
+        raise EdgebltError(f"the installed onnxruntime has no {PROVIDERS[name]}; install edgeblt[onnxruntime]")
+    return PROVIDERS[name]
+
+
+def session_options(threads: int | None, weight_bytes: int) -> onnxruntime.SessionOptions:
+    """Options for a stage; `threads` None takes one, or one for each core if its weights are large.
+
+    Every stage has a pool of its own. They must not spin: idle threads of one stage would take the cores from the
+    next. (A pool for all would forbid other users of ONNX Runtime in the process theirs.) Raises EdgebltError for
+    fewer than 1.
+    """
+    if threads is not None and threads < 1:
+        raise EdgebltError(f"threads is {threads}; it must be at least 1")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
+    chosen = threads or (usable_cores() if weight_bytes >= LARGE_STAGE_BYTES else 1)
+    options.intra_op_num_threads, options.inter_op_num_threads = chosen, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,71 @@
+"""From logits to the next byte: greedy, temperature, top-k and top-p."""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.errors import EdgebltError
+from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
+
+Float = TypeVar("Float", np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose: the likeliest byte at temperature 0, else drawn from the distribution cut by top_k, then top_p."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise EdgebltError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise EdgebltError(f"top_k is {self.top_k}; it must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise EdgebltError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.seed is not None and self.seed < 0:
+            raise EdgebltError(f"seed is {self.seed}; it must not be negative")
+
+
+class Sampler:
+    """Draws ids one after the other; the same seed and logits give the same ids.
+
+    Ids that stand for no byte are never drawn, except EOS, and that neither if `endless`.
+    """
+
+    def __init__(self, sampling: Sampling, endless: bool = False) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._never = [special for special in range(OFFSET) if endless or special != EOS]
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """The next id; `logits` is [vocab]."""
+        if self._sampling.temperature == 0:
+            return int(np.argmax(self._allowed(logits)))
+        return int(self._random.choice(VOCAB_SIZE, p=self.distribution(logits)))
+
+    def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities [VOCAB_SIZE], float64, that `choose` draws with at a temperature above 0."""
+        allowed = self._allowed(logits.astype(np.float64))
+        with np.errstate(over="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
+            weights: NDArray[np.float64] = np.exp((allowed - allowed.max()) / self._sampling.temperature)
+        order = np.argsort(-weights, kind="stable")
+        if self._sampling.top_k is not None:
+            weights[order[self._sampling.top_k :]] = 0
+        weights /= weights.sum()
+        if self._sampling.top_p is not None:  # the likeliest ids up to and including the one that reaches top_p
+            before = np.cumsum(weights[order]) - weights[order]
+            weights[order[before >= self._sampling.top_p]] = 0
+            weights /= weights.sum()
+        return weights
+
+    def _allowed(self, logits: NDArray[Float]) -> NDArray[Float]:
+        allowed = logits[:VOCAB_SIZE].copy()  # a model may have more ids, which stand for no byte
+        allowed[self._never] = -np.inf
+        return allowed

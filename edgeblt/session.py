@@ -1,0 +1,378 @@
+"""Decoding with exact incremental state: feed ids in chunks of any size, roll back, fork.
+
+Per chunk: the patcher decides which positions start a patch, the encoder makes byte vectors and pools the patches
+that were completed, the global transformer turns those into latents, and the decoder reads byte vectors and latents.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from edgeblt.cache import IdHistory, RowHistory
+from edgeblt.config import ModelConfig
+from edgeblt.contract import STATE_WIDTH, StageContract, StageName, cross_row_width
+from edgeblt.errors import EdgebltError
+from edgeblt.stage import Stage
+
+ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
+CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
+PIECE_BYTES = 128  # the most bytes the other stages see in one run
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the stages give for ids `position` ..: views that later ones may overwrite."""
+
+    position: int
+    logits: NDArray[np.float32]  # [T, vocab]: for the id after each id
+    entropies: NDArray[np.float32]  # [T]: the patcher's uncertainty about the id after each id, nats
+    patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
+
+
+class Session:
+    """One sequence on one model. Sessions are independent of each other; one session is used by one thread."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        graphs: dict[StageName, onnxruntime.InferenceSession],
+        contracts: dict[StageName, StageContract],
+    ) -> None:
+        self.config = config
+        self._graphs, self._contracts = graphs, contracts
+        self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
+        self._ids = IdHistory(config.hashes.context)
+        self._states = RowHistory(STATE_WIDTH)  # by position: what EntropyPatch carries after it
+        self._byte_vectors = RowHistory(config.encoder.hidden_size)  # by position
+        self._latents = RowHistory(config.global_.hidden_size)  # by patch
+        self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
+        self._single = _Buffers(config, 1)
+        self._empty_vectors = np.zeros((0, config.encoder.hidden_size), np.float32)
+        self._unsettled: int | None = None  # the position to return to, while an operation is under way
+        self._clear()
+
+    def _clear(self) -> None:
+        self._position = 0
+        self._patch_starts = [0]  # positions known to start a patch
+        self._carried_patch = -1  # the patch whose latent `_carried_row` comes from
+        for history in (self._states, self._byte_vectors, self._latents):
+            history.clear()
+        for stage in self._stages.values():
+            stage.clear()
+
+    @property
+    def position(self) -> int:
+        """How many ids have been fed."""
+        return self._position if self._unsettled is None else self._unsettled
+
+    @property
+    def patch_count(self) -> int:
+        """Completed patches: those whose successor is known to start at `position` or before."""
+        self._settle()
+        return self._completed
+
+    @property
+    def _completed(self) -> int:
+        return len(self._patch_starts) - 1
+
+    def feed(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """Logits after each id, float32 [len(ids), vocab]. A sequence starts with BOS, given by the caller.
+
+        Raises EdgebltError for ids that are not integers of the vocabulary.
+        """
+        array = self._checked(ids)
+        if len(array) == 1:
+            return self._run_chunk(array)[0].logits.copy()
+        logits = np.empty((len(array), self.config.vocab_size), np.float32)
+        start = self.position
+        for chunk in self.run(array):
+            offset = chunk.position - start
+            logits[offset : offset + len(chunk.logits)] = chunk.logits
+        return logits
+
+    def run(self, ids: ArrayLike) -> Iterator[Chunk]:
+        """Feed ids chunk by chunk, giving each chunk's results as they come."""
+        array = self._checked(ids)
+        for start in range(0, len(array), CHUNK_BYTES):
+            yield from self._run_chunk(array[start : start + CHUNK_BYTES])
+
+    def rollback(self, position: int) -> None:
+        """Forget everything after the first `position` ids; instant within `ROLLBACK_BYTES`, else they are fed again.
+
+        Raises EdgebltError if `position` is negative or beyond the session's own.
+        """
+        position = index(position)
+        if not 0 <= position <= self.position:
+            raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
+        self._settle()
+        if position == self._position:
+            return
+        self._unsettled = position
+        if self._can_rewind(position):
+            self._rewind(position)
+            self._unsettled = None
+        else:
+            self._settle()
+
+    def fork(self) -> "Session":
+        """An independent session in the same state."""
+        self._settle()
+        other = Session(self.config, self._graphs, self._contracts)
+        other._position = self._position
+        other._patch_starts = self._patch_starts.copy()
+        other._carried_patch = self._carried_patch
+        other._carried_row[:] = self._carried_row
+        other._ids.copy_from(self._ids)
+        other._states.copy_from(self._states)
+        other._byte_vectors.copy_from(self._byte_vectors)
+        other._latents.copy_from(self._latents)
+        for name, stage in self._stages.items():
+            other._stages[name].copy_from(stage)
+        return other
+
+    def _settle(self) -> None:
+        """After an operation that an exception or Ctrl-C cut short: the ids before it are fed again."""
+        if self._unsettled is None:
+            return
+        ids = self._ids.ids(self._unsettled)
+        self._clear()
+        for start in range(0, len(ids), CHUNK_BYTES):
+            self._advance(ids[start : start + CHUNK_BYTES])
+        self._unsettled = None
+
+    def _rewind(self, position: int) -> None:
+        del self._patch_starts[bisect_right(self._patch_starts, position) :]
+        patch_count = self._completed
+        for name, stage in self._stages.items():
+            if stage.cache:
+                stage.cache.rewind(patch_count if name == "global" else position)
+        self._states.rewind(position)
+        self._byte_vectors.rewind(position)
+        self._latents.rewind(patch_count)
+        if self._carried_patch >= patch_count:
+            self._carried_patch = -1
+        self._position = position
+
+    @property
+    def cache_bytes(self) -> dict[StageName, int]:
+        """Bytes of key-value cache by stage; only the global one grows with the text."""
+        return {name: stage.cache.nbytes if stage.cache else 0 for name, stage in self._stages.items()}
+
+    def _can_rewind(self, position: int) -> bool:
+        patch_count = bisect_right(self._patch_starts, position) - 1
+        return (
+            position > 0
+            and self._states.first <= position - 1
+            and self._byte_vectors.first <= self._patch_starts[patch_count]
+            and (patch_count == 0 or self._latents.first <= patch_count - 1)
+            and all(
+                stage.cache.can_rewind(position)
+                for name, stage in self._stages.items()
+                if stage.cache and name != "global"
+            )
+        )
+
+    def _checked(self, ids: ArrayLike) -> NDArray[np.int64]:
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # lists of different lengths
+            raise EdgebltError("ids must be a sequence of integers, not lists of different lengths") from None
+        if array.size == 0:
+            return np.zeros(0, np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise EdgebltError(f"ids must be a sequence of integers, not {array.dtype} of shape {array.shape}")
+        lowest, highest = (array[0], array[0]) if len(array) == 1 else (array.min(), array.max())
+        if lowest < 0 or highest >= self.config.vocab_size:
+            raise EdgebltError(f"ids must lie in 0..{self.config.vocab_size - 1}, not {lowest}..{highest}")
+        return array.astype(np.int64, copy=False)
+
+    def _run_chunk(self, ids: NDArray[np.int64]) -> list[Chunk]:
+        self._settle()
+        self._unsettled = self._position
+        chunks = self._advance(ids)
+        self._unsettled = None
+        return chunks
+
+    def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
+        """A chunk's way through the stages: the local ones piece by piece, the global one with all patches at once.
+
+        Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage,
+        with one position a patch, reads its weights for many at a time.
+        """
+        first_patch = self._completed
+        pieces = [self._encode(ids[start : start + PIECE_BYTES]) for start in range(0, len(ids), PIECE_BYTES)]
+        latents = self._run_global(first_patch, pieces)
+        chunks = []
+        for piece in pieces:
+            start = piece.first_patch - first_patch
+            chunks.append(
+                self._decode(piece, latents[start : start + piece.patches.count] if len(pieces) > 1 else latents)
+            )
+        oldest_patch = bisect_right(self._patch_starts, max(self._position - ROLLBACK_BYTES, 0)) - 1
+        self._latents.append(latents, oldest_patch - 1)
+        return chunks
+
+    def _encode(self, ids: NDArray[np.int64]) -> "_Piece":
+        """Patch starts, byte vectors and patch vectors of the next ids."""
+        count = len(ids)
+        buffers = self._single if count == 1 else _Buffers(self.config, count)
+        self._ids.store(self._position, ids)
+        buffers.inputs["ids"][:] = ids
+        buffers.inputs["windows"][:] = self._ids.windows(self._position, count)
+        buffers.inputs["position"][0] = self._position
+        self._run_patcher(buffers)
+        patches = buffers.patches(int(np.count_nonzero(buffers.outputs["patch_starts"])))
+        piece = _Piece(self._position, self._completed, buffers, patches)
+        self._run_encoder(buffers, patches)
+
+        keep = max(self._position + count - ROLLBACK_BYTES, 0)
+        oldest_patch = bisect_right(self._patch_starts, keep) - 1
+        self._states.append(buffers.outputs["states"], keep - 1)
+        self._byte_vectors.append(buffers.outputs["byte_vectors"], self._patch_starts[oldest_patch])
+        if patches.count:
+            starts = np.flatnonzero(buffers.outputs["patch_starts"]) + (self._position + 1)
+            self._patch_starts.extend(starts.tolist())
+        self._position += count
+        return piece
+
+    def _run_patcher(self, buffers: "_Buffers") -> None:
+        stage = self._stages["patcher"]
+        inputs = buffers.pick("ids", "position", "state")
+        outputs = {name: buffers.outputs[name] for name in ("entropies", "patch_starts", "states")}
+        if self._position:
+            inputs["state"][:] = self._states.rows(self._position - 1)[0]
+        if stage.cache:
+            inputs["total_length"] = self._reserve(stage, buffers)
+            outputs["logits"] = buffers.outputs["patcher_logits"]
+        stage.run(inputs, outputs, buffers.variant(0))
+
+    def _run_encoder(self, buffers: "_Buffers", patches: "_PatchBuffers") -> None:
+        if buffers.count == 1:
+            buffers.inputs["latent_index"][0] = patches.count  # patch_index stays 0
+        else:
+            starts = buffers.outputs["patch_starts"]
+            np.cumsum(starts, out=buffers.inputs["latent_index"])
+            np.subtract(buffers.inputs["latent_index"], starts, out=buffers.inputs["patch_index"])
+        stage = self._stages["encoder"]
+        inputs = buffers.pick("windows", "patch_index")
+        inputs["total_length"] = self._reserve(stage, buffers)
+        inputs["completed"] = patches.completed
+        open_vectors = self._byte_vectors.rows(self._patch_starts[-1]) if patches.count else self._empty_vectors
+        inputs["open_vectors"] = open_vectors
+        outputs = {"byte_vectors": buffers.outputs["byte_vectors"], "patch_vectors": patches.vectors}
+        stage.run(inputs, outputs, buffers.variant(patches.count))
+
+    def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> NDArray[np.float32]:
+        """Latents [P, width] of the patches that the pieces completed."""
+        patches = pieces[0].patches
+        if len(pieces) > 1:
+            patches = _PatchBuffers(self.config, sum(piece.patches.count for piece in pieces))
+            np.concatenate([piece.patches.vectors for piece in pieces], out=patches.vectors)
+        if patches.count:
+            stage = self._stages["global"]
+            stage.reserve(patches.count)
+            assert stage.cache is not None
+            stage.cache.length += patches.count
+            patches.total_length[0] = first_patch + patches.count
+            inputs: Arrays = {"patch_vectors": patches.vectors, "total_length": patches.total_length}
+            stage.run(inputs, {"latents": patches.latents}, min(patches.count, 2))
+        return patches.latents
+
+    def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> Chunk:
+        """Logits of a piece, given the latents of the patches it completed."""
+        buffers, cross_rows = piece.buffers, piece.patches.cross_rows
+        if piece.first_patch == 0:
+            self._carried_row[:] = 0  # there is no latent yet; nothing of a text rolled back may stay
+        elif self._carried_patch != piece.first_patch - 1:  # rolled back: project it again
+            latents = np.concatenate([self._latents.rows(piece.first_patch - 1), latents])
+            cross_rows = np.empty((len(latents), cross_rows.shape[1]), np.float32)
+            buffers.inputs["latent_index"] += 1
+        stage = self._stages["decoder"]
+        inputs = buffers.pick("latent_index")
+        inputs["total_length"] = self._reserve(stage, buffers)
+        inputs["byte_vectors"] = buffers.outputs["byte_vectors"]
+        inputs["latents"] = latents
+        inputs["carried_row"] = self._carried_row
+        outputs = {"logits": buffers.outputs["logits"], "cross_rows": cross_rows}
+        stage.run(inputs, outputs, buffers.variant(piece.patches.count))
+        if len(cross_rows):
+            self._carried_row[0] = cross_rows[-1]
+            self._carried_patch = piece.first_patch + piece.patches.count - 1
+        return Chunk(piece.position, *(buffers.outputs[name] for name in ("logits", "entropies", "patch_starts")))
+
+    def _reserve(self, stage: Stage, buffers: "_Buffers") -> NDArray[np.int32]:
+        """Room for the piece in the stage's cache, which the next run fills; gives the stage's `total_length`."""
+        stage.reserve(buffers.count)
+        assert stage.cache is not None
+        stage.cache.length += buffers.count
+        total_length = buffers.total_length[stage.name]
+        total_length[0] = stage.cache.length
+        return total_length
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some ids between encoder and decoder."""
+
+    position: int
+    first_patch: int  # patches completed before it
+    buffers: "_Buffers"
+    patches: "_PatchBuffers"
+
+
+class _Buffers:
+    """Inputs and outputs of the stages for chunks of `count` bytes."""
+
+    def __init__(self, config: ModelConfig, count: int) -> None:
+        self.count = count
+        self._config = config
+        self.inputs: Arrays = {
+            "ids": np.zeros(count, np.int64),
+            "windows": np.zeros((count, config.hashes.context + 1), np.int64),
+            "position": np.zeros(1, np.int64),
+            "state": np.zeros(STATE_WIDTH, np.float32),
+            "patch_index": np.zeros(count, np.int64),
+            "latent_index": np.zeros(count, np.int64),
+        }
+        self.outputs: Arrays = {
+            "patcher_logits": np.empty((count, config.vocab_size), np.float32),
+            "entropies": np.empty(count, np.float32),
+            "patch_starts": np.empty(count, np.bool_),
+            "states": np.empty((count, STATE_WIDTH), np.float32),
+            "byte_vectors": np.empty((count, config.encoder.hidden_size), np.float32),
+            "logits": np.empty((count, config.vocab_size), np.float32),
+        }
+        self.total_length = {name: np.zeros(1, np.int32) for name in ("patcher", "encoder", "decoder")}
+        self._patches: dict[int, _PatchBuffers] = {}
+
+    def pick(self, *names: str) -> Arrays:
+        return {name: self.inputs[name] for name in names}
+
+    def patches(self, count: int) -> "_PatchBuffers":
+        if count not in self._patches:
+            self._patches[count] = _PatchBuffers(self._config, count)
+        return self._patches[count]
+
+    def variant(self, patch_count: int) -> int:
+        """Which binding of a stage to use: chunks of one byte that complete no or one patch have their own."""
+        return patch_count if self.count == 1 else 2
+
+
+class _PatchBuffers:
+    """Inputs and outputs of the stages for chunks that complete `count` patches."""
+
+    def __init__(self, config: ModelConfig, count: int) -> None:
+        self.count = count
+        self.completed = np.array([count], np.int64)
+        self.vectors = np.empty((count, config.patch_width), np.float32)
+        self.total_length = np.zeros(1, np.int32)
+        self.latents = np.empty((count, config.global_.hidden_size), np.float32)
+        self.cross_rows = np.empty((count, cross_row_width(config)), np.float32)
