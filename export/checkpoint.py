@@ -1,0 +1,138 @@
+"""A checkpoint as one set of canonical names, whatever form it is stored in; tensors are read one at a time.
+
+Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation. Linear weights are [out, in].
+
+    patcher   embedding, layers.{i}, norm, head                   (absent where the patching rule needs no entropies)
+    encoder   embedding, hash_tables, layers.{i}, patch_projection, cross
+    global    projection (only where the widths differ), layers.{i}
+    decoder   patch_projection, cross.{i}, layers.{i}, norm, head
+
+    layers.{i}         attention_norm, query, key, value, output, mlp_norm, gate, up, down
+    cross, cross.{i}   query_norm, key_norm, query, key, value, output
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.config import ModelConfig, TransformerConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.safetensors_files import StoredTensor
+from edgeblt.export.transformers_form import open_transformers_form
+
+Shape = tuple[int, ...]
+
+
+class Checkpoint:
+    """An opened checkpoint: complete, and of the shapes its configuration asks for. See `open_checkpoint`."""
+
+    def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, StoredTensor], unused: list[str]) -> None:
+        self.path = path
+        self.config = config
+        self._tensors = tensors
+        self._unused = unused
+
+    def names(self) -> list[str]:
+        """Canonical names, in stage order."""
+        return list(self._tensors)
+
+    def unused_names(self) -> list[str]:
+        """What else is stored, by its stored name: without effect on what the model computes."""
+        return list(self._unused)
+
+    def shape(self, name: str) -> Shape:
+        return self._tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """As stored: "bfloat16", "float16", "float32" or "float64"."""
+        return self._tensors[name].dtype
+
+    def stored_bytes(self, name: str) -> int:
+        return self._tensors[name].stored_bytes
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """The whole tensor, read now, float32, C-contiguous. Raises EdgebltError (unreadable, NaN or infinite)."""
+        return self.rows(name, 0, self.shape(name)[0])
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
+        return self._tensors[name].read(start, stop)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint directory in transformers' form, reading its configuration and headers but no tensor data.
+
+    Raises EdgebltError: files missing, unreadable or leading elsewhere; a configuration edgeblt cannot follow; a tensor
+    missing, of another shape than the configuration asks for, or of no floating-point dtype.
+    """
+    path = Path(path)
+    form = open_transformers_form(path)
+    config = form.config.model
+    tensors: dict[str, StoredTensor] = {}
+    for name, shape in expected_shapes(config).items():
+        stored = form.find(name)
+        if stored.shape != shape:
+            raise EdgebltError(
+                f"{stored.file}: the tensor {stored.name!a} has shape {list(stored.shape)}, but config.json asks for "
+                f"{list(shape)}; give the config.json and weights of one checkpoint"
+            )
+        _ = stored.dtype  # refuses integers and 8-bit floats
+        tensors[name] = stored
+    used = {stored.name for stored in tensors.values()}
+    return Checkpoint(path, config, tensors, sorted(form.stored.keys() - used))
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Canonical name -> shape, of every tensor that a model of this configuration has, in stage order."""
+    return dict(_shapes(config))
+
+
+def _shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    encoder, decoder, hashes = config.encoder, config.decoder, config.hashes
+    if config.patcher is not None:
+        yield "patcher.embedding", (config.vocab_size, config.patcher.hidden_size)
+        yield from _layers("patcher", config.patcher)
+        yield "patcher.norm", (config.patcher.hidden_size,)
+        yield "patcher.head", (config.vocab_size, config.patcher.hidden_size)
+    yield "encoder.embedding", (config.vocab_size, encoder.hidden_size)
+    yield "encoder.hash_tables", (hashes.table_count * hashes.vocab_size, encoder.hidden_size)
+    yield from _layers("encoder", encoder)
+    yield "encoder.patch_projection", (config.patch_width, encoder.hidden_size)
+    yield from _cross("encoder.cross", encoder)
+    if config.has_global_projection:
+        yield "global.projection", (config.global_.hidden_size, config.patch_width)
+    yield from _layers("global", config.global_)
+    yield "decoder.patch_projection", (config.cross_attention_k * decoder.hidden_size, config.global_.hidden_size)
+    for index in range(config.decoder_cross_count):
+        yield from _cross(f"decoder.cross.{index}", decoder)
+    yield from _layers("decoder", decoder)
+    yield "decoder.norm", (decoder.hidden_size,)
+    yield "decoder.head", (config.vocab_size, decoder.hidden_size)
+
+
+def _layers(stage: str, stack: TransformerConfig) -> Iterator[tuple[str, Shape]]:
+    for index in range(stack.layer_count):
+        prefix = f"{stage}.layers.{index}"
+        yield f"{prefix}.attention_norm", (stack.hidden_size,)
+        yield from _attention(prefix, stack)
+        yield f"{prefix}.mlp_norm", (stack.hidden_size,)
+        yield f"{prefix}.gate", (stack.intermediate_size, stack.hidden_size)
+        yield f"{prefix}.up", (stack.intermediate_size, stack.hidden_size)
+        yield f"{prefix}.down", (stack.hidden_size, stack.intermediate_size)
+
+
+def _cross(prefix: str, stack: TransformerConfig) -> Iterator[tuple[str, Shape]]:
+    yield f"{prefix}.query_norm", (stack.hidden_size,)
+    yield f"{prefix}.key_norm", (stack.hidden_size,)
+    yield from _attention(prefix, stack)
+
+
+def _attention(prefix: str, stack: TransformerConfig) -> Iterator[tuple[str, Shape]]:
+    # The heads together can be narrower than the stack: its width need not be a multiple of their number.
+    width, kv_width = stack.head_count * stack.head_dim, stack.kv_head_count * stack.head_dim
+    yield f"{prefix}.query", (width, stack.hidden_size)
+    yield f"{prefix}.key", (kv_width, stack.hidden_size)
+    yield f"{prefix}.value", (kv_width, stack.hidden_size)
+    yield f"{prefix}.output", (stack.hidden_size, width)

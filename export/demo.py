@@ -1,0 +1,72 @@
+"""The whole road on the bundled model: export, validate, time beside transformers, generate."""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgeblt.benchmark import Benchmark, bench
+from edgeblt.bundle import Bundle
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.reference import TransformersReference
+from edgeblt.ids import BOS, encode
+from edgeblt.model import Model, load
+from edgeblt.samples import DEMO_CHECKPOINT, HELD_OUT_TEXTS, held_out_text
+from edgeblt.validation import Validation, validate
+
+PROMPT_BYTES = 1024
+NEW_BYTES = 128
+REFERENCE_NEW_BYTES = 6  # transformers takes a good part of a second for each
+PASSAGE_PROMPT = "It is a truth universally acknowledged, that "
+PASSAGE_BYTES = 320
+
+
+@dataclass(frozen=True)
+class Demo:
+    bundle: Bundle
+    validations: dict[str, Validation]
+    benchmark: Benchmark
+    reference_prefill_bytes_per_s: float
+    reference_decode_bytes_per_s: float
+    passage: tuple[bytes, ...]  # patches, those of the prompt first
+
+
+def run_demo(bundle: str | Path) -> Demo:
+    """Write a bundle of the bundled model at `bundle`, replacing one there, and measure it.
+
+    Raises EdgebltError if `bundle` cannot be written.
+    """
+    exported = export_bundle(DEMO_CHECKPOINT, bundle, replace=True)
+    model, reference = load(exported.path), TransformersReference(DEMO_CHECKPOINT)
+    validations = {name: validate(model, reference, held_out_text(name), label=name) for name in HELD_OUT_TEXTS}
+    prefill, decode = _time_transformers(reference)
+    return Demo(exported, validations, bench(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
+
+
+def _time_transformers(reference: TransformersReference) -> tuple[float, float]:
+    """Bytes per second of one forward pass over the prompt, and of `generate(use_cache=False)` after it."""
+    prompt = torch.from_numpy(np.concatenate([[BOS], encode(held_out_text("prose")[:PROMPT_BYTES])]))[None]
+    with torch.inference_mode():
+        started = time.perf_counter()
+        reference.model(prompt, use_cache=False)
+        prefilled = time.perf_counter()
+        reference.model.generate(
+            prompt,
+            use_cache=False,
+            do_sample=False,
+            max_new_tokens=REFERENCE_NEW_BYTES,
+            min_new_tokens=REFERENCE_NEW_BYTES,
+        )
+        generated = time.perf_counter()
+    return prompt.shape[1] / (prefilled - started), REFERENCE_NEW_BYTES / (generated - prefilled)
+
+
+def _passage(model: Model) -> tuple[bytes, ...]:
+    """A prompt and what the model makes of it, cut where patches start."""
+    prompt = PASSAGE_PROMPT.encode()
+    text = prompt + model.generate(prompt, PASSAGE_BYTES, temperature=0.7, top_p=0.9, seed=4)
+    starts = [0, *np.flatnonzero(model.score(text).patch_starts).tolist(), len(text)]
+    return tuple(text[start:end] for start, end in pairwise(starts) if end > start)

@@ -1,0 +1,23 @@
+"""The global stage: one position a patch, full causal attention."""
+
+import onnx_ir as ir
+
+from edgeblt.contract import stage_contracts
+from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.graph import StageGraph
+from edgeblt.export.layers import Residual, TransformerStack
+
+
+def global_graph(checkpoint: Checkpoint) -> ir.Model:
+    """`global.onnx`: patch vectors to latents (see `edgeblt.contract`); no norm follows the last layer."""
+    config = checkpoint.config
+    graph = StageGraph(stage_contracts(config)["global"])
+    stack = TransformerStack(graph, checkpoint, config.global_)
+    value = graph.op("Unsqueeze", graph.inputs["patch_vectors"], graph.constant([0]))
+    if config.has_global_projection:
+        value = stack.weights.linear(value, ["global.projection"])
+    hidden = Residual(value)
+    for layer in range(config.global_.layer_count):
+        hidden = stack.layer(layer, hidden)
+    latents = graph.op("Squeeze", stack.total(hidden), graph.constant([0]))
+    return graph.finish({"latents": latents, **stack.presents})

@@ -1,0 +1,124 @@
+"""A stage's graph under construction: inputs and outputs from its contract, weights under their fixed names."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from edgeblt.contract import StageContract, TensorSpec
+
+OPSET = 23
+IR_VERSION = 11
+MICROSOFT = "com.microsoft"
+EDGEBLT = "edgeblt"
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+    "int32": ir.DataType.INT32,
+    "bool": ir.DataType.BOOL,
+}
+
+
+class StageGraph:
+    """Collects the nodes of one stage; `finish` gives the model.
+
+    Weights are given as functions, called when the model is saved, so that one tensor is in memory at a time.
+    """
+
+    def __init__(self, contract: StageContract) -> None:
+        self.contract = contract
+        self.inputs = {spec.name: _value(spec) for spec in contract.all_inputs}
+        self._tape = Tape()
+        self._numbers = itertools.count()
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._settings: list[ir.Value] = []
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        (value,) = self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)
+        return value
+
+    def ops(
+        self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        name = f"{kind}_{next(self._numbers)}"  # unique over branches too, as theirs may not hide the graph's
+        values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
+        return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
+
+    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[np.float32]]) -> ir.Value:
+        """An initializer `name`, float32 of `shape`, whose content `read` gives when it is needed."""
+
+        def tensor() -> ir.TensorProtocol:
+            array = np.ascontiguousarray(read(), np.float32)
+            assert array.shape == shape, f"{name}: {array.shape} is not {shape}"
+            return ir.Tensor(array, name=name)
+
+        return self._tape.initializer(ir.LazyTensor(tensor, ir.DataType.FLOAT, ir.Shape(shape), name=name))
+
+    def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
+        """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""
+        value = np.asarray(array)
+        if not isinstance(array, np.ndarray):
+            value = value.astype(np.float32 if value.dtype.kind == "f" else np.int64)
+        key = (str(value.dtype), value.tobytes(), value.shape)
+        if key not in self._constants:
+            self._constants[key] = self._tape.initializer(ir.Tensor(value, name=f"constant_{len(self._constants)}"))
+        return self._constants[key]
+
+    def setting(self, name: str, default: NDArray[Any]) -> ir.Value:
+        """The input `name` of the contract's settings, given a default that callers may override."""
+        value = self.inputs[name]
+        value.const_value = ir.Tensor(default, name=name)
+        self._settings.append(value)
+        return value
+
+    def branch(
+        self, condition: ir.Value, then: Callable[[], list[ir.Value]], otherwise: Callable[[], list[ir.Value]]
+    ) -> list[ir.Value]:
+        """An `If` whose branches are built by the two functions with this object's own methods."""
+        graphs = []
+        for name, build in (("then_branch", then), ("else_branch", otherwise)):
+            outer, self._tape = self._tape, _Branch(self._tape)
+            outputs = [self.op("Identity", value) for value in build()]
+            graphs.append(ir.Graph([], outputs, nodes=self._tape.nodes, name=name))
+            self._tape = outer
+        first, second = graphs
+        return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
+
+    def finish(self, outputs: dict[str, ir.Value], functions: tuple[ir.Function, ...] = ()) -> ir.Model:
+        """The model whose outputs are these values, in the contract's order and under its names."""
+        assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
+        values = []
+        for spec in self.contract.all_outputs:
+            value = (
+                self.op("Identity", outputs[spec.name]) if outputs[spec.name].is_graph_input() else outputs[spec.name]
+            )
+            value.name, value.type, value.shape = spec.name, ir.TensorType(DTYPES[spec.dtype]), ir.Shape(spec.shape)
+            values.append(value)
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            values,
+            nodes=self._tape.nodes,
+            initializers=[*self._tape.initializers, *self._settings],
+            opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
+            name=self.contract.name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+
+
+class _Branch(Tape):
+    """A tape for a branch: its nodes are its own, its weights the whole graph's."""
+
+    def __init__(self, outer: Tape) -> None:
+        super().__init__()
+        self._outer = outer
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+        return self._outer.initializer(tensor, name)
+
+
+def _value(spec: TensorSpec) -> ir.Value:
+    return ir.Value(name=spec.name, type=ir.TensorType(DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))

@@ -1,0 +1,45 @@
+"""The patcher stage: a byte language model whose uncertainty says where patches start."""
+
+import onnx_ir as ir
+
+from edgeblt.config import TransformerConfig
+from edgeblt.contract import stage_contracts
+from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
+from edgeblt.export.graph import OPSET, StageGraph
+from edgeblt.export.layers import Residual, TransformerStack
+
+
+def patcher_graph(checkpoint: Checkpoint) -> ir.Model:
+    """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.contract`)."""
+    config = checkpoint.config
+    graph = StageGraph(stage_contracts(config)["patcher"])
+    outputs: dict[str, ir.Value] = {}
+    if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
+        shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
+        logits = graph.op("ConstantOfShape", shape)
+    else:
+        stack = TransformerStack(graph, checkpoint, config.patcher)
+        logits = outputs["logits"] = _next_byte_logits(graph, stack, config.patcher)
+        outputs |= stack.presents
+    inputs = {
+        "logits": logits,
+        "ids": graph.inputs["ids"],
+        "position": graph.inputs["position"],
+        "state": graph.inputs["state"],
+        **{name: graph.setting(name, default) for name, default in setting_defaults(config.patching).items()},
+    }
+    entropies, patch_starts, states = graph.ops(
+        OP_TYPE, *(inputs[name] for name in INPUTS), outputs=3, domain=DOMAIN, rule=int(config.patching.rule)
+    )
+    outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
+    return graph.finish(outputs, functions=(entropy_patch_function(OPSET),))
+
+
+def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
+    embedded = graph.op("Gather", stack.weights.whole("patcher.embedding"), graph.inputs["ids"])
+    hidden = Residual(graph.op("Unsqueeze", embedded, graph.constant([0])))
+    for layer in range(config.layer_count):
+        hidden = stack.layer(layer, hidden)
+    normed, _ = stack.norm(hidden, "patcher.norm")
+    return graph.op("Squeeze", stack.weights.linear(normed, ["patcher.head"]), graph.constant([0]))

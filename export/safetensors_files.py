@@ -1,0 +1,94 @@
+"""Tensors in safetensors files: what the header says, and one tensor, or some of its rows, at a time.
+
+Every error of the file format becomes an EdgebltError that names the file.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from edgeblt.errors import EdgebltError
+
+# The header of a 7B model takes 60 KB; the format's own limit of 100 MB would let a file cost gigabytes to open.
+HEADER_LIMIT = 16 << 20
+DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of one file; `format` is its dtype as safetensors writes it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+    @property
+    def dtype(self) -> str:
+        """ "bfloat16", "float16", "float32" or "float64"; raises EdgebltError for any other."""
+        if self.format not in DTYPES:
+            raise EdgebltError(
+                f"{self.file}: the tensor {self.name!a} is stored as {self.format}; "
+                "give a checkpoint in bfloat16, float16, float32 or float64"
+            )
+        return DTYPES[self.format][0]
+
+    @property
+    def stored_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.format][1]
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
+        with _opened(self.file) as handle:
+            stored = handle.get_slice(self.name)
+            if tuple(stored.get_shape()) != self.shape or stored.get_dtype() != self.format:
+                raise EdgebltError(f"{self.file} has changed since it was opened; open the checkpoint again")
+            # A copy even of float32: what safetensors gives is a view of the mapped file.
+            rows = stored[start:stop].to(torch.float32, copy=True).contiguous()
+        values: NDArray[np.float32] = rows.numpy()
+        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
+            raise EdgebltError(
+                f"{self.file}: the tensor {self.name!a} holds values that are not finite in float32; "
+                "give a checkpoint without NaN and infinity"
+            )
+        return values
+
+
+def stored_tensors(file: Path) -> Iterator[StoredTensor]:
+    """Every tensor of a safetensors file, from its header alone. Raises EdgebltError."""
+    _refuse_truncated(file)
+    with _opened(file) as handle:
+        for name in handle.keys():  # noqa: SIM118  (not a dict)
+            stored = handle.get_slice(name)
+            yield StoredTensor(file, name, tuple(stored.get_shape()), stored.get_dtype())
+
+
+def _refuse_truncated(file: Path) -> None:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        raise EdgebltError(f"{file} cannot be read: {error.strerror}") from None
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
+    if header > HEADER_LIMIT or 8 + header > size:
+        raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(ascii(str(error)).strip("'\"").split())[:200]
+        raise EdgebltError(f"{file} is not a whole safetensors file ({reason}); download or write it again") from None
