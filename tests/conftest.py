@@ -1,0 +1,123 @@
+"""Tiny random models exported once a test run, and texts whose reference results every session must reproduce."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import tiny_models
+from edgeblt.config import PatchingRule
+from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.reference import TransformersReference
+from edgeblt.model import Model, load
+from edgeblt.session import Session
+
+LONGEST = 400  # ids in every text: over 16 windows, and more than any windowed cache holds
+TOLERANCE = 1e-5  # of the largest reference logit; 1e-4 is promised, 2e-6 was measured
+ENTROPY_TOLERANCE = 1e-5  # nats; 2e-6 was measured
+
+
+@dataclass(frozen=True)
+class Text:
+    """Ids, and what transformers makes of all of them at once."""
+
+    ids: NDArray[np.int64]  # [T], BOS first
+    logits: NDArray[np.float32]  # [T, vocab]
+    entropies: NDArray[np.float32]  # [T] nats; 0 where the model has no patcher
+    patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
+
+    def feed(self, session: Session, end: int) -> None:
+        """Feed the ids up to position `end`: every result must be the reference's."""
+        for chunk in session.run(self.ids[session.position : end]):
+            rows = slice(chunk.position, chunk.position + len(chunk.logits))
+            self.check(rows, chunk.logits)
+            np.testing.assert_array_equal(chunk.patch_starts, self.patch_starts[rows], err_msg=f"rows {rows}")
+            np.testing.assert_allclose(chunk.entropies, self.entropies[rows], rtol=0, atol=ENTROPY_TOLERANCE)
+        assert session.position == end
+        assert session.patch_count == np.count_nonzero(self.patch_starts[:end])
+
+    def check(self, rows: slice, logits: NDArray[np.float32]) -> None:
+        bound = TOLERANCE * float(np.abs(self.logits).max())
+        np.testing.assert_allclose(logits, self.logits[rows], rtol=0, atol=bound, err_msg=f"rows {rows}")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A tiny model as a checkpoint in transformers' form and as a bundle."""
+
+    checkpoint: Path
+    bundle: Path
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return load(self.bundle)
+
+    @functools.cached_property
+    def reference(self) -> TransformersReference:
+        return TransformersReference(self.checkpoint)
+
+    def with_rule(self, patching: PatchingRule, bundle: Path) -> Model:
+        """The same weights under another patching rule."""
+        checkpoint = open_checkpoint(self.checkpoint)
+        patcher = checkpoint.config.patcher if patching.rule.needs_entropies else None
+        checkpoint.config = dataclasses.replace(checkpoint.config, patching=patching, patcher=patcher)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda path: checkpoint)
+            return load(export_bundle(self.checkpoint, bundle).path)
+
+    def decided(self, ids: Sequence[int]) -> bool:
+        """Whether no entropy is so near the threshold that rounding could decide about a patch."""
+        if self.model.config.patcher is None:
+            return True
+        entropies = tiny_models.reference_entropies(self.reference.model, ids)[1:]
+        return bool((entropies - self.model.config.patching.threshold).abs().min() > 3 * ENTROPY_TOLERANCE)
+
+    def text(self, ids: Sequence[int]) -> Text:
+        assert self.decided(ids), "an entropy is too near the threshold: choose other ids"
+        row, entropies = self.reference.row(np.array(ids)), np.zeros(len(ids), np.float32)
+        if self.model.config.patcher:
+            entropies = tiny_models.reference_entropies(self.reference.model, ids).numpy()
+        return Text(np.array(ids), row.logits, entropies, row.patch_starts)
+
+    def texts(self, seed: int, common: int) -> tuple[Text, Text]:
+        """Two texts of `LONGEST` ids whose first `common` ids are the same."""
+        first = tiny_models.random_ids(seed, LONGEST)
+        others = (first[:common] + tiny_models.random_ids(other, LONGEST)[common:] for other in range(1000, 1100))
+        return self.text(first), self.text(next(filter(self.decided, others)))
+
+
+def tiny_oracle(seed: int) -> Any:  # a BltForCausalLM, whose own types are of no help
+    """The model of configuration `seed`, its threshold away from the entropies of `random_ids(seed, LONGEST)`."""
+    oracle = tiny_models.random_model(tiny_models.random_config(seed), seed)
+    tiny_models.separate_threshold(oracle, tiny_models.random_ids(seed, LONGEST))
+    return oracle
+
+
+def export_oracle(oracle: Any, root: Path) -> Exported:
+    checkpoint = tiny_models.save_model(oracle, root / "checkpoint")
+    return Exported(checkpoint, export_bundle(checkpoint, root / "bundle").path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # models this small only get slower with more
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Exported]:
+    """By seed: that configuration of `tiny_models`, exported when it is first asked for."""
+    return functools.cache(lambda seed: export_oracle(tiny_oracle(seed), tmp_path_factory.mktemp(f"model{seed}-")))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: Callable[[int], Exported]) -> tuple[Path, Path]:
+    """A small fp32 model: (checkpoint, bundle). Read them only; copy what a test changes."""
+    return exported(10).checkpoint, exported(10).bundle

@@ -1,0 +1,455 @@
+"""The commands as a user meets them: help, options, JSON, exit codes, and what happens when they are stopped."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeblt import cli, native
+from edgeblt.bundle import open_bundle
+from edgeblt.model import load
+from edgeblt.validation import Validation
+
+COMMANDS = ("demo", "export", "validate", "bench", "generate", "inspect")
+OPTIONS = {
+    "demo": ["--bundle"],
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target"],
+    "validate": ["BUNDLE", "--reference", "--text", "--provider", "--threads", "--json", "--max-bpb-increase",
+                 "--min-boundary-agreement"],
+    "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
+    "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
+                 "--threads", "--verify"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
+}  # fmt: skip
+VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
+                     "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
+BENCHMARK_FIELDS = ["time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s", "inter_byte_latency_ms",
+                    "bytes_per_patch", "peak_rss_bytes", "bundle_bytes", "provider", "device"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_command(capture: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """`edgeblt ARGUMENTS` in this process, through the entry point; what C++ writes to the descriptors counts too."""
+    capture.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["edgeblt", *map(str, arguments)])
+        patch.setattr(sys, "excepthook", sys.excepthook)  # typer sets its own
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    code = stopped.value.code
+    captured = capture.readouterr()
+    return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+
+def sentence(result: Result) -> str:
+    """What a refused command says: exit code 2, nothing on stdout, one line on stderr beside progress."""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("exporting ", "validating "))]
+    assert (result.code, result.stdout) == (2, ""), result
+    assert len(lines) == 1 and lines[0].startswith("edgeblt: ") and lines[0].isprintable(), result.stderr
+    return lines[0].removeprefix("edgeblt: ")
+
+
+def run_process(*arguments: object, before: str = "", **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    """`edgeblt ARGUMENTS` as a process of its own, running the Python code `before` first."""
+    code = f"import sys\n{before}\nfrom edgeblt.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120, env=os.environ | {"COLUMNS": "80"}, **options)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: tuple[Path, Path]) -> Path:
+    return tiny_bundle[1]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes("It was the best of times, größer, 最高".encode() + b"\xff\x00")
+    return path
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, command, "--help")
+    assert (result.code, result.stderr) == (0, "")
+    description, _, listing = result.stdout.partition("Options:")
+    assert len(" ".join(description.split())) > 80
+    for option in OPTIONS[command]:
+        # On its line or the next: words that say what it is for.
+        described = re.search(rf"^  {re.escape(option)}( <?\w+>?)?\s+[A-Z0-9].*\w", result.stdout, re.MULTILINE)
+        assert described, f"{option} has no help in {result.stdout}"
+    shown = re.findall(r"^  (--[a-z0-9-]+)", listing, re.MULTILINE)
+    assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
+
+
+def test_the_summary_of_every_command_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "--help")
+    assert result.code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[A-Z][^.]+\.$", result.stdout, re.MULTILINE), result.stdout
+    assert "edgeblt demo" in result.stdout
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(capfd, "--version") == Result(0, f"edgeblt {native.package_version()}\n", "")
+
+
+def test_no_arguments_show_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd)
+    assert (result.stdout + result.stderr).startswith("Usage: edgeblt [OPTIONS] COMMAND")
+
+
+# Generate.
+
+
+def test_generate_writes_what_the_model_does(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"max_new_bytes": 12, "temperature": 0.9, "top_k": 50, "top_p": 0.9, "seed": 5}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    result = run_command(capfd, "generate", bundle, "hello", *flags, "--threads", 1, "--verify")
+    expected = load(bundle).generate("hello", 12, 0.9, 50, 0.9, 5).decode(errors="replace")
+    assert result == Result(0, expected + "\n", "")
+    other = run_command(capfd, "generate", bundle, "hello", *flags[:-1], 6)
+    assert other.code == 0 and other.stdout != result.stdout
+
+
+def test_generate_reads_the_prompt_from_stdin(bundle: Path) -> None:
+    prompt = "größer".encode() + b"\xff\n"  # any bytes, the last newline included
+    result = run_process("generate", bundle, "-", "--max-new-bytes", 8, input=prompt)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == load(bundle).generate(prompt, 8).decode(errors="replace").encode() + b"\n"
+
+
+def test_generate_takes_a_prompt_that_is_no_unicode(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "generate", bundle, os.fsdecode(b"a\xff"), "--max-new-bytes", 8)
+    assert result == Result(0, load(bundle).generate(b"a\xff", 8).decode(errors="replace") + "\n", "")
+
+
+def test_generate_streams_whole_characters(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("edgeblt.model.Model.stream", lambda *_: (bytes([byte]) for byte in "ä最x".encode() + b"\xe6"))
+    monkeypatch.setattr("builtins.print", lambda piece="", end="\n", flush=False: written.append(piece + end * flush))
+    assert run_command(capfd, "generate", bundle, "hello").code == 0
+    assert written[:-1] == ["ä", "最", "x", "\ufffd"]  # each flushed at once: `end` is empty
+
+
+def test_generate_where_stdout_cannot_show_it(bundle: Path) -> None:
+    before = "import os; sys.stdout.reconfigure(encoding='ascii')"
+    result = run_process("generate", bundle, "hello", "--max-new-bytes", 8, before=before)
+    expected = load(bundle).generate("hello", 8).decode(errors="replace") + "\n"
+    assert not expected.isascii()
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected.encode("ascii", "replace"), b"")
+
+
+# JSON.
+
+
+def assert_validation(document: Any, text: Path) -> None:
+    assert list(document) == VALIDATION_FIELDS
+    assert document["bytes"] == text.stat().st_size and document["provider"] == "cpu"
+    assert document["boundary_agreement"] == document["top1_agreement"] == 1.0
+    assert document["bits_per_byte"] == pytest.approx(document["reference_bits_per_byte"], abs=1e-4)
+    assert 0 < document["max_abs_logit_difference"] < 1e-4 and abs(document["mean_kl"]) < 1e-6
+
+
+def test_validate(
+    tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    arguments = ["validate", bundle, "--reference", checkpoint, "--text", text]
+    result = run_command(capfd, *arguments, "--json", "-", "--max-bpb-increase", 1e-3, "--min-boundary-agreement", 1)
+    assert result.code == 0
+    assert_validation(json.loads(result.stdout), text)
+    result = run_command(capfd, *arguments, "--json", tmp_path / "result.json", "--provider", "cpu", "--threads", 1)
+    assert result.code == 0
+    assert_validation(json.loads((tmp_path / "result.json").read_text()), text)
+    for shown in ("bits per byte", "boundary agreement", "mean KL", "top-1 agreement", "largest logit difference"):
+        assert shown in result.stdout
+
+
+def test_validate_beyond_limits(
+    tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worse = Validation(2.5, 2.25, 0.75, 0.1, 0.5, 1.0, 10, "cpu")
+    monkeypatch.setattr("edgeblt.validation.validate", lambda *_, **__: worse)
+    monkeypatch.setattr("edgeblt.export.reference.TransformersReference", lambda path: None)
+    arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
+    rise = "edgeblt: bits per byte rise by 0.250000, more than 0.2\n"
+    agreement = "edgeblt: boundary agreement is 0.750000, below 0.9\n"
+    limits: list[tuple[list[object], str]] = [
+        ([], ""),
+        (["--max-bpb-increase", 0.25, "--min-boundary-agreement", 0.75], ""),
+        (["--max-bpb-increase", 0.2], rise),
+        (["--min-boundary-agreement", 0.9], agreement),
+        (["--max-bpb-increase", 0.2, "--min-boundary-agreement", 0.9], rise + agreement),
+    ]
+    for options, said in limits:
+        result = run_command(capfd, *arguments, *options)
+        assert (result.code, result.stderr) == (1 if said else 0, said)
+        assert json.loads(result.stdout)["bits_per_byte"] == 2.5
+
+
+def test_bench(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", bundle, "--prompt-bytes", 9, "--new-bytes", 5, "--repeats", 1, "--threads", 1]
+    result = run_command(capfd, *arguments, "--json", "-", "--provider", "cpu")
+    assert (result.code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert list(document) == BENCHMARK_FIELDS
+    assert list(document["inter_byte_latency_ms"]) == ["p50", "p95", "p99"]
+    assert document["bundle_bytes"] == open_bundle(bundle).size and document["provider"] == "cpu"
+    assert all(document[name] > 0 for name in BENCHMARK_FIELDS[:3]) and document["bytes_per_patch"] >= 1
+    result = run_command(capfd, *arguments, "--json", tmp_path / "result.json")
+    assert result.code == 0 and "time to first byte" in result.stdout
+    assert list(json.loads((tmp_path / "result.json").read_text())) == BENCHMARK_FIELDS
+
+
+def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "inspect", bundle, "--verify", "--json", "-")
+    assert (result.code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert list(document) == ["kind", "path", "description", "parts"]
+    assert (document["kind"], document["path"]) == ("bundle", str(bundle))
+    sizes = {part["content"]: part["bytes"] for part in document["parts"]}
+    assert sizes == {file.name: file.stat().st_size for file in bundle.iterdir() if file.name != "bundle.json"}
+    stages = [part["stage"] for part in document["parts"]]
+    assert stages == [stage for stage in ("patcher", "encoder", "global", "decoder") for _ in range(2)] + [""]
+    result = run_command(capfd, "inspect", bundle, "--json", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == document
+    assert all(name in result.stdout for name in sizes)
+
+
+def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "inspect", tiny_bundle[0], "--json", "-")
+    document = json.loads(result.stdout)
+    assert (result.code, document["kind"]) == (0, "checkpoint")
+    assert [part["stage"] for part in document["parts"]] == ["patcher", "encoder", "encoder", "global", "decoder"]
+    assert all(part["weight_format"] == "float32" and part["sha256"] is None for part in document["parts"])
+    assert "hash tables" in run_command(capfd, "inspect", tiny_bundle[0]).stdout
+
+
+def test_json_that_cannot_be_written(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "inspect", bundle, "--json", tmp_path)
+    assert result.code == 2 and "patcher.onnx" in result.stdout  # the result itself is not lost
+    assert result.stderr == f"edgeblt: {tmp_path} cannot be written (Is a directory); choose another place\n"
+
+
+def test_names_that_a_terminal_would_obey(
+    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rich's markup, control characters, a new line, and bytes that are no Unicode."""
+    link = tmp_path / "[" / "bold] \x1b[31m \n "  # the path holds [/bold]
+    link.parent.mkdir()
+    link.symlink_to(tiny_bundle[0])
+    target = link.with_name(link.name + os.fsdecode(b"\xff"))
+    result = run_command(capfd, "export", link, target)
+    assert result.code == 0, result.stderr
+    assert "[/bold] \\x1b[31m \\n \\udcff\n" in result.stdout
+    assert "\x1b" not in result.stdout + result.stderr
+    assert open_bundle(target, verify=True).manifest.name == "bold] \\x1b[31m \\n \\udcff"
+    assert b"# bold] \\x1b[31m \\n " in (target / "README.md").read_bytes()
+    (target / "README.md").unlink()
+    assert "/[/bold] \\x1b[31m \\n \\udcff/README.md cannot be read" in sentence(run_command(capfd, "inspect", target))
+
+
+# Refused.
+
+
+def test_refused_values(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    refused = {
+        ("--temperature", "nan"): "temperature is nan; it must be 0 (greedy) or a positive number",
+        ("--temperature", "inf"): "temperature is inf; it must be 0 (greedy) or a positive number",
+        ("--temperature", "-1"): "temperature is -1.0; it must be 0 (greedy) or a positive number",
+        ("--top-p", "2"): "top_p is 2.0; it must be above 0 and at most 1",
+        ("--top-p", "nan"): "top_p is nan; it must be above 0 and at most 1",
+        ("--top-k", "0"): "top_k is 0; it must be at least 1",
+        ("--seed", "-1"): "seed is -1; it must not be negative",
+        ("--max-new-bytes", "-1"): "max_new_bytes is -1; it must not be negative",
+        ("--threads", "0"): "threads is 0; it must be at least 1",
+        ("--provider", "tpu"): "provider 'tpu' is not supported by this version; use one of cpu",
+    }
+    for options, expected in refused.items():
+        assert sentence(run_command(capfd, "generate", bundle, "hello", *options)) == expected
+    assert "--threads" in run_command(capfd, "generate", bundle, "hello", "--threads", "many").stderr
+
+
+def test_the_cuda_provider(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for command in (["generate", bundle, "hello"], ["bench", bundle]):
+        said = sentence(run_command(capfd, *command, "--provider", "cuda"))
+        assert "cuda" in said and re.search(r"; (use|install) ", said)
+
+
+@pytest.mark.parametrize("option", ["--prompt-bytes", "--new-bytes", "--repeats"])
+def test_refused_counts(option: str, bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    name = option.strip("-").replace("-", "_")
+    assert sentence(run_command(capfd, "bench", bundle, option, 0)) == f"{name} is 0; it must be at least 1"
+
+
+def test_refused_paths(
+    tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    none, long, empty = tmp_path / "none", tmp_path / ("x" * 5000), tmp_path / "empty"
+    empty.write_bytes(b"")
+    for path in (none, long, text):
+        assert f"{path} is not a bundle directory; make" in sentence(run_command(capfd, "generate", path, "hello"))
+        assert f"{path} is not a directory; give" in sentence(run_command(capfd, "inspect", path))
+    said = sentence(run_command(capfd, "generate", checkpoint, "hello"))
+    assert said == f"{checkpoint / 'bundle.json'} cannot be read (No such file or directory); is {checkpoint} a bundle?"
+    arguments: list[object] = ["validate", bundle, "--reference"]
+    assert sentence(run_command(capfd, *arguments, checkpoint, "--text", none)).endswith("; give a text file")
+    assert sentence(run_command(capfd, *arguments, checkpoint, "--text", tmp_path)).endswith("; give a text file")
+    assert "is empty; give" in sentence(run_command(capfd, *arguments, checkpoint, "--text", empty))
+    assert "config.json" in sentence(run_command(capfd, *arguments, bundle, "--text", text))
+
+
+def test_demo_replaces_nothing_but_a_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda path: None)
+        said = sentence(run_command(capfd, "demo", "--bundle", tmp_path / "home"))
+    assert said == f"{tmp_path / 'home'} exists already; remove it or choose another name"
+    assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+# What is missing.
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find_spec(name))
+
+
+def test_without_the_workbench(
+    no_torch: None, tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    commands: list[list[object]] = [
+        ["demo", "--bundle", tmp_path / "out"],
+        ["export", checkpoint, tmp_path / "out"],
+        ["validate", bundle, "--reference", checkpoint, "--text", text],
+        ["inspect", checkpoint],
+    ]
+    for command in commands:
+        assert sentence(run_command(capfd, *command)) == (
+            "this command needs torch; install what is missing with: pip install 'edgeblt[workbench]'"
+        )
+    assert not (tmp_path / "out").exists()
+    assert run_command(capfd, "inspect", bundle).code == 0
+
+
+def test_the_device_commands_need_no_workbench(bundle: Path) -> None:
+    hide = """
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "onnx", "onnx_ir", "safetensors"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+"""
+    for arguments in (
+        ["generate", bundle, "hello", "--max-new-bytes", 3],
+        ["inspect", bundle, "--verify"],
+        ["bench", bundle, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1],
+    ):
+        result = run_process(*arguments, before=hide)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert result.stdout
+
+
+# Stopped.
+
+ENDLESS = "import itertools; from edgeblt.model import Model; Model.stream = lambda *_: itertools.repeat(b'x')"
+
+
+def started(*arguments: object, before: str) -> "subprocess.Popen[bytes]":
+    code = f"import sys\n{before}\nfrom edgeblt.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_command_quietly(number: signal.Signals, code: int, bundle: Path) -> None:
+    with started("generate", bundle, "hello", before=ENDLESS) as process:
+        assert process.stdout and process.stdout.read(1) == b"x"
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (code, b"")
+    assert set(stdout) <= {ord("x")}
+
+
+def test_an_ignored_signal_stays_ignored(bundle: Path) -> None:
+    before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + ENDLESS.replace(
+        "repeat(b'x')", "islice(iter(lambda: signal.raise_signal(signal.SIGHUP) or b'x', None), 3)"
+    )
+    result = run_process("generate", bundle, "hello", before=before)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"xxx\n", b"")
+
+
+def test_a_reader_that_goes_away(bundle: Path) -> None:
+    with started("generate", bundle, "hello", before=ENDLESS) as process:
+        assert process.stdout and process.stdout.read(1) == b"x"
+        process.stdout.close()
+        assert process.stderr and process.stderr.read() == b""
+    assert process.returncode == 1
+    for arguments in (["inspect", bundle], ["inspect", bundle, "--json", "-"]):
+        with started(*arguments, before="sys.stdin.read(1)") as process:
+            assert process.stdout and process.stderr
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 1
+
+
+def test_the_handlers_of_signals_are_given_back(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(capfd, "inspect", bundle).code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("9 TB"), "there is not enough memory (9 TB); free some, or use a smaller model"),
+        (
+            type("Fail", (RuntimeError,), {"__module__": "onnxruntime.capi"})("a\n b"),
+            "onnxruntime cannot run this bundle (a b); export the bundle again",
+        ),
+    ],
+)
+def test_errors_while_running(
+    error: Exception, said: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("edgeblt.session.Session._run_chunk", fail)
+    assert sentence(run_command(capfd, "generate", bundle, "hello")) == said
+
+
+def test_our_own_mistakes_are_not_hidden(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr("edgeblt.session.Session._run_chunk", fail)
+    monkeypatch.setattr(sys, "argv", ["edgeblt", "generate", str(bundle), "hello"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(KeyError, match="a mistake"):
+        cli.main()
