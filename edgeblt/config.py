@@ -138,9 +138,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "cross_attention_k")
         if self.patching.rule.needs_entropies and self.patcher is None:
-            raise EdgebltError(
-                f"the patching rule {self.patching.rule.name.lower()} needs an entropy model; none is given"
-            )
+            rule = self.patching.rule.name.lower()
+            raise EdgebltError(f"the patching rule {rule} needs an entropy model; give the checkpoint with its patcher")
 
     @property
     def patch_width(self) -> int:

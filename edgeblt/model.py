@@ -14,9 +14,10 @@ from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, EOS, OFFSET, encode
-from edgeblt.providers import resolve_provider, session_options
+from edgeblt.providers import resolve_provider, session_options, thread_counts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
+from edgeblt.stage import StageGraph
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -44,9 +45,9 @@ class Model:
         provider_id = resolve_provider(provider)
         self.config: ModelConfig = bundle.manifest.config
         self._contracts = stage_contracts(self.config)
-        self._graphs: dict[StageName, onnxruntime.InferenceSession] = {}
+        self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
-            self._graphs[name] = _open_graph(bundle, name, self._contracts[name], threads, provider_id)
+            self._graphs[name] = _open_stage(bundle, name, self._contracts[name], threads, provider_id)
 
     def session(self) -> Session:
         """A new, empty sequence."""
@@ -126,18 +127,19 @@ def _as_bytes(prompt: bytes | str) -> bytes:
     return prompt.encode() if isinstance(prompt, str) else bytes(prompt)
 
 
-def _open_graph(
-    bundle: Bundle,
-    name: StageName,
-    contract: StageContract,
-    threads: int | None,
-    provider: str,
-) -> onnxruntime.InferenceSession:
+def _open_stage(
+    bundle: Bundle, name: StageName, contract: StageContract, threads: int | None, provider: str
+) -> StageGraph:
     stage = bundle.manifest.stages[name]
     path = bundle.path / stage.graph
-    options = session_options(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
+    one, many = thread_counts(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
+    graph = _open_graph(path, contract, one, provider)
+    return StageGraph(graph, graph if one == many else _open_graph(path, contract, many, provider))
+
+
+def _open_graph(path: Path, contract: StageContract, threads: int, provider: str) -> onnxruntime.InferenceSession:
     try:
-        graph = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        graph = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); export the bundle again") from None

@@ -7,7 +7,7 @@ import onnxruntime
 from edgeblt.errors import EdgebltError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
-LARGE_STAGE_BYTES = 8 << 20  # below this, waking threads takes longer than they save when decoding
+LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 
 
 def resolve_provider(name: str) -> str:
@@ -19,19 +19,27 @@ def resolve_provider(name: str) -> str:
     return PROVIDERS[name]
 
 
-def session_options(threads: int | None, weight_bytes: int) -> onnxruntime.SessionOptions:
-    """Options for a stage; `threads` None takes one, or one for each core if its weights are large.
+def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
+    """Threads for a stage's runs on one position, and for those on many; `threads` is the caller's wish for both.
 
-    Every stage has a pool of its own. They must not spin: idle threads of one stage would take the cores from the
-    next. (A pool for all would forbid other users of ONNX Runtime in the process theirs.) Raises EdgebltError for
-    fewer than 1.
+    By default all cores, but one for a single position of a stage with small weights. Raises EdgebltError for fewer
+    than 1.
     """
     if threads is not None and threads < 1:
         raise EdgebltError(f"threads is {threads}; it must be at least 1")
+    many = threads or usable_cores()
+    return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for one graph.
+
+    Every graph has a pool of its own. They must not spin: idle threads of one stage would take the cores from the
+    next. (A pool for all would forbid other users of ONNX Runtime in the process theirs.)
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
-    chosen = threads or (usable_cores() if weight_bytes >= LARGE_STAGE_BYTES else 1)
-    options.intra_op_num_threads, options.inter_op_num_threads = chosen, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

@@ -11,14 +11,13 @@ from operator import index
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STATE_WIDTH, StageContract, StageName, cross_row_width
 from edgeblt.errors import EdgebltError
-from edgeblt.stage import Stage
+from edgeblt.stage import MANY, Stage, StageGraph
 
 ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
 CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
@@ -43,7 +42,7 @@ class Session:
     def __init__(
         self,
         config: ModelConfig,
-        graphs: dict[StageName, onnxruntime.InferenceSession],
+        graphs: dict[StageName, StageGraph],
         contracts: dict[StageName, StageContract],
     ) -> None:
         self.config = config
@@ -283,7 +282,7 @@ class Session:
             stage.cache.length += patches.count
             patches.total_length[0] = first_patch + patches.count
             inputs: Arrays = {"patch_vectors": patches.vectors, "total_length": patches.total_length}
-            stage.run(inputs, {"latents": patches.latents}, min(patches.count, 2))
+            stage.run(inputs, {"latents": patches.latents}, min(patches.count, MANY))
         return patches.latents
 
     def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> Chunk:
@@ -363,7 +362,7 @@ class _Buffers:
 
     def variant(self, patch_count: int) -> int:
         """Which binding of a stage to use: chunks of one byte that complete no or one patch have their own."""
-        return patch_count if self.count == 1 else 2
+        return patch_count if self.count == 1 else MANY
 
 
 class _PatchBuffers:

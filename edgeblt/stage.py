@@ -1,5 +1,6 @@
 """One stage of one session: ONNX Runtime bindings whose buffers stay bound while they do not change."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,24 @@ from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
 
 
+@dataclass(frozen=True)
+class StageGraph:
+    """A stage's graph, opened once for runs on one position and once for those on many, or once for both.
+
+    ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers.
+    """
+
+    one: onnxruntime.InferenceSession
+    many: onnxruntime.InferenceSession
+
+
+MANY = 2  # the binding variant of runs on many positions
+
+
 class Stage:
     """Runs a graph on arrays given by name; the cache is shared between past and present, in place."""
 
-    def __init__(self, graph: onnxruntime.InferenceSession, contract: StageContract, rollback: int) -> None:
+    def __init__(self, graph: StageGraph, contract: StageContract, rollback: int) -> None:
         self.name = contract.name
         self.cache = KeyValueCache(contract.cache, rollback) if contract.cache else None
         self._graph = graph
@@ -28,11 +43,12 @@ class Stage:
         """Run on these arrays, contiguous and of the contract's types, writing into `outputs`.
 
         Binding an array takes longer than a small node computes. Calls of one `variant` share a binding, in which only
-        arrays that are other objects than in its last call are bound again.
+        arrays that are other objects than in its last call are bound again. The variant MANY is for many positions.
         """
         binding = self._bindings.get(variant)
         if binding is None:
-            binding = self._bindings[variant] = _Binding(self._graph, self.cache)
+            graph = self._graph.many if variant == MANY else self._graph.one
+            binding = self._bindings[variant] = _Binding(graph, self.cache)
         binding.run(inputs, outputs)
 
     def clear(self) -> None:
