@@ -38,7 +38,7 @@ GATE = "model.local_encoder.layers.0.mlp.gate_proj.weight"
 # Every refusal says what to do.
 REMEDY = re.compile(
     r"(; (copy|export|download|give|make|use|install|set|remove|free|convert|only|is|a shard must|the two must|heads)\b"
-    r"|: (copy|export|it was changed|set)\b| must | with edgeblt|this version knows|is not supported|; give the checkpoint"
+    r"|: (copy|export|it was changed|set)\b| must | with edgeblt|this version knows|is not supported"
     r"| need at least )"
 )
 
