@@ -11,12 +11,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import EdgebltError
+
+if TYPE_CHECKING:  # the runtime, slow to import
+    from edgeblt.reference import Text
+    from edgeblt.validation import Limits, Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,19 +58,63 @@ def demo(
 
 
 @app.command()
+def quantize(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="int8, int4, int4-small, nf4, or a TOML file of your own.")
+    ] = "int4",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXT",
+            help="A text like those the model will see, 64 KB or more; by default English and Python that come with "
+            "the package.",
+        ),
+    ] = None,
+) -> None:
+    """Compress a checkpoint to int8, int4 or nf4.
+
+    A recipe says which format and method each stage gets; the better methods run a calibration text through the model
+    and make up for rounding errors as they go. The result is a checkpoint again, small, for `edgeblt export`. Needs
+    edgeblt[workbench]. For example:
+
+    edgeblt quantize path/to/checkpoint my-int4 --recipe int4
+    edgeblt export my-int4 my-bundle
+    """
+    _require_workbench()
+    from edgeblt.export.checkpoint import open_checkpoint
+    from edgeblt.export.inspection import inspect_checkpoint
+    from edgeblt.quant.compress import quantize_checkpoint
+
+    printing.show_inspection(
+        inspect_checkpoint(open_checkpoint(quantize_checkpoint(checkpoint, out, recipe, calibration)))
+    )
+
+
+@app.command()
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
     ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write; it must not exist yet.")],
-    recipe: Annotated[str, typer.Option(help="How the weights are stored: fp32.")] = "fp32",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="How to store the weights: a recipe that needs no calibration (fp32, int8, nf4, or a TOML file of "
+            "yours). By default fp32, or the formats of a checkpoint that is quantized already.",
+        ),
+    ] = None,
     target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
 ) -> None:
     """Turn a checkpoint into a bundle.
 
-    A checkpoint is a directory in transformers' form (`model_type: blt`). A bundle is a directory of four ONNX
-    graphs, their weights and a manifest; it appears when it is complete. Needs edgeblt[workbench]; the device that
-    runs the bundle does not. For example:
+    A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, or one
+    that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a manifest; it
+    appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For example:
 
     edgeblt export path/to/checkpoint my-bundle
     """
@@ -79,36 +127,109 @@ def export(
 @app.command()
 def validate(
     bundle: BundlePath,
-    reference: Annotated[Path, typer.Option(help="The checkpoint to compare with, run by transformers.")],
-    text: Annotated[Path, typer.Option(help="The text to compare on; any bytes will do.")],
-    provider: Provider = "cpu",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint to compare with, run by transformers.")
+    ] = None,
+    reference_logits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or what --save-reference-logits wrote, texts included.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A text to compare on, any bytes; may be repeated. By default six of ours."),
+    ] = None,
+    noise: Annotated[
+        bool, typer.Option("--noise/--no-noise", help="Also compare on noised variants of each text.")
+    ] = False,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime execution providers, with commas between: cpu.")] = "cpu",
     threads: Threads = None,
     json_file: JsonFile = None,
+    save_reference_logits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the reference for devices without transformers.")
+    ] = None,
     max_bpb_increase: Annotated[
         float | None, typer.Option(help="Exit with code 1 if bits per byte rise by more than this.")
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Exit with code 1 if the mean KL divergence is more than this, in nats.")
     ] = None,
     min_boundary_agreement: Annotated[
         float | None, typer.Option(help="Exit with code 1 if the share of equal patch decisions is below this.")
     ] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Exit with code 1 if the share of equal likeliest bytes is below this.")
+    ] = None,
+    min_greedy_agreement: Annotated[
+        float | None, typer.Option(help="Exit with code 1 if the share of equal bytes generated is below this.")
+    ] = None,
 ) -> None:
     """Compare a bundle with its checkpoint.
 
-    Both read a text; compared are bits per byte, patch boundaries and logits. The text is cut into rows of 2,048
-    bytes, as transformers keeps no state. Needs edgeblt[workbench]. For example:
+    Both read texts and continue their beginnings; compared are bits per byte, patch boundaries, logits and what is
+    generated. Texts are cut into rows of 2,048 bytes, as transformers keeps no state. Limits are on all texts
+    together. Only --reference needs edgeblt[workbench]. For example:
 
-    edgeblt validate my-bundle --reference path/to/checkpoint --text some.txt
+    edgeblt validate my-bundle --reference path/to/checkpoint --min-top1 0.99
+
+    edgeblt validate my-bundle --reference-logits saved-logits --max-kl 0.01
     """
-    _require_workbench()
     from edgeblt import load
-    from edgeblt.export.reference import TransformersReference
-    from edgeblt.validation import validate as validate_model
+    from edgeblt.reference_file import ReferenceFile
+    from edgeblt.validation import Limits
+    from edgeblt.validation import validate as validate_models
 
-    data = _read(text)
-    result = validate_model(load(bundle, provider, threads), TransformersReference(reference), data, label=text.name)
+    limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
+    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits)
+    providers = dict.fromkeys(name.strip() for name in provider.split(","))
+    recorded = ReferenceFile(reference_logits) if reference_logits else None
+    if recorded:
+        reports = validate_models([load(bundle, name, threads) for name in providers], recorded)
+    else:
+        assert reference
+        _require_workbench()
+        texts = _texts(text, noise)
+        models = [load(bundle, name, threads) for name in providers]  # first: quicker to fail than torch to load
+        from edgeblt.export.reference import validate_against
+
+        reports = validate_against(reference, models, texts, save_reference_logits)
+    result = reports[0] if len(reports) == 1 else reports
     if not _print_json(json_file, result):
-        printing.show_validation(result)
+        printing.show_validation(reports, recorded.recording if recorded else None)
         _write_json(json_file, result)
-    failures = result.beyond_limits(max_bpb_increase, min_boundary_agreement)
+    _keep_to(limits, reports)
+
+
+def _check_reference(
+    reference: Path | None, reference_logits: Path | None, own_texts: bool, save_reference_logits: Path | None
+) -> None:
+    if reference is None and reference_logits is None:
+        raise EdgebltError("there is nothing to compare with; give --reference CHECKPOINT or --reference-logits FILE")
+    if reference and reference_logits:
+        raise EdgebltError(f"{reference} and {reference_logits} are two references; give one of them")
+    if reference_logits and own_texts:
+        raise EdgebltError(f"{reference_logits} has texts of its own; leave out --text and --noise")
+    if reference_logits and save_reference_logits:
+        raise EdgebltError(f"{reference_logits} is saved already; give --save-reference-logits with --reference only")
+
+
+def _texts(paths: list[Path] | None, noise: bool) -> "list[Text]":
+    """The files' contents, or the held-out texts, under names that differ wherever the paths do."""
+    from edgeblt.reference import Text, with_noise
+    from edgeblt.samples import held_out_texts
+
+    if not paths:
+        texts = held_out_texts()
+    else:
+        names = [path.name for path in paths]
+        shown = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
+        texts = [Text(printing.printable(name), _read(path)) for name, path in zip(shown, paths, strict=True)]
+    return with_noise(texts) if noise else texts
+
+
+def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
+    failures = []
+    for report in reports:
+        where = f"on {report.provider}, " if len(reports) > 1 else ""
+        failures += [where + failure for failure in limits.passed_by(report)]
     for failure in failures:
         typer.echo(f"edgeblt: {failure}", err=True)
     if failures:
@@ -239,7 +360,9 @@ def _write_json(path: Path | None, result: Any) -> None:
 
 
 def _json(result: Any) -> str:
-    return json.dumps(dataclasses.asdict(result), indent=2)
+    """A dataclass as an object, a tuple of them as an array."""
+    several = isinstance(result, tuple)
+    return json.dumps([*map(dataclasses.asdict, result)] if several else dataclasses.asdict(result), indent=2)
 
 
 def _print_version(wanted: bool) -> None:

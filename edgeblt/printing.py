@@ -1,5 +1,6 @@
 """Results as tables for people."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,23 +11,54 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.benchmark import Benchmark
     from edgeblt.export.demo import Demo
     from edgeblt.inspection import Inspection
-    from edgeblt.validation import Validation
+    from edgeblt.reference_file import Recording
+    from edgeblt.validation import Report, Validation
 
 BOUNDARY = "|"
 
 
-def show_validation(result: "Validation") -> None:
-    table = _table("accuracy", "", "")
-    table.add_row("bits per byte", f"{result.bits_per_byte:.5f}")
-    table.add_row("  of the reference", f"{result.reference_bits_per_byte:.5f}")
-    table.add_row("  increase", f"{result.bits_per_byte_increase:+.6f}")
-    table.add_row("boundary agreement", f"{result.boundary_agreement:.6f}")
-    table.add_row("mean KL, nats", f"{result.mean_kl:.3g}")
-    table.add_row("top-1 agreement", f"{result.top1_agreement:.6f}")
-    table.add_row("largest logit difference", f"{result.max_abs_logit_difference:.3g}")
-    table.add_row("bytes compared", f"{result.bytes:,}")
-    table.add_row("provider", result.provider)
+def show_validation(reports: "Sequence[Report]", recording: "Recording | None" = None) -> None:
+    """The figures of each text, and those over all of them, with a column for each report; these differ in provider."""
+    several = len(reports[0].texts) > 1
+    if several:
+        for report in reports:
+            _print(_accuracy_table(f"accuracy on {report.provider}", "text", "reference", report.texts))
+    figures: dict[str, Callable[[Report], str]] = {
+        "bits per byte": lambda report: f"{report.bits_per_byte:.5f}",
+        "  of the reference": lambda report: f"{report.reference_bits_per_byte:.5f}",
+        "  increase": lambda report: f"{report.bits_per_byte_increase:+.6f}",
+        "boundary agreement": lambda report: f"{report.boundary_agreement:.6f}",
+        "mean KL, nats": lambda report: f"{report.mean_kl:.3g}",
+        "top-1 agreement": lambda report: f"{report.top1_agreement:.6f}",
+        "greedy agreement": lambda report: f"{report.greedy_agreement:.6f}",
+        "largest logit difference": lambda report: f"{report.max_abs_logit_difference:.3g}",
+        "bytes compared": lambda report: f"{report.bytes:,}",
+        "provider": lambda report: report.provider,
+    }
+    table = _table("accuracy over all texts" if several else "accuracy", "", *("" for _ in reports))
+    for name, shown in figures.items():
+        table.add_row(name, *map(shown, reports))
     _print(table)
+    if recording:
+        _print(printable(f"recorded from {recording.checkpoint}, sha256 {recording.checkpoint_sha256[:12]}"))
+
+
+def _accuracy_table(title: str, first: str, reference: str, texts: "Mapping[str, Validation]") -> Table:
+    columns = ("bits/byte", reference, "boundaries", "top-1", "greedy", "mean KL", "max logit diff.")
+    table = _table(title, first, *columns)
+    for name, validation in texts.items():
+        _add(
+            table,
+            name,
+            f"{validation.bits_per_byte:.4f}",
+            f"{validation.reference_bits_per_byte:.4f}",
+            f"{validation.boundary_agreement:.4f}",
+            f"{validation.top1_agreement:.4f}",
+            f"{validation.greedy_agreement:.4f}",
+            f"{validation.mean_kl:.1e}",
+            f"{validation.max_abs_logit_difference:.1e}",
+        )
+    return table
 
 
 def show_benchmark(result: "Benchmark") -> None:
@@ -57,19 +89,8 @@ def show_inspection(result: "Inspection") -> None:
 
 
 def show_demo(result: "Demo") -> None:
-    columns = ("held-out text", "bits/byte", "transformers", "boundaries", "top-1", "mean KL", "max logit diff.")
-    accuracy = _table("accuracy against transformers, float32", *columns)
-    for name, validation in result.validations.items():
-        accuracy.add_row(
-            name,
-            f"{validation.bits_per_byte:.4f}",
-            f"{validation.reference_bits_per_byte:.4f}",
-            f"{validation.boundary_agreement:.4f}",
-            f"{validation.top1_agreement:.4f}",
-            f"{validation.mean_kl:.1e}",
-            f"{validation.max_abs_logit_difference:.1e}",
-        )
-    _print(accuracy)
+    title = "accuracy against transformers, float32"
+    _print(_accuracy_table(title, "held-out text", "transformers", result.accuracy.texts))
     speed = result.benchmark
     table = _table("speed after 1,024 bytes of context", "", "edgeblt", "transformers", "ratio")
     for name, ours, theirs in (

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from edgeblt.errors import EdgebltError
+from edgeblt.reference import Text
 
 _DATA = Path(__file__).parent / "data"
 DEMO_CHECKPOINT = _DATA / "demo"
+CALIBRATION_TEXT = _DATA / "texts" / "calibration.txt"  # English and Python, of the bundled model's training texts
 HELD_OUT_TEXTS = ("prose", "code", "typos", "german", "russian", "japanese")
 
 
@@ -14,3 +16,8 @@ def held_out_text(name: str) -> bytes:
     if name not in HELD_OUT_TEXTS:
         raise EdgebltError(f"there is no text {name!r}; use one of {', '.join(HELD_OUT_TEXTS)}")
     return (_DATA / "texts" / f"{name}.txt").read_bytes()
+
+
+def held_out_texts() -> list[Text]:
+    """All of them, by name."""
+    return [Text(name, held_out_text(name)) for name in HELD_OUT_TEXTS]

@@ -1,47 +1,32 @@
-"""Accuracy of a bundle, measured against reference logits of the same text.
+"""Accuracy of a bundle against a reference on the same texts. docs/validation.md says what each figure means."""
 
-The text is cut into rows, each a sequence of its own behind a BOS: what a reference that keeps no state can take.
-"""
-
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, log_softmax
 from edgeblt.progress import progress
-
-ROW_BYTES = 2048
-
-
-@dataclass(frozen=True)
-class ReferenceRow:
-    """What a reference makes of one row: logits [T, vocab] after each id, and the patch starts [T] decided there."""
-
-    logits: NDArray[np.float32]
-    patch_starts: NDArray[np.bool_]
-
-
-class Reference(Protocol):
-    def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
-        """`ids` [T] int64 begin with BOS."""
-        ...
+from edgeblt.reference import ReferenceRow, Rows, TextRow, greedy_continuation
+from edgeblt.session import Chunk
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Field by field the JSON of `edgeblt validate`."""
+    """How near a bundle comes to its reference, on one text or over several."""
 
     bits_per_byte: float
     reference_bits_per_byte: float
     boundary_agreement: float  # share of positions where both decide the same about a patch start
     mean_kl: float  # nats, from the reference to the bundle
     top1_agreement: float
+    greedy_agreement: float  # share of bytes, place by place, that both continue the prompts with
     max_abs_logit_difference: float
     bytes: int
     provider: str
@@ -50,61 +35,93 @@ class Validation:
     def bits_per_byte_increase(self) -> float:
         return self.bits_per_byte - self.reference_bits_per_byte
 
-    def beyond_limits(self, max_bpb_increase: float | None, min_boundary_agreement: float | None) -> list[str]:
-        """A sentence for each limit that is passed; None is no limit."""
-        failures = []
-        if max_bpb_increase is not None and not self.bits_per_byte_increase <= max_bpb_increase:
-            failures.append(f"bits per byte rise by {self.bits_per_byte_increase:.6f}, more than {max_bpb_increase}")
-        if min_boundary_agreement is not None and not self.boundary_agreement >= min_boundary_agreement:
-            failures.append(f"boundary agreement is {self.boundary_agreement:.6f}, below {min_boundary_agreement}")
-        return failures
+
+@dataclass(frozen=True)
+class Report(Validation):
+    """Field by field the JSON of `edgeblt validate`: the figures over all texts, and those of each by its name."""
+
+    texts: dict[str, Validation]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a validation must keep to; None is no limit. Raises EdgebltError for a limit that is no number."""
+
+    max_bpb_increase: float | None = None  # bits
+    max_kl: float | None = None  # nats
+    min_boundary_agreement: float | None = None
+    min_top1: float | None = None
+    min_greedy_agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and math.isnan(value):
+                raise EdgebltError(f"{name} is {value}; it must be a number")
+
+    def passed_by(self, validation: Validation) -> list[str]:
+        """A sentence for each limit that is passed."""
+        most = (
+            ("bits per byte rise by", validation.bits_per_byte_increase, self.max_bpb_increase),
+            ("mean KL is", validation.mean_kl, self.max_kl),
+        )
+        least = (
+            ("boundary agreement is", validation.boundary_agreement, self.min_boundary_agreement),
+            ("top-1 agreement is", validation.top1_agreement, self.min_top1),
+            ("greedy agreement is", validation.greedy_agreement, self.min_greedy_agreement),
+        )
+        # `not` before what is wanted: a value that is no number is within no limit.
+        above = [(*case, "more than") for case in most if case[2] is not None and not case[1] <= case[2]]
+        below = [(*case, "below") for case in least if case[2] is not None and not case[1] >= case[2]]
+        return [f"{what} {_figure(value)}, {beyond} {limit}" for what, value, limit, beyond in above + below]
+
+
+def _figure(value: float) -> str:
+    """Six decimals, or where these would hide a small value its first digits."""
+    return f"{value:.6f}" if not 0 < abs(value) < 1e-4 else f"{value:.3g}"
 
 
 def validate(
-    model: Model, reference: Reference, data: bytes, row_bytes: int = ROW_BYTES, label: str = "text"
-) -> Validation:
-    """Compare `model` with `reference` on `data`; `label` names it in the progress shown.
+    models: Sequence[Model], rows: Rows, record: Callable[[TextRow], None] | None = None
+) -> tuple[Report, ...]:
+    """Compare each model with the reference, which is asked once for all of them.
 
-    Raises EdgebltError if there is nothing to compare.
+    `record` is called with every row, once it is compared. Raises EdgebltError if the reference's vocabulary is not
+    that of a model, and what `rows` raises.
     """
-    if not data:
-        raise EdgebltError("the text to validate on is empty; give a file with some bytes in it")
-    if row_bytes < 1:
-        raise EdgebltError(f"row_bytes is {row_bytes}; it must be at least 1")
-    sums = _Sums()
-    with progress(f"validating {label}", len(data), "bytes") as advance:
-        for row in _rows(data, row_bytes):
-            sums.add(row, reference.row(row[:-1]), model)
-            advance(len(row) - 1)
-    return sums.result(model.provider_name)
+    sums = [dict.fromkeys(rows.sizes, _Sums()) for _ in models]
+    with progress("validating the bundle", sum(rows.sizes.values()), "bytes") as advance:
+        for row in rows.rows():
+            for model, by_text in zip(models, sums, strict=True):
+                by_text[row.text] += _compare(row, model)
+            if record:
+                record(row)
+            advance(len(row.data))
+    return tuple(_report(by_text, model.provider_name) for model, by_text in zip(models, sums, strict=True))
 
 
-def _rows(data: bytes, row_bytes: int) -> Iterator[NDArray[np.int64]]:
-    """Ids [up to row_bytes + 1] of each row: BOS, then its bytes."""
-    for start in range(0, len(data), row_bytes):
-        yield np.concatenate([[BOS], encode(data[start : start + row_bytes])])
+def _report(by_text: "dict[str, _Sums]", provider: str) -> Report:
+    total = functools.reduce(operator.add, by_text.values()).result(provider)
+    return Report(**vars(total), texts={name: sums.result(provider) for name, sums in by_text.items()})
 
 
+@dataclass(frozen=True)
 class _Sums:
-    """What is added up over the rows."""
+    """What is added up, over chunks, rows and texts."""
 
-    def __init__(self) -> None:
-        self.nats = self.reference_nats = self.kl = self.max_difference = 0.0
-        self.same_starts = self.same_top = self.count = 0
+    nats: float = 0.0
+    reference_nats: float = 0.0
+    kl: float = 0.0
+    max_difference: float = 0.0
+    same_starts: int = 0
+    same_top: int = 0
+    count: int = 0
+    same_continued: int = 0
+    continued: int = 0
 
-    def add(self, row: NDArray[np.int64], reference: ReferenceRow, model: Model) -> None:
-        for chunk in model.session().run(row[:-1]):
-            part = slice(chunk.position, chunk.position + len(chunk.logits))
-            targets = row[1:][part, None]
-            expected = reference.logits[part]
-            wanted, got = log_softmax(expected.astype(np.float64)), log_softmax(chunk.logits.astype(np.float64))
-            self.reference_nats -= float(np.take_along_axis(wanted, targets, 1).sum())
-            self.nats -= float(np.take_along_axis(got, targets, 1).sum())
-            self.kl += float((np.exp(wanted) * (wanted - got)).sum())
-            self.same_top += int((expected.argmax(1) == chunk.logits.argmax(1)).sum())
-            self.same_starts += int((reference.patch_starts[part] == chunk.patch_starts).sum())
-            self.max_difference = max(self.max_difference, float(np.abs(expected - chunk.logits).max()))
-            self.count += len(targets)
+    def __add__(self, other: "_Sums") -> "_Sums":
+        added = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        # Unlike max(), np.maximum keeps NaN.
+        return _Sums(**added | {"max_difference": float(np.maximum(self.max_difference, other.max_difference))})
 
     def result(self, provider: str) -> Validation:
         bits = math.log(2) * self.count
@@ -114,7 +131,42 @@ class _Sums:
             boundary_agreement=self.same_starts / self.count,
             mean_kl=self.kl / self.count,
             top1_agreement=self.same_top / self.count,
+            greedy_agreement=self.same_continued / self.continued,
             max_abs_logit_difference=self.max_difference,
             bytes=self.count,
             provider=provider,
         )
+
+
+def _compare(row: TextRow, model: Model) -> _Sums:
+    targets, sums = row.ids[1:], _Sums()
+    for chunk in model.session().run(row.ids[:-1]):
+        part = slice(chunk.position, chunk.position + len(chunk.logits))
+        expected = ReferenceRow(row.reference.logits[part], row.reference.patch_starts[part])
+        sums += _compare_chunk(chunk, expected, targets[part])
+    if not row.continuation:
+        return sums
+    session = model.session()
+    own = greedy_continuation(lambda ids: session.feed(ids)[-1], row.prompt)
+    same = sum(ours == theirs for ours, theirs in zip(own, row.continuation, strict=True))
+    return sums + _Sums(same_continued=same, continued=len(own))
+
+
+def _compare_chunk(chunk: Chunk, expected: ReferenceRow, targets: NDArray[np.int64]) -> _Sums:
+    """`expected` and `targets` [T]: what the reference makes of the chunk's ids, and the ids that follow each."""
+    if expected.logits.shape != chunk.logits.shape:
+        raise EdgebltError(
+            f"the reference has a vocabulary of {expected.logits.shape[1]} ids and the bundle one of "
+            f"{chunk.logits.shape[1]}; give the checkpoint that the bundle was made from"
+        )
+    wanted, got = log_softmax(expected.logits.astype(np.float64)), log_softmax(chunk.logits.astype(np.float64))
+    rows = np.arange(len(targets))
+    return _Sums(
+        nats=-float(got[rows, targets].sum()),
+        reference_nats=-float(wanted[rows, targets].sum()),
+        kl=float((np.exp(wanted) * (wanted - got)).sum()),
+        max_difference=float(np.abs(expected.logits - chunk.logits).max()),
+        same_starts=int((expected.patch_starts == chunk.patch_starts).sum()),
+        same_top=int((expected.logits.argmax(1) == chunk.logits.argmax(1)).sum()),
+        count=len(targets),
+    )

@@ -14,8 +14,9 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
-from edgeblt.samples import DEMO_CHECKPOINT, HELD_OUT_TEXTS, held_out_text
-from edgeblt.validation import Validation, validate
+from edgeblt.reference import ComputedRows
+from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
+from edgeblt.validation import Report, validate
 
 PROMPT_BYTES = 1024
 NEW_BYTES = 128
@@ -27,7 +28,7 @@ PASSAGE_BYTES = 320
 @dataclass(frozen=True)
 class Demo:
     bundle: Bundle
-    validations: dict[str, Validation]
+    accuracy: Report
     benchmark: Benchmark
     reference_prefill_bytes_per_s: float
     reference_decode_bytes_per_s: float
@@ -41,9 +42,9 @@ def run_demo(bundle: str | Path) -> Demo:
     """
     exported = export_bundle(DEMO_CHECKPOINT, bundle, replace=True)
     model, reference = load(exported.path), TransformersReference(DEMO_CHECKPOINT)
-    validations = {name: validate(model, reference, held_out_text(name), label=name) for name in HELD_OUT_TEXTS}
+    (accuracy,) = validate([model], ComputedRows(reference, held_out_texts()))
     prefill, decode = _time_transformers(reference)
-    return Demo(exported, validations, bench(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
+    return Demo(exported, accuracy, bench(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
 
 
 def _time_transformers(reference: TransformersReference) -> tuple[float, float]:

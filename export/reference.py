@@ -1,5 +1,7 @@
 """transformers' own forward pass as the reference: the whole row at once, no cache, float32."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +10,24 @@ from numpy.typing import NDArray
 from transformers import BltForCausalLM
 from transformers.utils import logging
 
+from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.model_card import checkpoint_name
 from edgeblt.ids import OFFSET
-from edgeblt.validation import ReferenceRow
+from edgeblt.model import Model
+from edgeblt.reference import ComputedRows, ReferenceRow, Text
+from edgeblt.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
+from edgeblt.validation import Report, validate
 
 
 class TransformersReference:
     """`BltForCausalLM(use_cache=False)` on a checkpoint in transformers' form. Raises EdgebltError if it is none."""
 
     def __init__(self, checkpoint: str | Path) -> None:
-        open_checkpoint(checkpoint)  # our errors are clearer than transformers'
+        opened = open_checkpoint(checkpoint)  # our errors are clearer than transformers'
+        if opened.is_quantized or opened.record:
+            raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
+        self.path, self.name = opened.path, checkpoint_name(opened)
         logging.disable_progress_bar()
         self.model = BltForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
@@ -38,6 +48,47 @@ class TransformersReference:
             if hook:
                 hook.remove()
         return ReferenceRow(logits, _patch_starts(patch_lengths, len(ids)))
+
+
+def validate_against(
+    checkpoint: str | Path, models: Sequence[Model], texts: Sequence[Text], save_reference_logits: Path | None = None
+) -> tuple[Report, ...]:
+    """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
+
+    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`. Raises
+    EdgebltError if the checkpoint or a text is of no use, or the file cannot be written.
+    """
+    reference = TransformersReference(checkpoint)
+    rows = ComputedRows(reference, texts)
+    if save_reference_logits is None:
+        return validate(models, rows)
+    with recording_to(save_reference_logits, _recording(reference, rows)) as record:
+        return validate(models, rows, record)
+
+
+def _recording(reference: TransformersReference, rows: ComputedRows) -> Recording:
+    return Recording(
+        format_version=FORMAT_VERSION,
+        checkpoint=reference.name,
+        checkpoint_sha256=checkpoint_sha256(reference.path),
+        vocab_size=reference.model.config.vocab_size,
+        row_bytes=rows.row_bytes,
+        prompts=rows.prompts,
+        texts=tuple(RecordedText(name, size) for name, size in rows.sizes.items()),
+    )
+
+
+def checkpoint_sha256(checkpoint: Path) -> str:
+    """As `sha256sum config.json *.safetensors | sha256sum` in the checkpoint's directory. Raises EdgebltError."""
+    lines = hashlib.sha256()
+    try:
+        for path in (checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.update(f"{digest}  {path.name}\n".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); copy the checkpoint again") from None
+    return lines.hexdigest()
 
 
 def _patch_starts(patch_lengths: list[torch.Tensor], count: int) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """The commands as a user meets them: help, options, JSON, exit codes, and what happens when they are stopped."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -16,23 +17,35 @@ import pytest
 from edgeblt import cli, native
 from edgeblt.bundle import open_bundle
 from edgeblt.model import load
-from edgeblt.validation import Validation
+from edgeblt.noise import NOISES
+from edgeblt.reference_file import ReferenceFile
+from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
+from edgeblt.validation import Report, Validation
 
 COMMANDS = ("demo", "export", "validate", "bench", "generate", "inspect")
 OPTIONS = {
     "demo": ["--bundle"],
     "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target"],
-    "validate": ["BUNDLE", "--reference", "--text", "--provider", "--threads", "--json", "--max-bpb-increase",
-                 "--min-boundary-agreement"],
+    "validate": ["BUNDLE", "--reference", "--reference-logits", "--text", "--noise / --no-noise", "--provider",
+                 "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
+                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
-                     "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
+                     "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
 BENCHMARK_FIELDS = ["time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s", "inter_byte_latency_ms",
                     "bytes_per_patch", "peak_rss_bytes", "bundle_bytes", "provider", "device"]  # fmt: skip
+
+HIDE_WORKBENCH = """
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "onnx", "onnx_ir", "safetensors"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]
         # On its line or the next: words that say what it is for.
         described = re.search(rf"^  {re.escape(option)}( <?\w+>?)?\s+[A-Z0-9].*\w", result.stdout, re.MULTILINE)
         assert described, f"{option} has no help in {result.stdout}"
-    shown = re.findall(r"^  (--[a-z0-9-]+)", listing, re.MULTILINE)
+    shown = re.findall(r"^  (--[a-z0-9-]+(?: / --[a-z0-9-]+)?)", listing, re.MULTILINE)
     assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
 
 
@@ -162,12 +175,16 @@ def test_generate_where_stdout_cannot_show_it(bundle: Path) -> None:
 # JSON.
 
 
-def assert_validation(document: Any, text: Path) -> None:
-    assert list(document) == VALIDATION_FIELDS
-    assert document["bytes"] == text.stat().st_size and document["provider"] == "cpu"
-    assert document["boundary_agreement"] == document["top1_agreement"] == 1.0
-    assert document["bits_per_byte"] == pytest.approx(document["reference_bits_per_byte"], abs=1e-4)
-    assert 0 < document["max_abs_logit_difference"] < 1e-4 and abs(document["mean_kl"]) < 1e-6
+def assert_validation(document: Any, texts: dict[str, int]) -> None:
+    """The figures of a bundle that is exact, on texts of these sizes."""
+    assert list(document) == [*VALIDATION_FIELDS, "texts"]
+    assert {name: figures["bytes"] for name, figures in document["texts"].items()} == texts
+    assert document["bytes"] == sum(texts.values())
+    for figures in (document, *document["texts"].values()):
+        assert list(figures)[: len(VALIDATION_FIELDS)] == VALIDATION_FIELDS and figures["provider"] == "cpu"
+        assert figures["boundary_agreement"] == figures["top1_agreement"] == figures["greedy_agreement"] == 1.0
+        assert figures["bits_per_byte"] == pytest.approx(figures["reference_bits_per_byte"], abs=1e-4)
+        assert 0 < figures["max_abs_logit_difference"] < 1e-4 and abs(figures["mean_kl"]) < 1e-6
 
 
 def test_validate(
@@ -175,36 +192,147 @@ def test_validate(
 ) -> None:
     checkpoint, bundle = tiny_bundle
     arguments = ["validate", bundle, "--reference", checkpoint, "--text", text]
-    result = run_command(capfd, *arguments, "--json", "-", "--max-bpb-increase", 1e-3, "--min-boundary-agreement", 1)
+    limits = ["--max-bpb-increase", 1e-3, "--min-boundary-agreement", 1, "--max-kl", 1e-6, "--min-top1", 1,
+              "--min-greedy-agreement", 1]  # fmt: skip
+    result = run_command(capfd, *arguments, "--json", "-", *limits)
     assert result.code == 0
-    assert_validation(json.loads(result.stdout), text)
+    assert_validation(json.loads(result.stdout), {"text.txt": text.stat().st_size})
     result = run_command(capfd, *arguments, "--json", tmp_path / "result.json", "--provider", "cpu", "--threads", 1)
     assert result.code == 0
-    assert_validation(json.loads((tmp_path / "result.json").read_text()), text)
-    for shown in ("bits per byte", "boundary agreement", "mean KL", "top-1 agreement", "largest logit difference"):
+    assert_validation(json.loads((tmp_path / "result.json").read_text()), {"text.txt": text.stat().st_size})
+    for shown in ("bits per byte", "boundary agreement", "mean KL", "top-1 agreement", "greedy agreement",
+                  "largest logit difference"):  # fmt: skip
         assert shown in result.stdout
+
+
+def test_validate_on_several_texts_and_their_noise(
+    tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    other = tmp_path / "other" / "text.txt"  # a name that is taken: shown with its path
+    other.parent.mkdir()
+    other.write_bytes(b"x" * 70)
+    arguments = ["validate", bundle, "--reference", checkpoint, "--text", text, "--text", other]
+    sizes = {}
+    for path in (text, other):
+        sizes[str(path)] = path.stat().st_size
+        noised = {f"{path}, {name}": noise(path.read_bytes()) for name, noise in NOISES.items()}
+        sizes |= {name: len(data) for name, data in noised.items() if data != path.read_bytes()}
+    result = run_command(capfd, *arguments, "--noise", "--json", "-")
+    assert result.code == 0
+    assert_validation(json.loads(result.stdout), sizes)
+    result = run_command(capfd, *arguments, "--no-noise")
+    assert result.code == 0 and "accuracy over all texts" in result.stdout
+    assert str(other)[:20] in result.stdout and "dropped" not in result.stdout
+
+
+def test_validate_on_the_texts_of_the_package(
+    tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeblt.samples.held_out_text", lambda name: held_out_text(name)[:20])
+    result = run_command(capfd, "validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--json", "-")
+    assert result.code == 0
+    assert_validation(json.loads(result.stdout), dict.fromkeys(HELD_OUT_TEXTS, 20))
+
+
+def test_both_kinds_of_reference_give_the_same(
+    tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    logits, json_file = tmp_path / "logits", tmp_path / "result.json"
+    arguments = ["validate", bundle, "--reference", checkpoint, "--text", text, "--noise", "--json", "-"]
+    result = run_command(capfd, *arguments, "--save-reference-logits", logits, "--min-top1", 2)
+    assert result.code == 1  # a limit is no reason not to save
+    recorded = run_command(capfd, "validate", bundle, "--reference-logits", logits, "--json", "-")
+    assert recorded.code == 0 and recorded.stdout == result.stdout and json.loads(result.stdout)["texts"]
+    sums = b"".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n".encode()
+        for path in (checkpoint / "config.json", checkpoint / "model.safetensors")
+    )
+    recording = ReferenceFile(logits).recording
+    assert (recording.checkpoint, recording.checkpoint_sha256) == ("checkpoint", hashlib.sha256(sums).hexdigest())
+    shown = run_process("validate", bundle, "--reference-logits", logits, "--json", json_file, before=HIDE_WORKBENCH)
+    assert shown.returncode == 0 and json_file.read_text() == result.stdout
+    assert f"recorded from checkpoint, sha256 {recording.checkpoint_sha256[:12]}".encode() in shown.stdout
+    said = sentence(run_command(capfd, *arguments, "--save-reference-logits", logits))
+    assert said == f"{logits} exists already; remove it or choose another name"
+
+
+def test_validate_on_several_providers(
+    tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeblt.providers.PROVIDERS", dict.fromkeys(("cpu", "also"), "CPUExecutionProvider"))
+    arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--provider"]
+    result = run_command(capfd, *arguments, "cpu, also,cpu", "--json", "-", "--min-top1", 1.5)
+    documents = json.loads(result.stdout)
+    assert [document["provider"] for document in documents] == ["cpu", "also"] and result.code == 1
+    assert result.stderr.splitlines()[-2:] == [
+        f"edgeblt: on {name}, top-1 agreement is 1.000000, below 1.5" for name in ("cpu", "also")
+    ]
+    result = run_command(capfd, *arguments, "cpu,also")
+    assert result.code == 0 and re.search(r"provider +. +cpu . +also", result.stdout)
+    said = sentence(run_command(capfd, *arguments, "cpu,tpu"))
+    assert said == "provider 'tpu' is not supported by this version; use one of cpu, also"
 
 
 def test_validate_beyond_limits(
     tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    worse = Validation(2.5, 2.25, 0.75, 0.1, 0.5, 1.0, 10, "cpu")
-    monkeypatch.setattr("edgeblt.validation.validate", lambda *_, **__: worse)
-    monkeypatch.setattr("edgeblt.export.reference.TransformersReference", lambda path: None)
+    worse = Validation(2.5, 2.25, 0.75, 0.125, 0.5, 0.625, 1.0, 10, "cpu")
+    report = Report(**vars(worse), texts={"text.txt": worse})
+    monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_: (report,))
     arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
     rise = "edgeblt: bits per byte rise by 0.250000, more than 0.2\n"
     agreement = "edgeblt: boundary agreement is 0.750000, below 0.9\n"
     limits: list[tuple[list[object], str]] = [
         ([], ""),
         (["--max-bpb-increase", 0.25, "--min-boundary-agreement", 0.75], ""),
+        (["--max-kl", 0.125, "--min-top1", 0.5, "--min-greedy-agreement", 0.625], ""),
         (["--max-bpb-increase", 0.2], rise),
         (["--min-boundary-agreement", 0.9], agreement),
         (["--max-bpb-increase", 0.2, "--min-boundary-agreement", 0.9], rise + agreement),
+        (["--max-kl", 0.1], "edgeblt: mean KL is 0.125000, more than 0.1\n"),
+        (["--min-top1", 0.51], "edgeblt: top-1 agreement is 0.500000, below 0.51\n"),
+        (["--min-greedy-agreement", 0.7], "edgeblt: greedy agreement is 0.625000, below 0.7\n"),
     ]
     for options, said in limits:
         result = run_command(capfd, *arguments, *options)
         assert (result.code, result.stderr) == (1 if said else 0, said)
         assert json.loads(result.stdout)["bits_per_byte"] == 2.5
+
+
+def test_references_that_are_refused(
+    tiny_bundle: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, bundle = tiny_bundle
+    logits = tmp_path / "logits"
+    logits.write_bytes(b"x" * 5000)
+    refused: dict[tuple[object, ...], str] = {
+        (): "there is nothing to compare with; give --reference CHECKPOINT or --reference-logits FILE",
+        ("--reference", "a", "--reference-logits", "b"): "a and b are two references; give one of them",
+        ("--reference-logits", "b", "--text", text): "b has texts of its own; leave out --text and --noise",
+        ("--reference-logits", "b", "--noise"): "b has texts of its own; leave out --text and --noise",
+        ("--reference-logits", "b", "--save-reference-logits", "c"): (
+            "b is saved already; give --save-reference-logits with --reference only"
+        ),
+        ("--reference-logits", logits): (
+            f"{logits} is not a file of reference logits; give one that --save-reference-logits wrote"
+        ),
+        ("--reference", checkpoint, "--text", text, "--text", text): (
+            f"the text {str(text)!a} is given twice; give each text once, under its own name"
+        ),
+        ("--reference", checkpoint, "--max-kl", "nan"): "max_kl is nan; it must be a number",
+    }
+    for options, said in refused.items():
+        assert sentence(run_command(capfd, "validate", bundle, *options)) == said
+
+
+def test_a_quantized_checkpoint_is_no_reference(
+    tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeblt.export.checkpoint.Checkpoint.is_quantized", True)
+    said = sentence(run_command(capfd, "validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text))
+    assert said == f"{tiny_bundle[0]} is quantized; give the checkpoint it was made from as the reference"
 
 
 def test_bench(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -358,19 +486,12 @@ def test_without_the_workbench(
 
 
 def test_the_device_commands_need_no_workbench(bundle: Path) -> None:
-    hide = """
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers", "onnx", "onnx_ir", "safetensors"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
-"""
     for arguments in (
         ["generate", bundle, "hello", "--max-new-bytes", 3],
         ["inspect", bundle, "--verify"],
         ["bench", bundle, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1],
     ):
-        result = run_process(*arguments, before=hide)
+        result = run_process(*arguments, before=HIDE_WORKBENCH)
         assert (result.returncode, result.stderr) == (0, b"")
         assert result.stdout
 

@@ -1,4 +1,4 @@
-"""A directory appears whole or not at all, whatever goes wrong while it is written."""
+"""A directory or file appears whole or not at all, whatever goes wrong while it is written."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeblt.errors import EdgebltError
-from edgeblt.files import whole_directory
+from edgeblt.files import whole_directory, whole_file
 
 
 def write(path: Path, content: str, replace: bool = False) -> None:
@@ -135,3 +135,45 @@ def test_a_parent_that_is_no_directory(tmp_path: Path) -> None:
         write(tmp_path / "file" / "whole", "x")
     with pytest.raises(EdgebltError, match=r"/proc/self/whole cannot be written \("):
         write(Path("/proc/self/whole"), "x")
+
+
+# Files.
+
+
+def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "whole"  # the parents are made
+    with whole_file(path) as file:
+        file.write(b"x")
+        assert not path.exists() and len(list(path.parent.iterdir())) == 1
+    assert path.read_bytes() == b"x" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), EdgebltError("y")])
+def test_an_exception_leaves_no_file(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, whole_file(tmp_path / "whole") as file:
+        file.write(b"x")
+        raise error
+    assert caught.value is error and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
+    file, link, late = tmp_path / "file", tmp_path / "link", tmp_path / "late"
+    file.write_text("old")
+    link.symlink_to("nowhere")
+    for path in (file, link, tmp_path):
+        with pytest.raises(EdgebltError) as caught, whole_file(path):
+            pass
+        assert str(caught.value) == f"{path} exists already; remove it or choose another name"
+    with pytest.raises(EdgebltError, match="late exists already"), whole_file(late):
+        late.write_text("old")
+    assert file.read_text() == late.read_text() == "old" and os.readlink(link) == "nowhere"
+    assert sorted(tmp_path.iterdir()) == [file, late, link]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "whole", tmp_path / ("x" * 250), Path("/proc/self/whole")):
+        with pytest.raises(EdgebltError) as caught, whole_file(path):
+            pass
+        assert str(caught.value).startswith(f"{path} cannot be written ("), caught.value
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

@@ -1,11 +1,10 @@
-"""Generating, scoring, validating and benchmarking: whole functions against plain recomputation."""
+"""Generating, scoring and benchmarking: whole functions against plain recomputation."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,11 @@ from edgeblt.benchmark import bench
 from edgeblt.errors import EdgebltError
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOE, BOS, BPE_DELIMITER, EOS, OFFSET, VOCAB_SIZE, encode
-from edgeblt.model import Model, load
+from edgeblt.model import load
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
-from edgeblt.session import CHUNK_BYTES, Chunk, Session
+from edgeblt.session import CHUNK_BYTES, Session
 from edgeblt.utf8 import utf8_pieces
-from edgeblt.validation import ReferenceRow, Validation, validate
 
 SEED = 10  # windows, a maximum patch length, tied embeddings
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])
@@ -262,90 +260,6 @@ def test_pieces_worked() -> None:
     assert list(utf8_pieces([b"a", b"\xc3", b"\xa9", b"\xe6\x9d", b"\xb1b"])) == ["a", "é", "東b"]
     assert list(utf8_pieces([b"\xff", b"a", b"\xe6\x9d"])) == ["�", "a", "�"]
     assert list(utf8_pieces([])) == list(utf8_pieces([b"", b""])) == []
-
-
-# Validation.
-
-
-def test_validation_of_the_same_model(tiny: Exported) -> None:
-    result = validate(tiny.model, tiny.reference, TEXT, row_bytes=300)
-    expected = -np.concatenate([tiny.model.score(TEXT[start : start + 300]).logprobs for start in (0, 300, 600)])
-    assert (result.bytes, result.provider) == (700, "cpu")
-    assert (result.boundary_agreement, result.top1_agreement) == (1, 1)
-    assert 0 <= result.max_abs_logit_difference < 1e-4 and abs(result.mean_kl) < 1e-5
-    assert result.bits_per_byte == pytest.approx(expected.mean(dtype=np.float64) / math.log(2), rel=1e-6)
-    assert abs(result.bits_per_byte_increase) < 1e-5
-    assert result.beyond_limits(1e-4, 1.0) == []
-
-
-class Fixed:
-    """A model and a reference at once: the same logits and patch starts after every id."""
-
-    provider_name = "cpu"
-
-    def __init__(self, logits: NDArray[np.float32], starts: list[bool]) -> None:
-        self.logits, self.starts = logits, starts
-        self.rows: list[list[int]] = []
-
-    def session(self) -> "Fixed":
-        return self
-
-    def run(self, ids: NDArray[np.int64]) -> Iterator[Chunk]:
-        for start in range(0, len(ids), 2):  # chunks of two ids, the last perhaps of one
-            count = len(ids[start : start + 2])
-            starts = np.array(self.starts[start : start + count])
-            yield Chunk(start, np.tile(self.logits, (count, 1)), np.zeros(count, np.float32), starts)
-
-    def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
-        self.rows.append(ids.tolist())
-        return ReferenceRow(np.tile(self.logits, (len(ids), 1)), np.array(self.starts[: len(ids)]))
-
-
-def test_validation_worked() -> None:
-    """The reference gives `a` half of everything, the model gives all ids the same."""
-    expected = np.zeros(VOCAB_SIZE, np.float32)
-    expected[97 + OFFSET] = np.log(259)
-    model = Fixed(np.zeros(VOCAB_SIZE, np.float32), [True, False, True])
-    reference = Fixed(expected, [True, True, True])
-    result = validate(cast(Model, model), reference, b"aabab", row_bytes=3)
-    assert reference.rows == [[BOS, 101, 101], [BOS, 101]]
-    assert dataclasses.asdict(result) == {
-        "bits_per_byte": pytest.approx(math.log2(260), rel=1e-6),
-        "reference_bits_per_byte": pytest.approx((3 * 1 + 2 * math.log2(518)) / 5, rel=1e-6),
-        "boundary_agreement": 3 / 5,  # the second position of each row differs
-        "mean_kl": pytest.approx(0.5 * math.log(260 / 2) + 0.5 * math.log(260 / 518), rel=1e-5),
-        "top1_agreement": 0,
-        "max_abs_logit_difference": pytest.approx(math.log(259), rel=1e-6),
-        "bytes": 5,
-        "provider": "cpu",
-    }
-
-
-def test_divergence_is_from_the_reference_to_the_model() -> None:
-    expected = np.zeros(VOCAB_SIZE, np.float32)
-    expected[97 + OFFSET] = np.log(259)
-    uniform = Fixed(np.zeros(VOCAB_SIZE, np.float32), [True])
-    result = validate(cast(Model, Fixed(expected, [True])), uniform, b"a")
-    kl = -math.log(260) - (math.log(0.5) + 259 * math.log(1 / 518)) / 260
-    assert result.mean_kl == pytest.approx(kl, rel=1e-5)
-
-
-def test_limits() -> None:
-    result = Validation(2.5, 2.0, 0.75, 0.1, 0.9, 1.0, 10, "cpu")
-    assert result.bits_per_byte_increase == 0.5
-    assert result.beyond_limits(None, None) == result.beyond_limits(0.5, 0.75) == []
-    assert result.beyond_limits(0.25, None) == ["bits per byte rise by 0.500000, more than 0.25"]
-    assert result.beyond_limits(None, 0.8) == ["boundary agreement is 0.750000, below 0.8"]
-    assert len(result.beyond_limits(0.25, 0.8)) == 2
-    broken = dataclasses.replace(result, bits_per_byte=math.nan, boundary_agreement=math.nan)
-    assert len(broken.beyond_limits(100.0, 0.0)) == 2  # what is no number is within no limit
-
-
-def test_nothing_to_validate(tiny: Exported) -> None:
-    with pytest.raises(EdgebltError, match="the text to validate on is empty; give a file with some bytes in it"):
-        validate(tiny.model, tiny.reference, b"")
-    with pytest.raises(EdgebltError, match="row_bytes is 0; it must be at least 1"):
-        validate(tiny.model, tiny.reference, b"a", row_bytes=0)
 
 
 # Benchmarks.

@@ -1,0 +1,66 @@
+"""Noise on the bytes of a text: what a model of bytes must bear, and quantizing must not make worse.
+
+Every function is pure: the same bytes and seed give the same bytes, on every machine and with every numpy. None knows
+characters: a UTF-8 sequence may be cut, as it may be on a device.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 0.05  # of the bytes, for all noises but the case of letters
+SEED = 0
+_CASE_BIT = 0x20  # upper and lower ASCII letters differ in this bit alone
+
+
+class Noise(Protocol):
+    def __call__(self, data: bytes, seed: int = SEED) -> bytes: ...
+
+
+def random_case(data: bytes, seed: int = SEED) -> bytes:
+    """Every ASCII letter becomes upper or lower case, each as likely, whatever it was; as long as `data`."""
+    values = np.frombuffer(data, np.uint8)
+    lower = values | _CASE_BIT
+    letters = (lower >= ord("a")) & (lower <= ord("z"))
+    upper = _draws(len(data), seed) < 0.5
+    return np.where(letters, np.where(upper, lower ^ _CASE_BIT, lower), values).astype(np.uint8).tobytes()
+
+
+def dropped_bytes(data: bytes, seed: int = SEED) -> bytes:
+    """Each byte is left out with probability `RATE`; the first stays where nothing else would."""
+    kept = np.frombuffer(data, np.uint8)[_draws(len(data), seed) >= RATE]
+    return kept.tobytes() or data[:1]
+
+
+def doubled_bytes(data: bytes, seed: int = SEED) -> bytes:
+    """Each byte is written twice with probability `RATE`."""
+    return np.repeat(np.frombuffer(data, np.uint8), 1 + (_draws(len(data), seed) < RATE)).tobytes()
+
+
+def swapped_bytes(data: bytes, seed: int = SEED) -> bytes:
+    """Each byte changes places with the next with probability `RATE`, unless it was just moved; as long as `data`."""
+    swapped = np.frombuffer(data, np.uint8).copy()
+    free = 0  # the first position that no swap has touched
+    for first in np.flatnonzero(_draws(len(data), seed)[:-1] < RATE).tolist():
+        if first >= free:
+            swapped[[first, first + 1]] = swapped[[first + 1, first]]
+            free = first + 2
+    return swapped.tobytes()
+
+
+NOISES: Mapping[str, Noise] = MappingProxyType(
+    {
+        "random case": random_case,
+        "dropped bytes": dropped_bytes,
+        "doubled bytes": doubled_bytes,
+        "swapped bytes": swapped_bytes,
+    }
+)
+
+
+def _draws(count: int, seed: int) -> NDArray[np.float64]:
+    """[count] uniform in [0, 1): of the raw generator, whose numbers numpy promises never to change."""
+    return np.asarray(np.random.PCG64(seed).random_raw(count) >> np.uint64(11), np.float64) * 2.0**-53
