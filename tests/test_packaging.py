@@ -22,6 +22,9 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 LINKS = {"edgeblt/export": "export", "edgeblt/quant": "quant", "edgeblt/cli.py": "cli.py"}
 WORKBENCH_PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "safetensors", "bitsandbytes", "optimum")
 RUNTIME_PACKAGES = ("numpy", "onnxruntime", "rich", "typer")
+# Found by optimum-cli where it is; without optimum, `import optimum` gives an empty namespace because of it.
+OPTIMUM_COMMANDS = "optimum/commands/register/register_edgeblt.py"
+OPTIMUM_COMMANDS_SOURCE = ROOT / "quant" / "optimum_cli" / "register_edgeblt.py"
 
 IMPORT_WITHOUT_WORKBENCH = """
 import importlib, sys
@@ -118,7 +121,17 @@ class Environment:
 
     def edgeblt(self, *arguments: str) -> bytes:
         """Standard output of the installed command."""
-        return run(str(self.directory / "bin" / "edgeblt"), *arguments, cwd=self.directory)
+        return self._command("edgeblt", *arguments)
+
+    def optimum_cli(self, *arguments: str) -> bytes:
+        """Standard output of optimum's command."""
+        return self._command("optimum-cli", *arguments)
+
+    def install(self, *arguments: str) -> None:
+        self.python("-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *arguments)
+
+    def _command(self, name: str, *arguments: str) -> bytes:
+        return run(str(self.directory / "bin" / name), *arguments, cwd=self.directory)
 
 
 def run(*command: str, cwd: Path, variables: Mapping[str, str] | None = None) -> bytes:
@@ -133,8 +146,8 @@ def device_environment_at(directory: Path, wheel: Path) -> Environment:
     """An environment with `wheel` and RUNTIME_PACKAGES, and none of WORKBENCH_PACKAGES."""
     run(sys.executable, "-m", "venv", str(directory), cwd=directory.parent)
     environment = Environment(directory)
-    environment.python("-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *RUNTIME_PACKAGES)
-    environment.python("-m", "pip", "install", "-q", "--no-deps", str(wheel))
+    environment.install(*RUNTIME_PACKAGES)
+    environment.install("--no-deps", str(wheel))
     return environment
 
 
@@ -154,8 +167,9 @@ def device_environment(distribution: Distribution, tmp_path_factory: pytest.Temp
 
 
 def linked_sources() -> dict[str, bytes]:
-    """Files behind the links, by the names they are installed under."""
-    paths = [ROOT / "cli.py", *(ROOT / "export").rglob("*.py"), *(ROOT / "quant").rglob("*.py")]
+    """Files behind the links, by the names they are installed under; without that which goes elsewhere."""
+    paths = {ROOT / "cli.py", *(ROOT / "export").rglob("*.py"), *(ROOT / "quant").rglob("*.py")}
+    paths.remove(OPTIMUM_COMMANDS_SOURCE)
     return {f"edgeblt/{path.relative_to(ROOT).as_posix()}": path.read_bytes() for path in paths}
 
 
@@ -163,8 +177,10 @@ def linked_sources() -> dict[str, bytes]:
 def test_the_wheel_holds_the_package_and_nothing_else(distribution: Distribution) -> None:
     with zipfile.ZipFile(distribution.wheel) as wheel:
         names = set(wheel.namelist())
-        assert {name.partition("/")[0] for name in names} == {"edgeblt", f"edgeblt-{VERSION}.dist-info"}
+        assert {name.partition("/")[0] for name in names} == {"edgeblt", "optimum", f"edgeblt-{VERSION}.dist-info"}
         assert {name: wheel.read(name) for name in linked_sources()} == linked_sources()
+        assert [name for name in names if "optimum_cli" in name or name.startswith("optimum/")] == [OPTIMUM_COMMANDS]
+        assert wheel.read(OPTIMUM_COMMANDS) == OPTIMUM_COMMANDS_SOURCE.read_bytes()
     data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "edgeblt" / "data").rglob("*") if path.is_file()}
     assert data
     assert data <= names
@@ -188,7 +204,9 @@ def test_the_sdist_holds_files_and_no_links(distribution: Distribution) -> None:
 
 @pytest.mark.network
 def test_the_device_half_runs_where_the_workbench_is_absent(device_environment: Environment) -> None:
-    absent = "; ".join(f"assert importlib.util.find_spec({name!r}) is None" for name in WORKBENCH_PACKAGES)
+    modules = [*WORKBENCH_PACKAGES, "optimum.quantization_base"]
+    modules.remove("optimum")  # see OPTIMUM_COMMANDS
+    absent = "; ".join(f"assert importlib.util.find_spec({name!r}) is None" for name in modules)
     device_environment.python("-c", f"import importlib.util; {absent}")
     device_environment.python("-c", f"import {', '.join(device_modules())}")
     device_environment.python("-m", "pip", "check")
@@ -224,3 +242,36 @@ def test_without_a_compiler_the_package_installs_without_the_library(
     shown = environment.python("-c", "from edgeblt import native; print(native.library_path(), native.status().reason)")
     assert shown.startswith(f"None {native.LIBRARY_NAME} was not built".encode())
     assert b"Usage" in environment.edgeblt("--help")
+
+
+def optimum_environment_at(directory: Path) -> Environment:
+    """An environment with optimum and what optimum-cli needs to start, and without edgeblt."""
+    run(sys.executable, "-m", "venv", str(directory), cwd=directory.parent)
+    environment = Environment(directory)
+    environment.install("packaging")
+    environment.install("--no-deps", "optimum")
+    return environment
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+def test_optimum_cli_has_our_commands_while_edgeblt_is_installed(
+    distribution: Distribution, editable: bool, tmp_path: Path
+) -> None:
+    environment = optimum_environment_at(tmp_path / "venv")
+    before = environment.optimum_cli("--help")
+    assert b"edgeblt" not in before
+    if editable:
+        shutil.unpack_archive(distribution.sdist, tmp_path, filter="data")
+        (source,) = tmp_path.glob(f"edgeblt-{VERSION}")
+        environment.install("--no-deps", "--editable", str(source))
+    else:
+        environment.install("--no-deps", str(distribution.wheel))
+    # No package that edgeblt itself needs is there: optimum-cli starts all the same.
+    assert b"edgeblt" in environment.optimum_cli("--help")
+    assert b"edgeblt" in environment.optimum_cli("export", "--help")
+    assert b"--recipe" in environment.optimum_cli("export", "edgeblt", "--help")
+    assert b"--calibration" in environment.optimum_cli("edgeblt", "quantize", "--help")
+    environment.python("-m", "pip", "uninstall", "-q", "-y", "edgeblt")
+    assert environment.optimum_cli("--help") == before
+    assert not list(tmp_path.glob(f"venv/lib/*/site-packages/{OPTIMUM_COMMANDS}"))
