@@ -18,39 +18,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
-from edgeblt.errors import EdgebltError
-from edgeblt.export.safetensors_files import StoredTensor
+from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
+from edgeblt.export.stored_weights import FloatingWeight, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
-
-Shape = tuple[int, ...]
+from edgeblt.export.weights import Encoded
+from edgeblt.quant.formats import WeightFormat
 
 
 class Checkpoint:
     """An opened checkpoint: complete, and of the shapes its configuration asks for. See `open_checkpoint`."""
 
-    def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, StoredTensor], unused: list[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        weights: dict[str, StoredWeight],
+        unused: list[str],
+        record: CompressionRecord | None = None,
+    ) -> None:
         self.path = path
         self.config = config
-        self._tensors = tensors
+        self.record = record  # how `edgeblt quantize` made it, if it did
+        self._weights = weights
         self._unused = unused
 
     def names(self) -> list[str]:
         """Canonical names, in stage order."""
-        return list(self._tensors)
+        return list(self._weights)
 
     def unused_names(self) -> list[str]:
         """What else is stored, by its stored name: without effect on what the model computes."""
         return list(self._unused)
 
+    @property
+    def is_quantized(self) -> bool:
+        return any(not isinstance(weight, FloatingWeight) for weight in self._weights.values())
+
     def shape(self, name: str) -> Shape:
-        return self._tensors[name].shape
+        return self._weights[name].shape
+
+    def format(self, name: str) -> WeightFormat:
+        """What the weight is worth keeping in; for floating-point numbers of any kind fp32."""
+        return self._weights[name].format
 
     def dtype(self, name: str) -> str:
-        """As stored: "bfloat16", "float16", "float32" or "float64"."""
-        return self._tensors[name].dtype
+        """As stored, for people: "bfloat16", "int4, blocks of 32", ..."""
+        return self._weights[name].dtype
 
     def stored_bytes(self, name: str) -> int:
-        return self._tensors[name].stored_bytes
+        return sum(part.stored_bytes for part in self._weights[name].parts)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The whole tensor, read now, float32, C-contiguous. Raises EdgebltError (unreadable, NaN or infinite)."""
@@ -58,30 +74,33 @@ class Checkpoint:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
-        return self._tensors[name].read(start, stop)
+        return self._weights[name].rows(start, stop)
+
+    def encoded(self, name: str) -> Encoded:
+        """The whole weight in its own format. Raises as `tensor` does."""
+        return self._weights[name].encoded()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint directory in transformers' form, reading its configuration and headers but no tensor data.
+    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, or what `edgeblt quantize` wrote.
 
-    Raises EdgebltError: files missing, unreadable or leading elsewhere; a configuration edgeblt cannot follow; a tensor
-    missing, of another shape than the configuration asks for, or of no floating-point dtype.
+    Reads its configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
+    elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
+    for, or of no dtype that weights have.
     """
     path = Path(path)
-    form = open_transformers_form(path)
-    config = form.config.model
-    tensors: dict[str, StoredTensor] = {}
-    for name, shape in expected_shapes(config).items():
-        stored = form.find(name)
-        if stored.shape != shape:
-            raise EdgebltError(
-                f"{stored.file}: the tensor {stored.name!a} has shape {list(stored.shape)}, but config.json asks for "
-                f"{list(shape)}; give the config.json and weights of one checkpoint"
-            )
-        _ = stored.dtype  # refuses integers and 8-bit floats
-        tensors[name] = stored
-    used = {stored.name for stored in tensors.values()}
-    return Checkpoint(path, config, tensors, sorted(form.stored.keys() - used))
+    if is_compressed(path):
+        form = open_compressed_form(path)
+        shapes = expected_shapes(form.config)
+        weights = {name: form.weight(name, shape) for name, shape in shapes.items()}
+        return Checkpoint(path, form.config, weights, form.unused(weights.values()), form.record)
+    original = open_transformers_form(path)
+    config = original.config.model
+    weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
+    used = {part.name for weight in weights.values() for part in weight.parts}
+    companions = (".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".weight_format")
+    unused = sorted(name for name in original.stored.keys() - used if not name.endswith(companions))
+    return Checkpoint(path, config, weights, unused)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -5,16 +5,16 @@ import onnx_ir as ir
 
 from edgeblt.config import ModelConfig
 from edgeblt.contract import cross_row_width, stage_contracts
-from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.graph import StageGraph
 from edgeblt.export.layers import Residual, TransformerStack, rms_norm
+from edgeblt.export.weights import WeightSource
 
 
-def decoder_graph(checkpoint: Checkpoint) -> ir.Model:
+def decoder_graph(source: WeightSource) -> ir.Model:
     """`decoder.onnx`: byte vectors and latents to logits (see `edgeblt.contract`)."""
-    config = checkpoint.config
+    config = source.config
     graph = StageGraph(stage_contracts(config)["decoder"])
-    stack = TransformerStack(graph, checkpoint, config.decoder)
+    stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
     hidden = Residual(graph.op("Unsqueeze", graph.inputs["byte_vectors"], graph.constant([0])))
     for layer in range(config.decoder.layer_count):
@@ -48,34 +48,37 @@ class CrossAttention:
 
     def attend(self, layer: int, hidden: Residual) -> Residual:
         """Cross-attention of `hidden` [1, T, width]: 2 * hidden + attention (module and caller each add the input)."""
-        decoder, layout, graph = self.config.decoder, self.stack.layout, self.graph
+        decoder, heads, graph = self.config.decoder, self.stack.heads, self.graph
         group, k = decoder.head_count // decoder.kv_head_count, self.config.cross_attention_k
         prefix = f"decoder.cross.{layer}"
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
-        query = self.stack.weights.linear(normed, [f"{prefix}.query"], layout)
-        query = graph.op("Reshape", query, graph.constant([-1, decoder.kv_head_count, group, layout.padded]))
-        key = graph.op("Reshape", self.parts[2 * layer], graph.constant([-1, decoder.kv_head_count, layout.padded, k]))
+        query = self.stack.weights.linear(normed, [f"{prefix}.query"])
+        query = heads.pad(query, [1, -1, decoder.head_count * heads.padded])
+        query = graph.op("Reshape", query, graph.constant([-1, decoder.kv_head_count, group, heads.padded]))
+        key = graph.op("Reshape", self.parts[2 * layer], graph.constant([-1, decoder.kv_head_count, heads.padded, k]))
         value = graph.op(
-            "Reshape", self.parts[2 * layer + 1], graph.constant([-1, decoder.kv_head_count, k, layout.padded])
+            "Reshape", self.parts[2 * layer + 1], graph.constant([-1, decoder.kv_head_count, k, heads.padded])
         )
         scores = graph.op("Mul", graph.op("MatMul", query, key), graph.constant(decoder.head_dim**-0.5))
         attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
-        attended = graph.op("Reshape", attended, graph.constant([1, -1, decoder.head_count * layout.padded]))
-        output = self.stack.weights.linear(attended, [f"{prefix}.output"], layout)
+        attended = graph.op("Reshape", attended, graph.constant([1, -1, decoder.head_count * heads.padded]))
+        attended = heads.unpad(attended, [1, -1, decoder.head_count * decoder.head_dim])
+        output = self.stack.weights.linear(attended, [f"{prefix}.output"])
         return Residual(output, graph.op("Add", total, total))
 
     def _project_latents(self) -> list[ir.Value]:
         graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
-        layout, weights = self.stack.layout, self.stack.weights
+        heads, weights = self.stack.heads, self.stack.weights
         projected = weights.linear(graph.inputs["latents"], ["decoder.patch_projection"])
         vectors = graph.op("Reshape", projected, graph.constant([-1, k, decoder.hidden_size]))
         parts = []
         for layer in range(self.config.decoder_cross_count):
             prefix = f"decoder.cross.{layer}"
-            normed = rms_norm(graph, vectors, weights.whole(f"{prefix}.key_norm"), decoder.norm_epsilon)
-            both = weights.linear(normed, [f"{prefix}.key", f"{prefix}.value"], layout)
-            heads = graph.constant([0, 0, 2, decoder.kv_head_count, layout.padded])
-            key, value = graph.ops("Split", graph.op("Reshape", both, heads), outputs=2, axis=2, num_outputs=2)
+            normed = rms_norm(graph, vectors, weights.vector(f"{prefix}.key_norm"), decoder.norm_epsilon)
+            both = weights.linear(normed, [f"{prefix}.key", f"{prefix}.value"])
+            both = heads.pad(both, [-1, k, 2 * decoder.kv_head_count * heads.padded])
+            grid = graph.constant([0, 0, 2, decoder.kv_head_count, heads.padded])
+            key, value = graph.ops("Split", graph.op("Reshape", both, grid), outputs=2, axis=2, num_outputs=2)
             key = graph.op("Transpose", key, perm=[0, 2, 3, 4, 1])  # [L, 1, kv heads, head_dim, k]
             value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4])  # [L, 1, kv heads, k, head_dim]
             flat = graph.constant([0, -1])

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from edgeblt.config import HashConfig, ModelConfig
 from edgeblt.contract import stage_contracts
-from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.graph import StageGraph
-from edgeblt.export.layers import HeadLayout, Residual, TransformerStack, Weights, rms_norm
+from edgeblt.export.layers import Heads, Residual, TransformerStack, rms_norm
+from edgeblt.export.weights import Weights, WeightSource
 
 # transformers' and Meta's list, in order; hash function f uses prime f modulo its length.
 PRIMES = (
@@ -19,11 +19,11 @@ PRIMES = (
 )  # fmt: skip
 
 
-def encoder_graph(checkpoint: Checkpoint) -> ir.Model:
+def encoder_graph(source: WeightSource) -> ir.Model:
     """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.contract`)."""
-    config = checkpoint.config
+    config = source.config
     graph = StageGraph(stage_contracts(config)["encoder"])
-    stack = TransformerStack(graph, checkpoint, config.encoder)
+    stack = TransformerStack(graph, source, config.encoder)
     hidden = Residual(graph.op("Unsqueeze", _embeddings(graph, stack.weights, config), graph.constant([0])))
     for layer in range(config.encoder.layer_count):
         hidden = stack.layer(layer, hidden)
@@ -42,8 +42,8 @@ def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.
     """Byte embedding plus one row of each hash table [T, width]."""
     windows = graph.inputs["windows"]
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
-    hashed = graph.op("Gather", weights.whole("encoder.hash_tables"), _table_rows(graph, config.hashes, windows))
-    embedded = graph.op("Gather", weights.whole("encoder.embedding"), ids)
+    hashed = weights.lookup("encoder.hash_tables", _table_rows(graph, config.hashes, windows))
+    embedded = weights.lookup("encoder.embedding", ids)
     return graph.op("Add", embedded, graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0))
 
 
@@ -53,13 +53,13 @@ def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.
     hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):
     one matrix product for all tables. ONNX Runtime's int64 MatMul wraps exactly on the CPU; its ReduceSum does not.
     """
-    hashed = graph.op("MatMul", windows, graph.constant(_coefficients(hashes)))
+    hashed = graph.op("MatMul", windows, graph.constant(hash_coefficients(hashes)))
     row = graph.op("Mod", hashed, graph.constant([hashes.vocab_size]))
     offsets = np.arange(hashes.table_count, dtype=np.int64) * hashes.vocab_size
     return graph.op("Add", row, graph.constant(offsets[None]))
 
 
-def _coefficients(hashes: HashConfig) -> NDArray[np.int64]:
+def hash_coefficients(hashes: HashConfig) -> NDArray[np.int64]:
     """[longest, tables]: what each id of the longest n-gram is multiplied by; zero where a table's is shorter."""
     longest = max(hashes.group_sizes)
     columns = []
@@ -89,14 +89,14 @@ class Pooling:
         """[P, k * width]. Rows are computed for P + 1 patches, as the last bytes may belong to the one still open."""
         graph, config = self.graph, self.config
         encoder, k = config.encoder, config.cross_attention_k
-        layout = HeadLayout.of(encoder)
         vectors, index, count = self._segments()
         lowest = graph.op("ConstantOfShape", self._shape(count, encoder.hidden_size), value=_scalar(LOWEST))
         pooled = self._scatter(lowest, index, vectors, encoder.hidden_size, "max")
         queries = graph.op("Reshape", self.weights.linear(pooled, ["encoder.patch_projection"]),
                            graph.constant([-1, encoder.hidden_size]))  # fmt: skip
         attended = self._attend(queries, vectors, index, count)
-        output = self.weights.linear(attended, ["encoder.cross.output"], layout)
+        attended = Heads.of(graph, encoder).unpad(attended, [-1, encoder.head_count * encoder.head_dim])
+        output = self.weights.linear(attended, ["encoder.cross.output"])
         # The module adds its query input and its caller adds it again.
         total = graph.op("Add", output, graph.op("Add", queries, queries))
         rows = graph.op("Reshape", total, graph.constant([-1, k * encoder.hidden_size]))
@@ -114,17 +114,20 @@ class Pooling:
     def _attend(self, queries: ir.Value, vectors: ir.Value, index: ir.Value, count: ir.Value) -> ir.Value:
         """Softmax attention within segments: [(P + 1) * k, heads * head_dim]."""
         graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
-        layout = HeadLayout.of(encoder)
+        padding = Heads.of(graph, encoder)
         group = encoder.head_count // encoder.kv_head_count
-        heads, width = k * encoder.head_count, k * encoder.head_count * layout.padded
-        grid = graph.constant([-1, k, encoder.kv_head_count, group, layout.padded])
+        heads, width = k * encoder.head_count, k * encoder.head_count * padding.padded
+        grid = graph.constant([-1, k, encoder.kv_head_count, group, padding.padded])
 
-        normed = rms_norm(graph, queries, self.weights.whole("encoder.cross.query_norm"), encoder.norm_epsilon)
-        query = self.weights.linear(normed, ["encoder.cross.query"], layout)
-        normed = rms_norm(graph, vectors, self.weights.whole("encoder.cross.key_norm"), encoder.norm_epsilon)
-        both = self.weights.linear(normed, ["encoder.cross.key", "encoder.cross.value"], layout)
+        normed = rms_norm(graph, queries, self.weights.vector("encoder.cross.query_norm"), encoder.norm_epsilon)
+        query = padding.pad(
+            self.weights.linear(normed, ["encoder.cross.query"]), [-1, encoder.head_count * padding.padded]
+        )
+        normed = rms_norm(graph, vectors, self.weights.vector("encoder.cross.key_norm"), encoder.norm_epsilon)
+        both = self.weights.linear(normed, ["encoder.cross.key", "encoder.cross.value"])
+        both = padding.pad(both, [-1, 2 * encoder.kv_head_count * padding.padded])
         key, value = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
-        single = graph.constant([-1, 1, encoder.kv_head_count, 1, layout.padded])
+        single = graph.constant([-1, 1, encoder.kv_head_count, 1, padding.padded])
         key, value = graph.op("Reshape", key, single), graph.op("Reshape", value, single)
 
         scaled = graph.op("Mul", graph.op("Reshape", query, grid), graph.constant(encoder.head_dim**-0.5))
@@ -141,9 +144,9 @@ class Pooling:
         weighted = graph.op("Mul", graph.op("Reshape", weight, shape), value)
         zeros = graph.op("ConstantOfShape", self._shape(count, width), value=_scalar(0.0))
         summed = self._scatter(zeros, index, graph.op("Reshape", weighted, graph.constant([-1, width])), width, "add")
-        per_head = graph.op("Reshape", summed, graph.constant([-1, heads, layout.padded]))
+        per_head = graph.op("Reshape", summed, graph.constant([-1, heads, padding.padded]))
         return graph.op("Reshape", graph.op("Div", per_head, normalizer),
-                        graph.constant([-1, encoder.head_count * layout.padded]))  # fmt: skip
+                        graph.constant([-1, encoder.head_count * padding.padded]))  # fmt: skip
 
     def _scatter(self, data: ir.Value, index: ir.Value, updates: ir.Value, width: int, reduction: str) -> ir.Value:
         """Rows of `updates` [N + T, width] reduced into the rows of `data` that `index` names."""

@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle: build the four graphs, write them with their weights, describe what was written."""
 
+import math
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,18 +19,20 @@ from edgeblt.bundle import (
 )
 from edgeblt.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.decoder import decoder_graph
 from edgeblt.export.encoder import encoder_graph
 from edgeblt.export.global_transformer import global_graph
 from edgeblt.export.model_card import checkpoint_name, model_card
 from edgeblt.export.patcher import patcher_graph
+from edgeblt.export.weights import WeightSource
 from edgeblt.files import whole_directory
 from edgeblt.printing import printable
 from edgeblt.progress import Advance, progress
+from edgeblt.quant.recipe import HASH_TABLES, load_recipe
+from edgeblt.quant.recipe_source import RecipeSource
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
-RECIPES = ("fp32",)
 TARGETS = ("cpu",)
 EXTERNAL_FROM_BYTES = 4096  # smaller tensors stay in the graph file
 WEIGHTS_ALIGNMENT = 4096  # a page: large tensors can be mapped on their own
@@ -37,31 +40,36 @@ _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 
 
 def export_bundle(
-    checkpoint: str | Path, bundle: str | Path, recipe: str = "fp32", target: str = "cpu", replace: bool = False
+    checkpoint: str | Path,
+    bundle: str | Path,
+    recipe: str | Path | None = None,
+    target: str = "cpu",
+    replace: bool = False,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, or if `bundle` exists
-    and `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. Raises EdgebltError
+    for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs calibration or would
+    quantize again, or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
     """
-    if recipe not in RECIPES:
-        raise EdgebltError(f"recipe {recipe!r} is unknown; this version has {', '.join(RECIPES)}")
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
-    source, path = open_checkpoint(checkpoint), Path(bundle)
+    opened, path = open_checkpoint(checkpoint), Path(bundle)
     with whole_directory(path, replace and os.path.lexists(path / MANIFEST)) as partial:
+        source, recipe_name = _in_recipe(opened, recipe)
         models = {stage: GRAPHS[stage](source) for stage in STAGES}
         total = sum(_is_external(value) for model in models.values() for value in model.graph.initializers.values())
         stages: dict[str, StageRecord] = {}
-        with progress(f"exporting {checkpoint_name(source)}", total, "tensors") as advance:
+        with progress(f"exporting {checkpoint_name(opened)}", total, "tensors") as advance:
             for stage, model in models.items():
-                stages[stage] = _write_stage(model, stage, partial, advance)
-        (partial / "README.md").write_text(model_card(source, recipe, target), encoding="utf-8")
+                weights = _write_stage(model, stage, partial, advance)
+                stages[stage] = StageRecord(f"{stage}.onnx", weights, _formats(opened, source, stage))
+        (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=printable(path.name),
             target=target,
-            recipe=recipe,
+            recipe=recipe_name,
             config=source.config,
             stages=stages,
             files={file.name: file_record(file) for file in sorted(partial.iterdir())},
@@ -69,6 +77,37 @@ def export_bundle(
         )
         write_manifest(partial, manifest)
     return open_bundle(path)
+
+
+def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[WeightSource, str]:
+    """The weights as they shall be stored, and a name for it."""
+    if checkpoint.is_quantized or checkpoint.record:
+        if recipe is not None:
+            raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
+        return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
+    chosen = load_recipe(recipe or "fp32")
+    if chosen.needs_calibration:
+        raise EdgebltError(
+            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
+            f"--recipe {printable(str(recipe))}`, then export OUT"
+        )
+    return RecipeSource(checkpoint, chosen), chosen.name
+
+
+def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName) -> str:
+    """The formats of a stage's matrices, most weights first; the hash tables' apart."""
+    weights: dict[str, int] = {}
+    tables = ""
+    for name in checkpoint.names():
+        shape = source.shape(name)
+        if name.startswith(f"{stage}.") and len(shape) == 2:
+            format = source.format(name).describe()
+            if name == HASH_TABLES:
+                tables = format
+            else:
+                weights[format] = weights.get(format, 0) + math.prod(shape)
+    described = "; ".join(sorted(weights, key=lambda format: -weights[format]))
+    return f"{described}; tables {tables}" if tables else described or "none"
 
 
 def _is_external(initializer: ir.Value) -> bool:
@@ -82,7 +121,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_stage(model: ir.Model, stage: StageName, directory: Path, advance: Advance) -> StageRecord:
+def _write_stage(model: ir.Model, stage: StageName, directory: Path, advance: Advance) -> tuple[str, ...]:
     graph, weights = f"{stage}.onnx", f"{stage}.weights"
     try:
         ir.save(
@@ -98,8 +137,8 @@ def _write_stage(model: ir.Model, stage: StageName, directory: Path, advance: Ad
         raise _innermost(error) from None
     if not (directory / weights).stat().st_size:  # every tensor is small
         (directory / weights).unlink()
-        return StageRecord(graph, (), "fp32")
-    return StageRecord(graph, (weights,), "fp32")
+        return ()
+    return (weights,)
 
 
 def _innermost(error: BaseException) -> BaseException:

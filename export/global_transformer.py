@@ -3,16 +3,16 @@
 import onnx_ir as ir
 
 from edgeblt.contract import stage_contracts
-from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.graph import StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
+from edgeblt.export.weights import WeightSource
 
 
-def global_graph(checkpoint: Checkpoint) -> ir.Model:
+def global_graph(source: WeightSource) -> ir.Model:
     """`global.onnx`: patch vectors to latents (see `edgeblt.contract`); no norm follows the last layer."""
-    config = checkpoint.config
+    config = source.config
     graph = StageGraph(stage_contracts(config)["global"])
-    stack = TransformerStack(graph, checkpoint, config.global_)
+    stack = TransformerStack(graph, source, config.global_)
     value = graph.op("Unsqueeze", graph.inputs["patch_vectors"], graph.constant([0]))
     if config.has_global_projection:
         value = stack.weights.linear(value, ["global.projection"])

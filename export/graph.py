@@ -20,6 +20,8 @@ DTYPES = {
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
     "bool": ir.DataType.BOOL,
+    "float16": ir.DataType.FLOAT16,
+    "uint8": ir.DataType.UINT8,
 }
 
 
@@ -48,15 +50,17 @@ class StageGraph:
         values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
         return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
 
-    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[np.float32]]) -> ir.Value:
-        """An initializer `name`, float32 of `shape`, whose content `read` gives when it is needed."""
+    def weight(
+        self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]], dtype: str = "float32"
+    ) -> ir.Value:
+        """An initializer `name` of `shape` and `dtype`, whose content `read` gives when it is needed."""
 
         def tensor() -> ir.TensorProtocol:
-            array = np.ascontiguousarray(read(), np.float32)
+            array = np.ascontiguousarray(read(), dtype)
             assert array.shape == shape, f"{name}: {array.shape} is not {shape}"
             return ir.Tensor(array, name=name)
 
-        return self._tape.initializer(ir.LazyTensor(tensor, ir.DataType.FLOAT, ir.Shape(shape), name=name))
+        return self._tape.initializer(ir.LazyTensor(tensor, DTYPES[dtype], ir.Shape(shape), name=name))
 
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
         """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""

@@ -4,81 +4,46 @@ The order of operations is transformers' (`models/blt/modeling_blt.py`); query, 
 over weights laid side by side.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeblt.config import TransformerConfig
 from edgeblt.contract import padded_head_dim
-from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.graph import MICROSOFT, StageGraph
+from edgeblt.export.weights import Weights, WeightSource
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Weights of a checkpoint as initializers of a graph, under the checkpoint's canonical names."""
+class Heads:
+    """The heads of a stack, side by side along the last axis, each of `head_dim` elements filled up to `padded`."""
 
     graph: StageGraph
-    checkpoint: Checkpoint
-
-    def whole(self, name: str) -> ir.Value:
-        """A norm's scale or an embedding table, as it is."""
-        return self.graph.weight(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name))
-
-    def linear(self, value: ir.Value, names: list[str], layout: "HeadLayout | None" = None) -> ir.Value:
-        """`value` [.., in] times the named weights [out, in], side by side: [.., sum of out]."""
-        parts = [_padded(self.checkpoint, name, layout) for name in names]
-        width_in = parts[0][0][1]
-        width_out = sum(shape[0] for shape, _ in parts)
-        name = names[0] if len(names) == 1 else _joined(names)
-
-        def read() -> NDArray[np.float32]:
-            return np.concatenate([read_part() for _, read_part in parts]).T
-
-        return self.graph.op("MatMul", value, self.graph.weight(name, (width_in, width_out), read))
-
-
-@dataclass(frozen=True)
-class HeadLayout:
-    """Where zero rows and columns go so that each head of `head_dim` fills `padded` elements."""
-
     head_dim: int
     padded: int
 
     @classmethod
-    def of(cls, config: TransformerConfig) -> "HeadLayout":
-        return cls(config.head_dim, padded_head_dim(config))
+    def of(cls, graph: StageGraph, config: TransformerConfig) -> "Heads":
+        return cls(graph, config.head_dim, padded_head_dim(config))
 
-    def pad(self, weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-        """`weight` with the heads along `axis` padded."""
-        heads = weight.shape[axis] // self.head_dim
-        rows = np.moveaxis(weight, axis, 0).reshape(heads, self.head_dim, -1)
-        wide = np.zeros((heads, self.padded, rows.shape[2]), np.float32)
-        wide[:, : self.head_dim] = rows
-        return np.moveaxis(wide.reshape(heads * self.padded, -1), 0, axis)
+    def pad(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        """Zeros behind each head; the result is given `shape`, which says nothing new where heads are not padded."""
+        if self.head_dim == self.padded:
+            return value
+        graph = self.graph
+        heads = graph.op("Reshape", value, graph.constant([-1, self.head_dim]))
+        filled = graph.op("Pad", heads, graph.constant([0, 0, 0, self.padded - self.head_dim]))
+        return graph.op("Reshape", filled, graph.constant(shape))
 
-
-def _padded(
-    checkpoint: Checkpoint, name: str, layout: HeadLayout | None
-) -> tuple[tuple[int, int], Callable[[], NDArray[np.float32]]]:
-    """Shape and reader of a weight [out, in], heads padded: inputs of an output projection, outputs of the others."""
-    rows, columns = checkpoint.shape(name)
-    if layout is None or layout.head_dim == layout.padded:
-        return (rows, columns), lambda: checkpoint.tensor(name)
-    axis = 1 if name.endswith(".output") else 0
-    if axis:
-        columns = columns // layout.head_dim * layout.padded
-    else:
-        rows = rows // layout.head_dim * layout.padded
-    return (rows, columns), lambda: layout.pad(checkpoint.tensor(name), axis)
-
-
-def _joined(names: list[str]) -> str:
-    prefix = names[0].rpartition(".")[0]
-    return prefix + "." + "_".join(name.rpartition(".")[2] for name in names)
+    def unpad(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        """The inverse of `pad`."""
+        if self.head_dim == self.padded:
+            return value
+        graph = self.graph
+        heads = graph.op("Reshape", value, graph.constant([-1, self.padded]))
+        ends = (graph.constant([end]) for end in (0, self.head_dim, 1))
+        return graph.op("Reshape", graph.op("Slice", heads, *ends), graph.constant(shape))
 
 
 @dataclass(frozen=True)
@@ -92,11 +57,11 @@ class Residual:
 class TransformerStack:
     """The transformer layers of one stage, over the cache its contract names."""
 
-    def __init__(self, graph: StageGraph, checkpoint: Checkpoint, config: TransformerConfig) -> None:
+    def __init__(self, graph: StageGraph, source: WeightSource, config: TransformerConfig) -> None:
         self.graph = graph
-        self.weights = Weights(graph, checkpoint)
+        self.weights = Weights(graph, source)
         self.config = config
-        self.layout = HeadLayout.of(config)
+        self.heads = Heads.of(graph, config)
         self.presents: dict[str, ir.Value] = {}
         self._last_slot = graph.op("Sub", graph.inputs["total_length"], graph.constant(np.array([1], np.int32)))
 
@@ -110,7 +75,7 @@ class TransformerStack:
 
     def norm(self, hidden: Residual, weight: str) -> tuple[ir.Value, ir.Value]:
         """RMSNorm of the sum of both addends, and that sum."""
-        scale, epsilon = self.weights.whole(weight), self.config.norm_epsilon
+        scale, epsilon = self.weights.vector(weight), self.config.norm_epsilon
         if hidden.residual is None:
             return rms_norm(self.graph, hidden.value, scale, epsilon), hidden.value
         normed, _, _, total = self.graph.ops(
@@ -125,7 +90,9 @@ class TransformerStack:
     def _attention(self, index: int, prefix: str, value: ir.Value) -> ir.Value:
         """Rotation by the cache slots' angles, attention within the window, and the cache's new values."""
         config, graph = self.config, self.graph
-        projected = self.weights.linear(value, [f"{prefix}.{name}" for name in ("query", "key", "value")], self.layout)
+        projected = self.weights.linear(value, [f"{prefix}.{name}" for name in ("query", "key", "value")])
+        count = config.head_count + 2 * config.kv_head_count
+        projected = self.heads.pad(projected, [1, -1, count * self.heads.padded])
         attended, present_key, present_value = graph.ops(
             "GroupQueryAttention", projected, None, None,
             graph.inputs[f"past_key_{index}"], graph.inputs[f"past_value_{index}"],
@@ -135,7 +102,8 @@ class TransformerStack:
             do_rotary=1, rotary_interleaved=1,
         )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
-        return self.weights.linear(attended, [f"{prefix}.output"], self.layout)
+        attended = self.heads.unpad(attended, [1, -1, config.head_count * config.head_dim])
+        return self.weights.linear(attended, [f"{prefix}.output"])
 
     def _mlp(self, prefix: str, value: ir.Value) -> ir.Value:
         gate = activation(self.graph, self.config.activation, self.weights.linear(value, [f"{prefix}.gate"]))

@@ -4,22 +4,22 @@ import onnx_ir as ir
 
 from edgeblt.config import TransformerConfig
 from edgeblt.contract import stage_contracts
-from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.export.graph import OPSET, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
+from edgeblt.export.weights import WeightSource
 
 
-def patcher_graph(checkpoint: Checkpoint) -> ir.Model:
+def patcher_graph(source: WeightSource) -> ir.Model:
     """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.contract`)."""
-    config = checkpoint.config
+    config = source.config
     graph = StageGraph(stage_contracts(config)["patcher"])
     outputs: dict[str, ir.Value] = {}
     if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
         shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
         logits = graph.op("ConstantOfShape", shape)
     else:
-        stack = TransformerStack(graph, checkpoint, config.patcher)
+        stack = TransformerStack(graph, source, config.patcher)
         logits = outputs["logits"] = _next_byte_logits(graph, stack, config.patcher)
         outputs |= stack.presents
     inputs = {
@@ -37,7 +37,7 @@ def patcher_graph(checkpoint: Checkpoint) -> ir.Model:
 
 
 def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
-    embedded = graph.op("Gather", stack.weights.whole("patcher.embedding"), graph.inputs["ids"])
+    embedded = stack.weights.lookup("patcher.embedding", graph.inputs["ids"])
     hidden = Residual(graph.op("Unsqueeze", embedded, graph.constant([0])))
     for layer in range(config.layer_count):
         hidden = stack.layer(layer, hidden)

@@ -1,15 +1,16 @@
-"""Tensors in safetensors files: what the header says, and one tensor, or some of its rows, at a time.
+"""Tensors in safetensors files: what the header says, and one tensor, or some of its rows, at a time, to read or write.
 
 Every error of the file format becomes an EdgebltError that names the file.
 """
 
+import json
 import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from edgeblt.errors import EdgebltError
 
 # The header of a 7B model takes 60 KB; the format's own limit of 100 MB would let a file cost gigabytes to open.
 HEADER_LIMIT = 16 << 20
+RAW_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
 
 
@@ -44,16 +46,27 @@ class StoredTensor:
 
     @property
     def stored_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.format][1]
+        size = RAW_BYTES[self.format] if self.format in RAW_BYTES else DTYPES[self.format][1]
+        return math.prod(self.shape) * size
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
+    def raw(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows `start` to `stop` as they are stored; the dtype must be one of RAW_BYTES."""
+        assert self.format in RAW_BYTES, self.format
+        rows: NDArray[Any] = self._rows(start, stop).clone(memory_format=torch.contiguous_format).numpy()
+        return rows
+
+    def _rows(self, start: int, stop: int | None) -> torch.Tensor:
         with _opened(self.file) as handle:
             stored = handle.get_slice(self.name)
             if tuple(stored.get_shape()) != self.shape or stored.get_dtype() != self.format:
                 raise EdgebltError(f"{self.file} has changed since it was opened; open the checkpoint again")
-            # A copy even of float32: what safetensors gives is a view of the mapped file.
-            rows = stored[start:stop].to(torch.float32, copy=True).contiguous()
+            rows: torch.Tensor = stored[start:stop] if self.shape else handle.get_tensor(self.name)
+            return rows
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
+        # A copy even of float32: what safetensors gives is a view of the mapped file.
+        rows = self._rows(start, stop).to(torch.float32, copy=True).contiguous()
         values: NDArray[np.float32] = rows.numpy()
         if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
             raise EdgebltError(
@@ -92,3 +105,42 @@ def _opened(file: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = " ".join(ascii(str(error)).strip("'\"").split())[:200]
         raise EdgebltError(f"{file} is not a whole safetensors file ({reason}); download or write it again") from None
+
+
+class SafetensorsWriter:
+    """A safetensors file whose tensors are known beforehand and written in any order, whole or by rows.
+
+    Everything is in place when `finish` has returned. Source of the format: safetensors' own description (a length,
+    a JSON header, the data).
+    """
+
+    def __init__(self, file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        """`tensors`: name to dtype (one of RAW_BYTES) and shape, in file order."""
+        self._file = file
+        self._tensors = tensors
+        self._offsets: dict[str, int] = {}
+        self._missing = {name: RAW_BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in tensors.items()}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, (dtype, shape) in tensors.items():
+            self._offsets[name] = end
+            end += self._missing[name]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [self._offsets[name], end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        self._start = 8 + len(text)
+        file.truncate(self._start + end)
+
+    def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
+        """Rows from `first_row` on, of the tensor's dtype and row shape; every element is written once."""
+        dtype, shape = self._tensors[name]
+        assert values.shape[1:] == shape[1:] and values.itemsize == RAW_BYTES[dtype], (name, values.shape, values.dtype)
+        data = np.ascontiguousarray(values)
+        self._file.seek(self._start + self._offsets[name] + first_row * math.prod(shape[1:]) * RAW_BYTES[dtype])
+        self._file.write(data.data.cast("B") if data.size else b"")
+        self._missing[name] -= data.nbytes
+
+    def finish(self) -> None:
+        incomplete = [name for name, count in self._missing.items() if count]
+        assert not incomplete, f"not written, or twice: {incomplete}"

