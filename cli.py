@@ -44,17 +44,20 @@ def demo(
     bundle: Annotated[Path, typer.Option(help="Where to write the bundle; one that is there is replaced.")] = Path(
         "demo-bundle"
     ),
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="fp32, int8, int4, int4-small, nf4, or a TOML file of your own.")
+    ] = "fp32",
 ) -> None:
     """Run the whole road on a small model.
 
-    Takes the model that comes with the package, exports it, validates it against transformers on six held-out
-    texts, times it beside transformers, and writes a passage in which you see where patches start. Needs
-    edgeblt[workbench]; takes a minute or two.
+    Takes the model that comes with the package, quantizes it if the recipe says so, exports it, validates it against
+    transformers on six held-out texts, times it beside transformers, and writes a passage in which you see where
+    patches start. Needs edgeblt[workbench]; takes a minute or two.
     """
     _require_workbench()
     from edgeblt.export.demo import run_demo
 
-    printing.show_demo(run_demo(bundle))
+    printing.show_demo(run_demo(bundle, recipe))
 
 
 @app.command()

@@ -89,7 +89,7 @@ def show_inspection(result: "Inspection") -> None:
 
 
 def show_demo(result: "Demo") -> None:
-    title = "accuracy against transformers, float32"
+    title = f"accuracy of {printable(result.bundle.manifest.recipe)} against transformers in float32"
     _print(_accuracy_table(title, "held-out text", "transformers", result.accuracy.texts))
     speed = result.benchmark
     table = _table("speed after 1,024 bytes of context", "", "edgeblt", "transformers", "ratio")

@@ -98,9 +98,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = original.config.model
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
     used = {part.name for weight in weights.values() for part in weight.parts}
-    companions = (".quant_map", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4", ".weight_format")
-    unused = sorted(name for name in original.stored.keys() - used if not name.endswith(companions))
-    return Checkpoint(path, config, weights, unused)
+    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

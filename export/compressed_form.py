@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class CompressionRecord:
     source: str  # the original's name
     calibration: str  # the text's name, size and hash; empty where none was needed
     made_by: dict[str, str]  # package to version
+    relative_error: dict[str, float] = field(default_factory=dict)  # of the weights, by stage; `WeightError.relative`
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def config_document(config: ModelConfig, record: CompressionRecord) -> str:
 
 def _texts(record: CompressionRecord) -> Iterator[str]:
     yield from (record.recipe.name, record.source, record.calibration, *record.made_by, *record.made_by.values())
+    yield from record.relative_error
 
 
 def _document(file: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The whole road on the bundled model: export, validate, time beside transformers, generate."""
 
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,8 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
+from edgeblt.quant.compress import quantize_checkpoint
+from edgeblt.quant.recipe import load_recipe
 from edgeblt.reference import ComputedRows
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
 from edgeblt.validation import Report, validate
@@ -35,16 +38,24 @@ class Demo:
     passage: tuple[bytes, ...]  # patches, those of the prompt first
 
 
-def run_demo(bundle: str | Path) -> Demo:
-    """Write a bundle of the bundled model at `bundle`, replacing one there, and measure it.
+def run_demo(bundle: str | Path, recipe: str | Path = "fp32") -> Demo:
+    """Write a bundle of the bundled model at `bundle`, in the formats of `recipe`, replacing one there; measure it.
 
-    Raises EdgebltError if `bundle` cannot be written.
+    Raises EdgebltError for an unknown recipe, or if `bundle` cannot be written.
     """
-    exported = export_bundle(DEMO_CHECKPOINT, bundle, replace=True)
+    exported = _export(bundle, recipe)
     model, reference = load(exported.path), TransformersReference(DEMO_CHECKPOINT)
     (accuracy,) = validate([model], ComputedRows(reference, held_out_texts()))
     prefill, decode = _time_transformers(reference)
     return Demo(exported, accuracy, bench(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
+
+
+def _export(bundle: str | Path, recipe: str | Path) -> Bundle:
+    if not load_recipe(recipe).needs_calibration:
+        return export_bundle(DEMO_CHECKPOINT, bundle, recipe, replace=True)
+    with tempfile.TemporaryDirectory() as folder:
+        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "compressed", recipe)
+        return export_bundle(compressed, bundle, replace=True)
 
 
 def _time_transformers(reference: TransformersReference) -> tuple[float, float]:

@@ -21,6 +21,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         "cross-attention": f"{checkpoint.config.cross_attention_k} vectors a patch",
         "unused tensors": ", ".join(checkpoint.unused_names()) or "none",
     }
+    if checkpoint.record:
+        record = checkpoint.record
+        errors = ", ".join(f"{part} {value:.2g}" for part, value in record.relative_error.items())
+        description |= {
+            "quantized": f"from {record.source} by the recipe {record.recipe.name}",
+            "calibrated on": record.calibration or "nothing",
+            "relative error of the weights": errors or "not recorded",
+        }
     return Inspection("checkpoint", str(checkpoint.path), description, tuple(part for part in parts if part.parameters))
 
 

@@ -146,7 +146,7 @@ class Weights:
         rows, blocks = stored.shape[0], stored.format.block_count(stored.shape[1])
         if blocks == stored.block_count:
             return scales
-        times = -(-stored.block_count // blocks)
+        times = stored.repeats(stored.block_size)
         wide = self.graph.op(
             "Expand", self.graph.op("Unsqueeze", scales, self.graph.constant([2])), self.graph.constant([1, 1, times])
         )
@@ -193,6 +193,10 @@ class _Stored:
     def scale_dtype(self) -> str:
         return f"float{self.format.scale_bits}"
 
+    def repeats(self, block_size: int) -> int:
+        """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
+        return (self.format.block_size or self.shape[1] + block_size - 1) // block_size
+
     def parameters(self, graph: StageGraph, name: str, zero_block: int | None = None) -> list[ir.Value]:
         """Scales [rows, blocks of the format] as stored, and zero points packed by the operator's blocks, if any."""
         (rows, columns), bits = self.shape, self.format.bits
@@ -203,7 +207,8 @@ class _Stored:
         count = -(-columns // (zero_block or self.block_size))
 
         def zero_points() -> NDArray[Any]:
-            repeated = np.repeat(self._quantized().zero_points, -(-count // blocks), axis=1)[:, :count]
+            repeats = self.repeats(zero_block or self.block_size)
+            repeated = np.repeat(self._quantized().zero_points, repeats, axis=1)[:, :count]
             return pack(repeated, bits)
 
         packed = (rows, -(-count * bits // 8))

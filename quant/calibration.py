@@ -21,9 +21,9 @@ from edgeblt.export.weights import Encoded
 from edgeblt.ids import BOS, encode
 from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightFormat
 from edgeblt.quant.forward import Forward
-from edgeblt.quant.gptq import gptq
+from edgeblt.quant.gptq import Products, gptq
 from edgeblt.quant.recipe import Recipe
-from edgeblt.quant.recipe_source import encode_weight
+from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
 
 ROW_BYTES = 1024
@@ -36,14 +36,15 @@ Keep = Callable[[str, Encoded], None]
 def calibrate(checkpoint: Checkpoint, recipe: Recipe, text: bytes, keep: Keep) -> None:
     """Encode the recipe's matrices in the order of the computation, giving each to `keep` when it is done.
 
-    Every matrix sees inputs that the encoded ones before it made, so later ones make up for earlier errors where
-    they can. One layer's weights are in memory at a time. Raises EdgebltError if the text is
-    too short, and what reading the checkpoint raises.
+    The text runs through the encoded model and, beside it, through the exact one: every matrix is chosen to give, from
+    inputs that the encoded ones before it made, what it would give from exact ones. One layer's weights are in memory
+    at a time. Raises EdgebltError if the text is too short, and what reading the checkpoint raises.
     """
     calibration = _Calibration(checkpoint, recipe, keep)
     with torch.inference_mode():
         forward = Forward(checkpoint.config, calibration.multiply, calibration.vector, calibration.lookup)
-        forward.run(calibration_rows(text), PatchStarts(checkpoint.config.patching))
+        rows = calibration_rows(text)
+        forward.run(torch.cat([rows, rows]), PatchStarts(checkpoint.config.patching).of_exact)
 
 
 def read_calibration(path: str | Path | None) -> tuple[bytes, str]:
@@ -67,7 +68,10 @@ def calibration_rows(text: bytes) -> Tensor:
 
 
 class _Calibration:
-    """What multiplies in place of the model: it encodes each matrix, then computes with the encoded one."""
+    """What multiplies in place of the model: it encodes each matrix, then computes with the encoded one.
+
+    The first half of every batch is what the encoded model computes, the second half what the exact one does.
+    """
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe, keep: Keep) -> None:
         self._checkpoint = checkpoint
@@ -76,24 +80,25 @@ class _Calibration:
 
     def multiply(self, inputs: Tensor, names: list[str]) -> list[Tensor]:
         """`inputs` [.., columns] times each matrix [rows, columns], which is encoded first, if the recipe says so."""
-        gram: Tensor | None = None
+        rounded, exact = inputs.chunk(2)
+        products: Products | None = None
         outputs = []
         for name in names:
             weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
             format = self._recipe.format(name, weight.shape)
             if part.needs_calibration and isinstance(format, Linear):
-                gram = _gram(inputs.flatten(0, -2)) if gram is None else gram
-                encoded = self._encode(name, weight, gram, format)
+                products = products or _products(rounded.flatten(0, -2), exact.flatten(0, -2))
+                encoded = self._encode(name, weight, products, format)
                 self._keep(name, encoded)
-                weight = encoded.dequantize()
+                stored = encoded.dequantize()
             else:
-                weight = _decoded(weight, format, part.method, name)
-            outputs.append(inputs @ torch.from_numpy(weight).T)
+                stored = _decoded(weight, format, part.method, name)
+            outputs.append(torch.cat([rounded @ torch.from_numpy(stored).T, exact @ torch.from_numpy(weight).T]))
         return outputs
 
-    def _encode(self, name: str, weight: Matrix, gram: Tensor, format: Linear) -> Quantized:
+    def _encode(self, name: str, weight: Matrix, products: Products, format: Linear) -> Quantized:
         try:
-            return gptq(weight, gram, format)
+            return gptq(weight, products, format)
         except EdgebltError as error:
             raise EdgebltError(f"{name}: {error}") from None
 
@@ -101,33 +106,34 @@ class _Calibration:
         return torch.from_numpy(self._checkpoint.tensor(name))
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:
-        """Rows of an embedding as they will be stored, a part of it in memory at a time."""
+        """Rows of an embedding, as they will be stored and exactly; a part of it in memory at a time."""
         count, width = self._checkpoint.shape(name)
         format, method = self._recipe.format(name, (count, width)), self._recipe.part(name).method
         found = torch.empty(*ids.shape, width)
+        half = len(ids) // 2
         for start in range(int(ids.min()), int(ids.max()) + 1, LOOKUP_ROWS):
             inside = (ids >= start) & (ids < start + LOOKUP_ROWS)
             if inside.any():
                 rows = self._checkpoint.rows(name, start, min(start + LOOKUP_ROWS, count))
+                found[inside] = torch.from_numpy(rows)[ids[inside] - start]
+                inside[half:] = False
                 found[inside] = torch.from_numpy(_decoded(rows, format, method, name))[ids[inside] - start]
         return found
 
 
 def _decoded(weight: Matrix, format: WeightFormat, method: str, name: str) -> Matrix:
-    """What is left of a weight after it was stored."""
-    encoded = encode_weight(weight, format, method, name)
-    if isinstance(encoded, np.ndarray):
-        return encoded.astype(np.float16).astype(np.float32) if format == Floating(16) else encoded
-    return encoded.dequantize()
+    return decoded(encode_weight(weight, format, method, name), format == Floating(16))
 
 
-def _gram(flat: Tensor) -> Tensor:
-    """Sum of x x^T over the inputs, float64 [columns, columns]."""
-    gram = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64)
-    for start in range(0, len(flat), 4096):
-        wide = flat[start : start + 4096].double()
+def _products(rounded: Tensor, exact: Tensor) -> Products:
+    """Of inputs [rows, columns]."""
+    columns = rounded.shape[1]
+    gram, drift = (torch.zeros(columns, columns, dtype=torch.float64) for _ in range(2))
+    for start in range(0, len(rounded), 4096):
+        wide, wanted = rounded[start : start + 4096].double(), exact[start : start + 4096].double()
         gram += wide.T @ wide
-    return gram
+        drift += (wanted - wide).T @ wide
+    return Products(gram, drift)
 
 
 class PatchStarts:
@@ -145,6 +151,11 @@ class PatchStarts:
         self._session = onnxruntime.InferenceSession(
             ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+
+    def of_exact(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Those of the second half of the rows, for both halves, so that patch by patch they compare."""
+        half = len(ids) // 2
+        return self(logits[half:], ids[half:]).repeat(2, 1)
 
     def __call__(self, logits: Tensor, ids: Tensor) -> Tensor:
         """bool [rows, T]: whether the position after each id starts a patch. `logits` [rows, T, V]."""

@@ -1,5 +1,6 @@
 """`edgeblt quantize`: a checkpoint to a compressed one, tensor by tensor."""
 
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from edgeblt.files import whole_directory
 from edgeblt.progress import progress
 from edgeblt.quant.calibration import calibrate, read_calibration
 from edgeblt.quant.codebooks import CodebookQuantized
-from edgeblt.quant.formats import Codebook, Floating, Quantized, pack
-from edgeblt.quant.recipe import Recipe, load_recipe
-from edgeblt.quant.recipe_source import encode_weight
+from edgeblt.quant.formats import Codebook, Floating, Matrix, Quantized, WeightError, error, pack
+from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
+from edgeblt.quant.recipe_source import decoded, encode_weight
 
 ROWS = 1 << 15  # of an embedding in memory at a time
 _MADE_BY = ("edgeblt", "torch", "numpy")
@@ -37,10 +38,11 @@ def quantize_checkpoint(
     if source.is_quantized or source.record:
         raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
     text, described = read_calibration(calibration) if chosen.needs_calibration or calibration else (b"", "")
-    record = CompressionRecord(chosen, checkpoint_name(source), described, {name: _version(name) for name in _MADE_BY})
+    made_by = {name: _version(name) for name in _MADE_BY}
     with whole_directory(path) as partial:
         with (partial / WEIGHTS).open("wb") as file:
-            _write_weights(source, chosen, text, SafetensorsWriter(file, _tensors(source, chosen)))
+            errors = _write_weights(source, chosen, text, SafetensorsWriter(file, _tensors(source, chosen)))
+        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors)
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
     return path
 
@@ -53,36 +55,43 @@ def _tensors(source: Checkpoint, recipe: Recipe) -> dict[str, tuple[str, tuple[i
     return tensors
 
 
-def _write_weights(source: Checkpoint, recipe: Recipe, text: bytes, writer: SafetensorsWriter) -> None:
-    """The calibrated matrices as they come, then all the rest."""
+def _write_weights(source: Checkpoint, recipe: Recipe, text: bytes, writer: SafetensorsWriter) -> dict[str, float]:
+    """The calibrated matrices as they come, then all the rest. Gives the relative error of each stage's weights."""
     names = dict.fromkeys(source.names())
+    errors: dict[str, WeightError] = {}
+
+    def store(name: str, weight: Matrix, encoded: Encoded, first_row: int = 0) -> None:
+        half = recipe.format(name, source.shape(name)) == Floating(16)
+        for part, values in _parts(name, encoded, half).items():
+            writer.write(part, values, first_row)
+        stage = "tables" if name == HASH_TABLES else name.partition(".")[0]
+        errors[stage] = errors.get(stage, WeightError()) + error(weight, decoded(encoded, half))
+
     with progress(f"quantizing {checkpoint_name(source)}", len(names), "tensors") as advance:
 
         def keep(name: str, encoded: Encoded) -> None:
             del names[name]
-            _write(writer, name, encoded, recipe.format(name, source.shape(name)) == Floating(16))
+            store(name, source.tensor(name), encoded)
             advance(1)
 
         if recipe.needs_calibration:
             calibrate(source, recipe, text, keep)
         for name in list(names):
-            _write_by_rows(source, recipe, name, writer)
+            for start, rows in _row_blocks(source, recipe, name):
+                format, method = recipe.format(name, source.shape(name)), recipe.part(name).method
+                store(name, rows, encode_weight(rows, format, method, name), start)
             advance(1)
     writer.finish()
+    return {stage: float(f"{total.relative:.6g}") for stage, total in errors.items()}
 
 
-def _write_by_rows(source: Checkpoint, recipe: Recipe, name: str, writer: SafetensorsWriter) -> None:
+def _row_blocks(source: Checkpoint, recipe: Recipe, name: str) -> Iterator[tuple[int, Matrix]]:
+    """A tensor's rows, and the index of the first, as many at a time as shall be in memory."""
     shape = source.shape(name)
-    format, method = recipe.format(name, shape), recipe.part(name).method
-    step = shape[0] if isinstance(format, Codebook) else ROWS  # a codebook's blocks run over the ends of rows
+    whole = isinstance(recipe.format(name, shape), Codebook)  # its blocks run over the ends of rows
+    step = shape[0] if whole else ROWS
     for start in range(0, shape[0], step):
-        rows = source.rows(name, start, min(start + step, shape[0]))
-        _write(writer, name, encode_weight(rows, format, method, name), format == Floating(16), start)
-
-
-def _write(writer: SafetensorsWriter, name: str, encoded: Encoded, half: bool, first_row: int = 0) -> None:
-    for part, values in _parts(name, encoded, half).items():
-        writer.write(part, values, first_row)
+        yield start, source.rows(name, start, min(start + step, shape[0]))
 
 
 def _parts(name: str, encoded: Encoded, half: bool) -> dict[str, NDArray[np.generic]]:

@@ -10,6 +10,7 @@ Code c of a linear block stands for (c - zero_point) * scale. Codes are unsigned
 points, they are all 2 ** (bits - 1). Source: ONNX Runtime's MatMulNBits, which computes with exactly these numbers.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -103,6 +104,32 @@ class Quantized:
         zero_points = np.repeat(self.zero_points, block, axis=1)[:, :columns]
         result: Matrix = (self.codes.astype(np.float32) - zero_points.astype(np.float32)) * scales
         return result
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """What storing weights did to them; errors of several matrices add up."""
+
+    squared: float = 0.0  # sum over the weights of the difference squared
+    squared_weight: float = 0.0  # sum over the weights squared
+    largest: float = 0.0  # absolute difference
+
+    def __add__(self, other: "WeightError") -> "WeightError":
+        largest = max(self.largest, other.largest)
+        return WeightError(self.squared + other.squared, self.squared_weight + other.squared_weight, largest)
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the difference over that of the weights."""
+        return math.sqrt(self.squared / self.squared_weight) if self.squared_weight else 0.0
+
+
+def error(weight: Matrix, restored: Matrix) -> WeightError:
+    """The difference of two matrices of one shape, in float64."""
+    exact = weight.astype(np.float64)
+    difference = restored - exact
+    largest = float(np.abs(difference).max(initial=0))
+    return WeightError(float(np.square(difference).sum()), float(np.square(exact).sum()), largest)
 
 
 def quantize(weight: Matrix, format: Linear) -> Quantized:

@@ -2,8 +2,12 @@
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (arXiv 2210.17323), algorithm 1, with the inputs of most energy rounded first and every block's scale chosen before,
-from the weights as they are ("act-order" with static groups in the authors' code).
+from the weights as they are ("act-order" with static groups in the authors' code). What earlier layers' errors did to
+the inputs is made up for too, as in Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+Calibration" (arXiv 2504.02692).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,16 +20,27 @@ DAMPING = 0.01  # of the mean diagonal: keeps the inverse stable where inputs ar
 _BATCH = 128  # inputs whose effect on later ones is applied together
 
 
-def gptq(weight: Matrix, gram: Tensor, format: Linear) -> Quantized:
-    """`weight` [rows, columns] in `format`, minimising the error of its products with inputs of this Gram matrix.
+@dataclass(frozen=True)
+class Products:
+    """Sums over calibration inputs, float64 [columns, columns]: x as the rounded model makes them, y as the exact."""
 
-    `gram` float64 [columns, columns] is the sum of x x^T over the calibration inputs x. Raises EdgebltError for weights
-    too large for the format's scales.
+    gram: Tensor  # of x x^T
+    drift: Tensor  # of (y - x) x^T
+
+
+def gptq(weight: Matrix, products: Products, format: Linear) -> Quantized:
+    """`weight` [rows, columns] in `format`, so that its products with x come near to those of `weight` with y.
+
+    Raises EdgebltError for weights too large for the format's scales.
     """
-    start = quantize_least_squares(weight, format)
-    order = torch.argsort(gram.diagonal(), descending=True)
-    factor = _inverse_factor(gram[order][:, order])
+    order = torch.argsort(products.gram.diagonal(), descending=True)
+    factor = _inverse_factor(products.gram[order][:, order])
     left = torch.from_numpy(weight).double()[:, order]
+    # The unrounded weights that would do best on x: weight + weight drift gram^-1.
+    left = left + left @ products.drift[order][:, order] @ (factor.T @ factor)
+    shifted = torch.empty_like(left)
+    shifted[:, order] = left
+    start = quantize_least_squares(shifted.float().numpy(), format)
     scales = _by_column(start.scales, start)[:, order]
     zero_points = _by_column(start.zero_points, start)[:, order]
     codes = torch.zeros_like(left)

@@ -41,7 +41,7 @@ class WeightRecipe:
         if self.block_size not in (None, WHOLE_ROW, *BLOCK_SIZES):
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise EdgebltError(f"block_size is {self.block_size}; use one of {sizes}, or 0 for one block a row")
-        inputs, block = self.input_block_size, self.block_size
+        inputs, block = self.input_block_size, self._wanted_block
         if inputs is not None and (inputs not in BLOCK_SIZES or (block and inputs > block)):
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise EdgebltError(f"input_block_size is {inputs}; use one of {sizes}, none larger than block_size")
@@ -63,10 +63,15 @@ class WeightRecipe:
             return Floating(_FLOATING[self.format])
         if self.format in _CODEBOOK:
             return Codebook(self.format, _CODEBOOK_BLOCK)
-        wanted = self.block_size if self.block_size is not None else {"int4": 32, "int8": WHOLE_ROW}[self.format]
+        wanted = self._wanted_block
         bits, block = _LINEAR[self.format], None if wanted == WHOLE_ROW else _fitting(wanted, columns)
         inputs = self.input_block_size and _fitting(self.input_block_size, columns)
         return Linear(bits, block, self.symmetric, input_block_size=inputs if inputs != block else None)
+
+    @property
+    def _wanted_block(self) -> int:
+        """`block_size`, or what it is where it is left out."""
+        return self.block_size if self.block_size is not None else {"int4": 32}.get(self.format, WHOLE_ROW)
 
     def describe(self) -> str:
         """As `int4, blocks of 32, gptq`."""

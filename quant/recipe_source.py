@@ -48,3 +48,10 @@ def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) 
         return quantize_codebook(weight, format)
     except EdgebltError as error:
         raise EdgebltError(f"{name}: {error}") from None
+
+
+def decoded(encoded: Encoded, half: bool) -> Matrix:
+    """What is left of a weight after it was stored; `half`: floating-point numbers are, in 16 bits."""
+    if isinstance(encoded, np.ndarray):
+        return encoded.astype(np.float16).astype(np.float32) if half else encoded
+    return encoded.dequantize()

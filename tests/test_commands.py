@@ -22,9 +22,10 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "export", "validate", "bench", "generate", "inspect")
+COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect")
 OPTIONS = {
-    "demo": ["--bundle"],
+    "demo": ["--bundle", "--recipe"],
+    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration"],
     "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target"],
     "validate": ["BUNDLE", "--reference", "--reference-logits", "--text", "--noise / --no-noise", "--provider",
                  "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
@@ -371,6 +372,47 @@ def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.Capt
     assert [part["stage"] for part in document["parts"]] == ["patcher", "encoder", "encoder", "global", "decoder"]
     assert all(part["weight_format"] == "float32" and part["sha256"] is None for part in document["parts"])
     assert "hash tables" in run_command(capfd, "inspect", tiny_bundle[0]).stdout
+
+
+def test_quantize_then_export(
+    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, recipe, text = tiny_bundle[0], tmp_path / "mine.toml", tmp_path / "calibration.txt"
+    recipe.write_text('[decoder]\nformat = "int4"\nblock_size = 16\nmethod = "gptq"\n')
+    text.write_bytes(b"Whales are read of, and small models read them. " * 40)
+    small, bundle = tmp_path / "small", tmp_path / "bundle"
+    quantized = run_command(capfd, "quantize", checkpoint, small, "--recipe", recipe, "--calibration", text)
+    assert quantized.code == 0 and "int4, blocks of 16" in quantized.stdout
+    inspected = json.loads(run_command(capfd, "inspect", small, "--json", "-").stdout)
+    assert inspected["kind"] == "checkpoint" and "mine" in inspected["description"]["quantized"]
+    assert "calibration.txt, 1920 bytes" in inspected["description"]["calibrated on"]
+    errors = dict(part.split() for part in inspected["description"]["relative error of the weights"].split(", "))
+    assert 0.01 < float(errors["decoder"]) < 0.3
+    assert all(float(value) == 0 for part, value in errors.items() if part != "decoder")
+    assert run_command(capfd, "export", small, bundle).code == 0
+    manifest = open_bundle(bundle, verify=True).manifest
+    assert manifest.recipe == "mine" and manifest.stages["decoder"].weight_format.startswith("int4, blocks of 16")
+    assert manifest.stages["global"].weight_format == "fp32"
+    assert run_command(capfd, "generate", bundle, "a", "--max-new-bytes", 3).code == 0
+
+
+def test_quantize_that_is_refused(
+    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = tiny_bundle[0], tmp_path / "out"
+    short = tmp_path / "short.txt"
+    short.write_bytes(b"short")
+    refused = {
+        "there is no recipe 'int5'": ("--recipe", "int5"),
+        "the calibration text has 5 bytes": ("--calibration", short),
+        "cannot be read (No such file or directory)": ("--calibration", tmp_path / "none.txt"),
+    }
+    for message, arguments in refused.items():
+        result = run_command(capfd, "quantize", checkpoint, out, *arguments)
+        assert result.code == 2 and message in sentence(result)
+        assert not out.exists()
+    result = run_command(capfd, "export", checkpoint, out, "--recipe", "int4")
+    assert result.code == 2 and "edgeblt quantize CHECKPOINT OUT --recipe int4" in sentence(result)
 
 
 def test_json_that_cannot_be_written(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
