@@ -26,6 +26,7 @@ from edgeblt.quant.recipe import Recipe
 FORMAT_VERSION = 1
 MARK = "edgeblt_checkpoint"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SUFFIXES = ("codes", "scales", "zero_points")
 _CONFIG_LIMIT = 1 << 20
 
 
@@ -51,6 +52,12 @@ class CompressedForm:
         """The weight of a canonical name. Raises EdgebltError where a part is missing or of another kind."""
         format = self.record.recipe.format(name, shape)
         found = {part: self._part(part, *kind) for part, kind in parts_of(name, shape, format).items()}
+        for part in sorted({name, *(f"{name}.{suffix}" for suffix in _SUFFIXES)} - found.keys()):
+            if part in self.stored:
+                raise EdgebltError(
+                    f"{self.path / WEIGHTS}: {part} does not belong to {format.describe()}, which the recipe in "
+                    f"{CONFIG} says; quantize again"
+                )
         match format:
             case Floating():
                 return FloatingWeight(found[name], format)
@@ -105,7 +112,7 @@ def open_compressed_form(directory: Path) -> CompressedForm:
     """Read the configuration and the weights' header. Raises EdgebltError."""
     file = directory / CONFIG
     document = _document(file) or {}
-    if document.get(MARK) != FORMAT_VERSION:
+    if type(document.get(MARK)) is not int or document[MARK] != FORMAT_VERSION:  # true is no integer
         raise EdgebltError(
             f"{file} has format version {document.get(MARK)!r:.40}; this edgeblt reads {FORMAT_VERSION}: quantize again"
         )
