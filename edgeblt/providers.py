@@ -34,13 +34,14 @@ def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Options for one graph.
 
-    Every graph has a pool of its own. They must not spin: idle threads of one stage would take the cores from the
-    next. (A pool for all would forbid other users of ONNX Runtime in the process theirs.)
+    Every graph has a pool of its own. Its threads spin between the nodes of a run, but not after it: idle ones of one
+    stage would take the cores from the next. (A pool for all would forbid other users of ONNX Runtime in the process
+    theirs.)
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

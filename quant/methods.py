@@ -42,8 +42,9 @@ def _candidates(format: Linear) -> list[tuple[float, int]]:
 
 
 def _shrunk(scales: NDArray[np.float16], share: float) -> NDArray[np.float16]:
-    """Never zero: the smallest float16 stays itself."""
-    product = (scales * np.float32(share)).astype(np.float16)
+    """Never zero or infinite: the smallest float16 stays itself."""
+    limit = np.finfo(np.float16).max
+    product = np.clip(scales.astype(np.float32) * np.float32(share), -limit, limit).astype(np.float16)
     return np.where(product == 0, scales, product)
 
 

@@ -216,7 +216,6 @@ def test_values_too_large_for_a_scale(largest: float) -> None:
         gptq(weight, without_drift(torch.eye(3, dtype=torch.float64)), LINEAR)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast", "ignore:invalid value encountered")
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_largest_scales(method: Callable[[Matrix, Linear], Quantized]) -> None:
     """A share beyond the full range would be infinite in float16."""
