@@ -148,7 +148,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     path = _PACKAGED / f"{recipe}.toml" if str(recipe) in packaged_recipes() else Path(recipe)
     if not os.path.isfile(path):  # never raises, however odd the name
         names = ", ".join(packaged_recipes())
-        raise EdgebltError(f"there is no recipe {str(recipe)!r:.80}; use one of {names}, or the path of a TOML file")
+        raise EdgebltError(f"there is no recipe {str(recipe)!r:.400}; use one of {names}, or the path of a TOML file")
     try:
         if path.stat().st_size > _LIMIT:
             raise EdgebltError(f"{path} is larger than {_LIMIT} bytes; a recipe is a small TOML file")
