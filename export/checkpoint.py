@@ -11,6 +11,7 @@ Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation
     cross, cross.{i}   query_norm, key_norm, query, key, value, output
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,9 +77,15 @@ class Checkpoint:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
         return self._weights[name].rows(start, stop)
 
-    def encoded(self, name: str) -> Encoded:
-        """The whole weight in its own format. Raises as `tensor` does."""
-        return self._weights[name].encoded()
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        """Rows `start` to `stop` in the weight's own format; of a codebook format all rows. Raises as `tensor` does."""
+        return self._weights[name].encoded(start, stop)
+
+    def fingerprint(self, *settings: object) -> str:
+        """What a conversion with these settings depends on: the files by name, size and time of change, and them."""
+        files = sorted({part.file for weight in self._weights.values() for part in weight.parts})
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

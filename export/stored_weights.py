@@ -46,8 +46,8 @@ class StoredWeight(Protocol):
         """float32 rows `start` to `stop` along the first axis. Raises EdgebltError."""
         ...
 
-    def encoded(self) -> Encoded:
-        """The whole weight in its format. Raises EdgebltError."""
+    def encoded(self, start: int, stop: int) -> Encoded:
+        """Those rows in the weight's format; of a codebook format always all of them. Raises EdgebltError."""
         ...
 
 
@@ -71,8 +71,8 @@ class FloatingWeight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self.tensor.read(start, stop)
 
-    def encoded(self) -> Encoded:
-        return self.rows(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class LinearWeight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read(start, stop).dequantize()
 
-    def encoded(self) -> Encoded:
-        return self._read(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self._read(start, stop)
 
     def _read(self, start: int, stop: int) -> Quantized:
         bits, columns = self.format.bits, self.shape[1]
@@ -134,7 +134,8 @@ class BitsAndBytes4Weight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read().dequantize()[start:stop]
 
-    def encoded(self) -> Encoded:
+    def encoded(self, start: int, stop: int) -> Encoded:
+        assert (start, stop) == (0, self.shape[0]), "its blocks run over the ends of rows"
         return self._read()
 
     def _read(self) -> CodebookQuantized:
@@ -185,8 +186,8 @@ class BitsAndBytes8Weight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read(start, stop).dequantize()
 
-    def encoded(self) -> Encoded:
-        return self._read(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self._read(start, stop)
 
     def _read(self, start: int, stop: int) -> Quantized:
         codes = (self.tensor.raw(start, stop).astype(np.int16) + LLM_INT8.middle).astype(np.uint8)

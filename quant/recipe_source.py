@@ -29,8 +29,9 @@ class RecipeSource:
     def format(self, name: str) -> WeightFormat:
         return self._recipe.format(name, self.shape(name))
 
-    def encoded(self, name: str) -> Encoded:
-        return encode_weight(self._checkpoint.tensor(name), self.format(name), self._recipe.part(name).method, name)
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        rows = self._checkpoint.rows(name, start, stop)
+        return encode_weight(rows, self.format(name), self._recipe.part(name).method, name)
 
 
 def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) -> Encoded:
