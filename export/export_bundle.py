@@ -125,9 +125,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_stage(
-    stage: Stage, name: StageName, directory: Path, journal: Journal, advance: Advance
-) -> tuple[str, ...]:
+def _write_stage(stage: Stage, name: StageName, directory: Path, journal: Journal, advance: Advance) -> tuple[str, ...]:
     """The names of its files of weights."""
     ir.save(stage.model, directory / f"{name}.onnx")
     if not stage.slots:

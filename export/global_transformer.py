@@ -1,7 +1,5 @@
 """The global stage: one position a patch, full causal attention."""
 
-import onnx_ir as ir
-
 from edgeblt.contract import stage_contracts
 from edgeblt.export.graph import Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack

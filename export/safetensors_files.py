@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeblt.errors import EdgebltError
+from edgeblt.export.weight_file import Slot
 
 # The header of a 7B model takes 60 KB; the format's own limit of 100 MB would let a file cost gigabytes to open.
 HEADER_LIMIT = 16 << 20
-RAW_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+RAW_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
 
 
@@ -107,40 +114,22 @@ def _opened(file: Path) -> Iterator[Any]:
         raise EdgebltError(f"{file} is not a whole safetensors file ({reason}); download or write it again") from None
 
 
-class SafetensorsWriter:
-    """A safetensors file whose tensors are known beforehand and written in any order, whole or by rows.
+def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Slot], bytes]:
+    """Where tensors lie in a safetensors file, in this order, and the file's beginning.
 
-    Everything is in place when `finish` has returned. Source of the format: safetensors' own description (a length,
+    `tensors`: name to dtype (one of RAW_BYTES) and shape. Source of the format: safetensors' own description (a length,
     a JSON header, the data).
     """
-
-    def __init__(self, file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-        """`tensors`: name to dtype (one of RAW_BYTES) and shape, in file order."""
-        self._file = file
-        self._tensors = tensors
-        self._offsets: dict[str, int] = {}
-        self._missing = {name: RAW_BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in tensors.items()}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, (dtype, shape) in tensors.items():
-            self._offsets[name] = end
-            end += self._missing[name]
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [self._offsets[name], end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        file.truncate(self._start + end)
-
-    def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
-        """Rows from `first_row` on, of the tensor's dtype and row shape; every element is written once."""
-        dtype, shape = self._tensors[name]
-        assert values.shape[1:] == shape[1:] and values.itemsize == RAW_BYTES[dtype], (name, values.shape, values.dtype)
-        data = np.ascontiguousarray(values)
-        self._file.seek(self._start + self._offsets[name] + first_row * math.prod(shape[1:]) * RAW_BYTES[dtype])
-        self._file.write(data.data.cast("B") if data.size else b"")
-        self._missing[name] -= data.nbytes
-
-    def finish(self) -> None:
-        incomplete = [name for name, count in self._missing.items() if count]
-        assert not incomplete, f"not written, or twice: {incomplete}"
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + RAW_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    beginning = struct.pack("<Q", len(text)) + text
+    slots = {
+        name: Slot(len(beginning) + header[name]["data_offsets"][0], NUMPY_DTYPES[dtype], shape)
+        for name, (dtype, shape) in tensors.items()
+    }
+    return slots, beginning

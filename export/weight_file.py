@@ -100,11 +100,11 @@ class WeightFile:
         self._slots, self._journal, self._name = slots, journal, path.name
         self._missing = {name: slot.size for name, slot in slots.items()}
         self.written = 0  # bytes of the piece that was kept or written last
-        size = max((slot.offset + slot.size for slot in slots.values()), default=len(header))
-        kept = path.is_file() and path.stat().st_size == size
+        self.size = max((slot.offset + slot.size for slot in slots.values()), default=len(header))
+        kept = path.is_file() and path.stat().st_size == self.size
         self._file = path.open("r+b" if kept else "w+b", buffering=0)
-        if not kept and size:
-            _allocate(self._file.fileno(), size)
+        if not kept and self.size:
+            _allocate(self._file.fileno(), self.size)
         self._file.write(header)
 
     def __enter__(self) -> "WeightFile":
@@ -138,7 +138,7 @@ class WeightFile:
         for tensor, rows in arrays.items():
             slot = self._slots[tensor]
             assert rows.dtype == slot.dtype and rows.shape[1:] == slot.shape[1:], (tensor, rows.shape, rows.dtype)
-            data = memoryview(np.ascontiguousarray(rows)).cast("B") if rows.size else memoryview(b"")
+            data = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
             regions[tensor] = (slot.offset + first_row * slot.row_bytes, len(data))
             self._write(regions[tensor][0], data)
             digest.update(data)

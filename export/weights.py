@@ -130,9 +130,7 @@ class Weights:
         self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
         return self.graph.op("MatMul", value, self._as_float32(weight, dtype))
 
-    def _linear_product(
-        self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]
-    ) -> ir.Value:
+    def _linear_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
         block = _input_block(format, columns)
         blocked = (-(-columns // block), block * format.bits // 8)
@@ -240,7 +238,11 @@ class _Stored:
             above += self.source.shape(name)[0]
 
     def _make(self, name: str, start: int, stop: int) -> Arrays:
-        encoded, bits, joined = cast(Quantized, self.source.encoded(name, start, stop)), self.format.bits, _joined(self.names)
+        encoded, bits, joined = (
+            cast(Quantized, self.source.encoded(name, start, stop)),
+            self.format.bits,
+            _joined(self.names),
+        )
         blocked = to_blocks(encoded.codes, self.block_size) if len(self.code_shape) == 2 else encoded.codes
         arrays: dict[str, NDArray[Any]] = {f"{joined}.codes": pack(blocked, bits), f"{joined}.scales": encoded.scales}
         if not self.format.symmetric:

@@ -1,49 +1,65 @@
-"""`edgeblt quantize`: a checkpoint to a compressed one, tensor by tensor."""
+"""`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.compressed_form import CONFIG, WEIGHTS, CompressionRecord, config_document, parts_of
 from edgeblt.export.model_card import checkpoint_name
-from edgeblt.export.safetensors_files import SafetensorsWriter
-from edgeblt.export.weights import Encoded
+from edgeblt.export.safetensors_files import layout
+from edgeblt.export.weight_file import Arrays, Journal, WeightFile
+from edgeblt.export.weights import Encoded, row_blocks
 from edgeblt.files import whole_directory
-from edgeblt.progress import progress
+from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.activations import Scratch
 from edgeblt.quant.calibration import calibrate, read_calibration
 from edgeblt.quant.codebooks import CodebookQuantized
-from edgeblt.quant.formats import Codebook, Floating, Matrix, Quantized, WeightError, error, pack
+from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightError, error, pack, unpack
+from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 
-ROWS = 1 << 15  # of an embedding in memory at a time
 _MADE_BY = ("edgeblt", "torch", "numpy")
 
 
 def quantize_checkpoint(
-    checkpoint: str | Path, out: str | Path, recipe: str | Path = "int4", calibration: str | Path | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: str | Path = "int4",
+    calibration: str | Path | None = None,
+    memory_limit: int = DEFAULT_LIMIT,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
-    `calibration` is a text file for the recipes that need one; None takes the one that comes with the package. One
-    layer is in memory at a time. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
-    unknown recipe, a calibration text that is missing or too short, `out` there already or not writable.
+    `calibration` is a text file for the recipes that need one; None takes the one that comes with the package.
+    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
+    conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
+    unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
+    there already or not writable.
     """
     source, chosen, path = open_checkpoint(checkpoint), load_recipe(recipe), Path(out)
     if source.is_quantized or source.record:
         raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
     text, described = read_calibration(calibration) if chosen.needs_calibration or calibration else (b"", "")
+    scratch_limit = scratch_bytes(source, chosen, memory_limit)
     made_by = {name: _version(name) for name in _MADE_BY}
-    with whole_directory(path) as partial:
-        with (partial / WEIGHTS).open("wb") as file:
-            errors = _write_weights(source, chosen, text, SafetensorsWriter(file, _tensors(source, chosen)))
-        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors)
+    with whole_directory(path, resume=True) as partial:
+        journal = Journal(partial, source.fingerprint(chosen, described, made_by))
+        slots, header = layout(_tensors(source, chosen))
+        with (
+            WeightFile(partial / WEIGHTS, slots, journal, header) as file,
+            progress(f"quantizing {checkpoint_name(source)}", file.size, BYTES) as advance,
+        ):
+            quantizing = _Quantizing(source, chosen, file, advance)
+            if chosen.needs_calibration:
+                calibrate(source, chosen, text, quantizing, Scratch(partial, scratch_limit))
+            quantizing.all_others()
+        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, quantizing.relative_errors())
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
+        journal.remove()
     return path
 
 
@@ -55,58 +71,75 @@ def _tensors(source: Checkpoint, recipe: Recipe) -> dict[str, tuple[str, tuple[i
     return tensors
 
 
-def _write_weights(source: Checkpoint, recipe: Recipe, text: bytes, writer: SafetensorsWriter) -> dict[str, float]:
-    """The calibrated matrices as they come, then all the rest. Gives the relative error of each stage's weights."""
-    names = dict.fromkeys(source.names())
-    errors: dict[str, WeightError] = {}
+class _Quantizing:
+    """The weights on their way into the file: the calibrated matrices as they come, then all others."""
 
-    def store(name: str, weight: Matrix, encoded: Encoded, first_row: int = 0) -> None:
-        half = recipe.format(name, source.shape(name)) == Floating(16)
-        for part, values in _parts(name, encoded, half).items():
-            writer.write(part, values, first_row)
+    def __init__(self, source: Checkpoint, recipe: Recipe, file: WeightFile, advance: Advance) -> None:
+        self._source, self._recipe, self._file, self._advance = source, recipe, file, advance
+        self._left = dict.fromkeys(source.names())
+        self._errors: dict[str, WeightError] = {}
+
+    def kept(self, name: str) -> Quantized | None:
+        note = self._file.keeps(name)
+        if note is None:
+            return None
+        self._count(name, WeightError(*note["error"]))
+        del self._left[name]
+        return _read_back(self._file, name, self._source.shape(name), self._recipe)
+
+    def keep(self, name: str, encoded: Encoded) -> None:
+        self._store(name, name, self._source.tensor(name), encoded)
+        del self._left[name]
+
+    def all_others(self) -> None:
+        for name in self._left:
+            format, method = self._recipe.format(name, self._source.shape(name)), self._recipe.part(name).method
+            for start, stop in row_blocks(format, self._source.shape(name)):
+                piece = f"{name}, row {start}"
+                note = self._file.keeps(piece)
+                if note is None:
+                    rows = self._source.rows(name, start, stop)
+                    self._store(piece, name, rows, encode_weight(rows, format, method, name), start)
+                else:
+                    self._count(name, WeightError(*note["error"]))
+
+    def relative_errors(self) -> dict[str, float]:
+        """Of each stage's weights."""
+        return {stage: float(f"{total.relative:.6g}") for stage, total in self._errors.items()}
+
+    def _store(self, piece: str, name: str, weight: Matrix, encoded: Encoded, first_row: int = 0) -> None:
+        half = self._recipe.format(name, self._source.shape(name)) == Floating(16)
+        made = error(weight, decoded(encoded, half))
+        note = {"error": [made.squared, made.squared_weight, made.largest]}
+        self._file.write(piece, _parts(name, encoded, half), first_row, note)
+        self._count(name, made)
+
+    def _count(self, name: str, made: WeightError) -> None:
         stage = "tables" if name == HASH_TABLES else name.partition(".")[0]
-        errors[stage] = errors.get(stage, WeightError()) + error(weight, decoded(encoded, half))
-
-    with progress(f"quantizing {checkpoint_name(source)}", len(names), "tensors") as advance:
-
-        def keep(name: str, encoded: Encoded) -> None:
-            del names[name]
-            store(name, source.tensor(name), encoded)
-            advance(1)
-
-        if recipe.needs_calibration:
-            calibrate(source, recipe, text, keep)
-        for name in list(names):
-            for start, rows in _row_blocks(source, recipe, name):
-                format, method = recipe.format(name, source.shape(name)), recipe.part(name).method
-                store(name, rows, encode_weight(rows, format, method, name), start)
-            advance(1)
-    writer.finish()
-    return {stage: float(f"{total.relative:.6g}") for stage, total in errors.items()}
+        self._errors[stage] = self._errors.get(stage, WeightError()) + made
+        self._advance(self._file.written)
 
 
-def _row_blocks(source: Checkpoint, recipe: Recipe, name: str) -> Iterator[tuple[int, Matrix]]:
-    """A tensor's rows, and the index of the first, as many at a time as shall be in memory."""
-    shape = source.shape(name)
-    whole = isinstance(recipe.format(name, shape), Codebook)  # its blocks run over the ends of rows
-    step = shape[0] if whole else ROWS
-    for start in range(0, shape[0], step):
-        yield start, source.rows(name, start, min(start + step, shape[0]))
-
-
-def _parts(name: str, encoded: Encoded, half: bool) -> dict[str, NDArray[np.generic]]:
+def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:
     if isinstance(encoded, CodebookQuantized):
         return {f"{name}.codes": encoded.packed, f"{name}.scales": encoded.largest}
     if isinstance(encoded, Quantized):
         bits = encoded.format.bits
-        parts: dict[str, NDArray[np.generic]] = {
-            f"{name}.codes": pack(encoded.codes, bits),
-            f"{name}.scales": encoded.scales,
-        }
+        parts: Arrays = {f"{name}.codes": pack(encoded.codes, bits), f"{name}.scales": encoded.scales}
         if not encoded.format.symmetric:
             parts[f"{name}.zero_points"] = pack(encoded.zero_points, bits)
         return parts
     return {name: encoded.astype(np.float16 if half else np.float32)}
+
+
+def _read_back(file: WeightFile, name: str, shape: tuple[int, ...], recipe: Recipe) -> Quantized:
+    format = recipe.format(name, shape)
+    assert isinstance(format, Linear)
+    scales = file.read(f"{name}.scales")
+    points = np.full(scales.shape, format.middle, np.uint8)
+    if not format.symmetric:
+        points = unpack(file.read(f"{name}.zero_points"), format.bits, scales.shape[1])
+    return Quantized(format, unpack(file.read(f"{name}.codes"), format.bits, shape[1]), scales, points)
 
 
 def _version(package: str) -> str:

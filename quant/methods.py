@@ -41,19 +41,16 @@ def _best_range(weight: Matrix, format: Linear) -> tuple[NDArray[np.float16], Co
     columns = torch.from_numpy(blocks).flatten(0, 1).T.contiguous()  # a block a column: its scale lies along the rows
     restored = torch.empty_like(columns)
     chosen, chosen_points = scales.reshape(-1), zero_points.reshape(-1)
-    candidate_scales = {share: _shrunk(scales, share).reshape(-1) for share in {share for share, _ in _candidates(format)}}
-    candidate_points = {shift: _shifted(zero_points, shift, format).reshape(-1) for _, shift in _candidates(format)}
     best = torch.full(chosen.shape, torch.inf)
     for share, shift in _candidates(format):
-        scale = torch.from_numpy(candidate_scales[share].astype(np.float32))
-        zero_point = torch.from_numpy(candidate_points[shift].astype(np.float32))
+        candidate, points = _shrunk(scales.reshape(-1), share), _shifted(zero_points.reshape(-1), shift, format)
+        scale, zero_point = (torch.from_numpy(each.astype(np.float32)) for each in (candidate, points))
         torch.div(columns, scale, out=restored).round_()  # to the nearest code, relative to the zero point
         torch.maximum(restored, -zero_point, out=restored)
         torch.minimum(restored, format.levels - 1 - zero_point, out=restored)
         error = restored.mul_(scale).sub_(columns).square_().sum(dim=0)
         better = (error < best).numpy()
-        chosen = np.where(better, candidate_scales[share], chosen)
-        chosen_points = np.where(better, candidate_points[shift], chosen_points)
+        chosen, chosen_points = np.where(better, candidate, chosen), np.where(better, points, chosen_points)
         torch.minimum(error, best, out=best)
     return chosen.reshape(scales.shape), chosen_points.reshape(scales.shape)
 
