@@ -33,6 +33,13 @@ app = typer.Typer(
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
 Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+MemoryLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="GB", help="Gigabytes to use at most, beyond what Python and its libraries take; a limit that is too "
+        "low for the largest matrix is refused.",
+    ),
+]  # fmt: skip
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
 ]
@@ -77,6 +84,7 @@ def quantize(
             "the package.",
         ),
     ] = None,
+    memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
 
@@ -92,9 +100,8 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    printing.show_inspection(
-        inspect_checkpoint(open_checkpoint(quantize_checkpoint(checkpoint, out, recipe, calibration)))
-    )
+    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit))
+    printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
 @app.command()
@@ -112,6 +119,7 @@ def export(
         ),
     ] = None,
     target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
+    memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
@@ -124,7 +132,8 @@ def export(
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
 
-    printing.show_inspection(_inspect_bundle(export_bundle(checkpoint, bundle, recipe, target)))
+    exported = export_bundle(checkpoint, bundle, recipe, target, memory_limit=_gigabytes(memory_limit))
+    printing.show_inspection(_inspect_bundle(exported))
 
 
 @app.command()
@@ -320,6 +329,12 @@ def inspect(
     if not _print_json(json_file, result):
         printing.show_inspection(result)
         _write_json(json_file, result)
+
+
+def _gigabytes(count: float) -> int:
+    if not 0 < count < 1e6:
+        raise EdgebltError(f"the memory limit is {count} GB; give a number above 0, such as 1.5")
+    return int(count * 1e9)
 
 
 def _inspect_bundle(bundle: Any) -> Any:

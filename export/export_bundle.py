@@ -31,6 +31,7 @@ from edgeblt.export.weights import WeightSource
 from edgeblt.files import whole_directory
 from edgeblt.printing import printable
 from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipe import HASH_TABLES, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
 
@@ -45,18 +46,22 @@ def export_bundle(
     recipe: str | Path | None = None,
     target: str = "cpu",
     replace: bool = False,
+    memory_limit: int = DEFAULT_LIMIT,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. Raises EdgebltError
-    for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs calibration or would
-    quantize again, or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `memory_limit` is in
+    bytes, beyond what the interpreter and its libraries take. What a killed run of the same export completed is used.
+    Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs
+    calibration or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists and
+    `replace` is false; what is no bundle is never replaced.
     """
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
     opened, path = open_checkpoint(checkpoint), Path(bundle)
     with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
         source, recipe_name = _in_recipe(opened, recipe)
+        check_export(source, opened.names(), memory_limit)
         built = {stage: GRAPHS[stage](source) for stage in STAGES}
         made_by = {name: _version(name) for name in _MADE_BY}
         journal = Journal(partial, opened.fingerprint(recipe_name, target, made_by, _layout(built)))
