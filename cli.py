@@ -84,6 +84,14 @@ def quantize(
             "the package.",
         ),
     ] = None,
+    table_hits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such "
+            "as 0.99; give a long text. The other rows become zeros.",
+        ),
+    ] = None,
     memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
@@ -100,7 +108,7 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit))
+    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits)
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 

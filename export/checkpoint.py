@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
-from edgeblt.export.stored_weights import FloatingWeight, Shape, StoredWeight
+from edgeblt.export.stored_weights import FloatingWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
 from edgeblt.quant.formats import WeightFormat
@@ -76,6 +76,11 @@ class Checkpoint:
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
         return self._weights[name].rows(start, stop)
+
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of the hash tables were dropped: the stored row that stands for each. Raises as `tensor` does."""
+        weight = self._weights[name]
+        return weight.row_index() if isinstance(weight, PrunedTable) else None
 
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
         """Rows `start` to `stop` in the weight's own format; of a codebook format all rows. Raises as `tensor` does."""

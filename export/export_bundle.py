@@ -94,9 +94,9 @@ def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[Weigh
             raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
         return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
     chosen = load_recipe(recipe or "fp32")
-    if chosen.needs_calibration:
+    if chosen.needs_text:
         raise EdgebltError(
-            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
+            f"the recipe {printable(str(recipe))} needs a text; first run `edgeblt quantize CHECKPOINT OUT "
             f"--recipe {printable(str(recipe))}`, then export OUT"
         )
     return RecipeSource(checkpoint, chosen), chosen.name
