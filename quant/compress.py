@@ -114,7 +114,7 @@ class _Quantizing:
 
     def keep(self, name: str, encoded: Encoded) -> None:
         weight = self._source.tensor(name)
-        self._write(name, name, encoded, error(weight, decoded(encoded, half=False)))
+        self._write(name, name, _parts(name, encoded, half=False), error(weight, decoded(encoded, half=False)))
         del self._left[name]
 
     def all_others(self) -> None:
@@ -151,13 +151,15 @@ class _Quantizing:
         rows = self._source.rows(name, start, stop)
         if kept is None:
             encoded = self._encoded(name, rows)
-            self._write(_piece(name, start), name, encoded, error(rows, decoded(encoded, self._half(name))), start)
+            made = error(rows, decoded(encoded, self._half(name)))
+            self._write(_piece(name, start), name, _parts(name, encoded, self._half(name)), made, start)
             return
         here, restored = kept[start:stop], np.zeros_like(rows)
-        encoded = self._encoded(name, rows[here])
-        restored[here] = decoded(encoded, self._half(name))
-        first_row = 1 + int(kept[:start].sum())
-        self._write(_piece(name, start), name, encoded, error(rows, restored), first_row)
+        arrays: Arrays = {}
+        if here.any():
+            encoded = self._encoded(name, rows[here])
+            arrays, restored[here] = _parts(name, encoded, self._half(name)), decoded(encoded, self._half(name))
+        self._write(_piece(name, start), name, arrays, error(rows, restored), 1 + int(kept[:start].sum()))
 
     def _encoded(self, name: str, rows: Matrix) -> Encoded:
         format = self._recipe.format(name, self._source.shape(name))
@@ -166,9 +168,9 @@ class _Quantizing:
     def _half(self, name: str) -> bool:
         return self._recipe.format(name, self._source.shape(name)) == Floating(16)
 
-    def _write(self, piece: str, name: str, encoded: Encoded, made: WeightError, first_row: int = 0) -> None:
+    def _write(self, piece: str, name: str, arrays: Arrays, made: WeightError, first_row: int = 0) -> None:
         note = {"error": [made.squared, made.squared_weight, made.largest]}
-        self._file.write(piece, _parts(name, encoded, self._half(name)), first_row, note)
+        self._file.write(piece, arrays, first_row, note)
         self._count(name, made)
 
     def _count(self, name: str, made: WeightError) -> None:
