@@ -65,7 +65,8 @@ def quantize_checkpoint(
         ):
             quantizing = _Quantizing(source, chosen, file, advance, kept)
             if chosen.needs_calibration:
-                calibrate(source, chosen, text, quantizing, Scratch(partial, scratch_limit), kept)
+                with Scratch(partial, scratch_limit) as scratch:
+                    calibrate(source, chosen, text, quantizing, scratch, kept)
             quantizing.all_others()
         errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
         record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
