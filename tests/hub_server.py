@@ -114,7 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         authorization = self.headers.get("Authorization")
-        self.hub.log.append(Request(self.command, path, self.headers.get("Range"), authorization))
+        if (
+            path.startswith(("/api/models/", "/cdn/")) or "/resolve/" in path
+        ):  # huggingface_hub has questions of its own
+            self.hub.log.append(Request(self.command, path, self.headers.get("Range"), authorization))
         if match := re.fullmatch(r"/cdn/(\w+)", path):
             self._send_large(match[1])
         elif self.hub.hub_is_down:

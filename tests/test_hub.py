@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -256,6 +257,8 @@ def test_a_revision(hub: HubServer) -> None:
     model = hub.add("tiny/blt", new)
     model.commits[fake_commit(old)] = old
     model.revisions |= {"v1": fake_commit(old), "refs/pr/1": fake_commit(old)}
+    assert files(local_checkpoint("tiny/blt@v1")) == old
+    assert [request.path for request in hub.sent("GET", "/cdn/")] == [f"/cdn/{hashlib.sha256(b'old').hexdigest()}"]
     assert files(local_checkpoint("tiny/blt")) == new
     for revision in ("v1", "refs/pr/1", fake_commit(old)):
         assert files(local_checkpoint(f"tiny/blt@{revision}")) == old
@@ -293,6 +296,15 @@ def test_two_at_once_download_a_file_once(hub: HubServer) -> None:
     assert len(hub.sent("GET", "/cdn/")) == 1
 
 
+def test_the_cache_is_that_of_huggingface_hub(hub: HubServer) -> None:
+    for name in ("a/theirs", "b/ours"):
+        hub.add(name, {"config.json": b"{}", SINGLE: name.encode()})
+    theirs = Path(huggingface_hub.hf_hub_download("a/theirs", SINGLE)).parent
+    assert local_checkpoint("a/theirs") == theirs
+    assert local_checkpoint("b/ours") == Path(huggingface_hub.hf_hub_download("b/ours", SINGLE)).parent
+    assert len(hub.sent("GET", "/cdn/")) == 2
+
+
 def test_content_shared_by_all_models(hub: HubServer, checkpoint: Path, cache: Path) -> None:
     """As huggingface_hub lays it out with Xet; the stand-in has none, so the file is moved there."""
     hub.add_directory("tiny/blt", checkpoint)
@@ -326,7 +338,7 @@ def test_links_of_subfolders_are_followed_into_the_cache_only(hub: HubServer, ca
 
 def test_the_reference_and_optimum_s_quantizer_take_ids(hub: HubServer, checkpoint: Path) -> None:
     hub.add_directory("tiny/blt", checkpoint)
-    reference, ids = TransformersReference("tiny/blt"), np.array([1, 50, 60])
+    reference, ids = TransformersReference("tiny/blt@main"), np.array([1, 50, 60])
     assert reference.name == "tiny/blt"
     np.testing.assert_array_equal(reference.row(ids).logits, TransformersReference(checkpoint).row(ids).logits)
     assert BltQuantizer.from_pretrained("tiny/blt").checkpoint == reference.path
@@ -355,7 +367,11 @@ def test_a_download_is_continued_by_the_next_run(
     assert not blobs(cache, "*.incomplete")
 
 
-def test_a_connection_that_is_lost(hub: HubServer, unused_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_lost(
+    hub: HubServer, unused_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     hub.add("tiny/blt", {"config.json": b"{}", SINGLE: b"weights"})
     monkeypatch.setattr(
         constants,
@@ -366,6 +382,7 @@ def test_a_connection_that_is_lost(hub: HubServer, unused_port: int, monkeypatch
     message = refusal("tiny/blt")
     assert message.startswith("the download of tiny/blt broke off (") and "refused" in message
     assert message.endswith("run the same command again to continue it")
+    assert not caplog.records and logger.level != logging.ERROR
 
 
 @pytest.mark.parametrize("left", [b"damaged", b"weight", b"weights and more", b"weights"])
@@ -424,9 +441,12 @@ def test_a_model_that_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_revision_that_is_not_there(hub: HubServer) -> None:
-    hub.add("tiny/blt", {"config.json": b"{}", SINGLE: b""})
-    local_checkpoint("tiny/blt")
-    for revision in ("v2", "0" * 40):
+    """Even where the cache has what it was."""
+    model = hub.add("tiny/blt", {"config.json": b"{}", SINGLE: b""})
+    model.revisions["v1"] = model.revisions["main"]
+    local_checkpoint("tiny/blt@v1")
+    del model.revisions["v1"]
+    for revision in ("v1", "v2", "0" * 40):
         assert refusal(f"tiny/blt@{revision}") == (
             f"the model tiny/blt has no revision {revision}; give a branch, tag or commit listed on "
             f"{hub.endpoint}/tiny/blt"
