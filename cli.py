@@ -70,7 +70,7 @@ def demo(
 @app.command()
 def quantize(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
     recipe: Annotated[
@@ -115,7 +115,7 @@ def quantize(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write; it must not exist yet.")],
     recipe: Annotated[
@@ -314,7 +314,9 @@ def generate(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or a checkpoint directory.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or checkpoint, or a model on the hub.")
+    ],
     verify: Verify = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -323,8 +325,9 @@ def inspect(
     By stage: files or tensors, weight formats, sizes and hashes.
     """
     from edgeblt.bundle import MANIFEST, open_bundle
+    from edgeblt.export.hub import is_hub_id
 
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
         result = _inspect_bundle(open_bundle(path, verify))
