@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from edgeblt.bundle import Bundle
 from edgeblt.contract import STAGES
+from edgeblt.errors import EdgebltError
+from edgeblt.prepared import find_prepared
 
 
 @dataclass(frozen=True)
@@ -50,5 +52,13 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         "patching": manifest.config.patching.describe(),
         "format version": str(manifest.format_version),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
+        "prepared": _prepared(bundle),
     }
     return Inspection("bundle", str(bundle.path), description, tuple(parts))
+
+
+def _prepared(bundle: Bundle) -> str:
+    try:
+        return find_prepared(bundle, "cpu").describe()
+    except EdgebltError as error:  # the bundle itself is whole
+        return f"no: {error}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.benchmark import Benchmark
     from edgeblt.export.demo import Demo
     from edgeblt.inspection import Inspection
+    from edgeblt.prepare import Preparation
     from edgeblt.reference_file import Recording
     from edgeblt.validation import Report, Validation
 
@@ -64,15 +65,30 @@ def _accuracy_table(title: str, first: str, reference: str, texts: "Mapping[str,
 def show_benchmark(result: "Benchmark") -> None:
     latency = result.inter_byte_latency_ms
     table = _table("speed", "", "")
+    table.add_row("opening", f"{result.load_time_s * 1e3:,.0f} ms")
     table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
     table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
     table.add_row("decoding", f"{result.decode_bytes_per_s:,.0f} bytes/s")
     table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
+    table.add_row("memory of its own", _size_or_unknown(result.anonymous_bytes))
+    table.add_row("memory mapped from files", _size_or_unknown(result.mapped_bytes))
     table.add_row("peak resident memory", _size(result.peak_rss_bytes))
+    table.add_row("prepared weights", "used" if result.prepared else "not used")
     table.add_row("bundle on disk", _size(result.bundle_bytes))
     table.add_row("provider, device", f"{result.provider}, {result.device}")
     _print(table)
+    if result.unprepared_because:
+        _print(printable(f"prepared weights are not used: {result.unprepared_because}"))
+
+
+def show_preparation(result: "Preparation") -> None:
+    table = _table("", "stage", "packed weights, and the graph", "")
+    for stage in result.stages:
+        table.add_row(stage.stage, _size(stage.bytes) if stage.bytes else "", stage.left_because or "")
+    table.add_row("all", _size(result.bytes), "")
+    _print(table)
+    _print(printable(f"Written to {result.path}. Results are the same, bit by bit; this machine uses it from now on."))
 
 
 def show_inspection(result: "Inspection") -> None:
@@ -134,6 +150,10 @@ def _print(what: Table | Text | str) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+
+
+def _size_or_unknown(count: int | None) -> str:
+    return "not told by this system" if count is None else _size(count)
 
 
 def _size(count: int) -> str:
