@@ -32,12 +32,12 @@ class Forward:
 
         `patch_starts(patcher_logits, ids)` [rows, T] says whether the position after each id starts a patch.
         """
-        patches = Patches.of(patch_starts(self._patcher_logits(ids), ids))
+        patches = Patches.of(patch_starts(self.patcher_logits(ids), ids))
         byte_vectors = self._stack("encoder", self.config.encoder, self._embeddings(ids))
         latents = self._stack("global", self.config.global_, self._project(self._pool(byte_vectors, patches)))
         return self._decode(byte_vectors, latents, patches)
 
-    def _patcher_logits(self, ids: Tensor) -> Tensor:
+    def patcher_logits(self, ids: Tensor) -> Tensor:
         """[rows, T, vocab], or [rows, T, 1] of zeros where there is no patcher."""
         if self.config.patcher is None:
             return torch.zeros(*ids.shape, 1)
