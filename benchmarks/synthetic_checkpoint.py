@@ -111,7 +111,7 @@ def write_checkpoint(path: Path, document: dict[str, Any], seed: int = 0) -> Wri
     patching = calibrate_patcher(weights) if parsed.model.patcher else None
     shards = _shards(list(weights.shapes))
     total = sum(math.prod(shape) for shape in weights.shapes.values())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     with whole_directory(path) as partial, progress("writing", total, "weights") as advance:
         for number, names in enumerate(shards, start=1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -161,10 +161,10 @@ class RandomWeights:
     def _deviation(self, name: str) -> float:
         """One over the root of how many numbers are added up: of a matrix its inputs, of tables one row of each."""
         if name == HASH_TABLES:
-            return self.config.hashes.table_count**-0.5
+            return 1 / math.sqrt(self.config.hashes.table_count)
         if name.endswith(".embedding"):
             return 1.0
-        return (self.head_scale if name == HEAD else 1.0) * self.shapes[name][1] ** -0.5
+        return (self.head_scale if name == HEAD else 1.0) / math.sqrt(self.shapes[name][1])
 
 
 def bfloat16(values: Floats) -> Bits:
@@ -184,11 +184,11 @@ def calibrate_patcher(weights: RandomWeights) -> Patching:
         low, high = 0.0, 64.0  # the louder, the surer
         for _ in range(40):
             scale = (low + high) / 2
-            share = (entropies(logits[:ROWS] * scale) > threshold).double().mean()
+            share = share_above(threshold, entropies(logits[:ROWS] * scale))
             low, high = (scale, high) if share > 1 / BYTES_PER_PATCH else (low, scale)
         weights.head_scale = (low + high) / 2
         measured = entropies(_patcher_logits(weights, ids[ROWS:]))
-    share = float((measured > threshold).double().mean())
+    share = share_above(threshold, measured)
     return Patching(
         threshold=threshold,
         head_scale=weights.head_scale,
@@ -210,6 +210,10 @@ def _patcher_logits(weights: RandomWeights, ids: Tensor) -> Tensor:
         lookup=lambda name, rows: functional.embedding(rows, read(name)),
     )
     return forward.patcher_logits(ids)
+
+
+def share_above(threshold: float, values: Tensor) -> float:
+    return float((values > threshold).double().mean())
 
 
 def entropies(logits: Tensor) -> Tensor:
