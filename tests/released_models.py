@@ -1,7 +1,11 @@
-"""The released models' shapes without their weights: configurations, and checkpoints that take no disk."""
+"""The released models' shapes without their weights: configurations, and checkpoints that take no disk.
+
+python tests/released_models.py 7b DIR     # or 1b
+"""
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,10 @@ def config_1b() -> BltConfig:
 
 
 def config_7b() -> BltConfig:
-    """Widths and heads of the paper (arXiv 2412.09871, appendix, the 8B); MLPs as the conversion rounds them.
+    """Encoder 1 x 1280, decoder 6 x 1280, global 32 x 4096, k = 4, and with that a projection into the global width.
 
-    Assumed, as in the 1B: hash tables of 500,002 rows, the same patcher, as many key heads as heads.
+    Assumed: MLPs rounded up as in the 1B, heads of 64 and of 128 (global) with keys and values of their own, tables of
+    500,002 rows and the patcher as in the 1B.
     """
     local = {"hidden_size": 1280, "num_attention_heads": 20, "intermediate_size": 3584}
     crosses = {"cross_attn_k": 4, "hidden_size_global": 4096}
@@ -28,6 +33,9 @@ def config_7b() -> BltConfig:
         decoder_config=local | crosses | {"num_hidden_layers": 6},
         global_config=stack,
     )
+
+
+CONFIGS = {"1b": config_1b, "7b": config_7b}
 
 
 def shapes(config: BltConfig) -> dict[str, tuple[int, ...]]:
@@ -50,3 +58,7 @@ def write_sparse_checkpoint(path: Path, config: BltConfig) -> int:
         file.truncate(8 + len(text) + end)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
     return end // 2
+
+
+if __name__ == "__main__":
+    write_sparse_checkpoint(Path(sys.argv[2]), CONFIGS[sys.argv[1]]())

@@ -193,7 +193,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_planning_the_released_models(name: str, tmp_path: Path, capfd: Capture) -> None:
-    config = {"1b": released_models.config_1b, "7b": released_models.config_7b}[name]()
+    config = released_models.CONFIGS[name]()
     count, sizes = released_models.write_sparse_checkpoint(tmp_path / name, config), SIZES[name]
     result = run_command(capfd, "inspect", tmp_path / name, "--json", "-", "--bytes-per-patch", 4)
     assert (result.code, result.stderr) == (0, "")
