@@ -338,12 +338,22 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or checkpoint, or a model on the hub.")
     ],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE", help="A recipe to plan a checkpoint with, beside the packaged ones; may be repeated."
+        ),
+    ] = None,
+    bytes_per_patch: Annotated[
+        float | None, typer.Option(help="The mean length of a patch, for what decoding reads; by default 4.5.")
+    ] = None,
     verify: Verify = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Show what is in a bundle or checkpoint.
+    """Show what is in a bundle or checkpoint, and plan with it.
 
-    By stage: files or tensors, weight formats, sizes and hashes.
+    By stage: files or tensors, weight formats, sizes and hashes. For a checkpoint, by recipe: what its weights would
+    take on disk, and how many bytes of them decoding one byte would read; for a bundle, what it reads.
     """
     from edgeblt.bundle import MANIFEST, open_bundle
     from edgeblt.export.hub import is_hub_id
@@ -351,13 +361,15 @@ def inspect(
     if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
-        result = _inspect_bundle(open_bundle(path, verify))
+        if recipe:
+            raise EdgebltError(f"{path} is a bundle, its weights have their formats; leave out --recipe")
+        result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch)
     else:
         _require_workbench()
         from edgeblt.export.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
 
-        result = inspect_checkpoint(open_checkpoint(path))
+        result = inspect_checkpoint(open_checkpoint(path), recipe or (), bytes_per_patch)
     if not _print_json(json_file, result):
         printing.show_inspection(result)
         _write_json(json_file, result)
@@ -369,10 +381,10 @@ def _gigabytes(count: float) -> int:
     return int(count * 1e9)
 
 
-def _inspect_bundle(bundle: Any) -> Any:
+def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None) -> Any:
     from edgeblt.inspection import inspect_bundle
 
-    return inspect_bundle(bundle)
+    return inspect_bundle(bundle, bytes_per_patch)
 
 
 def _require_workbench() -> None:

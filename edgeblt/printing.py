@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.inspection import Inspection
     from edgeblt.prepare import Preparation
     from edgeblt.reference_file import Recording
+    from edgeblt.roofline import WeightPlan
     from edgeblt.validation import Report, Validation
 
 BOUNDARY = "|"
@@ -102,6 +103,20 @@ def show_inspection(result: "Inspection") -> None:
     _print(table)
     for name, value in result.description.items():
         _print(printable(f"{name}: {value}"))
+    _print(_plans_table(result.plans))
+
+
+def _plans_table(plans: "Sequence[WeightPlan]") -> Table:
+    title = f"weights stored, and read for a byte at {plans[0].bytes_per_patch:g} bytes a patch"
+    table = _table(title, "recipe", "stored", "tables", "the rest", "read", *plans[0].stages, "rows")
+    for plan in plans:
+        rows = sum(stage.rows_per_byte for stage in plan.stages.values())
+        stages = (
+            stage.weight_bytes_per_byte(plan.bytes_per_patch) - stage.rows_per_byte for stage in plan.stages.values()
+        )
+        sizes = (plan.bytes, plan.table_bytes, plan.matrix_bytes, plan.weight_bytes_per_byte, *stages, rows)
+        _add(table, plan.recipe, *map(_size, sizes))
+    return table
 
 
 def show_demo(result: "Demo") -> None:
@@ -156,8 +171,8 @@ def _size_or_unknown(count: int | None) -> str:
     return "not told by this system" if count is None else _size(count)
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
-    return f"{count} bytes"
+    return f"{count:.0f} bytes"
