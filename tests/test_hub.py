@@ -1,7 +1,6 @@
 """Checkpoints on the hub: what is downloaded, kept, continued and refused, against a stand-in hub on loopback."""
 
 import hashlib
-import json
 import logging
 import os
 import resource
@@ -519,11 +518,15 @@ def environment(hub: HubServer, home: Path, **others: str) -> dict[str, str]:
 
 
 def run_edgeblt(environment: dict[str, str], *arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from edgeblt.cli import main; main()", *map(str, arguments)]
+    return run_python(environment, "from edgeblt.cli import main; main()", *arguments)
+
+
+def run_python(environment: dict[str, str], code: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
-def test_export_from_the_hub_and_inspect_offline(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None:
+def test_export_from_the_hub_and_the_same_model_offline(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, expected = tiny_bundle
     with running_hub() as hub:
         hub.add_directory("tiny/blt", checkpoint, gated=True)
@@ -536,9 +539,10 @@ def test_export_from_the_hub_and_inspect_offline(tiny_bundle: tuple[Path, Path],
         assert hub.downloaded() == ["config.json", SINGLE]
         hub.log.clear()
         offline = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
-        result = run_edgeblt(offline, "inspect", "tiny/blt", "--json", "-")
-        assert (result.returncode, result.stderr) == (0, "") and not hub.log
-        assert json.loads(result.stdout)["kind"] == "checkpoint"
+        code = "from edgeblt.export.hub import local_checkpoint as local; print(local('tiny/blt')); local('tiny/other')"
+        result = run_python(offline, code)
+        assert files(Path(result.stdout.strip())).keys() == {"config.json", SINGLE} and not hub.log
+        assert result.stderr.splitlines()[-1].endswith("unset HF_HUB_OFFLINE and download the model")
     own, theirs = files(tmp_path / "bundle"), files(expected)
     assert own.keys() == theirs.keys()
     assert {name for name in own if own[name] != theirs[name]} == {
