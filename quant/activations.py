@@ -31,13 +31,22 @@ def each(function: Callable[..., Tensor], *values: Values) -> Values:
 
 
 class Scratch:
-    """Where values are kept: `limit` bytes in memory, the rest in a file that has no name and goes with the process."""
+    """Where values are kept: `limit` bytes in memory, the rest in a file that has no name and goes with the process.
+
+    A context, in which alone they can be read. Raises OSError where the file cannot be written.
+    """
 
     def __init__(self, directory: Path, limit: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  (closed with the object)
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  (closed by `__exit__`)
         self._left = limit
         self._free: dict[int, list[int]] = {}  # places in the file by their size
         self._end = 0
+
+    def __enter__(self) -> "Scratch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def keep(self, values: Values) -> Values:
         """The same values, computed now, each once."""

@@ -55,11 +55,12 @@ def quantize_checkpoint(
         ):
             quantizing = _Quantizing(source, chosen, file, advance)
             if chosen.needs_calibration:
-                calibrate(source, chosen, text, quantizing, Scratch(partial, scratch_limit))
+                with Scratch(partial, scratch_limit) as scratch:
+                    calibrate(source, chosen, text, quantizing, scratch)
             quantizing.all_others()
         record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, quantizing.relative_errors())
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
-        journal.remove()
+        journal.finish()
     return path
 
 
