@@ -4,10 +4,11 @@ What is being written lies beside its final place under the hidden name `.NAME.p
 it; a process that is killed leaves it behind, unlocked, for the next one that writes NAME to take over.
 """
 
+import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -23,28 +24,32 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
     may hold what a killed process left; else it is empty. Raises EdgebltError if `path` exists and `replace` is false,
     if another process is writing it, or if it cannot be written.
     """
-    partial, replaced = _partial(path), path.parent / f".{path.name}.replaced"
+    partial, replaced = _hidden(path, "partial"), _hidden(path, "replaced")
     replace = replace and not os.path.islink(path) and (os.path.isdir(path) or os.path.isdir(replaced))
     if not replace:
         _refuse_existing(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(mode=0o700, exist_ok=True)
-        with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY):
+        left = _made_before(partial)
+        with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if left and os.fstat(descriptor).st_uid != os.geteuid():
+                raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
             try:
                 if not resume:
                     empty(partial)
                 yield partial
                 partial.chmod(0o777 & ~_umask())
                 if replace and os.path.lexists(path):
-                    shutil.rmtree(replaced, ignore_errors=True)
+                    _remove(replaced)
                     path.rename(replaced)
                 partial.rename(path)
-            finally:
-                if os.path.lexists(replaced) and not os.path.lexists(path):  # interrupted between the two renames
+            except BaseException:
+                if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
                     replaced.rename(path)
                 shutil.rmtree(partial, ignore_errors=True)
-                shutil.rmtree(replaced, ignore_errors=True)
+                raise
+            finally:
+                _remove(replaced)
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -57,7 +62,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     another process is writing it, or if it cannot be written.
     """
     _refuse_existing(path)
-    partial = _partial(path)
+    partial = _hidden(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
@@ -65,18 +70,32 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 os.ftruncate(descriptor, 0)
                 with open(descriptor, "r+b", closefd=False) as file:
                     yield file
+                os.fsync(descriptor)  # its name must not be on the disk before its content
                 _refuse_existing(path)
                 partial.rename(path)
-            finally:
+            except BaseException:
                 with suppress(OSError):
                     partial.unlink()
+                raise
     except OSError as error:
         raise cannot_write(path, error) from None
 
 
-def empty(directory: Path) -> None:
-    """Remove everything in a directory. Raises OSError."""
+def flush(directory: Path) -> None:
+    """Have the files in a directory on the disk, so that none is seen there later with less in it. Raises OSError."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def empty(directory: Path, but: Collection[str] = ()) -> None:
+    """Remove everything in a directory, except what has one of these names. Raises OSError."""
     for entry in directory.iterdir():
+        if entry.name in but:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -92,7 +111,12 @@ def cannot_write(path: Path, error: OSError) -> EdgebltError:
 @contextmanager
 def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
     """Holds the only lock on `partial`, and yields its descriptor; a lock ends with its process, however that ends."""
-    descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):  # a link, or of the other kind
+            raise
+        raise EdgebltError(f"{partial} is in the way; remove it, or choose another name") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,8 +130,26 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _partial(path: Path) -> Path:
-    return path.parent / f".{path.name}.partial"
+def _made_before(directory: Path) -> bool:
+    """Whether something of that name was there; else makes it."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return True
+    return False
+
+
+def _remove(replaced: Path) -> None:
+    """Under a third name: what is half removed must never be put back."""
+    removed = replaced.with_suffix(".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if os.path.lexists(replaced):
+        replaced.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.parent / f".{path.name}.{state}"
 
 
 def _refuse_existing(path: Path) -> None:

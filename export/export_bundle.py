@@ -59,20 +59,23 @@ def export_bundle(
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
     opened, path = open_checkpoint(checkpoint), Path(bundle)
+    source, recipe_name = _in_recipe(opened, recipe)
+    check_export(source, opened.names(), memory_limit)
+    built = {stage: GRAPHS[stage](source) for stage in STAGES}
+    made_by = {name: _version(name) for name in _MADE_BY}
+    key = opened.fingerprint(
+        source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
+    )
     with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
-        source, recipe_name = _in_recipe(opened, recipe)
-        check_export(source, opened.names(), memory_limit)
-        built = {stage: GRAPHS[stage](source) for stage in STAGES}
-        made_by = {name: _version(name) for name in _MADE_BY}
-        journal = Journal(partial, opened.fingerprint(recipe_name, target, made_by, _layout(built)))
+        journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
         stages: dict[str, StageRecord] = {}
         with progress(f"exporting {checkpoint_name(opened)}", total, BYTES) as advance:
             for name, stage in built.items():
                 weights = _write_stage(stage, name, partial, journal, advance)
                 stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name))
-        journal.remove()
         (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
+        names = ("README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights)))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=printable(path.name),
@@ -80,10 +83,11 @@ def export_bundle(
             recipe=recipe_name,
             config=source.config,
             stages=stages,
-            files={file.name: file_record(file) for file in sorted(partial.iterdir())},
+            files={name: file_record(partial / name) for name in sorted(names)},
             made_by=made_by,
         )
         write_manifest(partial, manifest)
+        journal.finish()
     return open_bundle(path)
 
 

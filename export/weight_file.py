@@ -5,6 +5,7 @@ appears at the end; until then the journal there has a line for each piece that 
 next run of the same conversion checks what it finds and makes only the rest.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.files import empty
+from edgeblt.files import empty, flush
 
 JOURNAL = ".journal"
+_AT_A_TIME = 1 << 20  # bytes read again to be checked
 Arrays = dict[str, NDArray[Any]]
 Note = dict[str, Any]  # JSON
 
@@ -52,11 +54,15 @@ class Piece:
 
 
 class Journal:
-    """What an earlier, killed run of the same conversion left in a directory, and what this one adds."""
+    """What an earlier, killed run of the same conversion left in a directory, and what this one adds.
+
+    A line starts with its newline and the hash of what follows: one that was cut short or damaged counts for nothing,
+    and spoils no other.
+    """
 
     def __init__(self, directory: Path, key: str) -> None:
         """`key` says what the conversion is; what another one left is removed. Raises OSError."""
-        self._file = directory / JOURNAL
+        self._directory, self._file = directory, directory / JOURNAL
         lines = list(self._lines())
         self._entries: dict[str, Any] = {}
         if not lines or lines[0] != {"key": key}:
@@ -64,32 +70,39 @@ class Journal:
             self._append({"key": key})
         else:
             self._entries = {entry["piece"]: entry for entry in lines[1:]}
+            empty(directory, {JOURNAL} | {piece.partition(": ")[0] for piece in self._entries})
 
     def find(self, piece: str) -> Any:
         """Its entry, or None."""
         return self._entries.get(piece)
 
     def add(self, piece: str, entry: dict[str, Any]) -> None:
+        """`piece` is of the form "FILE: NAME"."""
         self._entries[piece] = entry
         self._append({"piece": piece, **entry})
 
-    def remove(self) -> None:
-        """Once everything is complete."""
+    def finish(self) -> None:
+        """Everything is complete: have it on the disk, and only then forget what was written. Raises OSError."""
+        flush(self._directory)
         self._file.unlink()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        text = json.dumps(entry).encode()
+        with self._file.open("ab") as file:
+            file.write(b"\n%s %s" % (_seal(text), text))
 
     def _lines(self) -> Iterator[Any]:
-        """Up to the first that is not whole."""
+        """Those that are whole."""
         if not self._file.is_file():
             return
-        for line in self._file.read_bytes().split(b"\n")[:-1]:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+        for line in self._file.read_bytes().split(b"\n"):
+            seal, _, text = line.partition(b" ")
+            if seal == _seal(text):
+                yield json.loads(text)
+
+
+def _seal(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
 
 
 class WeightFile:
@@ -103,9 +116,13 @@ class WeightFile:
         self.size = max((slot.offset + slot.size for slot in slots.values()), default=len(header))
         kept = path.is_file() and path.stat().st_size == self.size
         self._file = path.open("r+b" if kept else "w+b", buffering=0)
-        if not kept and self.size:
-            _allocate(self._file.fileno(), self.size)
-        self._file.write(header)
+        try:
+            if not kept and self.size:
+                _allocate(self._file.fileno(), self.size)
+            self._write(0, memoryview(header))
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "WeightFile":
         return self
@@ -122,7 +139,8 @@ class WeightFile:
             return None
         digest = hashlib.sha256()
         for offset, length in entry["regions"].values():
-            digest.update(self._read(offset, length))
+            for start in range(offset, offset + length, _AT_A_TIME):
+                digest.update(self._read(start, min(_AT_A_TIME, offset + length - start)))
         if digest.hexdigest() != entry["sha256"]:
             return None
         self._count({tensor: length for tensor, (_, length) in entry["regions"].items()})
@@ -167,7 +185,10 @@ class WeightFile:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)  # a full disk shows now, not after an hour
-    else:
+    """A full disk shows now, not after an hour; some file systems cannot say."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
         os.ftruncate(descriptor, size)

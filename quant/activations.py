@@ -31,10 +31,13 @@ def each(function: Callable[..., Tensor], *values: Values) -> Values:
 
 
 class Scratch:
-    """Where values are kept: `limit` bytes in memory, the rest in a file that has no name. A context."""
+    """Where values are kept: `limit` bytes in memory, the rest in a file that has no name and goes with the process.
+
+    A context, in which alone they can be read. Raises OSError where the file cannot be written.
+    """
 
     def __init__(self, directory: Path, limit: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  (closed at the end of the context)
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  (closed by `__exit__`)
         self._left = limit
         self._free: dict[int, list[int]] = {}  # places in the file by their size
         self._end = 0

@@ -71,7 +71,7 @@ def quantize_checkpoint(
         errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
         record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
-        journal.remove()
+        journal.finish()
     return path
 
 
