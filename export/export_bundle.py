@@ -45,16 +45,18 @@ def export_bundle(
     recipe: str | Path | None = None,
     target: str = "cpu",
     replace: bool = False,
+    patcher: str | Path | None = None,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. Raises EdgebltError
-    for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs calibration or would
-    quantize again, or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `patcher`: see
+    `open_checkpoint`. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a
+    recipe that needs calibration or would quantize again, or if `bundle` exists and `replace` is false; what is no
+    bundle is never replaced.
     """
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
-    opened, path = open_checkpoint(checkpoint), Path(bundle)
+    opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
     with whole_directory(path, replace and os.path.lexists(path / MANIFEST)) as partial:
         source, recipe_name = _in_recipe(opened, recipe)
         models = {stage: GRAPHS[stage](source) for stage in STAGES}

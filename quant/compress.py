@@ -26,15 +26,20 @@ _MADE_BY = ("edgeblt", "torch", "numpy")
 
 
 def quantize_checkpoint(
-    checkpoint: str | Path, out: str | Path, recipe: str | Path = "int4", calibration: str | Path | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: str | Path = "int4",
+    calibration: str | Path | None = None,
+    patcher: str | Path | None = None,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
     `calibration` is a text file for the recipes that need one; None takes the one that comes with the package. One
-    layer is in memory at a time. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
-    unknown recipe, a calibration text that is missing or too short, `out` there already or not writable.
+    layer is in memory at a time. `patcher`: see `open_checkpoint`. Raises EdgebltError: a checkpoint that cannot be
+    opened or is quantized already, an unknown recipe, a calibration text that is missing or too short, `out` there
+    already or not writable.
     """
-    source, chosen, path = open_checkpoint(checkpoint), load_recipe(recipe), Path(out)
+    source, chosen, path = open_checkpoint(checkpoint, patcher), load_recipe(recipe), Path(out)
     if source.is_quantized or source.record:
         raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
     text, described = read_calibration(calibration) if chosen.needs_calibration or calibration else (b"", "")
