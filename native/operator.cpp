@@ -104,6 +104,8 @@ Operator::Operator(
   variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
   variadic_output_minimum = [](const ort::CustomOp*) { return 1; };
   variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
+  first_version = [](const ort::CustomOp*) { return 1; };
+  last_version = [](const ort::CustomOp*) { return 1; };
   create_kernel_with_status = edgeblt::create;
   compute_with_status = edgeblt::compute;
 }

@@ -113,6 +113,10 @@ struct CustomOp {
   Status* (*create_kernel_with_status)(const CustomOp*, const Api*, const KernelInfo*, void** kernel);
   Status* (*compute_with_status)(void* kernel, KernelContext*);
   Status* (*infer_shapes)(const CustomOp*, void*);
+  int (*first_version)(const CustomOp*);
+  int (*last_version)(const CustomOp*);
+  // Of later versions, and left null: the runtime reads beyond what `version` says it may.
+  void* later[8];
 };
 
 }  // namespace edgeblt::ort
