@@ -4,6 +4,7 @@ import os
 
 import onnxruntime
 
+from edgeblt import native
 from edgeblt.errors import EdgebltError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
@@ -32,7 +33,7 @@ def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options for one graph.
+    """Options for one graph, with the native library's kernels where there is one.
 
     Every graph has a pool of its own. Its threads spin between the nodes of a run, but not after it: idle ones of one
     stage would take the cores from the next. (A pool for all would forbid other users of ONNX Runtime in the process
@@ -42,6 +43,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    native.register(options)
     return options
 
 

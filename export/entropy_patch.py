@@ -28,17 +28,16 @@ and give a row the same bits however the rows are split into calls: so entropies
 not depend on the chunks it came in, and going back to a byte is passing that byte's row again.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.tape import Tape
 
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
+from edgeblt.export.function_writer import FunctionWriter
 from edgeblt.ids import OFFSET, VOCAB_SIZE
 
 DOMAIN = "edgeblt"
@@ -53,7 +52,7 @@ OUTPUTS = ("entropies", "patch_starts", "states")
 def entropy_patch_function(opset: int = 23) -> ir.Function:
     """The operator's portable body; `opset`, 21 to 23, must be the one of the model that carries it."""
     inputs = {name: ir.Value(name=name) for name in INPUTS}
-    writer = _Writer(itertools.count())
+    writer = FunctionWriter()
     outputs = _write_body(writer, inputs)
     for name, value in outputs.items():
         value.name = name
@@ -85,46 +84,10 @@ def setting_defaults(patching: PatchingRule) -> dict[str, NDArray[Any]]:
     }
 
 
-class _Writer:
-    """Appends nodes to a function body or to one branch in it. Value names are unique over all of them, because a
-    branch may not hide a name of the graph around it."""
-
-    def __init__(self, names: Iterator[int]) -> None:
-        self._names = names
-        self._tape = Tape()
-
-    @property
-    def nodes(self) -> Sequence[ir.Node]:
-        return self._tape.nodes
-
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return self._tape.op(op_type, inputs, attributes, output=self._new_value())
-
-    def constant(self, array: NDArray[Any]) -> ir.Value:
-        return self.op("Constant", value=ir.tensor(array))
-
-    def ints(self, *values: int) -> ir.Value:
-        """int64 [len(values)]"""
-        return self.constant(np.array(values, np.int64))
-
-    def branch(self, condition: ir.Value, then: "_Branch", otherwise: "_Branch") -> Sequence[ir.Value]:
-        """`If`: the values that the branch taken returned, which must be computed in it."""
-        graphs: dict[str, ir.Graph] = {}
-        for name, write in (("then_branch", then), ("else_branch", otherwise)):
-            writer = _Writer(self._names)
-            values = write(writer)
-            graphs[name] = ir.Graph([], values, nodes=writer.nodes, name=f"{name}_{next(self._names)}")
-        return self._tape.op_multi_out("If", [condition], graphs, outputs=[self._new_value() for _ in values])
-
-    def _new_value(self) -> ir.Value:
-        return ir.Value(name=f"value_{next(self._names)}")
+_Decision = Callable[[FunctionWriter], ir.Value]  # bool [T]
 
 
-_Branch = Callable[[_Writer], list[ir.Value]]
-_Decision = Callable[[_Writer], ir.Value]  # bool [T]
-
-
-def _write_body(body: _Writer, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
+def _write_body(body: FunctionWriter, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
     column = _entropy_column(body, inputs["logits"])
     entropies = body.op("Squeeze", column, body.ints(1))
     # [T]: position + 1 .. position + T, the positions decided upon
@@ -134,14 +97,14 @@ def _write_body(body: _Writer, inputs: dict[str, ir.Value]) -> dict[str, ir.Valu
     last_id = body.ints(VOCAB_SIZE - 1)
     spaces = body.op("Gather", body.constant(_space_table()), body.op("Min", inputs["ids"], last_id))
 
-    rule = body.op("Constant", value_int=ir.RefAttr("value_int", "rule", ir.AttributeType.INT))
+    rule = body.attribute("rule")
     decisions = _decisions(inputs, entropies, positions, spaces)
     starts = _select(body, rule, list(decisions.items()))
 
-    def without_maximum(branch: _Writer) -> list[ir.Value]:
+    def without_maximum(branch: FunctionWriter) -> list[ir.Value]:
         return [branch.op("Identity", starts), branch.op("Concat", column, spaces, axis=1)]
 
-    def with_maximum(branch: _Writer) -> list[ir.Value]:
+    def with_maximum(branch: FunctionWriter) -> list[ir.Value]:
         since = _bytes_since_start(branch, inputs, positions, starts)
         since_column = branch.op("Unsqueeze", branch.op("Cast", since, to=ir.DataType.FLOAT), branch.ints(1))
         space_column = branch.op("Gather", spaces, branch.ints(0), axis=1)
@@ -153,7 +116,7 @@ def _write_body(body: _Writer, inputs: dict[str, ir.Value]) -> dict[str, ir.Valu
     return {"entropies": entropies, "patch_starts": patch_starts, "states": states}
 
 
-def _entropy_column(body: _Writer, logits: ir.Value) -> ir.Value:
+def _entropy_column(body: FunctionWriter, logits: ir.Value) -> ir.Value:
     """[T, 1]: the sum of |p log p|, p log p never being positive.
 
     Not -ReduceSum: ONNX Runtime's sums a row in an order that depends on the row's memory alignment, so that for V
@@ -169,39 +132,39 @@ def _decisions(
 ) -> dict[Rule, _Decision]:
     """What each rule itself says of `positions`. Forced starts: position 1, and 2 where a rise needs two entropies."""
 
-    def up_to(branch: _Writer, forced: int, condition: ir.Value) -> ir.Value:
+    def up_to(branch: FunctionWriter, forced: int, condition: ir.Value) -> ir.Value:
         return branch.op("Or", condition, branch.op("LessOrEqual", positions, branch.ints(forced)))
 
-    def previous(branch: _Writer, values: ir.Value, component: int) -> ir.Value:
+    def previous(branch: FunctionWriter, values: ir.Value, component: int) -> ir.Value:
         """[T]: `values` one id earlier, the first from the carried state."""
         carried = branch.op("Slice", inputs["state"], branch.ints(component), branch.ints(component + 1))
         return branch.op("Concat", carried, branch.op("Slice", values, branch.ints(0), branch.ints(-1)), axis=0)
 
-    def rises(branch: _Writer, threshold: str) -> ir.Value:
+    def rises(branch: FunctionWriter, threshold: str) -> ir.Value:
         rise = branch.op("Sub", entropies, previous(branch, entropies, component=0))
         return branch.op("Greater", rise, inputs[threshold])
 
-    def threshold(branch: _Writer) -> ir.Value:
+    def threshold(branch: FunctionWriter) -> ir.Value:
         return up_to(branch, 1, branch.op("Greater", entropies, inputs["threshold"]))
 
-    def monotonic(branch: _Writer) -> ir.Value:
+    def monotonic(branch: FunctionWriter) -> ir.Value:
         return up_to(branch, 2, rises(branch, "threshold"))
 
-    def threshold_and_rise(branch: _Writer) -> ir.Value:
+    def threshold_and_rise(branch: FunctionWriter) -> ir.Value:
         above = branch.op("Greater", entropies, inputs["threshold"])
         both = branch.op("And", rises(branch, "threshold_add"), above)
         return up_to(branch, 2, branch.op("And", both, branch.op("Greater", positions, branch.ints(3))))
 
-    def space(branch: _Writer) -> ir.Value:
+    def space(branch: FunctionWriter) -> ir.Value:
         space_like = branch.op("Gather", spaces, branch.constant(np.array(0)), axis=1)
         first = branch.op("Greater", space_like, previous(branch, space_like, component=1))
         special = branch.op("Less", inputs["ids"], branch.ints(OFFSET))
         return up_to(branch, 1, branch.op("Or", first, special))
 
-    def static(branch: _Writer) -> ir.Value:
+    def static(branch: FunctionWriter) -> ir.Value:
         return branch.op("Equal", branch.op("Mod", positions, inputs["patch_size"]), branch.ints(0))
 
-    def byte(branch: _Writer) -> ir.Value:
+    def byte(branch: FunctionWriter) -> ir.Value:
         return branch.op("Greater", positions, branch.ints(0))
 
     return {
@@ -214,7 +177,7 @@ def _decisions(
     }
 
 
-def _select(body: _Writer, rule: ir.Value, decisions: list[tuple[Rule, _Decision]]) -> ir.Value:
+def _select(body: FunctionWriter, rule: ir.Value, decisions: list[tuple[Rule, _Decision]]) -> ir.Value:
     """Nested `If`s on a constant, which ONNX Runtime removes when it loads the model."""
     (number, decision), *rest = decisions
     if not rest:
@@ -224,7 +187,7 @@ def _select(body: _Writer, rule: ir.Value, decisions: list[tuple[Rule, _Decision
     return starts
 
 
-def _bytes_since_start(branch: _Writer, inputs: dict[str, ir.Value], positions: ir.Value, starts: ir.Value) -> ir.Value:
+def _bytes_since_start(branch: FunctionWriter, inputs: dict[str, ir.Value], positions: ir.Value, starts: ir.Value) -> ir.Value:
     """int64 [T]: `positions` less the last of them that `starts` marks, or the carried one, modulo the maximum."""
     carried = branch.op(
         "Cast", branch.op("Slice", inputs["state"], branch.ints(2), branch.ints(3)), to=ir.DataType.INT64
@@ -239,7 +202,7 @@ def _bytes_since_start(branch: _Writer, inputs: dict[str, ir.Value], positions: 
     return branch.op("Mod", since, inputs["max_patch_length"])
 
 
-def _axis_0(writer: _Writer) -> ir.Value:
+def _axis_0(writer: FunctionWriter) -> ir.Value:
     return writer.constant(np.array(0))
 
 

@@ -1,0 +1,57 @@
+"""Bodies of model-local ONNX functions, node by node."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+
+class FunctionWriter:
+    """Appends nodes to a function body or to one branch in it. Value names are unique over all of them, because a
+    branch may not hide a name of the graph around it."""
+
+    def __init__(self, names: Iterator[int] | None = None) -> None:
+        self._names = names or itertools.count()
+        self._tape = Tape()
+
+    @property
+    def nodes(self) -> Sequence[ir.Node]:
+        return self._tape.nodes
+
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self._tape.op(op_type, inputs, attributes, domain=domain, output=self._new_value())
+
+    def constant(self, array: NDArray[Any]) -> ir.Value:
+        return self.op("Constant", value=ir.tensor(array))
+
+    def ints(self, *values: int) -> ir.Value:
+        """int64 [len(values)]"""
+        return self.constant(np.array(values, np.int64))
+
+    def attribute(self, name: str) -> ir.Value:
+        """int64 []: the function's attribute `name`, an integer."""
+        return self.op("Constant", value_int=reference(name, "value_int"))
+
+    def branch(self, condition: ir.Value, then: "Branch", otherwise: "Branch") -> Sequence[ir.Value]:
+        """`If`: the values that the branch taken returned, which must be computed in it."""
+        graphs: dict[str, ir.Graph] = {}
+        for name, write in (("then_branch", then), ("else_branch", otherwise)):
+            writer = FunctionWriter(self._names)
+            values = write(writer)
+            graphs[name] = ir.Graph([], values, nodes=writer.nodes, name=f"{name}_{next(self._names)}")
+        return self._tape.op_multi_out("If", [condition], graphs, outputs=[self._new_value() for _ in values])
+
+    def _new_value(self) -> ir.Value:
+        return ir.Value(name=f"value_{next(self._names)}")
+
+
+Branch = Callable[[FunctionWriter], list[ir.Value]]
+
+
+def reference(name: str, parameter: str | None = None) -> ir.Attr:
+    """A node's integer attribute `parameter`, by default of the same name, that is the function's attribute `name`."""
+    return ir.RefAttr(parameter or name, name, ir.AttributeType.INT)

@@ -1,0 +1,216 @@
+"""Matrix products of domain `edgeblt`: their portable bodies, for a model that must also run without the native library.
+
+All take `x` float32 [.., K] and give float32 [.., N]. Weights and scales are initializers. Common attributes, to be
+written on every node: K, N, bits (4 or 8), block_size (16 to 256: inputs are rounded in blocks of so many columns), and
+blocks_per_scale (how many of these share a scale of the weights; the last ones may be fewer).
+
+    DenseMatMul    codes        uint8 [N, blocks, block_size * bits / 8]        as MatMulNBits
+                   scales       float16 or float32 [N, ceil(blocks / blocks_per_scale)]
+                   zero_points  uint8 [N, ceil(blocks * bits / 8)], optional    as MatMulNBits
+    SparseMatMul   tiles        uint8 [ceil(N / 2), ceil(K / 128), bytes]       `sparse_layout.pack_tiles`
+                   scales       as above; the zero point is the middle
+                   attribute group: 4 or 8, as in pack_tiles
+    MaskedMatMul   mask, values, offsets                                        `sparse_layout.pack_masked`
+                   scales       as above; the zero point is the middle
+
+A kernel rounds inputs as MatMulNBits with accuracy_level 4 does: in a block of a row the largest magnitude is 127. The
+bodies end in that operator; the sparse ones spread their weights out to 8 bits first. All of that happens once, when the
+model is opened, as ONNX Runtime computes what depends on initializers only.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeblt.export.function_writer import FunctionWriter, reference
+from edgeblt.quant.sparse_layout import TILE
+
+DOMAIN = "edgeblt"
+MICROSOFT = "com.microsoft"
+DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
+COMMON_ATTRIBUTES = ("K", "N", "bits", "block_size", "blocks_per_scale")
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that rounds its inputs
+MIDDLE = 128  # code of zero in 8 bits
+
+Inputs = dict[str, ir.Value]
+
+
+def dense_matmul_function(opset: int = 23) -> ir.Function:
+    """`DenseMatMul` as MatMulNBits, which reads the same codes and zero points."""
+
+    def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
+        blocks = writer.op("Shape", inputs["codes"], start=1, end=2)
+        scales = _repeated_scales(writer, inputs["scales"], blocks)
+        return writer.op(
+            "MatMulNBits", inputs["x"], inputs["codes"], scales, inputs["zero_points"], domain=MICROSOFT,
+            K=reference("K"), N=reference("N"), bits=reference("bits"), block_size=reference("block_size"),
+            accuracy_level=INT8_ACTIVATIONS,
+        )  # fmt: skip
+
+    return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
+
+
+def sparse_matmul_function(opset: int = 23) -> ir.Function:
+    """`SparseMatMul` as MatMulNBits on the weights spread out."""
+
+    def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
+        codes = _spread_tiles(writer, inputs["tiles"])
+        return _product_of_codes(writer, inputs["x"], codes, inputs["scales"])
+
+    return _function(SPARSE, ("x", "tiles", "scales"), (*COMMON_ATTRIBUTES, "group"), body, opset)
+
+
+def masked_matmul_function(opset: int = 23) -> ir.Function:
+    """`MaskedMatMul` as MatMulNBits on the weights spread out."""
+
+    def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
+        codes = _spread_masked(writer, inputs["mask"], inputs["values"], inputs["offsets"])
+        return _product_of_codes(writer, inputs["x"], codes, inputs["scales"])
+
+    return _function(MASKED, ("x", "mask", "values", "offsets", "scales"), COMMON_ATTRIBUTES, body, opset)
+
+
+def _function(
+    name: str,
+    input_names: tuple[str, ...],
+    attributes: tuple[str, ...],
+    body: Callable[[FunctionWriter, Inputs], ir.Value],
+    opset: int,
+) -> ir.Function:
+    inputs = {input_name: ir.Value(name=input_name) for input_name in input_names}
+    writer = FunctionWriter()
+    output = body(writer, inputs)
+    output.name = "y"
+    opsets = {"": opset, MICROSOFT: 1}
+    graph = ir.Graph(list(inputs.values()), [output], nodes=writer.nodes, opset_imports=opsets, name=name)
+    parameters = [ir.Attr(attribute, ir.AttributeType.INT, None) for attribute in attributes]
+    return ir.Function(DOMAIN, name, graph=graph, attributes=parameters)
+
+
+def _repeated_scales(writer: FunctionWriter, scales: ir.Value, blocks: ir.Value) -> ir.Value:
+    """float32 [N, blocks] of scales that blocks share."""
+    wide = writer.op("Unsqueeze", writer.op("Cast", scales, to=ir.DataType.FLOAT), writer.ints(2))
+    times = writer.op("Unsqueeze", writer.attribute("blocks_per_scale"), writer.ints(0))
+    repeated = writer.op("Expand", wide, writer.op("Concat", writer.ints(1, 1), times, axis=0))
+    flat = writer.op("Reshape", repeated, writer.ints(0, -1))
+    return writer.op("Slice", flat, writer.ints(0), blocks, writer.ints(1))
+
+
+def _product_of_codes(writer: FunctionWriter, x: ir.Value, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    """`x` times weights given as 8-bit codes [N or one more, at least K], whatever is beyond N and K being zeros."""
+    rows, columns, block = (
+        writer.op("Unsqueeze", writer.attribute(name), writer.ints(0)) for name in ("N", "K", "block_size")
+    )
+    # Filled up to whole blocks: one block more, then cut.
+    padding = writer.op("Concat", writer.ints(0, 0, 0), block, axis=0)
+    padded = writer.op("Pad", codes, padding, _bytes(writer, MIDDLE))
+    less_one = writer.op("Sub", writer.op("Add", columns, block), writer.ints(1))
+    blocks = writer.op("Div", less_one, block)
+    ends = writer.op("Concat", rows, writer.op("Mul", blocks, block), axis=0)
+    cut = writer.op("Slice", padded, writer.ints(0, 0), ends, writer.ints(0, 1))
+    blocked = writer.op("Reshape", cut, writer.op("Concat", rows, blocks, block, axis=0))
+    return writer.op(
+        "MatMulNBits", x, blocked, _repeated_scales(writer, scales, blocks), domain=MICROSOFT,
+        K=reference("K"), N=reference("N"), bits=8, block_size=reference("block_size"),
+        accuracy_level=INT8_ACTIVATIONS,
+    )  # fmt: skip
+
+
+def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:
+    """uint8 codes [2 * pairs, 128 * tiles]; the steps are those of `sparse_layout.unpack_tiles`."""
+    shape = writer.op("Shape", tiles, start=0, end=2)
+
+    def shaped(branch: FunctionWriter, value: ir.Value, *sizes: int) -> ir.Value:
+        return branch.op("Reshape", value, branch.op("Concat", shape, branch.ints(*sizes), axis=0))
+
+    def part(branch: FunctionWriter, begin: int, end: int, *sizes: int) -> ir.Value:
+        cut = branch.op("Slice", tiles, branch.ints(begin), branch.ints(end), branch.ints(2))
+        return shaped(branch, cut, *sizes)
+
+    def places_and_rest(high_bits: bool) -> Callable[[FunctionWriter], list[ir.Value]]:
+        def write(branch: FunctionWriter) -> list[ir.Value]:
+            low = branch.op("BitShift", part(branch, 0, 32, 1, 32), _shifts(branch, 4, 2), direction="RIGHT")
+            places = branch.op("BitwiseAnd", low, _bytes(branch, 3))
+            slots = np.arange(32)
+            base = slots % 16 // 8 * 8 + slots % 4 // 2 * (0 if high_bits else 4) + slots // 16 * 16
+            begin = 32
+            if high_bits:
+                bits = branch.op("BitShift", part(branch, 32, 48, 1, 16), _shifts(branch, 8, 1), direction="RIGHT")
+                high = branch.op("BitwiseAnd", bits, _bytes(branch, 1))
+                high = branch.op("BitShift", shaped(branch, high, 4, 32), _bytes(branch, 2), direction="LEFT")
+                places = branch.op("BitwiseOr", places, high)
+                begin = 48
+            columns = branch.constant((base + np.arange(4)[:, None] * 32).astype(np.int64))
+            columns = branch.op("Add", branch.op("Cast", places, to=ir.DataType.INT64), columns)
+            return [columns, branch.op("Slice", tiles, branch.ints(begin), branch.ints(1 << 30), branch.ints(2))]
+
+        return write
+
+    wide_groups = writer.op("Equal", writer.attribute("group"), writer.constant(np.array(8)))
+    columns, stored = writer.branch(wide_groups, places_and_rest(True), places_and_rest(False))
+
+    def whole_bytes(branch: FunctionWriter) -> list[ir.Value]:
+        return [branch.op("BitwiseXor", shaped(branch, stored, 4, 32), _bytes(branch, MIDDLE))]
+
+    def half_bytes(branch: FunctionWriter) -> list[ir.Value]:
+        shifted = branch.op("BitShift", shaped(branch, stored, 2, 1, 32), _shifts(branch, 2, 4), direction="RIGHT")
+        values = branch.op("BitwiseAnd", shaped(branch, shifted, 4, 32), _bytes(branch, 15))
+        return [branch.op("Add", values, _bytes(branch, MIDDLE - 8))]
+
+    eight = writer.op("Equal", writer.attribute("bits"), writer.constant(np.array(8)))
+    (codes,) = writer.branch(eight, whole_bytes, half_bytes)
+
+    def by_row(value: ir.Value) -> ir.Value:
+        """[pairs, 2, tiles, 64]"""
+        parts = writer.op("Transpose", shaped(writer, value, 8, 2, 2, 4), perm=[0, 4, 1, 2, 3, 5])
+        return writer.op("Reshape", parts, writer.op("Concat", pairs, writer.ints(2), count, writer.ints(64), axis=0))
+
+    pairs, count = (
+        writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2)
+    )
+    zeros = writer.op(
+        "ConstantOfShape", writer.op("Concat", pairs, writer.ints(2), count, writer.ints(TILE), axis=0),
+        value=ir.tensor(np.array([MIDDLE], np.uint8)),
+    )  # fmt: skip
+    spread = writer.op("ScatterElements", zeros, by_row(columns), by_row(codes), axis=3)
+    rows = writer.op("Mul", pairs, writer.ints(2))
+    return writer.op("Reshape", spread, writer.op("Concat", rows, writer.ints(-1), axis=0))
+
+
+def _spread_masked(writer: FunctionWriter, mask: ir.Value, values: ir.Value, offsets: ir.Value) -> ir.Value:
+    """uint8 codes [N, 32 * words]; the steps are those of `sparse_layout.unpack_masked`."""
+    wide = writer.op("Unsqueeze", mask, writer.ints(2))
+    shifts = writer.constant(np.arange(8, dtype=np.uint8))
+    bits = writer.op("BitwiseAnd", writer.op("BitShift", wide, shifts, direction="RIGHT"), _bytes(writer, 1))
+    present = writer.op("Reshape", bits, writer.ints(0, -1))
+    flags = writer.op("Cast", present, to=ir.DataType.INT64)
+    before = writer.op("CumSum", flags, writer.constant(np.array(1)), exclusive=1)
+    begins = writer.op("Slice", offsets, writer.ints(0), writer.ints(-1), writer.ints(0))
+    begins = writer.op("Unsqueeze", writer.op("Cast", begins, to=ir.DataType.INT64), writer.ints(1))
+
+    def whole_bytes(branch: FunctionWriter) -> list[ir.Value]:
+        found = branch.op("Gather", values, branch.op("Add", begins, before))
+        return [branch.op("BitwiseXor", found, _bytes(branch, MIDDLE))]
+
+    def half_bytes(branch: FunctionWriter) -> list[ir.Value]:
+        two = branch.ints(2)
+        place = branch.op("Add", begins, branch.op("Div", before, two))
+        upper = branch.op("Cast", branch.op("Mod", before, two), to=ir.DataType.UINT8)
+        shift = branch.op("BitShift", upper, _bytes(branch, 2), direction="LEFT")
+        found = branch.op("BitShift", branch.op("Gather", values, place), shift, direction="RIGHT")
+        return [branch.op("Add", branch.op("BitwiseAnd", found, _bytes(branch, 15)), _bytes(branch, MIDDLE - 8))]
+
+    eight = writer.op("Equal", writer.attribute("bits"), writer.constant(np.array(8)))
+    (codes,) = writer.branch(eight, whole_bytes, half_bytes)
+    return writer.op("Where", writer.op("Cast", present, to=ir.DataType.BOOL), codes, _bytes(writer, MIDDLE))
+
+
+def _bytes(writer: FunctionWriter, value: int) -> ir.Value:
+    """uint8 []"""
+    return writer.constant(np.array(value, np.uint8))
+
+
+def _shifts(writer: FunctionWriter, count: int, width: int) -> ir.Value:
+    """uint8 [count, 1]: 0, width, 2 * width, .."""
+    return writer.constant((np.arange(count) * width).astype(np.uint8)[:, None])

@@ -1,0 +1,100 @@
+// What the AVX2 kernels share.
+#ifndef EDGEBLT_AVX2_H
+#define EDGEBLT_AVX2_H
+
+#include <immintrin.h>
+
+#include "common.h"
+
+#define EDGEBLT_UNROLL _Pragma("GCC unroll 16")
+
+namespace edgeblt {
+
+void dense_avx2(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+
+namespace {
+
+inline __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
+
+// Has the compiler compute `value` here. GCC 12 otherwise puts off a sum until its last term, and runs out of registers.
+inline void keep(__m256i& value) { __asm__("" : "+x"(value)); }
+
+// The sum of all lanes, always in the same order.
+inline float lane_sum(__m256 lanes) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+// `block_scales` of `count` rows, to out[0], out[stride], ..
+__attribute__((noinline)) void load_scales(
+    const Scales& scales, int64_t row, int64_t count, int64_t blocks, float* out, int64_t stride) {
+  if (!scales.half || scales.blocks_per_scale != 1) {
+    for (int64_t i = 0; i < count; ++i) block_scales(scales, row + i, blocks, out + i * stride);
+    return;
+  }
+  const uint16_t* in = static_cast<const uint16_t*>(scales.values) + row * blocks;
+  const int64_t whole = blocks / 8 * 8, rest = blocks - whole;
+  for (; count; --count) {
+    for (int64_t block = 0; block < whole; block += 8) {
+      _mm256_storeu_ps(out + block, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + block))));
+    }
+    if (rest) {
+      alignas(16) uint16_t last[8] = {};
+      std::memcpy(last, in + whole, static_cast<size_t>(rest) * sizeof *last);
+      _mm256_storeu_ps(out + whole, _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(last))));
+    }
+    in += blocks;
+    out += stride;
+  }
+}
+
+// For `kBlocks` blocks in eight lanes: each lane its block's scale.
+template <int kBlocks>
+inline __m256 lane_scales(const float* scales) {
+  if constexpr (kBlocks == 1) return _mm256_broadcast_ss(scales);
+  if constexpr (kBlocks == 2) {
+    double two;
+    std::memcpy(&two, scales, sizeof two);
+    const __m256 lanes = _mm256_castpd_ps(_mm256_set1_pd(two));
+    return _mm256_permutevar8x32_ps(lanes, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+  }
+  const __m256 four = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(scales));
+  return _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+
+// The four `lane_sum`s of `totals`, in the same order of additions.
+inline __m128 four_lane_sums(const __m256* totals) {
+  __m128 sums[4];
+  EDGEBLT_UNROLL for (int i = 0; i < 4; ++i) {
+    sums[i] = _mm_add_ps(_mm256_castps256_ps128(totals[i]), _mm256_extractf128_ps(totals[i], 1));
+  }
+  const __m128 first = _mm_add_ps(_mm_unpacklo_ps(sums[0], sums[1]), _mm_unpackhi_ps(sums[0], sums[1]));
+  const __m128 second = _mm_add_ps(_mm_unpacklo_ps(sums[2], sums[3]), _mm_unpackhi_ps(sums[2], sums[3]));
+  return _mm_add_ps(_mm_movelh_ps(first, second), _mm_movehl_ps(second, first));
+}
+
+// Writes the first `count` of four.
+inline void store_some(__m128 values, int64_t count, float* out) {
+  if (count == 4) return _mm_storeu_ps(out, values);
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = _mm_cvtss_f32(values);
+    values = _mm_castsi128_ps(_mm_srli_si128(_mm_castps_si128(values), 4));
+  }
+}
+
+// Writes the sums of four rows of inputs.
+inline void store_column(__m128 sums, float* out, int64_t stride) {
+  out[0] = _mm_cvtss_f32(sums);
+  out[stride] = _mm_cvtss_f32(_mm_movehdup_ps(sums));
+  const __m128 rest = _mm_movehl_ps(sums, sums);
+  out[2 * stride] = _mm_cvtss_f32(rest);
+  out[3 * stride] = _mm_cvtss_f32(_mm_movehdup_ps(rest));
+}
+
+}  // namespace
+}  // namespace edgeblt
+
+#endif

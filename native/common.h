@@ -1,0 +1,196 @@
+// Loops that every level compiles for itself: the compiler vectorises them for the level's instructions. All in an
+// unnamed namespace, or the linker would keep one level's copy for all.
+#ifndef EDGEBLT_COMMON_H
+#define EDGEBLT_COMMON_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+namespace edgeblt {
+namespace {
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float half_to_float(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+  if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  // The exponent is rebiased by a product, which also normalises subnormal numbers.
+  return from_bits(to_bits(from_bits(magnitude << 13) * from_bits(0x77800000)) | sign);  // 2 ** 112
+}
+
+// A row's scales, one a block, in `out` [blocks]; zeros to the next multiple of 8.
+inline void block_scales(const Scales& scales, int64_t row, int64_t blocks, float* out) {
+  const int64_t begin = row * scales.per_row;
+  for (int64_t index = 0, block = 0; index < scales.per_row; ++index) {
+    float scale;
+    if (scales.half) {
+      uint16_t half;
+      std::memcpy(&half, static_cast<const uint16_t*>(scales.values) + begin + index, sizeof half);
+      scale = half_to_float(half);
+    } else {
+      std::memcpy(&scale, static_cast<const float*>(scales.values) + begin + index, sizeof scale);
+    }
+    for (int64_t times = 0; times < scales.blocks_per_scale && block < blocks; ++times) out[block++] = scale;
+  }
+  for (int64_t block = blocks; block % 8; ++block) out[block] = 0;
+}
+
+// Zero points of a row less `middle`, as floats.
+inline void block_zero_points(const DenseWeights& weights, int64_t row, int middle, float* out) {
+  const int64_t bytes = (weights.blocks * weights.bits + 7) / 8;
+  for (int64_t block = 0; block < weights.blocks; ++block) {
+    int point = 1 << (weights.bits - 1);
+    if (weights.zero_points && weights.bits == 8) point = weights.zero_points[row * bytes + block];
+    if (weights.zero_points && weights.bits == 4) {
+      point = weights.zero_points[row * bytes + block / 2] >> (block % 2 * 4) & 15;
+    }
+    out[block] = static_cast<float>(point - middle);
+  }
+  for (int64_t block = weights.blocks; block % 8; ++block) out[block] = 0;
+}
+
+// The values of a masked row as bytes: where they are, or widened from 4 bits into `wide`.
+inline const int8_t* row_values(const MaskedWeights& weights, int64_t row, int8_t* wide) {
+  const uint8_t* stored = weights.values + weights.offsets[row];
+  if (weights.bits == 8) return reinterpret_cast<const int8_t*>(stored);
+  const int64_t bytes = weights.offsets[row + 1] - weights.offsets[row];
+  for (int64_t byte = 0; byte < bytes; ++byte) {
+    wide[2 * byte] = static_cast<int8_t>((stored[byte] & 15) - 8);
+    wide[2 * byte + 1] = static_cast<int8_t>((stored[byte] >> 4) - 8);
+  }
+  return wide;
+}
+
+// Rounds to the nearest integer, ties to even, for magnitudes below 2 ** 22.
+inline float round_even(float value) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2 ** 23: its unit is 1
+  return (value + kMagic) - kMagic;
+}
+
+// See Kernels::quantize. A block's scale is its largest magnitude / 127, a code the value * (127 / largest) rounded to
+// even; all codes are 0 where that is below 2 ** -100, or where a value is not finite, which the scale then passes on.
+inline void quantize_row(
+    const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums) {
+  constexpr uint32_t kSmallest = 27u << 23, kInfinity = 0x7f800000;
+  for (int64_t begin = 0, block = 0; begin < columns; begin += block_size, ++block) {
+    const int64_t count = columns - begin < block_size ? columns - begin : block_size;
+    const float* in = values + begin;
+    int8_t* out = codes + begin;
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t magnitude = to_bits(in[i]) & 0x7fffffff;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    if (largest < kSmallest || largest >= kInfinity) {
+      std::memset(out, 0, static_cast<size_t>(count));
+      scales[block] = largest < kSmallest ? 0.0F : from_bits(0x7fc00000);
+      sums[block] = 0;
+      continue;
+    }
+    const float inverse = 127.0F / from_bits(largest);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t code = static_cast<int32_t>(round_even(in[i] * inverse));
+      out[i] = static_cast<int8_t>(code);
+      sum += code;
+    }
+    scales[block] = from_bits(largest) / 127.0F;
+    sums[block] = static_cast<float>(sum);
+  }
+  std::memset(codes + columns, 0, static_cast<size_t>(padded_columns(columns, block_size) - columns));
+}
+
+constexpr int64_t kLanes = 8;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t IntLanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+// e ** x for -87 <= x <= 0. Cephes' reduction and polynomial, error below 2 units in the last place.
+inline __attribute__((always_inline)) void exponential(const Lanes& argument, Lanes& result) {
+  constexpr float kMagic = 12582912.0F;
+  const Lanes power = (argument * 1.44269504088896341F + kMagic) - kMagic;
+  const Lanes x = (argument - power * 0.693359375F) - power * -2.12194440e-4F;
+  Lanes y = x * 1.9875691500e-4F + 1.3981999507e-3F;
+  y = y * x + 8.3334519073e-3F;
+  y = y * x + 4.1665795894e-2F;
+  y = y * x + 1.6666665459e-1F;
+  y = y * x + 5.0000001201e-1F;
+  y = y * x * x + x + 1.0F;
+  const IntLanes bits = (__builtin_convertvector(power, IntLanes) + 127) << 23;
+  result = y * (Lanes)bits;
+}
+
+// Adds e**d and e**d * d for eight logits; e ** d counts as 0 for d below -87.
+inline __attribute__((always_inline)) void add_lanes(
+    const Lanes& logits, const Lanes& largest, Lanes& total, Lanes& weighted) {
+  constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
+  Lanes difference = logits - largest, share;
+  const IntLanes counts = difference > kLowest;
+  difference = counts ? difference : kLowest;
+  exponential(difference, share);
+  share = (Lanes)((IntLanes)share & counts);
+  total += share;
+  weighted += share * difference;
+}
+
+// The last `count` logits of a row, filled up with what is as good as nothing.
+inline __attribute__((always_inline)) void load_rest(const float* logits, int64_t count, Lanes& lanes) {
+  float some[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) some[lane] = lane < count ? logits[lane] : -HUGE_VALF;
+  std::memcpy(&lanes, some, sizeof lanes);
+}
+
+// H = log(sum e**d) - (sum e**d * d) / (sum e**d) with d = logit - largest logit; both terms are at least 0. One pass for
+// the largest and one for both sums, in lanes of their own, so that a row has the same bits wherever it lies.
+inline void entropy_rows(const float* logits, int64_t rows, int64_t width, float* out) {
+  const int64_t whole = width / kLanes * kLanes;
+  for (int64_t row = 0; row < rows; ++row, logits += width) {
+    Lanes in, rest, highest, total = {}, weighted = {};
+    load_rest(logits + whole, width - whole, rest);
+    highest = rest;
+    for (int64_t begin = 0; begin < whole; begin += kLanes) {
+      std::memcpy(&in, logits + begin, sizeof in);
+      highest = in > highest ? in : highest;
+    }
+    float largest = highest[0];
+    for (int64_t lane = 1; lane < kLanes; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
+    highest = largest + Lanes{};
+    for (int64_t begin = 0; begin < whole; begin += kLanes) {
+      std::memcpy(&in, logits + begin, sizeof in);
+      add_lanes(in, highest, total, weighted);
+    }
+    if (whole < width) add_lanes(rest, highest, total, weighted);
+    float sum = 0, product = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sum += total[lane];
+      product += weighted[lane];
+    }
+    out[row] = std::log(sum) - product / sum;
+  }
+}
+
+// A row's floats per block: 64-byte aligned, kept by the thread from call to call.
+template <int kPurpose>
+inline float* block_buffer(int64_t count) {
+  thread_local std::vector<float> buffer;
+  if (buffer.size() < static_cast<size_t>(count) + 16) buffer.resize(static_cast<size_t>(count) + 16);
+  return buffer.data() + (-(reinterpret_cast<uintptr_t>(buffer.data()) / 4) & 15);
+}
+
+}  // namespace
+}  // namespace edgeblt
+
+#endif

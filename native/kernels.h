@@ -1,0 +1,100 @@
+// The computations behind the operators: for every instruction level one table of functions with the same results up to
+// the order of float additions. docs/kernels.md describes the layouts.
+#ifndef EDGEBLT_KERNELS_H
+#define EDGEBLT_KERNELS_H
+
+#include <cstddef>
+#include <cstdint>
+
+#include "levels.h"
+
+namespace edgeblt {
+
+constexpr int64_t kTile = 128;     // columns of a packed tile; rows of inputs are filled up with zeros to this
+constexpr int64_t kSlack = 16;     // floats a row of block values may be read beyond its blocks
+constexpr int64_t kInputRun = 16;  // rows of inputs that a pass over the weights serves: they stay in the first cache
+
+// Floats as stored: half precision or single.
+struct Scales {
+  const void* values;
+  bool half;
+  int64_t per_row;          // scales of a row
+  int64_t blocks_per_scale;  // consecutive blocks that share one
+};
+
+// Rows of activations rounded to int8 in blocks: value = code * scale.
+struct Inputs {
+  int64_t rows, columns;  // columns: `padded_columns`, zeros beyond the matrix
+  int64_t block_size, blocks;
+  int64_t stride;        // floats from one row of `scales` and `sums` to the next; zeros beyond the blocks
+  const int8_t* codes;   // [rows, columns], 64-byte aligned; permuted within runs of `Kernels::split` for 4-bit weights
+  const float* scales;   // [rows, stride]
+  const float* sums;     // [rows, stride] sum of the block's codes
+};
+
+// MatMulNBits' layout: codes [rows, blocks, block_size * bits / 8], of 4-bit codes the even column in the low half.
+struct DenseWeights {
+  int64_t rows, columns, block_size, blocks;
+  int bits;
+  const uint8_t* codes;
+  const uint8_t* zero_points;  // [rows, ceil(blocks * bits / 8)], or null for 2 ** (bits - 1)
+  Scales scales;
+};
+
+// N:M sparse: pairs of rows, tiles of 128 columns, each tile its indices and then its values.
+struct SparseWeights {
+  int64_t rows, columns, block_size, blocks;
+  int bits;
+  int group;  // 4: two of four columns, 8: four of eight
+  const uint8_t* tiles;
+  Scales scales;
+};
+
+// Any pattern: a bit for each column, and the values of the columns whose bit is set.
+struct MaskedWeights {
+  int64_t rows, columns, block_size, blocks;
+  int bits;
+  const uint8_t* mask;     // [rows, ceil(columns / 32) * 4]
+  const uint8_t* values;   // all rows' one after the other, each from a byte of its own; kMaskedPadding bytes follow
+  const int32_t* offsets;  // [rows + 1] byte of `values` where a row begins
+  Scales scales;
+};
+constexpr int64_t kMaskedPadding = 64;
+
+struct Kernels {
+  // Columns after which the order of codes for 4-bit dense weights repeats: its even columns, then its odd ones.
+  int64_t split;
+  // One row of `columns` values: codes (zeros up to `padded_columns`), and for each block its scale and sum.
+  void (*quantize)(const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums);
+  // The products of rows [first, last) of the weights with all rows of the inputs: out[m * weights.rows + n].
+  void (*dense)(const DenseWeights&, const Inputs&, int64_t first, int64_t last, float* out);
+  void (*sparse)(const SparseWeights&, const Inputs&, int64_t first, int64_t last, float* out);  // first is even
+  void (*masked)(const MaskedWeights&, const Inputs&, int64_t first, int64_t last, float* out);
+  // Entropy in nats of softmax(logits), row by row: [rows, width] to [rows].
+  void (*entropies)(const float* logits, int64_t rows, int64_t width, float* out);
+};
+
+// The table of an available level.
+const Kernels& kernels(Level level);
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+extern const Kernels kNeonKernels;
+
+// Columns of inputs as stored: whole tiles and whole blocks.
+constexpr int64_t padded_columns(int64_t columns, int64_t block_size) {
+  const int64_t unit = block_size > kTile ? block_size : kTile;
+  return (columns + unit - 1) / unit * unit;
+}
+
+// Bytes of a tile of SparseWeights.
+constexpr int64_t index_bytes(int group) { return group == 8 ? 48 : 32; }
+constexpr int64_t tile_bytes(int group, int bits) { return index_bytes(group) + (bits == 8 ? 128 : 64); }
+
+// Bytes of a row's mask: whole words of 32 columns.
+constexpr int64_t mask_bytes(int64_t columns) { return (columns + 31) / 32 * 4; }
+
+}  // namespace edgeblt
+
+#endif

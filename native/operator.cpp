@@ -1,0 +1,180 @@
+#include "operator.h"
+
+#include <atomic>
+#include <exception>
+
+#include "edgeblt.h"
+
+namespace edgeblt {
+namespace {
+
+constexpr int kOperators = 4;
+std::atomic<unsigned long long> runs[kOperators];
+
+// ONNX Runtime's errors carry a status that we pass on as it is.
+struct StatusError {
+  ort::Status* status;
+};
+
+void check(ort::Status* status) {
+  if (status) throw StatusError{status};
+}
+
+template <typename Function>
+ort::Status* guarded(const ort::Api& api, const char* name, Function function) noexcept {
+  try {
+    function();
+    return nullptr;
+  } catch (const StatusError& error) {
+    return error.status;
+  } catch (const std::exception& error) {
+    const std::string message = std::string("edgeblt::") + name + ": " + error.what();
+    return api.create_status(ort::kInvalidArgument, message.c_str());
+  }
+}
+
+Tensor read_tensor(const ort::Api& api, const ort::Value* value) {
+  Tensor tensor;
+  if (!value) return tensor;
+  ort::TensorInfo* info = nullptr;
+  check(api.tensor_info(value, &info));
+  size_t rank = 0;
+  ort::Status* status = api.dimension_count(info, &rank);
+  tensor.shape.resize(rank);
+  if (!status) status = api.dimensions(info, tensor.shape.data(), rank);
+  if (!status) status = api.element_type(info, &tensor.type);
+  api.release_tensor_info(info);
+  check(status);
+  void* data = nullptr;
+  check(api.tensor_data(const_cast<ort::Value*>(value), &data));
+  static const char kNothing[64] = {};  // an empty tensor may have no address
+  tensor.data = data ? data : kNothing;
+  return tensor;
+}
+
+// A kernel with what it needs to run.
+struct Instance {
+  const ort::Api* api;
+  const Operator* op;
+  Kernel* kernel;
+};
+
+ort::Status* create(const ort::CustomOp* base, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
+  const auto* op = static_cast<const Operator*>(base);
+  return guarded(*api, op->op_name, [&] { *kernel = new Instance{api, op, op->create(Node(*api, info))}; });
+}
+
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+  const auto* instance = static_cast<Instance*>(kernel);
+  return guarded(*instance->api, instance->op->op_name, [&] {
+    instance->kernel->compute(Call(*instance->api, context));
+    runs[instance->op->number].fetch_add(1, std::memory_order_relaxed);
+  });
+}
+
+void destroy(void* kernel) {
+  const auto* instance = static_cast<Instance*>(kernel);
+  delete instance->kernel;
+  delete instance;
+}
+
+const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operator*>(op); }
+
+}  // namespace
+
+Operator::Operator(
+    const char* op_name, int number, std::vector<ort::ElementType> inputs, size_t required,
+    std::vector<ort::ElementType> outputs, Kernel* (*create)(const Node&))
+    : ort::CustomOp{}, op_name(op_name), number(number), inputs(std::move(inputs)), required(required),
+      outputs(std::move(outputs)), create(create) {
+  version = ort::kApiVersion;
+  name = [](const ort::CustomOp* op) { return self(op).op_name; };
+  provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
+  input_type = [](const ort::CustomOp* op, size_t index) { return self(op).inputs[index]; };
+  input_count = [](const ort::CustomOp* op) { return self(op).inputs.size(); };
+  output_type = [](const ort::CustomOp* op, size_t index) { return self(op).outputs[index]; };
+  output_count = [](const ort::CustomOp* op) { return self(op).outputs.size(); };
+  destroy_kernel = destroy;
+  input_characteristic = [](const ort::CustomOp* op, size_t index) {
+    return index < self(op).required ? ort::kRequired : ort::kOptional;
+  };
+  output_characteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+  variadic_input_minimum = [](const ort::CustomOp*) { return 1; };
+  variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
+  variadic_output_minimum = [](const ort::CustomOp*) { return 1; };
+  variadic_output_homogeneous = [](const ort::CustomOp*) { return 1; };
+  first_version = [](const ort::CustomOp*) { return 1; };
+  last_version = [](const ort::CustomOp*) { return 1; };
+  create_kernel_with_status = edgeblt::create;
+  compute_with_status = edgeblt::compute;
+}
+
+int64_t Tensor::count() const {
+  int64_t product = 1;
+  for (const int64_t size : shape) product *= size;
+  return product;
+}
+
+Tensor Call::input(size_t index) const {
+  size_t count = 0;
+  check(api_.input_count(context_, &count));
+  if (index >= count) return {};
+  const ort::Value* value = nullptr;
+  check(api_.input(context_, index, &value));
+  return read_tensor(api_, value);
+}
+
+void* Call::output_data(size_t index, const Shape& shape) const {
+  ort::Value* value = nullptr;
+  check(api_.output(context_, index, shape.data(), shape.size(), &value));
+  void* data = nullptr;
+  check(api_.tensor_data(value, &data));
+  return data;
+}
+
+void Call::parallel(size_t count, const std::function<void(size_t)>& task) const {
+  if (count == 1) return task(0);
+  const auto run = [](void* data, size_t index) { (*static_cast<const std::function<void(size_t)>*>(data))(index); };
+  check(api_.parallel_for(context_, run, count, count, const_cast<std::function<void(size_t)>*>(&task)));
+}
+
+int64_t Node::attribute(const char* name) const {
+  int64_t value = 0;
+  check(api_.int_attribute(info_, name, &value));
+  return value;
+}
+
+Tensor Node::constant(size_t index) const {
+  size_t count = 0;
+  check(api_.node_input_count(info_, &count));
+  if (index >= count) return {};
+  int is_constant = 0;
+  const ort::Value* value = nullptr;
+  check(api_.constant_input(info_, index, &is_constant, &value));
+  return is_constant ? read_tensor(api_, value) : Tensor{};
+}
+
+std::string describe(const Shape& shape) {
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "" : " x ") + (size < 0 ? "any" : std::to_string(size));
+  return text.empty() ? "a scalar" : text;
+}
+
+void require(const Tensor& tensor, const char* name, ort::ElementType type, const Shape& shape) {
+  if (!tensor) throw OperatorError(std::string(name) + " is missing");
+  bool fits = tensor.type == type && tensor.shape.size() == shape.size();
+  for (size_t axis = 0; fits && axis < shape.size(); ++axis) {
+    fits = shape[axis] < 0 || tensor.shape[axis] == shape[axis];
+  }
+  if (fits) return;
+  throw OperatorError(
+      std::string(name) + " is " + describe(tensor.shape) + " of type " + std::to_string(tensor.type) + ", not " +
+      describe(shape) + " of type " + std::to_string(type) + "; export the model again");
+}
+
+}  // namespace edgeblt
+
+unsigned long long edgeblt_runs(int op) {
+  return op >= 0 && op < edgeblt::kOperators ? edgeblt::runs[op].load(std::memory_order_relaxed) : 0;
+}

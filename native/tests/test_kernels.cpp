@@ -1,0 +1,197 @@
+// Every vector level against the scalar kernels, on random shapes and values; meant to run under sanitizers. Buffers are
+// exactly as long as the operators promise, so that a byte read beyond them is found.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace edgeblt {
+namespace {
+
+std::mt19937 chance(1);
+
+int64_t any(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(chance); }
+
+// Memory of exactly this many elements, aligned like ours where asked.
+template <typename T>
+struct Block {
+  explicit Block(int64_t count, bool aligned = false) : count(count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    data = static_cast<T*>(aligned ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : std::malloc(bytes + !bytes));
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() { std::free(data); }
+  void randomize() {
+    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(chance());
+  }
+  int64_t count;
+  T* data;
+};
+
+struct Rounded {
+  Rounded(const Kernels& table, const float* values, int64_t rows, int64_t columns, int64_t block_size, bool split)
+      : stride((((columns + block_size - 1) / block_size) + 7) / 8 * 8 + kSlack),
+        padded(padded_columns(columns, block_size)), codes(rows * padded, true), scales(rows * stride),
+        sums(rows * stride) {
+    std::fill_n(scales.data, scales.count, 0.0F);
+    std::fill_n(sums.data, sums.count, 0.0F);
+    for (int64_t m = 0; m < rows; ++m) {
+      int8_t* row = codes.data + m * padded;
+      table.quantize(values + m * columns, columns, block_size, row, scales.data + m * stride, sums.data + m * stride);
+      if (!split) continue;
+      std::vector<int8_t> plain(row, row + padded);
+      for (int64_t i = 0; i < padded; ++i) {
+        const int64_t place = i % table.split;
+        row[i - place + place % 2 * (table.split / 2) + place / 2] = plain[static_cast<size_t>(i)];
+      }
+    }
+    inputs = {rows, padded, block_size, (columns + block_size - 1) / block_size, stride, codes.data, scales.data, sums.data};
+  }
+  int64_t stride, padded;
+  Block<int8_t> codes;
+  Block<float> scales, sums;
+  Inputs inputs;
+};
+
+uint16_t random_half() {
+  const auto kind = any(0, 20);
+  if (kind == 0) return 0;
+  if (kind == 1) return static_cast<uint16_t>(any(1, 0x3ff));  // subnormal
+  return static_cast<uint16_t>(any(0x1000, 0x3c00) | any(0, 1) << 15);
+}
+
+void fail(const char* what, const char* level, int64_t rows, int64_t columns, int64_t block, double error) {
+  std::printf("%s at %s: %ld x %ld, blocks of %ld: error %g\n", what, level, rows, columns, block, error);
+  std::exit(1);
+}
+
+// Both tables on the same weights, in two parts, and the vector one row by row of inputs: the same bits.
+template <typename Weights, typename Function>
+void compare(
+    const char* what, const char* level, const Kernels& table, Function function, const Weights& weights,
+    const float* values, int64_t rows, bool split) {
+  const Rounded plain(kScalarKernels, values, rows, weights.columns, weights.block_size, split);
+  const Rounded fast(table, values, rows, weights.columns, weights.block_size, split);
+  Block<float> expected(rows * weights.rows), actual(rows * weights.rows), single(weights.rows);
+  (kScalarKernels.*function)(weights, plain.inputs, 0, weights.rows, expected.data);
+  const int64_t middle = weights.rows / 2 / 16 * 16;
+  (table.*function)(weights, fast.inputs, 0, middle, actual.data);
+  (table.*function)(weights, fast.inputs, middle, weights.rows, actual.data);
+  double largest = 1e-30, error = 0;
+  for (int64_t i = 0; i < expected.count; ++i) {
+    if (std::isnan(expected.data[i]) && std::isnan(actual.data[i])) continue;
+    largest = std::max<double>(largest, std::fabs(expected.data[i]));
+    error = std::max(error, std::fabs(double(expected.data[i]) - double(actual.data[i])));
+  }
+  // Cancellation: the terms may be larger than their sum, by the square root of their number and the offsets.
+  if (!(error <= 2e-5 * largest + 1e-30)) fail(what, level, weights.rows, weights.columns, weights.block_size, error);
+  for (int64_t m = 0; m < rows; ++m) {
+    Inputs one = fast.inputs;
+    one.rows = 1;
+    one.codes += m * one.columns;
+    one.scales += m * one.stride;
+    one.sums += m * one.stride;
+    (table.*function)(weights, one, 0, weights.rows, single.data);
+    if (std::memcmp(single.data, actual.data + m * weights.rows, static_cast<size_t>(weights.rows) * sizeof(float))) {
+      fail("a row by itself", level, weights.rows, weights.columns, weights.block_size, 0);
+    }
+  }
+}
+
+void one_round(const char* level, const Kernels& table) {
+  const int64_t rows = any(1, 40), columns = any(1, 700), inputs = any(1, 21);
+  const int64_t block_size = 16 << any(0, 4), blocks = (columns + block_size - 1) / block_size;
+  const int bits = any(0, 1) ? 8 : 4, group = any(0, 1) ? 8 : 4;
+  Block<float> values(inputs * columns);
+  for (int64_t i = 0; i < values.count; ++i) {
+    values.data[i] = std::normal_distribution<float>()(chance) * (any(0, 50) ? 1.0F : 1000.0F);
+  }
+  if (any(0, 3) == 0) std::fill_n(values.data, columns, 0.0F);
+  if (any(0, 9) == 0) values.data[any(0, columns - 1)] = any(0, 1) ? INFINITY : NAN;
+  const int64_t times = any(0, 2) ? 1 : any(1, blocks);
+  const int64_t per_row = (blocks + times - 1) / times;
+  const bool half = any(0, 2) != 0;
+  Block<uint16_t> halves(rows * per_row);
+  Block<float> floats(rows * per_row);
+  for (int64_t i = 0; i < halves.count; ++i) {
+    halves.data[i] = random_half();
+    floats.data[i] = std::normal_distribution<float>()(chance);
+  }
+  const Scales scales{half ? static_cast<const void*>(halves.data) : floats.data, half, per_row, times};
+
+  Block<uint8_t> codes(rows * blocks * block_size * bits / 8), points(rows * ((blocks * bits + 7) / 8));
+  codes.randomize();
+  points.randomize();
+  const DenseWeights dense{rows, columns, block_size, blocks, bits, codes.data, any(0, 1) ? points.data : nullptr, scales};
+  compare("dense", level, table, &Kernels::dense, dense, values.data, inputs, bits == 4);
+
+  Block<uint8_t> tiles((rows + 1) / 2 * ((columns + kTile - 1) / kTile) * tile_bytes(group, bits));
+  tiles.randomize();
+  const SparseWeights sparse{rows, columns, block_size, blocks, bits, group, tiles.data, scales};
+  compare("sparse", level, table, &Kernels::sparse, sparse, values.data, inputs, false);
+
+  Block<uint8_t> mask(rows * mask_bytes(columns));
+  const int64_t density = any(0, 3);  // empty, a quarter, a half, full
+  std::vector<int32_t> offsets(1, 0);
+  for (int64_t row = 0; row < rows; ++row) {
+    int32_t count = 0;
+    uint8_t* bytes = mask.data + row * mask_bytes(columns);
+    std::memset(bytes, 0, static_cast<size_t>(mask_bytes(columns)));
+    for (int64_t column = 0; column < columns; ++column) {
+      const bool set = density == 3 || (density && any(0, density == 1 ? 3 : 1) == 0);
+      bytes[column / 8] = static_cast<uint8_t>(bytes[column / 8] | set << column % 8);
+      count += set;
+    }
+    offsets.push_back(offsets.back() + (count * bits + 7) / 8);
+  }
+  Block<uint8_t> stored(offsets.back() + kMaskedPadding);
+  stored.randomize();
+  const MaskedWeights masked{rows, columns, block_size, blocks, bits, mask.data, stored.data, offsets.data(), scales};
+  compare("masked", level, table, &Kernels::masked, masked, values.data, inputs, false);
+
+  Block<float> expected(inputs), actual(inputs);
+  for (int64_t i = 0; i < values.count; ++i) values.data[i] = std::normal_distribution<float>()(chance) * 5;
+  kScalarKernels.entropies(values.data, inputs, columns, expected.data);
+  table.entropies(values.data, inputs, columns, actual.data);
+  for (int64_t i = 0; i < inputs; ++i) {
+    const double error = std::fabs(expected.data[i] - actual.data[i]);
+    if (!(error <= 1e-6 * (1 + expected.data[i]))) fail("entropies", level, inputs, columns, 0, error);
+  }
+}
+
+}  // namespace
+}  // namespace edgeblt
+
+int main(int count, char** arguments) {
+  using namespace edgeblt;
+  const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
+  for (int round = 0; round < rounds; ++round) {
+    one_round("scalar", kScalarKernels);
+#if defined(__x86_64__)
+    if (level_available(kAvx2)) one_round("avx2", kAvx2Kernels);
+#if defined(EDGEBLT_EMULATED)
+    one_round("avx512, emulated", kAvx512Kernels);
+#else
+    if (level_available(kAvx512)) one_round("avx512", kAvx512Kernels);
+#endif
+#elif defined(__aarch64__)
+    if (level_available(kNeon)) one_round("neon", kNeonKernels);
+#endif
+  }
+  std::printf("%d rounds agree; levels:", rounds);
+  for (int level = 0; level < kLevelCount; ++level) {
+    if (level_available(static_cast<Level>(level))) std::printf(" %s", kLevelNames[level]);
+  }
+#if defined(EDGEBLT_EMULATED)
+  std::printf(" avx512 by emulation");
+#endif
+  std::printf("\n");
+  return 0;
+}
