@@ -166,9 +166,7 @@ def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:
         parts = writer.op("Transpose", shaped(writer, value, 8, 2, 2, 4), perm=[0, 4, 1, 2, 3, 5])
         return writer.op("Reshape", parts, writer.op("Concat", pairs, writer.ints(2), count, writer.ints(64), axis=0))
 
-    pairs, count = (
-        writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2)
-    )
+    pairs, count = (writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2))
     zeros = writer.op(
         "ConstantOfShape", writer.op("Concat", pairs, writer.ints(2), count, writer.ints(TILE), axis=0),
         value=ir.tensor(np.array([MIDDLE], np.uint8)),

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,8 @@ from edgeblt.quant.activations import Scratch, Values
 from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightFormat
 from edgeblt.quant.forward import Forward
 from edgeblt.quant.gptq import Inputs, Products, gptq
-from edgeblt.quant.recipe import HASH_TABLES, Recipe
+from edgeblt.quant.pruning import Sparsity, wanda_mask
+from edgeblt.quant.recipe import GPTQ, HASH_TABLES, Recipe, WeightRecipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
 
@@ -124,12 +125,23 @@ class _Calibration:
             return torch.from_numpy(_decoded(weight, format, part.method, name)), torch.from_numpy(weight)
         encoded = self._keeper.kept(name)
         if encoded is None:
-            try:
-                encoded = gptq(weight, known.inputs(weight.shape[1]), format)
-            except EdgebltError as error:
-                raise EdgebltError(f"{name}: {error}") from None
+            encoded = self._encode(name, weight, format, part, known)
             self._keeper.keep(name, encoded)
         return torch.from_numpy(encoded.dequantize()), torch.from_numpy(weight)
+
+    def _encode(
+        self, name: str, weight: Matrix, format: Linear, part: WeightRecipe, known: "_KnownInputs"
+    ) -> Quantized:
+        sparsity = Sparsity.parse(format.sparsity) if format.sparsity else None
+        inputs = known.inputs(weight.shape[1], (sparsity and sparsity.group) or 1)
+        if part.method != GPTQ:  # only what to prune is known from the inputs
+            assert sparsity
+            kept = wanda_mask(weight, inputs.sizes, sparsity)
+            return cast(Quantized, encode_weight(np.where(kept, weight, np.float32(0)), format, part.method, name))
+        try:
+            return gptq(weight, inputs, format, part.pruning)
+        except EdgebltError as error:
+            raise EdgebltError(f"{name}: {error}") from None
 
     def vector(self, name: str) -> Tensor:
         return torch.from_numpy(self._checkpoint.tensor(name))
@@ -171,18 +183,20 @@ class _KnownInputs:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self._inputs: Inputs | None = None
+        self._inputs: dict[int, Inputs] = {}
 
-    def inputs(self, columns: int) -> Inputs:
-        if self._inputs is None:
+    def inputs(self, columns: int, group: int) -> Inputs:
+        """`group`: see `Inputs`; matrices with the same inputs have the same, unless their recipes differ."""
+        if group not in self._inputs:
+            self._inputs.clear()
             products = Products.zeros(columns)
             for rounded, exact in self._values:
                 products.add(rounded, exact)
-            self._inputs = Inputs(products)
-        return self._inputs
+            self._inputs[group] = Inputs(products, group)
+        return self._inputs[group]
 
     def forget(self) -> None:
-        self._inputs = None
+        self._inputs.clear()
 
 
 def _decoded(weight: Matrix, format: WeightFormat, method: str, name: str) -> Matrix:

@@ -46,6 +46,7 @@ class Linear:
     symmetric: bool
     scale_bits: int = 16  # 32 for scales that were made elsewhere
     input_block_size: int | None = None  # smaller blocks in which a matrix's inputs are rounded when it is computed
+    sparsity: str = ""  # as `pruning.Sparsity.parse` reads it: zeros that a bundle leaves out
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -71,7 +72,8 @@ class Linear:
     def describe(self) -> str:
         blocks = f"blocks of {self.block_size}" if self.block_size else "one block a row"
         inputs = f", inputs in {self.input_block_size}" if self.input_block_size else ""
-        return f"int{self.bits}, {blocks}{', symmetric' if self.symmetric else ''}{inputs}"
+        sparsity = f", {self.sparsity} sparse" if self.sparsity else ""
+        return f"int{self.bits}, {blocks}{', symmetric' if self.symmetric else ''}{inputs}{sparsity}"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgeblt.quant.formats import Linear, Matrix, Quantized
 from edgeblt.quant.methods import quantize_least_squares
+from edgeblt.quant.pruning import SPARSEGPT, WANDA, Sparsity, keep_largest, wanda_mask
 
 DAMPING = 0.01  # of the mean diagonal: keeps the inverse stable where inputs are few or dependent
 _BATCH = 128  # inputs whose effect on later ones is applied together
@@ -42,10 +43,15 @@ class Products:
 
 
 class Inputs:
-    """What rounding needs to know of inputs that matrices share; made from their products, which it uses up."""
+    """What rounding needs to know of inputs that matrices share; made from their products, which it uses up.
 
-    def __init__(self, products: Products) -> None:
-        self.order = torch.argsort(products.gram.diagonal(), descending=True)
+    With `group` the inputs of most energy come first by groups of so many neighbours, which stay together.
+    """
+
+    def __init__(self, products: Products, group: int = 1) -> None:
+        energies = products.gram.diagonal()
+        self.sizes = energies.sqrt().numpy()
+        self.order = _by_energy(energies, group)
         pairs = (self.order[:, None], self.order[None, :])
         gram, products.gram = products.gram[pairs], torch.empty(0)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram), out=gram))
@@ -57,17 +63,19 @@ class Inputs:
         self.factor: Tensor = torch.linalg.cholesky(inverse, upper=True, out=inverse)  # of the damped inverse
 
 
-def gptq(weight: Matrix, inputs: Inputs, format: Linear) -> Quantized:
+def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGPT) -> Quantized:
     """`weight` [rows, columns] in `format`, so that its products with x come near to those of `weight` with y.
 
-    Raises EdgebltError for weights too large for the format's scales.
+    Of a sparse format `pruning` says which weights become zeros; the others make up for them too. Raises EdgebltError
+    for weights too large for the format's scales.
     """
     order, factor = inputs.order, inputs.factor
     left = torch.from_numpy(weight).double()[:, order]
     left += left @ inputs.correction
     shifted = torch.empty(left.shape)
     shifted[:, order] = left.float()
-    start = quantize_least_squares(shifted.numpy(), format)
+    mask = _Mask.of(shifted.numpy(), inputs, format, pruning)
+    start = quantize_least_squares(np.where(mask.first, shifted.numpy(), np.float32(0)), format)
     scales, zero_points = _by_column(start.scales, start)[order], _by_column(start.zero_points, start)[order]
     left = left.T.contiguous()  # [columns, rows], as columns are rounded one by one
     codes = torch.empty(left.shape, dtype=torch.uint8)
@@ -75,8 +83,10 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear) -> Quantized:
         end = min(begin + _BATCH, len(left))
         errors = torch.empty(end - begin, left.shape[1], dtype=torch.float64)
         for column in range(begin, end):
+            mask.choose(left, column)
             scale, zero_point = scales[column], zero_points[column]
             rounded = torch.clamp(torch.round(left[column] / scale) + zero_point, 0, format.levels - 1)
+            rounded = torch.where(mask.kept[column], rounded, zero_point)
             error = (left[column] - (rounded - zero_point) * scale) / factor[column, column]
             left[column:end] -= factor[column, column:end, None] * error
             codes[column], errors[column - begin] = rounded.byte(), error
@@ -84,6 +94,56 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear) -> Quantized:
     in_place = torch.empty_like(codes)
     in_place[order] = codes
     return Quantized(format, in_place.T.contiguous().numpy(), start.scales, start.zero_points)
+
+
+@dataclass
+class _Mask:
+    """Which weights are kept, in the order of rounding: chosen beforehand, or by SparseGPT's measure as it goes on."""
+
+    first: np.ndarray  # bool [rows, columns] in place: what will be kept, as far as can be told beforehand
+    kept: Tensor  # bool [columns, rows] in order
+    sparsity: Sparsity | None  # where the choice is still to be made
+    step: int  # columns chosen together
+    diagonal: Tensor
+
+    @classmethod
+    def of(cls, weight: Matrix, inputs: Inputs, format: Linear, pruning: str) -> "_Mask":
+        diagonal = inputs.factor.diagonal()
+        if not format.sparsity:
+            first = np.ones(weight.shape, np.bool_)
+            return cls(first, torch.ones(weight.shape[::-1], dtype=torch.bool), None, 1, diagonal)
+        sparsity = Sparsity.parse(format.sparsity)
+        if pruning != SPARSEGPT:
+            sizes = inputs.sizes if pruning == WANDA else np.ones(len(inputs.sizes))
+            first = wanda_mask(weight, sizes, sparsity)
+            return cls(first, torch.from_numpy(first.T)[inputs.order], None, 1, diagonal)
+        in_place = torch.empty_like(diagonal)
+        in_place[inputs.order] = diagonal
+        first = keep_largest(np.abs(weight) / in_place.numpy(), sparsity)
+        kept = torch.ones(weight.shape[::-1], dtype=torch.bool)
+        return cls(first, kept, sparsity, sparsity.group or _BATCH, diagonal)
+
+    def choose(self, left: Tensor, column: int) -> None:
+        """For the columns from `column` on that are chosen together, from what is left of the weights."""
+        if self.sparsity is None or column % self.step:
+            return
+        end = min(column + self.step, len(left))
+        scores = (left[column:end].square() / self.diagonal[column:end, None].square()).T.numpy()
+        if self.sparsity.group:
+            kept = keep_largest(scores, self.sparsity)
+        else:  # as many in every row, however the columns are cut
+            count = self.sparsity.count(end) - self.sparsity.count(column)
+            kept = np.zeros(scores.shape, np.bool_)
+            np.put_along_axis(kept, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
+        self.kept[column:end] = torch.from_numpy(kept.T.copy())
+
+
+def _by_energy(energies: Tensor, group: int) -> Tensor:
+    """Columns, those of most energy first; a group cut short at the end stays last."""
+    whole = len(energies) // group * group
+    groups = torch.argsort(energies[:whole].reshape(-1, group).sum(dim=1), descending=True)
+    ordered = (groups[:, None] * group + torch.arange(group)).reshape(-1)
+    return torch.cat([ordered, torch.arange(whole, len(energies))])
 
 
 def _by_column(parameters: np.ndarray, quantized: Quantized) -> Tensor:

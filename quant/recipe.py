@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +11,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.parsing import parse_dataclass
 from edgeblt.quant.formats import BLOCK_SIZES, Codebook, Floating, Linear, WeightFormat
 from edgeblt.quant.methods import METHODS
+from edgeblt.quant.pruning import MAGNITUDE, PRUNING, SPARSEGPT, Sparsity
 
 HASH_TABLES = "encoder.hash_tables"
 GPTQ = "gptq"
@@ -33,6 +34,8 @@ class WeightRecipe:
     input_block_size: int | None = None  # inputs rounded together when it is computed; None: block_size
     symmetric: bool = False  # scales without zero points
     method: str = "least-squares"  # how codes and scales are chosen
+    sparsity: str | None = None  # 2:4 and 4:8 keep so many of so many inputs, 50% makes zeros of half
+    pruning: str = SPARSEGPT  # how zeros are chosen: magnitude, wanda, or sparsegpt, which needs the method gptq
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("format", self.format, _FORMATS), ("method", self.method, (*METHODS, GPTQ))):
@@ -45,13 +48,22 @@ class WeightRecipe:
         if inputs is not None and (inputs not in BLOCK_SIZES or (block and inputs > block)):
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise EdgebltError(f"input_block_size is {inputs}; use one of {sizes}, none larger than block_size")
-        settings = (self.block_size, self.input_block_size, self.symmetric, self.method)
-        if self.format not in _LINEAR and settings != (None, None, False, "least-squares"):
+        settings = (self.block_size, self.input_block_size, self.symmetric, self.method, self.sparsity)
+        if self.format not in _LINEAR and settings != (None, None, False, "least-squares", None):
             raise EdgebltError(f"{self.format} has no other settings; leave out all but format, or use int8 or int4")
+        if self.pruning not in PRUNING:
+            raise EdgebltError(f"pruning is {self.pruning!r:.40}; use one of {', '.join(PRUNING)}")
+        if self.sparsity is not None:
+            Sparsity.parse(self.sparsity)
+            if not self.symmetric:
+                raise EdgebltError("a sparse format keeps no zero points; add symmetric = true")
+            if self.pruning == SPARSEGPT and self.method != GPTQ:
+                raise EdgebltError('pruning sparsegpt goes with method = "gptq"; use it, or pruning wanda or magnitude')
 
     @property
     def needs_calibration(self) -> bool:
-        return self.format in _LINEAR and self.method == GPTQ
+        prunes_by_inputs = self.sparsity is not None and self.pruning != MAGNITUDE
+        return self.format in _LINEAR and (self.method == GPTQ or prunes_by_inputs)
 
     def matrix_format(self, columns: int) -> WeightFormat:
         """The format of a matrix with so many inputs.
@@ -66,7 +78,8 @@ class WeightRecipe:
         wanted = self._wanted_block
         bits, block = _LINEAR[self.format], None if wanted == WHOLE_ROW else _fitting(wanted, columns)
         inputs = self.input_block_size and _fitting(self.input_block_size, columns)
-        return Linear(bits, block, self.symmetric, input_block_size=inputs if inputs != block else None)
+        inputs = inputs if inputs != block else None
+        return Linear(bits, block, self.symmetric, input_block_size=inputs, sparsity=self.sparsity or "")
 
     @property
     def _wanted_block(self) -> int:
@@ -77,7 +90,8 @@ class WeightRecipe:
         """As `int4, blocks of 32, gptq`."""
         if self.format not in _LINEAR:
             return self.format
-        return f"{self.matrix_format(0).describe()}, {self.method}"
+        pruning = f", {self.pruning}" if self.sparsity else ""
+        return f"{self.matrix_format(0).describe()}, {self.method}{pruning}"
 
 
 def _fitting(block_size: int, columns: int) -> int:
@@ -112,6 +126,8 @@ class Recipe:
                 raise EdgebltError(f"{name}: {part.format} has no lookup; use int8, int4, fp16 or fp32")
             if part and part.needs_calibration:
                 raise EdgebltError(f"{name}: gptq is for matrices; use method least-squares or nearest")
+            if part and part.sparsity:
+                raise EdgebltError(f"{name}: sparsity is for matrices; leave it out")
 
     def stage(self, name: StageName) -> WeightRecipe:
         return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
@@ -131,6 +147,8 @@ class Recipe:
         if len(shape) == 1:
             return Floating(32)
         format = self.part(name).matrix_format(shape[1])
+        if isinstance(format, Linear) and format.sparsity and (name.endswith(".embedding") or name == HASH_TABLES):
+            return replace(format, sparsity="")  # what is looked up is not pruned
         return Floating(16) if isinstance(format, Codebook) and name.endswith(".embedding") else format
 
     @property

@@ -9,6 +9,7 @@ from edgeblt.export.weights import Encoded
 from edgeblt.quant.codebooks import quantize_codebook
 from edgeblt.quant.formats import Floating, Linear, Matrix, WeightFormat
 from edgeblt.quant.methods import METHODS, quantize_least_squares
+from edgeblt.quant.pruning import Sparsity, magnitude_mask
 from edgeblt.quant.recipe import Recipe
 
 
@@ -40,13 +41,16 @@ class RecipeSource:
 def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) -> Encoded:
     """`weight` in `format`; `name` is for errors. Raises EdgebltError.
 
-    A method that needs inputs to calibrate on is replaced by least squares: what is looked up has none.
+    A method that needs inputs to calibrate on is replaced by least squares: what is looked up has none. A sparse
+    format's zeros are those of least magnitude, which leaves a weight that is pruned already as it is.
     """
     if isinstance(format, Floating):
         if format.bits == 16 and np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
             raise EdgebltError(f"{name} holds values too large for fp16; choose fp32 or int8 for its stage")
         return weight
     try:
+        if isinstance(format, Linear) and format.sparsity:
+            weight = np.where(magnitude_mask(weight, Sparsity.parse(format.sparsity)), weight, np.float32(0))
         if isinstance(format, Linear):
             return METHODS.get(method, quantize_least_squares)(weight, format)
         return quantize_codebook(weight, format)
