@@ -8,12 +8,12 @@ blocks_per_scale (how many of these share a scale of the weights; the last ones 
                    scales       float16 or float32 [N, ceil(blocks / blocks_per_scale)]
                    zero_points  uint8 [N, ceil(blocks * bits / 8)], optional    as MatMulNBits
     SparseMatMul   tiles        uint8 [ceil(N / 2), ceil(K / 128), bytes]       `sparse_layout.pack_tiles`
-                   scales       as above; the zero point is the middle
+                   scales       [ceil(N / 2), as above, 2]                      `sparse_layout.pair_scales`
                    attribute group: 4 or 8, as in pack_tiles
     MaskedMatMul   mask, values, offsets                                        `sparse_layout.pack_masked`
-                   scales       as above; the zero point is the middle
+                   scales       as DenseMatMul's
 
-A kernel rounds inputs as MatMulNBits with accuracy_level 4 does: in a block of a row the largest magnitude is 127. The
+The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with accuracy_level 4 does: in a block of a row the largest magnitude is 127. The
 bodies end in that operator; the sparse ones spread their weights out to 8 bits first. All of that happens once, when the
 model is opened, as ONNX Runtime computes what depends on initializers only.
 """
@@ -56,7 +56,14 @@ def sparse_matmul_function(opset: int = 23) -> ir.Function:
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         codes = _spread_tiles(writer, inputs["tiles"])
-        return _product_of_codes(writer, inputs["x"], codes, inputs["scales"])
+        by_row = writer.op("Transpose", inputs["scales"], perm=[0, 2, 1])
+        count = writer.op("Shape", inputs["scales"], start=1, end=2)
+        shape = writer.op("Concat", writer.ints(-1), count, axis=0)
+        rows = writer.op("Unsqueeze", writer.attribute("N"), writer.ints(0))
+        scales = writer.op("Reshape", by_row, shape)
+        return _product_of_codes(
+            writer, inputs["x"], codes, writer.op("Slice", scales, writer.ints(0), rows, writer.ints(0))
+        )
 
     return _function(SPARSE, ("x", "tiles", "scales"), (*COMMON_ATTRIBUTES, "group"), body, opset)
 

@@ -29,7 +29,7 @@ inline float lane_sum(__m256 lanes) {
 }
 
 // `block_scales` of `count` rows, to out[0], out[stride], ..
-__attribute__((noinline)) void load_scales(
+[[maybe_unused]] __attribute__((noinline)) void load_scales(
     const Scales& scales, int64_t row, int64_t count, int64_t blocks, float* out, int64_t stride) {
   if (!scales.half || scales.blocks_per_scale != 1) {
     for (int64_t i = 0; i < count; ++i) block_scales(scales, row + i, blocks, out + i * stride);
@@ -49,6 +49,19 @@ __attribute__((noinline)) void load_scales(
     in += blocks;
     out += stride;
   }
+}
+
+// Whether rows of scales can be read where they are, eight halves at a time.
+inline bool plain_halves(const Scales& scales) {
+  return scales.half && scales.blocks_per_scale == 1 && scales.per_row % 8 == 0;
+}
+
+// Eight scales: halves, or floats.
+template <bool kHalf>
+inline __m256 eight_scales(const void* scales, int64_t index) {
+  if constexpr (!kHalf) return _mm256_loadu_ps(static_cast<const float*>(scales) + index);
+  const uint16_t* halves = static_cast<const uint16_t*>(scales) + index;
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
 }
 
 // For `kBlocks` blocks in eight lanes: each lane its block's scale.

@@ -32,21 +32,28 @@ inline float half_to_float(uint16_t half) {
   return from_bits(to_bits(from_bits(magnitude << 13) * from_bits(0x77800000)) | sign);  // 2 ** 112
 }
 
-// A row's scales, one a block, in `out` [blocks]; zeros to the next multiple of 8.
-inline void block_scales(const Scales& scales, int64_t row, int64_t blocks, float* out) {
-  const int64_t begin = row * scales.per_row;
-  for (int64_t index = 0, block = 0; index < scales.per_row; ++index) {
+inline float read_scale(const Scales& scales, int64_t index) {
+  if (!scales.half) {
     float scale;
-    if (scales.half) {
-      uint16_t half;
-      std::memcpy(&half, static_cast<const uint16_t*>(scales.values) + begin + index, sizeof half);
-      scale = half_to_float(half);
-    } else {
-      std::memcpy(&scale, static_cast<const float*>(scales.values) + begin + index, sizeof scale);
-    }
-    for (int64_t times = 0; times < scales.blocks_per_scale && block < blocks; ++times) out[block++] = scale;
+    std::memcpy(&scale, static_cast<const float*>(scales.values) + index, sizeof scale);
+    return scale;
   }
-  for (int64_t block = blocks; block % 8; ++block) out[block] = 0;
+  uint16_t half;
+  std::memcpy(&half, static_cast<const uint16_t*>(scales.values) + index, sizeof half);
+  return half_to_float(half);
+}
+
+// A row's scales, one a block, in `out` [blocks]; zeros to the next multiple of 8. With kRows = 2 a pair's, in turn.
+template <int kRows = 1>
+inline void block_scales(const Scales& scales, int64_t row, int64_t blocks, float* out) {
+  for (int64_t index = 0, block = 0; index < scales.per_row; ++index) {
+    float some[kRows];
+    for (int i = 0; i < kRows; ++i) some[i] = read_scale(scales, (row * scales.per_row + index) * kRows + i);
+    for (int64_t times = 0; times < scales.blocks_per_scale && block < blocks; ++times, ++block) {
+      for (int i = 0; i < kRows; ++i) out[block * kRows + i] = some[i];
+    }
+  }
+  for (int64_t place = blocks * kRows; place % 8; ++place) out[place] = 0;
 }
 
 // Zero points of a row less `middle`, as floats.

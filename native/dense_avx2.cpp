@@ -79,13 +79,13 @@ inline __attribute__((always_inline)) void multiply_row(
 }
 
 // A row's scales times those of kRows rows of inputs, in `products`; `totals` becomes what the zero points take off.
-template <bool kOffsets, int kRows>
+template <bool kOffsets, bool kHalf, int kRows>
 inline __attribute__((always_inline)) void start_row(
-    const float* scales, const float* input_scales, const float* offsets, int64_t stride, int64_t blocks,
+    const void* scales, const float* input_scales, const float* offsets, int64_t stride, int64_t blocks,
     float* products, __m256* totals) {
   EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) totals[m] = _mm256_setzero_ps();
   for (int64_t block = 0; block < blocks; block += 8) {
-    const __m256 row = _mm256_loadu_ps(scales + block);
+    const __m256 row = eight_scales<kHalf>(scales, block);
     EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
       const __m256 both = _mm256_mul_ps(row, _mm256_loadu_ps(input_scales + m * stride + block));
       _mm256_storeu_ps(products + m * stride + block, both);
@@ -110,29 +110,35 @@ __attribute__((noinline)) void four_inputs(
     const float* offsets, float* out, int64_t rows) {
   const int64_t blocks = product.blocks, stride = product.stride;
   __m256 totals[4];
-  start_row<kOffsets, 4>(scales, input_scales, offsets, stride, blocks, product.products, totals);
+  start_row<kOffsets, false, 4>(scales, input_scales, offsets, stride, blocks, product.products, totals);
   multiply_row<kBits, kBlock, 4>(codes, blocks, inputs, product.columns, product.products, stride, totals);
   store_column(four_lane_sums(totals), out, rows);
 }
 
-// One row of inputs times `count` rows of weights, at most four, to out[0], out[1], ..
-template <int kBits, int kBlock, bool kOffsets>
-__attribute__((noinline)) void four_weights(
-    const Product& product, const uint8_t* codes, const float* scales, int64_t count, const int8_t* inputs,
+// One row of inputs times `count` rows of weights, to out[0], out[1], .. `scales`: halves [count, blocks] where kHalf,
+// else floats [count, stride].
+template <int kBits, int kBlock, bool kOffsets, bool kHalf>
+__attribute__((noinline)) void one_input(
+    const Product& product, const uint8_t* codes, const void* scales, int64_t count, const int8_t* inputs,
     const float* input_scales, const float* offsets, float* out) {
   const int64_t blocks = product.blocks, stride = product.stride;
   float* products = product.products;
+  const int64_t bytes = blocks * (kBlock * kBits / 8), scale_bytes = kHalf ? blocks * 2 : stride * 4;
+  const auto* row_scales = static_cast<const uint8_t*>(scales);
   __m256 totals[4];
   EDGEBLT_UNROLL for (int row = 0; row < 4; ++row) totals[row] = _mm256_setzero_ps();
-  for (int64_t row = 0; row < count; ++row) {
-    __m256 total;
-    start_row<kOffsets, 1>(scales, input_scales, offsets, stride, blocks, products, &total);
-    multiply_row<kBits, kBlock, 1>(codes, blocks, inputs, 0, products, stride, &total);
-    totals[row] = total;
-    codes += blocks * (kBlock * kBits / 8);
-    scales += stride;
+  for (; count > 0; count -= 4, out += 4) {
+    const int64_t group = count < 4 ? count : 4;
+    for (int64_t row = 0; row < group; ++row) {
+      __m256 total;
+      start_row<kOffsets, kHalf, 1>(row_scales, input_scales, offsets, stride, blocks, products, &total);
+      multiply_row<kBits, kBlock, 1>(codes, blocks, inputs, 0, products, stride, &total);
+      totals[row] = total;
+      codes += bytes;
+      row_scales += scale_bytes;
+    }
+    store_some(four_lane_sums(totals), group, out);
   }
-  store_some(four_lane_sums(totals), count, out);
 }
 
 // For rows [m, last) of inputs: their blocks' sums times the zero points of weight row `row`, less what codes lack.
@@ -158,6 +164,11 @@ void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int
   const Product product{weights.blocks, inputs.columns, stride, block_buffer<3>(4 * stride)};
   const bool own_points = weights.zero_points != nullptr;  // of each row: rows go one by one
   if (kOffsets && !own_points) find_offsets(weights, inputs, 0, 0, inputs.rows, points, offsets);
+  if (inputs.rows == 1 && !own_points && plain_halves(weights.scales)) {
+    const auto* halves = static_cast<const uint16_t*>(weights.scales.values) + first * weights.blocks;
+    return one_input<kBits, kBlock, kOffsets, true>(
+        product, weights.codes + first * bytes, halves, last - first, inputs.codes, inputs.scales, offsets, out + first);
+  }
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
     const int64_t fours = begin + (end - begin) / 4 * 4;
@@ -174,7 +185,7 @@ void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int
         }
       }
       for (int64_t m = fours; m < end; ++m) {
-        four_weights<kBits, kBlock, kOffsets>(
+        one_input<kBits, kBlock, kOffsets, false>(
             product, codes, scales, count, inputs.codes + m * inputs.columns, inputs.scales + m * stride,
             offsets + m * stride, out + m * rows + row);
       }

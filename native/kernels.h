@@ -18,7 +18,7 @@ constexpr int64_t kInputRun = 16;  // rows of inputs that a pass over the weight
 struct Scales {
   const void* values;
   bool half;
-  int64_t per_row;          // scales of a row
+  int64_t per_row;           // scales of a row
   int64_t blocks_per_scale;  // consecutive blocks that share one
 };
 
@@ -47,7 +47,7 @@ struct SparseWeights {
   int bits;
   int group;  // 4: two of four columns, 8: four of eight
   const uint8_t* tiles;
-  Scales scales;
+  Scales scales;  // of a pair's two rows in turn: [pairs, per_row, 2]
 };
 
 // Any pattern: a bit for each column, and the values of the columns whose bit is set.

@@ -65,9 +65,10 @@ void MatMul::bind_constants(const Node& node, size_t count, size_t required) {
   bound_ = true;
 }
 
-Scales MatMul::bind_scales(const Tensor& scales) const {
+Scales MatMul::bind_scales(const Tensor& scales, bool pairs) const {
   const int64_t per_row = (blocks_ + blocks_per_scale_ - 1) / blocks_per_scale_;
-  require(scales, "scales", scales.type == ort::kFloat ? ort::kFloat : ort::kFloat16, {rows_, per_row});
+  const Shape shape = pairs ? Shape{(rows_ + 1) / 2, per_row, 2} : Shape{rows_, per_row};
+  require(scales, "scales", scales.type == ort::kFloat ? ort::kFloat : ort::kFloat16, shape);
   return {scales.data, scales.type == ort::kFloat16, per_row, blocks_per_scale_};
 }
 

@@ -22,7 +22,8 @@ class MatMul : public Kernel {
 
   // To be called last by constructors: weights that are initializers are checked once, others at every run.
   void bind_constants(const Node& node, size_t count, size_t required);
-  Scales bind_scales(const Tensor& scales) const;
+  // Scales [N, count], or [ceil(N / 2), count, 2] where rows go in pairs.
+  Scales bind_scales(const Tensor& scales, bool pairs = false) const;
 
   int64_t columns_, rows_, bits_, block_size_, blocks_per_scale_, blocks_;
 

@@ -143,8 +143,7 @@ inline Slots read_slots(const uint8_t* tile, int vector, int lane) {
 
 template <int kGroup, int kBits, int kRows>
 __attribute__((noinline)) void sparse_pair(
-    const SparseWeights& weights, const Inputs& inputs, int64_t row, int64_t m, const float* scales, int64_t stride,
-    float* out) {
+    const SparseWeights& weights, const Inputs& inputs, int64_t row, int64_t m, const float* scales, float* out) {
   const int64_t tiles = (weights.columns + kTile - 1) / kTile;
   const uint8_t* bytes = weights.tiles + row / 2 * tiles * tile_bytes(kGroup, kBits);
   const int8_t* in = inputs.codes + m * inputs.columns;
@@ -166,7 +165,7 @@ __attribute__((noinline)) void sparse_pair(
       const int64_t block = column / weights.block_size;
       EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
         const float input = block < weights.blocks ? inputs.scales[(m + i) * inputs.stride + block] : 0;
-        const float32x2_t pair = {scales[block] * input, scales[stride + block] * input};
+        const float32x2_t pair = {scales[2 * block] * input, scales[2 * block + 1] * input};
         lanes[i] = vcombine_f32(pair, pair);
       }
       flush<kRows>(sums, lanes, totals);
@@ -183,16 +182,15 @@ __attribute__((noinline)) void sparse_pair(
 
 template <int kGroup, int kBits>
 void sparse_of(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  const int64_t stride = padded_columns(weights.columns, weights.block_size) / weights.block_size + kSlack;
-  float* scales = block_buffer<0>(2 * stride);
-  std::memset(scales, 0, static_cast<size_t>(2 * stride) * sizeof *scales);
+  const int64_t count = 2 * padded_columns(weights.columns, weights.block_size) / weights.block_size + kSlack;
+  float* scales = block_buffer<0>(count);
+  std::memset(scales, 0, static_cast<size_t>(count) * sizeof *scales);
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
     for (int64_t row = first; row < last; row += 2) {
-      block_scales(weights.scales, row, weights.blocks, scales);
-      if (row + 1 < weights.rows) block_scales(weights.scales, row + 1, weights.blocks, scales + stride);
+      block_scales<2>(weights.scales, row / 2, weights.blocks, scales);
       by_four(begin, end, [&](auto four, int64_t m) {
-        sparse_pair<kGroup, kBits, decltype(four)::value ? kRowsAtOnce : 1>(weights, inputs, row, m, scales, stride, out);
+        sparse_pair<kGroup, kBits, decltype(four)::value ? kRowsAtOnce : 1>(weights, inputs, row, m, scales, out);
       });
     }
   }

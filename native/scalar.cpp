@@ -67,10 +67,10 @@ Slot read_slot(const uint8_t* tile, int group, int bits, int vector, int slot) {
 
 void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
   const int64_t tiles = (weights.columns + kTile - 1) / kTile, bytes = tile_bytes(weights.group, weights.bits);
-  float* scales = block_buffer<0>(weights.blocks + kSlack);
+  float* scales = block_buffer<0>(2 * weights.blocks + kSlack);
   int32_t* dots = reinterpret_cast<int32_t*>(block_buffer<1>(tiles * 8 + kSlack));  // 16 columns or more a block
   for (int64_t row = first; row < last; ++row) {
-    block_scales(weights.scales, row, weights.blocks, scales);
+    block_scales<2>(weights.scales, row / 2, weights.blocks, scales);
     const uint8_t* pair = weights.tiles + row / 2 * tiles * bytes;
     for (int64_t m = 0; m < inputs.rows; ++m) {
       const int8_t* input = inputs.codes + m * inputs.columns;
@@ -85,7 +85,8 @@ void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, i
       }
       float total = 0;
       for (int64_t block = 0; block < weights.blocks; ++block) {
-        total += scales[block] * inputs.scales[m * inputs.stride + block] * static_cast<float>(dots[block]);
+        const float scale = scales[2 * block + row % 2] * inputs.scales[m * inputs.stride + block];
+        total += scale * static_cast<float>(dots[block]);
       }
       out[m * weights.rows + row] = total;
     }

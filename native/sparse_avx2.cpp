@@ -119,65 +119,104 @@ inline __attribute__((always_inline)) void multiply_pair(
 
 // What the products of one call have in common.
 struct Product {
-  int64_t blocks, tiles, columns;
-  int64_t input_stride, stride;  // of scales of the inputs, and of the weights: scales beyond the blocks are 0
-  float* products;               // [4, 2 * stride]
+  int64_t scales, tiles, columns;
+  int64_t stride;    // floats for a row of inputs: two a block, zeros beyond
+  float* products;  // [4, stride]
 };
 
-// A pair of rows, or only its first, times kRows rows of inputs, to out[0] and out[1], out[rows] and out[rows + 1], ..
-template <int kGroup, int kBits, int kBlock, int kRows>
-__attribute__((noinline)) void multiply(
-    const Product& product, const uint8_t* bytes, const float* scales, const int8_t* inputs, const float* input_scales,
-    float* out, int64_t rows, bool both) {
-  const int64_t stride = product.stride;
-  __m256 totals[kRows];
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) totals[m] = _mm256_setzero_ps();
-  for (int64_t block = 0; block < product.blocks; block += 8) {
-    const __m256 first = _mm256_loadu_ps(scales + block), second = _mm256_loadu_ps(scales + stride + block);
-    const __m256 low = _mm256_unpacklo_ps(first, second), high = _mm256_unpackhi_ps(first, second);
-    const __m256 front = _mm256_permute2f128_ps(low, high, 0x20), back = _mm256_permute2f128_ps(low, high, 0x31);
+// The scales of a pair's rows times those of kRows rows of inputs, each of these twice, in `product.products`.
+template <bool kHalf, int kRows>
+inline __attribute__((always_inline)) void multiply_scales(
+    const Product& product, const void* scales, const float* input_scales) {
+  for (int64_t place = 0; place < product.scales; place += 8) {
+    const __m256 pair = eight_scales<kHalf>(scales, place);
     EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      const __m256 input = _mm256_loadu_ps(input_scales + m * product.input_stride + block);
-      const __m256 twice_low = _mm256_unpacklo_ps(input, input), twice_high = _mm256_unpackhi_ps(input, input);
-      float* place = product.products + m * 2 * stride + 2 * block;
-      _mm256_storeu_ps(place, _mm256_mul_ps(front, _mm256_permute2f128_ps(twice_low, twice_high, 0x20)));
-      _mm256_storeu_ps(place + 8, _mm256_mul_ps(back, _mm256_permute2f128_ps(twice_low, twice_high, 0x31)));
+      const __m256 input = _mm256_loadu_ps(input_scales + m * product.stride + place);
+      _mm256_storeu_ps(product.products + m * product.stride + place, _mm256_mul_ps(pair, input));
     }
   }
-  multiply_pair<kGroup, kBits, kBlock, kRows>(
-      bytes, product.tiles, inputs, product.columns, product.products, 2 * stride, totals);
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(totals[m]), _mm256_extractf128_ps(totals[m], 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    out[m * rows] = _mm_cvtss_f32(sum);
-    if (both) out[m * rows + 1] = _mm_cvtss_f32(_mm_movehdup_ps(sum));
+}
+
+// Sums of the first row's lanes, and of the second's, then two that mean nothing.
+inline __m128 pair_sums(__m256 totals) {
+  const __m128 sum = _mm_add_ps(_mm256_castps256_ps128(totals), _mm256_extractf128_ps(totals, 1));
+  return _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+}
+
+// `pairs` pairs of rows times one row of inputs, to out[0], out[1], .. `scales`: halves, or floats of one pair.
+template <int kGroup, int kBits, int kBlock, bool kHalf>
+__attribute__((noinline)) void one_input(
+    const Product& product, const uint8_t* bytes, const void* scales, int64_t pairs, const int8_t* inputs,
+    const float* input_scales, float* out, int64_t rows) {
+  const int64_t pair_bytes = product.tiles * tile_bytes(kGroup, kBits);
+  const auto* pair_scales = static_cast<const uint16_t*>(scales);
+  for (; pairs; --pairs, rows -= 2, out += 2) {
+    multiply_scales<kHalf, 1>(product, pair_scales, input_scales);
+    __m256 total = _mm256_setzero_ps();
+    multiply_pair<kGroup, kBits, kBlock, 1>(bytes, product.tiles, inputs, 0, product.products, 0, &total);
+    store_some(pair_sums(total), rows < 2 ? rows : 2, out);
+    bytes += pair_bytes;
+    pair_scales += product.scales;
   }
+}
+
+// A pair of rows, or only its first, times four rows of inputs, to out[0] and out[1], out[rows] and out[rows + 1], ..
+template <int kGroup, int kBits, int kBlock>
+__attribute__((noinline)) void four_inputs(
+    const Product& product, const uint8_t* bytes, const float* scales, const int8_t* inputs, const float* input_scales,
+    float* out, int64_t rows, bool both) {
+  multiply_scales<false, 4>(product, scales, input_scales);
+  __m256 totals[4];
+  EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) totals[m] = _mm256_setzero_ps();
+  multiply_pair<kGroup, kBits, kBlock, 4>(
+      bytes, product.tiles, inputs, product.columns, product.products, product.stride, totals);
+  EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) store_some(pair_sums(totals[m]), both ? 2 : 1, out + m * rows);
+}
+
+// Each scale of the inputs twice: [rows, stride].
+float* doubled(const Inputs& inputs, int64_t stride) {
+  float* twice = block_buffer<3>(inputs.rows * stride);
+  std::memset(twice, 0, static_cast<size_t>(inputs.rows * stride) * sizeof *twice);
+  for (int64_t m = 0; m < inputs.rows; ++m) {
+    for (int64_t block = 0; block < inputs.blocks; ++block) {
+      const float scale = inputs.scales[m * inputs.stride + block];
+      twice[m * stride + 2 * block] = twice[m * stride + 2 * block + 1] = scale;
+    }
+  }
+  return twice;
 }
 
 template <int kGroup, int kBits, int kBlock>
 void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
   const int64_t rows = weights.rows, tiles = (weights.columns + kTile - 1) / kTile;
-  const int64_t stride = tiles * kTile / kBlock + kSlack;
-  float* scales = block_buffer<0>(2 * stride);
-  const Product product{weights.blocks, tiles, inputs.columns, inputs.stride, stride, block_buffer<1>(4 * 2 * stride)};
-  std::memset(scales, 0, static_cast<size_t>(2 * stride) * sizeof *scales);
-  std::memset(product.products, 0, static_cast<size_t>(4 * 2 * stride) * sizeof *scales);
+  // Tiles may go beyond the last block: there products are 0.
+  const int64_t stride = 2 * tiles * kTile / (kBlock < kTile ? kBlock : kTile) + kSlack;
+  const int64_t pair_bytes = tiles * tile_bytes(kGroup, kBits);
+  float* scales = block_buffer<0>(stride);
+  const Product product{2 * weights.blocks, tiles, inputs.columns, stride, block_buffer<1>(4 * stride)};
+  std::memset(product.products, 0, static_cast<size_t>(4 * stride) * sizeof *scales);
+  const float* input_scales = doubled(inputs, stride);
+  if (inputs.rows == 1 && weights.scales.half && weights.scales.blocks_per_scale == 1 && weights.blocks % 4 == 0) {
+    const auto* halves = static_cast<const uint16_t*>(weights.scales.values) + first * weights.blocks;
+    return one_input<kGroup, kBits, kBlock, true>(
+        product, weights.tiles + first / 2 * pair_bytes, halves, (last - first + 1) / 2, inputs.codes, input_scales,
+        out + first, last - first);
+  }
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
     for (int64_t row = first; row < last; row += 2) {
-      const bool both = row + 1 < rows;
-      const uint8_t* bytes = weights.tiles + row / 2 * tiles * tile_bytes(kGroup, kBits);
-      load_scales(weights.scales, row, both ? 2 : 1, weights.blocks, scales, stride);
+      const uint8_t* bytes = weights.tiles + row / 2 * pair_bytes;
+      block_scales<2>(weights.scales, row / 2, weights.blocks, scales);
       int64_t m = begin;
       for (; m + 4 <= end; m += 4) {
-        multiply<kGroup, kBits, kBlock, 4>(
-            product, bytes, scales, inputs.codes + m * inputs.columns, inputs.scales + m * inputs.stride,
-            out + m * rows + row, rows, both);
+        four_inputs<kGroup, kBits, kBlock>(
+            product, bytes, scales, inputs.codes + m * inputs.columns, input_scales + m * stride, out + m * rows + row,
+            rows, row + 1 < rows);
       }
       for (; m < end; ++m) {
-        multiply<kGroup, kBits, kBlock, 1>(
-            product, bytes, scales, inputs.codes + m * inputs.columns, inputs.scales + m * inputs.stride,
-            out + m * rows + row, rows, both);
+        one_input<kGroup, kBits, kBlock, false>(
+            product, bytes, scales, 1, inputs.codes + m * inputs.columns, input_scales + m * stride,
+            out + m * rows + row, rows - row);
       }
     }
   }

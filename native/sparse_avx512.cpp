@@ -75,8 +75,8 @@ __attribute__((noinline)) void multiply(
   for (int i = 0; i < kRows; ++i) {
     for (int64_t block = 0; block < weights.blocks; ++block) {
       const float input = inputs.scales[(m + i) * inputs.stride + block];
-      products[2 * (i * stride + block)] = scales[block] * input;
-      products[2 * (i * stride + block) + 1] = both ? scales[stride + block] * input : 0;
+      products[2 * (i * stride + block)] = scales[2 * block] * input;
+      products[2 * (i * stride + block) + 1] = scales[2 * block + 1] * input;
     }
   }
   const int64_t tiles = (weights.columns + kTile - 1) / kTile;
@@ -122,8 +122,7 @@ void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, i
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
     for (int64_t row = first; row < last; row += 2) {
-      block_scales(weights.scales, row, weights.blocks, scales);
-      if (row + 1 < weights.rows) block_scales(weights.scales, row + 1, weights.blocks, scales + stride);
+      block_scales<2>(weights.scales, row / 2, weights.blocks, scales);
       int64_t m = begin;
       for (; m + 4 <= end; m += 4) {
         multiply<kGroup, kBits, kBlock, 4>(weights, inputs, row, m, scales, stride, products, out);

@@ -17,7 +17,7 @@ class SparseMatMul final : public MatMul {
     const int64_t pairs = (rows_ + 1) / 2, tiles = (columns_ + kTile - 1) / kTile;
     require(weights[0], "tiles", ort::kUint8, {pairs, tiles, tile_bytes(group, bits)});
     weights_ = {rows_, columns_, block_size_, blocks_, bits, group, static_cast<const uint8_t*>(weights[0].data),
-                bind_scales(weights[1])};
+                bind_scales(weights[1], true)};
   }
 
   void multiply(const Kernels& table, const Inputs& inputs, int64_t first, int64_t last, float* out) const override {

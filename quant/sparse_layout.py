@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
+from edgeblt.quant.formats import Scales
 
 Values = NDArray[np.int8]
 Bytes = NDArray[np.uint8]
@@ -66,6 +67,14 @@ def pack_tiles(values: Values, bits: int, group: int) -> Bytes:
         halves = (weights + np.uint8(8)).reshape(pairs, tiles, 2, 2, 32)
         parts.append((halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(pairs, tiles, 64))
     return np.concatenate(parts, axis=2)
+
+
+def pair_scales(scales: Scales) -> Scales:
+    """Scales [rows, blocks] as SparseMatMul has them: [ceil(rows / 2), blocks, 2], a pair's rows in turn."""
+    rows, blocks = scales.shape
+    padded = np.zeros((rows + rows % 2, blocks), scales.dtype)
+    padded[:rows] = scales
+    return np.ascontiguousarray(padded.reshape(-1, 2, blocks).transpose(0, 2, 1))
 
 
 def unpack_tiles(tiles: Bytes, rows: int, columns: int, bits: int, group: int) -> Values:

@@ -118,13 +118,19 @@ void one_round(const char* level, const Kernels& table) {
   const int64_t times = any(0, 2) ? 1 : any(1, blocks);
   const int64_t per_row = (blocks + times - 1) / times;
   const bool half = any(0, 2) != 0;
-  Block<uint16_t> halves(rows * per_row);
-  Block<float> floats(rows * per_row);
+  // So long as to end where the memory does, whatever the count.
+  Block<uint16_t> halves((rows + 1) * per_row);
+  Block<float> floats((rows + 1) * per_row);
+  const auto all = [&](int64_t count) {
+    return Scales{half ? static_cast<const void*>(halves.data + halves.count - count)
+                       : static_cast<const void*>(floats.data + floats.count - count),
+                  half, per_row, times};
+  };
   for (int64_t i = 0; i < halves.count; ++i) {
     halves.data[i] = random_half();
     floats.data[i] = std::normal_distribution<float>()(chance);
   }
-  const Scales scales{half ? static_cast<const void*>(halves.data) : floats.data, half, per_row, times};
+  const Scales scales = all(rows * per_row), pair_scales = all((rows + 1) / 2 * 2 * per_row);
 
   Block<uint8_t> codes(rows * blocks * block_size * bits / 8), points(rows * ((blocks * bits + 7) / 8));
   codes.randomize();
@@ -134,7 +140,7 @@ void one_round(const char* level, const Kernels& table) {
 
   Block<uint8_t> tiles((rows + 1) / 2 * ((columns + kTile - 1) / kTile) * tile_bytes(group, bits));
   tiles.randomize();
-  const SparseWeights sparse{rows, columns, block_size, blocks, bits, group, tiles.data, scales};
+  const SparseWeights sparse{rows, columns, block_size, blocks, bits, group, tiles.data, pair_scales};
   compare("sparse", level, table, &Kernels::sparse, sparse, values.data, inputs, false);
 
   Block<uint8_t> mask(rows * mask_bytes(columns));

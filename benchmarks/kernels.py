@@ -1,0 +1,219 @@
+"""Times of the native library's matrix products beside ONNX Runtime's, through ONNX Runtime, in one interleaved run.
+
+    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--seconds 0.004] [--cold]
+
+Weights are random, the sparse ones half zeros. All products take turns; the median and the least of their times per run
+are shown, in microseconds, and the bytes of weights read per second. --cold gives every product many copies of its
+weights, more than the caches hold, as a model's other layers push a layer's weights out. The last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeblt import native
+from edgeblt.benchmark import device_name
+from edgeblt.export import native_ops
+from edgeblt.export.native_ops import MICROSOFT
+from edgeblt.quant import sparse_layout
+from edgeblt.quant.formats import pack
+
+Arrays = dict[str, NDArray[Any]]
+ROWS = (1, 2, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
+ROUNDS = 61
+COLD_BYTES = 96 << 20  # of copies of one product's weights
+
+
+@dataclass(frozen=True)
+class Product:
+    """One node `op` of `domain` with these weights; `bytes` of them are read in a run."""
+
+    op: str
+    domain: str
+    weights: Arrays
+    attributes: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.weights.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="1024x1024,1024x2816,2048x5632", help="inputs x outputs, commas between")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of inputs")
+    parser.add_argument("--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs")
+    parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
+    parser.add_argument("--cold", action="store_true")
+    arguments = parser.parse_args()
+    if native.library_path() is None:
+        raise SystemExit(f"there is nothing to time: {native.status().reason}")
+    if arguments.level:
+        native.use_level(arguments.level)
+    print(f"{device_name()}, kernels of level {arguments.level or native.status().level}")
+    results: list[dict[str, Any]] = []
+    for threads in map(int, arguments.threads.split(",")):
+        bandwidth = read_bandwidth()
+        print(f"\n{threads} thread(s); one thread of numpy reads {bandwidth / 1e9:.1f} GB/s from memory")
+        for shape in arguments.shapes.split(","):
+            columns, rows = map(int, shape.split("x"))
+            results += measure(columns, rows, threads, list(map(int, arguments.rows.split(","))), arguments)
+    print(json.dumps({"device": device_name(), "cold": arguments.cold, "results": results}))
+
+
+def measure(columns: int, outputs: int, threads: int, rows: list[int], arguments: Any) -> list[dict[str, Any]]:
+    products = all_products(columns, outputs)
+    copies = {name: 1 + COLD_BYTES // product.bytes if arguments.cold else 1 for name, product in products.items()}
+    sessions = {name: open_session(product, columns, copies[name], threads) for name, product in products.items()}
+    results = []
+    for count in rows:
+        inputs = np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
+        runs = {name: runner(session, inputs) for name, session in sessions.items()}
+        times = interleaved(runs, arguments.seconds)
+        print(f"\n{columns} x {outputs}, {count} row(s) of inputs, microseconds: median, least, GB/s")
+        for name, seconds in times.items():
+            per_run = [value / copies[name] for value in seconds]
+            median, least = statistics.median(per_run), min(per_run)
+            rate = products[name].bytes / median / 1e9
+            print(f"  {name:44}{median * 1e6:9.1f}{least * 1e6:9.1f}{rate:9.1f}")
+            results.append({
+                "product": name, "inputs": columns, "outputs": outputs, "rows": count, "threads": threads,
+                "median_us": median * 1e6, "least_us": least * 1e6, "weight_bytes": products[name].bytes,
+            })  # fmt: skip
+    return results
+
+
+def all_products(columns: int, rows: int) -> dict[str, Product]:
+    chance = np.random.default_rng(1)
+    eight = chance.integers(-127, 128, (rows, columns)).astype(np.int8)
+    four = chance.integers(-8, 8, (rows, columns)).astype(np.int8)
+    products = {
+        "DynamicQuantizeMatMul int8": Product(
+            "DynamicQuantizeMatMul", MICROSOFT,
+            {"b": np.ascontiguousarray(eight.T), "scale": np.full(1, 0.01, np.float32), "zero": np.zeros(1, np.int8)},
+            {},
+        )
+    }  # fmt: skip
+    for values, bits in ((eight, 8), (four, 4)):
+        for block in (32, 128):
+            products[f"MatMulNBits int{bits}, blocks of {block}"] = dense(values, bits, block, "MatMulNBits")
+        for block in (32, 128):
+            products[f"DenseMatMul int{bits}, blocks of {block}"] = dense(values, bits, block, native_ops.DENSE)
+        for group in sparse_layout.GROUPS:
+            kept = np.argsort(chance.random((rows, columns // group, group)), axis=2) < group // 2
+            half = values * kept.reshape(rows, columns)
+            name = f"SparseMatMul int{bits}, {group // 2} of {group}, blocks of 128"
+            products[name] = sparse(half, bits, group)
+        half = values * (chance.random(values.shape) < 0.5)
+        products[f"MaskedMatMul int{bits}, a half, blocks of 128"] = masked(half, bits)
+    return products
+
+
+def dense(values: NDArray[np.int8], bits: int, block: int, op: str) -> Product:
+    rows, columns = values.shape
+    codes = pack((values.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, block), bits)
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
+    if op == "MatMulNBits":
+        scales = np.full((rows, columns // block), 0.01, np.float32)
+        return Product(op, MICROSOFT, {"codes": codes, "scales": scales}, attributes | {"accuracy_level": 4})
+    scales_as_stored = np.full((rows, columns // block), 0.01, np.float16)
+    weights: Arrays = {"codes": codes, "scales": scales_as_stored}
+    return Product(op, native_ops.DOMAIN, weights, attributes | {"blocks_per_scale": 1})
+
+
+def sparse(values: NDArray[np.int8], bits: int, group: int) -> Product:
+    attributes, scales = sparse_parts(values, bits)
+    tiles = sparse_layout.pack_tiles(values, bits, group)
+    weights: Arrays = {"tiles": tiles, "scales": sparse_layout.pair_scales(scales)}
+    return Product(native_ops.SPARSE, native_ops.DOMAIN, weights, attributes | {"group": group})
+
+
+def masked(values: NDArray[np.int8], bits: int) -> Product:
+    attributes, scales = sparse_parts(values, bits)
+    stored = sparse_layout.pack_masked(values, bits)
+    weights: Arrays = {"mask": stored.mask, "values": stored.values, "offsets": stored.offsets, "scales": scales}
+    return Product(native_ops.MASKED, native_ops.DOMAIN, weights, attributes)
+
+
+def sparse_parts(values: NDArray[np.int8], bits: int) -> tuple[dict[str, int], NDArray[np.float16]]:
+    rows, columns = values.shape
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": 128, "blocks_per_scale": 1}
+    return attributes, np.full((rows, -(-columns // 128)), 0.01, np.float16)
+
+
+def open_session(product: Product, columns: int, copies: int, threads: int) -> onnxruntime.InferenceSession:
+    """`copies` of the product of the same inputs, each with weights of its own; the outputs are added up so that all
+    of them are needed."""
+    value = ir.val("x", ir.DataType.FLOAT, ["rows", columns])
+    nodes, initializers, outputs = [], [], []
+    for copy in range(copies):
+        weights = []
+        for name, array in product.weights.items():
+            tensor = ir.tensor(array.copy(), name=f"{name}_{copy}")
+            weights.append(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
+            weights[-1].shape = tensor.shape
+        outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
+        attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
+        nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))
+        initializers += weights
+    opsets = {"": 23, MICROSOFT: 1, native_ops.DOMAIN: 1}
+    graph = ir.Graph([value], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="product")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    reason = native.register(options)
+    assert reason is None, reason
+    model = ir.serde.serialize_model(ir.Model(graph, ir_version=11))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def runner(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> Callable[[], None]:
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", inputs)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def interleaved(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
+    """Times of a run in seconds: each product for about `seconds` at a time, all in turn, many rounds."""
+    repeats = {name: max(1, round(seconds / once(run))) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            times[name].append((time.perf_counter() - begin) / repeats[name])
+    return times
+
+
+def once(run: Callable[[], None]) -> float:
+    run()
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that numpy's dot product of two long vectors reads, the best of several tries."""
+    first, second = np.ones(16 << 20, np.float32), np.ones(16 << 20, np.float32)
+    best = 0.0
+    for _ in range(5):
+        begin = time.perf_counter()
+        np.dot(first, second)
+        best = max(best, (first.nbytes + second.nbytes) / (time.perf_counter() - begin))
+    return best
+
+
+if __name__ == "__main__":
+    main()
