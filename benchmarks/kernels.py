@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="1024x1024,1024x2816,2048x5632", help="inputs x outputs, commas between")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of inputs")
-    parser.add_argument("--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs")
+    parser.add_argument(
+        "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
+    )
     parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()

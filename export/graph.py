@@ -55,6 +55,7 @@ class StageGraph:
         self._settings: list[ir.Value] = []
         self._slots: dict[str, Slot] = {}
         self._fills: list[Fill] = []
+        self._functions: dict[str, ir.Function] = {}
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         (value,) = self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)
@@ -75,6 +76,10 @@ class StageGraph:
     def fill(self, fill: Fill) -> None:
         """Have weights made by `fill`, whose pieces together hold every row of them once."""
         self._fills.append(fill)
+
+    def uses(self, function: ir.Function) -> None:
+        """Have the model carry the body of an operator of our own."""
+        self._functions.setdefault(function.name, function)
 
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
         """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""
@@ -125,7 +130,9 @@ class StageGraph:
             opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
             name=self.contract.name,
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+        model = ir.Model(
+            graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=(*functions, *self._functions.values())
+        )
         return Stage(model, self._slots, tuple(self._fills))
 
     def _place_weights(self) -> None:

@@ -46,10 +46,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Piece:
-    """The same rows of some tensors of a file, made together."""
+    """Rows of some tensors of a file, made together."""
 
     name: str  # unique in its file
-    first_row: int
+    first_row: int | dict[str, int]  # the same for all tensors, or by tensor
     make: Callable[[], Arrays]
 
 
@@ -147,7 +147,7 @@ class WeightFile:
         note: Note = entry["note"]
         return note
 
-    def write(self, piece: str, arrays: Arrays, first_row: int = 0, note: Note | None = None) -> None:
+    def write(self, piece: str, arrays: Arrays, first_row: int | dict[str, int] = 0, note: Note | None = None) -> None:
         """Write rows, from `first_row` on, of the tensors named. `note` is what `keeps` shall give: JSON.
 
         Arrays are of their slot's dtype and row shape, and every row is written once. Raises OSError.
@@ -157,7 +157,8 @@ class WeightFile:
             slot = self._slots[tensor]
             assert rows.dtype == slot.dtype and rows.shape[1:] == slot.shape[1:], (tensor, rows.shape, rows.dtype)
             data = np.ascontiguousarray(rows).data.cast("B") if rows.size else memoryview(b"")
-            regions[tensor] = (slot.offset + first_row * slot.row_bytes, len(data))
+            first = first_row if isinstance(first_row, int) else first_row[tensor]
+            regions[tensor] = (slot.offset + first * slot.row_bytes, len(data))
             self._write(regions[tensor][0], data)
             digest.update(data)
         entry = {"regions": regions, "sha256": digest.hexdigest(), "note": note or {}}

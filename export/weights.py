@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graph import MICROSOFT, StageGraph
+from edgeblt.export.graph import EDGEBLT, MICROSOFT, StageGraph
+from edgeblt.export.sparse_weights import SparseStored
 from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.codebooks import CodebookQuantized
 from edgeblt.quant.formats import (
@@ -68,7 +69,8 @@ class WeightSource(Protocol):
 def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Starts and ends of the rows of a weight that can be encoded apart, as many at a time as shall be in memory."""
     rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
-    step = rows if isinstance(format, Codebook) else max(AT_A_TIME // columns, 1)  # whose blocks run over ends of rows
+    # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
+    step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
@@ -110,17 +112,24 @@ class Weights:
     def linear(self, value: ir.Value, names: list[str]) -> ir.Value:
         """`value` [.., in] times the named weights [out, in], side by side: [.., sum of out]."""
         formats = [self.source.format(name) for name in names]
-        if len(set(formats)) > 1 or (isinstance(formats[0], Codebook) and len(names) > 1):
-            # Formats of their own; and blocks of a codebook run over the ends of rows, so they do not join.
+        if len(set(formats)) > 1 or (len(names) > 1 and not self._joins(names, formats[0])):
             return self.graph.op("Concat", *(self.linear(value, [name]) for name in names), axis=-1)
         shape = (sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1])
         match formats[0]:
             case Floating(bits):
                 return self._floating_product(value, names, shape, f"float{bits}")
+            case Linear() as format if format.sparsity:
+                return self._sparse_product(value, names, format, shape)
             case Linear() as format:
                 return self._linear_product(value, names, format, shape)
             case Codebook() as format:
                 return self._codebook_product(value, names[0], format, shape)
+
+    def _joins(self, names: list[str], format: WeightFormat) -> bool:
+        """Blocks of a codebook run over the ends of rows, and sparse rows are stored in pairs."""
+        if isinstance(format, Linear) and format.sparsity:
+            return all(self.source.shape(name)[0] % 2 == 0 for name in names)
+        return not isinstance(format, Codebook)
 
     def _floating_product(self, value: ir.Value, names: list[str], shape: tuple[int, int], dtype: str) -> ir.Value:
         joined, (rows, columns) = _joined(names), shape
@@ -147,6 +156,17 @@ class Weights:
         return self.graph.op(
             "MatMulNBits", value, codes, scales, *zero_points, domain=MICROSOFT,
             K=columns, N=rows, bits=format.bits, block_size=block, accuracy_level=INT8_ACTIVATIONS,
+        )  # fmt: skip
+
+    def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        block = _input_block(format, columns)
+        stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
+        self.graph.uses(stored.function)
+        return self.graph.op(
+            stored.operator, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
+            bits=format.bits, block_size=block, blocks_per_scale=-(-(format.block_size or columns) // block),
+            **stored.attributes,
         )  # fmt: skip
 
     def _codebook_product(self, value: ir.Value, name: str, format: Codebook, shape: tuple[int, int]) -> ir.Value:

@@ -97,26 +97,28 @@ def unpack_tiles(tiles: Bytes, rows: int, columns: int, bits: int, group: int) -
     return np.ascontiguousarray(restored.reshape(2 * pairs, -1)[:rows, :columns])
 
 
-def pack_masked(values: Values, bits: int) -> Masked:
-    """Raises EdgebltError where a value has too many bits, or all of them are more than 2 GiB."""
+def pack_masked(values: Values, bits: int, kept: NDArray[np.bool_] | None = None) -> Masked:
+    """`kept` [rows, columns] says what to store, zeros included; by default all that is no zero.
+
+    Raises EdgebltError where a value has too many bits, or all of them are more than 2 GiB."""
     _check_range(values, bits)
     rows, columns = values.shape
     present = np.zeros((rows, -(-columns // MASK_WORD) * MASK_WORD), bool)
-    present[:, :columns] = values != 0
+    present[:, :columns] = kept = values != 0 if kept is None else kept
     counts = np.count_nonzero(present, axis=1)
     ends = np.cumsum(counts if bits == 8 else -(-counts // 2))
     if ends[-1] + PADDING > np.iinfo(np.int32).max:
         raise EdgebltError(f"a matrix of {rows} x {columns} is too large for a mask; split it")
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     stored = np.zeros(int(ends[-1]) + PADDING, np.uint8)
-    kept = values[values != 0]
+    stored_values = values[kept]
     if bits == 8:
-        stored[: len(kept)] = kept.view(np.uint8)
+        stored[: len(stored_values)] = stored_values.view(np.uint8)
     else:
-        within = np.arange(len(kept)) - np.repeat(np.cumsum(counts) - counts, counts)
+        within = np.arange(len(stored_values)) - np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(offsets[:-1].astype(np.int64) * 2, counts) + within
         nibbles = np.zeros(2 * len(stored), np.uint8)
-        nibbles[places] = (kept + np.int8(8)).view(np.uint8)
+        nibbles[places] = (stored_values + np.int8(8)).view(np.uint8)
         stored[:] = nibbles[0::2] | nibbles[1::2] << 4
     return Masked(np.packbits(present, axis=1, bitorder="little"), stored, offsets)
 
