@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,16 @@ from edgeblt.export.native_ops import MASKED, SPARSE, masked_matmul_function, sp
 from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.formats import Linear, Quantized
 from edgeblt.quant.pruning import Sparsity, keep_largest
-from edgeblt.quant.sparse_layout import GROUPS, MASK_WORD, PADDING, TILE, fits_groups, pack_masked, pack_tiles
+from edgeblt.quant.sparse_layout import (
+    GROUPS,
+    MASK_WORD,
+    PADDING,
+    TILE,
+    fits_groups,
+    pack_masked,
+    pack_tiles,
+    pair_scales,
+)
 
 if TYPE_CHECKING:
     from edgeblt.export.weights import WeightSource
@@ -66,15 +75,16 @@ class SparseStored:
     def initializers(self, graph: StageGraph) -> list[ir.Value]:
         (rows, columns), name = self.shape, self.joined
         graph.fill(self._fill)
-        scales = graph.weight(
-            f"{name}.scales", (rows, self.format.block_count(columns)), f"float{self.format.scale_bits}"
-        )
+        blocks, dtype = self.format.block_count(columns), f"float{self.format.scale_bits}"
         if self.group:
             tile = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}[self.group, self.format.bits]
-            return [graph.weight(f"{name}.tiles", (-(-rows // 2), -(-columns // TILE), tile), "uint8"), scales]
+            pairs = -(-rows // 2)
+            tiles = graph.weight(f"{name}.tiles", (pairs, -(-columns // TILE), tile), "uint8")
+            return [tiles, graph.weight(f"{name}.scales", (pairs, blocks, 2), dtype)]
         mask = graph.weight(f"{name}.mask", (rows, -(-columns // MASK_WORD) * MASK_WORD // 8), "uint8")
         values = graph.weight(f"{name}.values", (rows * self.row_bytes + PADDING,), "uint8")
-        return [mask, values, graph.weight(f"{name}.offsets", (rows + 1,), "int32"), scales]
+        offsets = graph.weight(f"{name}.offsets", (rows + 1,), "int32")
+        return [mask, values, offsets, graph.weight(f"{name}.scales", (rows, blocks), dtype)]
 
     def _fill(self) -> Iterator[Piece]:
         from edgeblt.export.weights import row_blocks
@@ -83,30 +93,28 @@ class SparseStored:
         for name in self.names:
             for start, stop in row_blocks(self.format, self.source.shape(name)):
                 row, make = above + start, partial(self._make, name, start, stop)
-                places = {"scales": row, "tiles": row // 2, "mask": row, "values": row * self.row_bytes}
+                pair = row // 2 if self.group else row
+                places = {"scales": pair, "tiles": pair, "mask": row, "values": row * self.row_bytes}
                 places = {f"{self.joined}.{part}": place for part, place in places.items()}
                 yield Piece(f"{name}, row {start}", places, make)
             above += self.source.shape(name)[0]
         if not self.group:
-            yield Piece(
-                f"{self.joined}, offsets",
-                {f"{self.joined}.offsets": 0, f"{self.joined}.values": above * self.row_bytes},
-                self._ends,
-            )
+            places = {f"{self.joined}.offsets": 0, f"{self.joined}.values": above * self.row_bytes}
+            yield Piece(f"{self.joined}, offsets", places, self._ends)
 
     def _make(self, name: str, start: int, stop: int) -> Arrays:
         encoded, bits = cast(Quantized, self.source.encoded(name, start, stop)), self.format.bits
         values = (encoded.codes.astype(np.int16) - self.format.middle).astype(np.int8)
-        arrays: Arrays = {f"{self.joined}.scales": encoded.scales}
         if self.group:
             if not fits_groups(values, self.group):
                 raise EdgebltError(f"{name} has more weights than {self.format.sparsity}; quantize again")
-            arrays[f"{self.joined}.tiles"] = pack_tiles(values, bits, self.group)
-            return arrays
+            scales = pair_scales(encoded.scales)
+            return self._named(tiles=pack_tiles(values, bits, self.group), scales=scales)
         masked = pack_masked(values, bits, self._filled_up(name, values != 0))
-        arrays[f"{self.joined}.mask"] = masked.mask
-        arrays[f"{self.joined}.values"] = masked.values[:-PADDING]
-        return arrays
+        return self._named(mask=masked.mask, values=masked.values[:-PADDING], scales=encoded.scales)
+
+    def _named(self, **arrays: NDArray[Any]) -> Arrays:
+        return {f"{self.joined}.{part}": array for part, array in arrays.items()}
 
     def _filled_up(self, name: str, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """With zeros as well, so that all rows are equally long."""
@@ -119,4 +127,4 @@ class SparseStored:
 
     def _ends(self) -> Arrays:
         offsets = (np.arange(self.shape[0] + 1) * self.row_bytes).astype(np.int32)
-        return {f"{self.joined}.offsets": offsets, f"{self.joined}.values": np.zeros(PADDING, np.uint8)}
+        return self._named(offsets=offsets, values=np.zeros(PADDING, np.uint8))
