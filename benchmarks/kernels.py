@@ -159,7 +159,10 @@ def open_session(product: Product, columns: int, copies: int, threads: int) -> o
     for copy in range(copies):
         weights = []
         for name, array in product.weights.items():
-            tensor = ir.tensor(array.copy(), name=f"{name}_{copy}")
+            own = array.copy()
+            if own.dtype.itemsize == 1 and name in ("b", "codes", "tiles", "values"):
+                own.flat[0] ^= copy % 127  # ONNX Runtime keeps equal weights once
+            tensor = ir.tensor(own, name=f"{name}_{copy}")
             weights.append(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
             weights[-1].shape = tensor.shape
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))

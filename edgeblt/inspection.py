@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from edgeblt import native
 from edgeblt.bundle import Bundle
 from edgeblt.contract import STAGES
 
@@ -51,4 +52,5 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         "format version": str(manifest.format_version),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
     }
+    description["native kernels here"] = native.describe()
     return Inspection("bundle", str(bundle.path), description, tuple(parts))

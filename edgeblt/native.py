@@ -53,6 +53,12 @@ def status() -> NativeStatus:
     )
 
 
+def describe() -> str:
+    """One line: what is used, or why not."""
+    found = status()
+    return f"version {found.version}, {found.level}" if found.reason is None else f"not used: {found.reason}"
+
+
 def version() -> str | None:
     """Version of the library in use, or None."""
     return status().version if status().reason is None else None

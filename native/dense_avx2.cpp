@@ -64,6 +64,7 @@ inline __attribute__((always_inline)) void multiply_row(
   constexpr int kStep = kBlock > kColumns ? kBlock : kColumns;
   constexpr int kBlocks = kStep / kBlock;
   for (int64_t left = blocks / kBlocks; left; --left) {
+    prefetch<kRows, kStep * kBits / 8>(codes);
     add_block<kBits, kBlock, kRows>(codes, inputs, columns, scales, stride, totals);
     codes += kStep * kBits / 8;
     inputs += kStep;

@@ -98,6 +98,7 @@ inline __attribute__((always_inline)) void multiply_pair(
   EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) sums[m] = _mm256_setzero_si256();
   for (int64_t index = 0; index < tiles; ++index) {
     const Tile<kGroup, kBits> tile(bytes);
+    prefetch<kRows, tile_bytes(kGroup, kBits)>(bytes);
     // A block ends after each vector of 32 columns, or after the second and fourth, or with a tile.
     add_vector<kGroup, kBits, kRows, 0>(tile, inputs, columns, sums);
     if constexpr (kBlock <= 32) flush<kBits, kBlock, kRows>(scales, stride, sums, totals);

@@ -22,7 +22,7 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect")
+COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect", "doctor")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration"],
@@ -34,6 +34,7 @@ OPTIONS = {
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
+    "doctor": ["--json", "EDGEBLT_NATIVE"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
