@@ -89,10 +89,10 @@ inline float round_even(float value) {
 }
 
 // See Kernels::quantize. A block's scale is its largest magnitude / 127, a code the value * (127 / largest) rounded to
-// even; all codes are 0 where that is below 2 ** -100, or where a value is not finite, which the scale then passes on.
+// even; all codes are 0 where that is below 2 ** -120, or where a value is not finite, which the scale then passes on.
 inline void quantize_row(
     const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums) {
-  constexpr uint32_t kSmallest = 27u << 23, kInfinity = 0x7f800000;
+  constexpr uint32_t kSmallest = 7u << 23, kInfinity = 0x7f800000;
   for (int64_t begin = 0, block = 0; begin < columns; begin += block_size, ++block) {
     const int64_t count = columns - begin < block_size ? columns - begin : block_size;
     const float* in = values + begin;

@@ -89,13 +89,14 @@ class Product:
     def rounded_inputs(self, x: Floats) -> NDArray[np.float64]:
         """What a product computes with: in a block the largest magnitude is 127 steps, ties go to even."""
         block = self.attributes["block_size"]
-        padded = np.zeros((len(x), -(-x.shape[1] // block) * block), np.float32)
+        count = -(-x.shape[1] // block)
+        padded = np.zeros((len(x), count * block), np.float32)
         padded[:, : x.shape[1]] = x
-        blocks = padded.reshape(len(x), -1, block)
+        blocks = padded.reshape(len(x), count, block)
         largest = np.abs(blocks).max(axis=2, keepdims=True)
         inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
         steps = np.rint(blocks * inverse).astype(np.float64)
-        return (steps * (largest / np.float32(127))).reshape(len(x), -1)[:, : x.shape[1]]
+        return (steps * (largest / np.float32(127))).reshape(padded.shape)[:, : x.shape[1]]
 
 
 def open_model(model: bytes, kernel: bool, threads: int = 1, optimized: Path | None = None) -> Any:
@@ -164,19 +165,18 @@ def products(draw: st.DrawFn, op: str) -> tuple[Product, Floats]:
 def error_bound(product: Product, x: Floats) -> NDArray[np.float64]:
     """[M, N] of float32 rounding: of every block's product with its scales, and of a sum over blocks in which zero points
     are taken off on their own."""
-    largest = 255 if product.attributes["bits"] == 8 else 15
-    middle = (largest + 1) // 2
-    magnitudes = np.abs(product.rounded_inputs(x)) @ (np.abs(product.exact).T)
-    scale = np.abs(product.exact).max(initial=0) / max(1, middle)
-    codes = np.abs(product.rounded_inputs(x)).sum(axis=1, keepdims=True) * scale * 2 * largest
+    largest = (1 << product.attributes["bits"]) - 1
+    inputs = np.abs(product.rounded_inputs(x))
+    scale = float(np.abs(product.weights["scales"]).max(initial=0))
+    magnitudes = inputs @ np.abs(product.exact).T + inputs.sum(axis=1, keepdims=True) * scale * 2 * largest
     blocks = -(-product.attributes["K"] // product.attributes["block_size"])
-    bound: NDArray[np.float64] = (magnitudes + codes) * (blocks + 16) * 2.0**-24 + 1e-37
+    bound: NDArray[np.float64] = magnitudes * (blocks + 16) * 2.0**-24 + 1e-37
     return bound
 
 
 @at_every_level
 @pytest.mark.parametrize("op", FUNCTIONS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_products_are_those_of_the_rounded_inputs(level: str, op: str, data: st.DataObject) -> None:
     product, x = data.draw(products(op))
@@ -191,7 +191,7 @@ def test_products_are_those_of_the_rounded_inputs(level: str, op: str, data: st.
 
 @at_every_level
 @pytest.mark.parametrize("op", FUNCTIONS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(data=st.data())
 def test_a_row_has_the_same_bits_in_any_company(level: str, op: str, data: st.DataObject) -> None:
     product, x = data.draw(products(op))
@@ -205,7 +205,7 @@ def test_a_row_has_the_same_bits_in_any_company(level: str, op: str, data: st.Da
 
 @needs_library
 @pytest.mark.parametrize("op", FUNCTIONS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(data=st.data())
 def test_the_portable_body_agrees(op: str, data: st.DataObject) -> None:
     product, x = data.draw(products(op))
@@ -253,7 +253,9 @@ def test_leading_dimensions_stay() -> None:
     product = random_product(native_ops.DENSE, 1, 8, 32, 8, 32, 1)
     model = onnx.load_from_string(product.model())
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim.insert(0).dim_param = "batch"
+        *_, last = value.type.tensor_type.shape.dim
+        shape = ["batch", "rows", last.dim_value]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
     x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
     (y,) = open_model(model.SerializeToString(), kernel=True).run(None, {"x": x})
     (rows,) = product.open(kernel=True).run(None, {"x": x.reshape(6, 32)})
@@ -305,7 +307,7 @@ def with_kernel(level: str) -> Iterator[None]:
 
 @at_every_level
 @pytest.mark.parametrize("rule", Rule)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(data=st.data())
 def test_patch_starts_agree_with_the_oracle_in_any_chunks(level: str, rule: Rule, data: st.DataObject) -> None:
     sequence = data.draw(patching.sequences(rule))
@@ -420,23 +422,29 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 @needs_library
 def test_sessions_of_bundles_use_the_kernels() -> None:
-    options = providers.session_options(1)
-    with pytest.raises(Exception, match="edgeblt"):  # the domain is there already
-        options.register_custom_ops_library(str(native.library_path()))
+    product = random_product(native_ops.MASKED, 2, 4, 40, 8, 32, 1)
+    session = onnxruntime.InferenceSession(product.model(), providers.session_options(1))
+    before = native.runs(native_ops.MASKED)
+    session.run(None, {"x": np.ones((1, 40), np.float32)})
+    assert native.runs(native_ops.MASKED) == before + 1
 
 
 @needs_library
 def test_a_runtime_without_the_interface_is_reported() -> None:
     """The runtime gives no table of functions for our version, but one for the oldest, which makes the status."""
     said: list[bytes] = []
-    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
-        lambda code, text: said.append(text) or 1
-    )
+
+    def status(code: int, message: bytes) -> int:
+        said.append(message)
+        return 1
+
+    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(status)
     table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p))
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
         lambda version: ctypes.addressof(table) if version == 1 else None
     )
-    get_version = ctypes.CFUNCTYPE(ctypes.c_char_p)(lambda: b"1.2.3")
+    text = ctypes.create_string_buffer(b"1.2.3")
+    get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(text))
     base = (ctypes.c_void_p * 2)(ctypes.cast(get_api, ctypes.c_void_p), ctypes.cast(get_version, ctypes.c_void_p))
     library = ctypes.CDLL(str(native.library_path()))
     library.RegisterCustomOps.restype = ctypes.c_void_p
