@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="1024x1024,1024x2816,2048x5632", help="inputs x outputs, commas between")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of inputs")
-    parser.add_argument("--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs")
+    parser.add_argument(
+        "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
+    )
     parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
@@ -164,7 +166,7 @@ def open_session(product: Product, columns: int, copies: int, threads: int) -> o
                 own.flat[0] ^= copy % 127  # ONNX Runtime keeps equal weights once
             tensor = ir.tensor(own, name=f"{name}_{copy}")
             weights.append(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
-            weights[-1].shape = tensor.shape
+            weights[-1].shape = ir.Shape(own.shape)
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
         attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
         nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))

@@ -1,8 +1,8 @@
 """The native library, if the package was built with one: where it is, what it uses of the processor, or why it is idle.
 
-It holds kernels for the operators of domain `edgeblt`. Everything works without it, slower, as every model carries those
-operators in portable form too. A library that cannot be opened, that belongs to another version of the package, or that
-the runtime does not take is reported once and left alone.
+It holds kernels for the operators of domain `edgeblt`. Everything works without it, slower, as every model carries
+those operators in portable form too. A library that cannot be opened, that belongs to another version of the package,
+or that the runtime does not take is reported once and left alone.
 
 The environment variable EDGEBLT_NATIVE turns it off (0) or down to an instruction level (scalar, avx2, avx512, neon).
 """

@@ -187,7 +187,9 @@ def _select(body: FunctionWriter, rule: ir.Value, decisions: list[tuple[Rule, _D
     return starts
 
 
-def _bytes_since_start(branch: FunctionWriter, inputs: dict[str, ir.Value], positions: ir.Value, starts: ir.Value) -> ir.Value:
+def _bytes_since_start(
+    branch: FunctionWriter, inputs: dict[str, ir.Value], positions: ir.Value, starts: ir.Value
+) -> ir.Value:
     """int64 [T]: `positions` less the last of them that `starts` marks, or the carried one, modulo the maximum."""
     carried = branch.op(
         "Cast", branch.op("Slice", inputs["state"], branch.ints(2), branch.ints(3)), to=ir.DataType.INT64

@@ -1,4 +1,4 @@
-"""Matrix products of domain `edgeblt`: their portable bodies, for a model that must also run without the native library.
+"""Matrix products of domain `edgeblt`: their portable bodies, for models that must also run without the library.
 
 All take `x` float32 [.., K] and give float32 [.., N]. Weights and scales are initializers. Common attributes, to be
 written on every node: K, N, bits (4 or 8), block_size (16 to 256: inputs are rounded in blocks of so many columns), and
@@ -13,9 +13,10 @@ blocks_per_scale (how many of these share a scale of the weights; the last ones 
     MaskedMatMul   mask, values, offsets                                        `sparse_layout.pack_masked`
                    scales       as DenseMatMul's
 
-The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with accuracy_level 4 does: in a block of a row the largest magnitude is 127. The
-bodies end in that operator; the sparse ones spread their weights out to 8 bits first. All of that happens once, when the
-model is opened, as ONNX Runtime computes what depends on initializers only.
+The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with
+accuracy_level 4 does: in a block of a row the largest magnitude is 127. The bodies end in that operator; the sparse
+ones spread their weights out to 8 bits first. All of that happens once, when the model is opened, as ONNX Runtime then
+computes what depends on initializers only.
 """
 
 from collections.abc import Callable
@@ -173,9 +174,7 @@ def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:
         parts = writer.op("Transpose", shaped(writer, value, 8, 2, 2, 4), perm=[0, 4, 1, 2, 3, 5])
         return writer.op("Reshape", parts, writer.op("Concat", pairs, writer.ints(2), count, writer.ints(64), axis=0))
 
-    pairs, count = (
-        writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2)
-    )
+    pairs, count = (writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2))
     zeros = writer.op(
         "ConstantOfShape", writer.op("Concat", pairs, writer.ints(2), count, writer.ints(TILE), axis=0),
         value=ir.tensor(np.array([MIDDLE], np.uint8)),

@@ -18,8 +18,8 @@ namespace {
 
 inline __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
 
-// Where a row of inputs is by itself, asks for the weights needed a page from here: the processor's own prefetching ends
-// with each page of memory, and several rows compute long enough to hide that. `next` need not be readable there.
+// Where a row of inputs is by itself, asks for the weights needed a page from here: the processor's own prefetching
+// ends with each page of memory, and several rows compute long enough to hide that. `next` need not be readable there.
 template <int kRows, int kBytes>
 inline __attribute__((always_inline)) void prefetch(const uint8_t* next) {
   constexpr uintptr_t kAhead = 4096;
@@ -31,7 +31,8 @@ inline __attribute__((always_inline)) void prefetch(const uint8_t* next) {
   }
 }
 
-// Has the compiler compute `value` here. GCC 12 otherwise puts off a sum until its last term, and runs out of registers.
+// Has the compiler compute `value` here. GCC 12 otherwise puts off a sum until its last term, and runs out of
+// registers.
 inline void keep(__m256i& value) { __asm__("" : "+x"(value)); }
 
 // The sum of all lanes, always in the same order.

@@ -160,8 +160,8 @@ inline __attribute__((always_inline)) void load_rest(const float* logits, int64_
   std::memcpy(&lanes, some, sizeof lanes);
 }
 
-// H = log(sum e**d) - (sum e**d * d) / (sum e**d) with d = logit - largest logit; both terms are at least 0. One pass for
-// the largest and one for both sums, in lanes of their own, so that a row has the same bits wherever it lies.
+// H = log(sum e**d) - (sum e**d * d) / (sum e**d) with d = logit - largest logit; both terms are at least 0. One pass
+// for the largest and one for both sums, in lanes of their own, so that a row has the same bits wherever it lies.
 inline void entropy_rows(const float* logits, int64_t rows, int64_t width, float* out) {
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t row = 0; row < rows; ++row, logits += width) {

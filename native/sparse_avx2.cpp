@@ -1,5 +1,5 @@
-// N:M sparse products with AVX2. Not the weights are spread out but the inputs gathered: one byte shuffle fetches, for 16
-// stored values in a lane, their inputs out of the 16 that the lane covers. So only values that are not zero cost.
+// N:M sparse products with AVX2. Not the weights are spread out but the inputs gathered: one byte shuffle fetches, for
+// 16 stored values in a lane, their inputs out of the 16 that the lane covers. So only values that are not zero cost.
 #include "avx2.h"
 
 namespace edgeblt {

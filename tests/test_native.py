@@ -1,5 +1,5 @@
-"""The native library's kernels, at every instruction level of this machine, against exact arithmetic, against the portable
-bodies, and against themselves however rows are cut; and what is said where there is no library."""
+"""The native library's kernels, at every instruction level of this machine, against exact arithmetic, against the
+portable bodies, and against themselves however rows are cut; and what is said where there is no library."""
 
 import ctypes
 import functools
@@ -74,7 +74,7 @@ class Product:
         for name, array in self.weights.items():
             tensor = ir.tensor(array, name=name)
             weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor))
-            weights[-1].shape = tensor.shape
+            weights[-1].shape = ir.Shape(array.shape)
         attributes = [ir.AttrInt64(name, value) for name, value in self.attributes.items()]
         node = ir.Node(native_ops.DOMAIN, self.op, [x, *weights], attributes, outputs=[y])
         opsets = {"": 23, native_ops.MICROSOFT: 1, native_ops.DOMAIN: 1}
@@ -96,7 +96,8 @@ class Product:
         largest = np.abs(blocks).max(axis=2, keepdims=True)
         inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
         steps = np.rint(blocks * inverse).astype(np.float64)
-        return (steps * (largest / np.float32(127))).reshape(padded.shape)[:, : x.shape[1]]
+        rounded: NDArray[np.float64] = (steps * (largest / np.float32(127))).reshape(padded.shape)[:, : x.shape[1]]
+        return rounded
 
 
 def open_model(model: bytes, kernel: bool, threads: int = 1, optimized: Path | None = None) -> Any:
@@ -114,7 +115,7 @@ def random_product(op: str, seed: int, rows: int, columns: int, bits: int, block
     blocks = -(-columns // block)
     middle = 1 << (bits - 1)
     values = chance.integers(-middle, middle, (rows, columns)).astype(np.int8)
-    scales = (chance.normal(size=(rows, -(-blocks // times))) * 0.1).astype(chance.choice([np.float16, np.float32]))
+    scales = (chance.normal(size=(rows, -(-blocks // times))) * 0.1).astype(str(chance.choice(["float16", "float32"])))
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block, "blocks_per_scale": times}
     offsets = np.zeros((rows, blocks))
     weights: dict[str, NDArray[Any]]
@@ -163,8 +164,8 @@ def products(draw: st.DrawFn, op: str) -> tuple[Product, Floats]:
 
 
 def error_bound(product: Product, x: Floats) -> NDArray[np.float64]:
-    """[M, N] of float32 rounding: of every block's product with its scales, and of a sum over blocks in which zero points
-    are taken off on their own."""
+    """[M, N] of float32 rounding: of every block's product with its scales, and of a sum over blocks in which zero
+    points are taken off on their own."""
     largest = (1 << product.attributes["bits"]) - 1
     inputs = np.abs(product.rounded_inputs(x))
     scale = float(np.abs(product.weights["scales"]).max(initial=0))
@@ -350,7 +351,9 @@ def test_a_certain_byte_has_no_entropy(level: str) -> None:
     logits[2] = -3e38
     logits[2, 3] = 3e38
     with with_kernel(level):
-        starts = patching.run(PatchingRule(Rule.THRESHOLD, 0.0), logits, np.full(3, 101), [3], 10, np.zeros(3, np.float32))
+        starts = patching.run(
+            PatchingRule(Rule.THRESHOLD, 0.0), logits, np.full(3, 101), [3], 10, np.zeros(3, np.float32)
+        )
     assert starts.entropies.tolist() == [0, 0, 0]
     assert not starts.patch_starts.any()
 
@@ -395,8 +398,8 @@ def test_packed_bytes() -> None:
     values[0, [1, 3]], values[1, [64, 67]] = [5, -6], [7, -8]
     tile = sparse_layout.pack_tiles(values, 8, 4)[0, 0]
     assert tile.shape == (160,)
-    # The first row's group of columns 0 to 3 has slots 0 and 1 of vector 0; the second row's of 64 to 67 has slots 4 and
-    # 5 of vector 2. Where a group holds nothing its slots point at its first two columns.
+    # The first row's group of columns 0 to 3 has slots 0 and 1 of vector 0; the second row's of 64 to 67 has slots 4
+    # and 5 of vector 2. Where a group holds nothing its slots point at its first two columns.
     assert tile[32:34].view(np.int8).tolist() == [5, -6]
     assert tile[32 + 64 + 4 : 32 + 64 + 6].view(np.int8).tolist() == [7, -8]
     assert np.count_nonzero(tile[32:]) == 4
