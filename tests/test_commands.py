@@ -34,7 +34,7 @@ OPTIONS = {
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
-    "doctor": ["--json", "EDGEBLT_NATIVE"],
+    "doctor": ["--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
