@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
-from edgeblt.export.stored_weights import FloatingWeight, Shape, StoredWeight
+from edgeblt.export.hub import local_checkpoint
+from edgeblt.export.stored_weights import FloatingWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
 from edgeblt.quant.formats import WeightFormat
@@ -77,6 +78,11 @@ class Checkpoint:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
         return self._weights[name].rows(start, stop)
 
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of the hash tables were dropped: the stored row that stands for each. Raises as `tensor` does."""
+        weight = self._weights[name]
+        return weight.row_index() if isinstance(weight, PrunedTable) else None
+
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
         """Rows `start` to `stop` in the weight's own format; of a codebook format all rows. Raises as `tensor` does."""
         return self._weights[name].encoded(start, stop)
@@ -91,11 +97,13 @@ class Checkpoint:
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, or what `edgeblt quantize` wrote.
 
+    Or a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first.
+
     Reads its configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
     elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
     for, or of no dtype that weights have.
     """
-    path = Path(path)
+    path = local_checkpoint(path)
     if is_compressed(path):
         form = open_compressed_form(path)
         shapes = expected_shapes(form.config)

@@ -63,7 +63,9 @@ def export_bundle(
     check_export(source, opened.names(), memory_limit)
     built = {stage: GRAPHS[stage](source) for stage in STAGES}
     made_by = {name: _version(name) for name in _MADE_BY}
-    key = opened.fingerprint(source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built))
+    key = opened.fingerprint(
+        source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
+    )
     with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
         journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
@@ -96,9 +98,9 @@ def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[Weigh
             raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
         return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
     chosen = load_recipe(recipe or "fp32")
-    if chosen.needs_calibration:
+    if chosen.needs_text:
         raise EdgebltError(
-            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
+            f"the recipe {printable(str(recipe))} needs a text; first run `edgeblt quantize CHECKPOINT OUT "
             f"--recipe {printable(str(recipe))}`, then export OUT"
         )
     return RecipeSource(checkpoint, chosen), chosen.name

@@ -29,7 +29,7 @@ class TransformersReference:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
         self.path, self.name = opened.path, checkpoint_name(opened)
         logging.disable_progress_bar()
-        self.model = BltForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self.model = BltForCausalLM.from_pretrained(opened.path, dtype=torch.float32).eval()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.

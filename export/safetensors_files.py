@@ -25,6 +25,7 @@ HEADER_LIMIT = 16 << 20
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }

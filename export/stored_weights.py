@@ -109,6 +109,42 @@ class LinearWeight:
 
 
 @dataclass(frozen=True)
+class PrunedTable:
+    """The kept rows of the hash tables behind one of zeros, and for every row of the model which of them it is."""
+
+    kept: StoredWeight
+    index: StoredTensor
+
+    @property
+    def shape(self) -> Shape:
+        return self.kept.shape
+
+    @property
+    def format(self) -> WeightFormat:
+        return self.kept.format
+
+    @property
+    def dtype(self) -> str:
+        return f"{self.kept.dtype}, {self.shape[0] - 1} of {self.index.shape[0]} rows"
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return (*self.kept.parts, self.index)
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        return self.kept.rows(start, stop)
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.kept.encoded(start, stop)
+
+    def row_index(self) -> NDArray[np.int32]:
+        index: NDArray[np.int32] = self.index.raw()
+        if index.size and not 0 <= index.min() <= index.max() < self.shape[0]:
+            raise EdgebltError(f"{self.index.file}: {self.index.name} points outside the table; quantize again")
+        return index
+
+
+@dataclass(frozen=True)
 class BitsAndBytes4Weight:
     """What bitsandbytes' Linear4bit saves: codes of the flattened matrix, each block's largest magnitude.
 

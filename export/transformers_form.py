@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeblt.errors import EdgebltError
+from edgeblt.export.hub import blob_folders
 from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
 from edgeblt.export.stored_weights import FloatingWeight, StoredWeight, bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.transformers_config import TransformersConfig, parse_config, shown
@@ -188,9 +189,7 @@ def _inside(directory: Path, name: str) -> Path:
         root, target = directory.resolve(strict=True), file.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: links in a circle
         raise EdgebltError(f"{file} is a link that leads nowhere; download the checkpoint again") from None
-    # The download cache of huggingface_hub: models--x/snapshots/REVISION/name is a link to models--x/blobs/HASH.
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+    if not any(target.is_relative_to(folder) for folder in (root, *blob_folders(root))):
         raise EdgebltError(f"{file} is a link that leads out of the checkpoint; copy the file into the directory")
     if not target.is_file():  # a pipe or a device could block, or never end
         raise EdgebltError(f"{file} is not a regular file; download the checkpoint again")

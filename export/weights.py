@@ -53,6 +53,10 @@ class WeightSource(Protocol):
         """Known without reading the weight."""
         ...
 
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of an embedding were dropped: which stored row stands for each row that is looked up."""
+        ...
+
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
         """Rows `start` to `stop`, as `row_blocks` gives them: float32 for `Floating`, else the codes.
 
@@ -85,6 +89,9 @@ class Weights:
         format, (rows, width) = self.source.format(name), self.source.shape(name)
         if isinstance(format, Codebook):
             raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
+        index = self.source.row_index(name)
+        if index is not None:
+            ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
         if isinstance(format, Floating):
             dtype = f"float{format.bits}"
             return self._as_float32(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
@@ -189,6 +196,10 @@ class Weights:
 
         self.graph.fill(fill)
         return self.graph.weight(name, shape, dtype)
+
+    def _index(self, name: str, index: NDArray[np.int32]) -> ir.Value:
+        self.graph.fill(lambda: iter([Piece(name, 0, lambda: {name: index})]))
+        return self.graph.weight(name, index.shape, "int32")
 
     def _as_float32(self, value: ir.Value, dtype: str) -> ir.Value:
         return value if dtype == "float32" else self.graph.op("Cast", value, to=ir.DataType.FLOAT)

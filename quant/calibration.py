@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeblt.config import PatchingRule
@@ -22,7 +23,7 @@ from edgeblt.quant.activations import Scratch, Values
 from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightFormat
 from edgeblt.quant.forward import Forward
 from edgeblt.quant.gptq import Inputs, Products, gptq
-from edgeblt.quant.recipe import Recipe
+from edgeblt.quant.recipe import HASH_TABLES, Recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
 
@@ -42,15 +43,22 @@ class Keeper(Protocol):
     def keep(self, name: str, encoded: Quantized) -> None: ...
 
 
-def calibrate(checkpoint: Checkpoint, recipe: Recipe, text: bytes, keeper: Keeper, scratch: Scratch) -> None:
+def calibrate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    text: bytes,
+    keeper: Keeper,
+    scratch: Scratch,
+    table_rows: NDArray[np.bool_] | None = None,
+) -> None:
     """Encode the recipe's matrices in the order of the computation, giving each to `keeper` when it is done.
 
     The text runs through the encoded model and, beside it, through the exact one: every matrix is chosen to give, from
     inputs that the encoded ones before it made, what it would give from exact ones. One layer's weights are in memory
-    at a time; activations are in `scratch`. Raises EdgebltError if the text is too short, and what reading the
-    checkpoint raises.
+    at a time; activations are in `scratch`. `table_rows` says which rows of the hash tables are kept. Raises
+    EdgebltError if the text is too short, and what reading the checkpoint raises.
     """
-    calibration = _Calibration(checkpoint, recipe, keeper, scratch)
+    calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
         forward = Forward(checkpoint.config, calibration.multiply, calibration.vector, calibration.lookup)
         forward.run(calibration_texts(text), PatchStarts(checkpoint.config.patching).of_exact)
@@ -81,8 +89,16 @@ class _Calibration:
     Values have two copies: what the encoded model computes, and what the exact one does.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, keeper: Keeper, scratch: Scratch) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        keeper: Keeper,
+        scratch: Scratch,
+        table_rows: NDArray[np.bool_] | None,
+    ) -> None:
         self._checkpoint = checkpoint
+        self._table_rows = table_rows
         self._recipe = recipe
         self._keeper = keeper
         self._scratch = scratch
@@ -138,7 +154,10 @@ class _Calibration:
             exact = self._checkpoint.rows(name, first, min(first + LOOKUP_ROWS, count))
             here = needed[(needed >= first) & (needed < first + len(exact))] - first
             used = exact[here]
-            both = torch.stack([torch.from_numpy(_decoded(used, format, method, name)), torch.from_numpy(used)])
+            stored = _decoded(used, format, method, name)
+            if name == HASH_TABLES and self._table_rows is not None:
+                stored[~self._table_rows[first + here]] = 0
+            both = torch.stack([torch.from_numpy(stored), torch.from_numpy(used)])
             places = torch.zeros(len(exact), dtype=torch.int64)
             places[torch.from_numpy(here)] = torch.arange(len(here))
             for text, total in zip(rows, sums, strict=True):

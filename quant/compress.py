@@ -1,9 +1,11 @@
 """`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
@@ -21,6 +23,7 @@ from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightErr
 from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
+from edgeblt.quant.table_use import count_hits, rows_worth_keeping
 
 _MADE_BY = ("edgeblt", "torch", "numpy")
 
@@ -31,43 +34,56 @@ def quantize_checkpoint(
     recipe: str | Path = "int4",
     calibration: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
+    table_hits: float | None = None,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
     `calibration` is a text file for the recipes that need one; None takes the one that comes with the package.
+    `table_hits` is the recipe's field of that name, where it is given.
     `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
     conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
     unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
     there already or not writable.
     """
     source, chosen, path = open_checkpoint(checkpoint), load_recipe(recipe), Path(out)
+    if table_hits is not None:
+        chosen = replace(chosen, table_hits=table_hits)
     if source.is_quantized or source.record:
         raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
-    text, described = read_calibration(calibration) if chosen.needs_calibration or calibration else (b"", "")
+    text, described = read_calibration(calibration) if chosen.needs_text or calibration else (b"", "")
     scratch_limit = scratch_bytes(source, chosen, memory_limit)
     made_by = {name: _version(name) for name in _MADE_BY}
+    kept = None
+    if chosen.table_hits is not None:
+        kept = rows_worth_keeping(count_hits(text, source.config), chosen.table_hits)
     with whole_directory(path, resume=True) as partial:
         journal = Journal(partial, source.fingerprint(chosen, described, made_by))
-        slots, header = layout(_tensors(source, chosen))
+        slots, header = layout(_tensors(source, chosen, kept))
         with (
             WeightFile(partial / WEIGHTS, slots, journal, header) as file,
             progress(f"quantizing {checkpoint_name(source)}", file.size, BYTES) as advance,
         ):
-            quantizing = _Quantizing(source, chosen, file, advance)
+            quantizing = _Quantizing(source, chosen, file, advance, kept)
             if chosen.needs_calibration:
                 with Scratch(partial, scratch_limit) as scratch:
-                    calibrate(source, chosen, text, quantizing, scratch)
+                    calibrate(source, chosen, text, quantizing, scratch, kept)
             quantizing.all_others()
-        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, quantizing.relative_errors())
+        errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
+        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
         journal.finish()
     return path
 
 
-def _tensors(source: Checkpoint, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensors(
+    source: Checkpoint, recipe: Recipe, kept: NDArray[np.bool_] | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in source.names():
         shape = source.shape(name)
+        if name == HASH_TABLES and kept is not None:
+            tensors[f"{name}.index"] = ("I32", shape[:1])
+            shape = (1 + int(kept.sum()), *shape[1:])
         tensors |= parts_of(name, shape, recipe.format(name, shape))
     return tensors
 
@@ -75,8 +91,17 @@ def _tensors(source: Checkpoint, recipe: Recipe) -> dict[str, tuple[str, tuple[i
 class _Quantizing:
     """The weights on their way into the file: the calibrated matrices as they come, then all others."""
 
-    def __init__(self, source: Checkpoint, recipe: Recipe, file: WeightFile, advance: Advance) -> None:
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: Recipe,
+        file: WeightFile,
+        advance: Advance,
+        table_rows: NDArray[np.bool_] | None,
+    ) -> None:
+        """`table_rows`: which rows of the hash tables to keep; None is all."""
         self._source, self._recipe, self._file, self._advance = source, recipe, file, advance
+        self._table_rows = table_rows
         self._left = dict.fromkeys(source.names())
         self._errors: dict[str, WeightError] = {}
 
@@ -89,18 +114,21 @@ class _Quantizing:
         return _read_back(self._file, name, self._source.shape(name), self._recipe)
 
     def keep(self, name: str, encoded: Encoded) -> None:
-        self._store(name, name, self._source.tensor(name), encoded)
+        weight = self._source.tensor(name)
+        self._write(name, name, _parts(name, encoded, half=False), error(weight, decoded(encoded, half=False)))
         del self._left[name]
 
     def all_others(self) -> None:
         for name in self._left:
-            format, method = self._recipe.format(name, self._source.shape(name)), self._recipe.part(name).method
-            for start, stop in row_blocks(format, self._source.shape(name)):
-                piece = f"{name}, row {start}"
-                note = self._file.keeps(piece)
+            kept = self._table_rows if name == HASH_TABLES else None
+            if kept is not None:
+                self._begin_table(name, kept)
+            for start, stop in row_blocks(
+                self._recipe.format(name, self._source.shape(name)), self._source.shape(name)
+            ):
+                note = self._file.keeps(_piece(name, start))
                 if note is None:
-                    rows = self._source.rows(name, start, stop)
-                    self._store(piece, name, rows, encode_weight(rows, format, method, name), start)
+                    self._encode(name, start, stop, kept)
                 else:
                     self._count(name, WeightError(*note["error"]))
 
@@ -108,17 +136,52 @@ class _Quantizing:
         """Of each stage's weights."""
         return {stage: float(f"{total.relative:.6g}") for stage, total in self._errors.items()}
 
-    def _store(self, piece: str, name: str, weight: Matrix, encoded: Encoded, first_row: int = 0) -> None:
-        half = self._recipe.format(name, self._source.shape(name)) == Floating(16)
-        made = error(weight, decoded(encoded, half))
+    def _begin_table(self, name: str, kept: NDArray[np.bool_]) -> None:
+        """Its first row, of zeros, and where the others are."""
+        if self._file.keeps(f"{name}.index") is None:
+            places = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+            zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
+            arrays = _parts(name, self._encoded(name, zeros), self._half(name))
+            self._file.write(f"{name}, zeros", arrays)
+            self._file.write(f"{name}.index", {f"{name}.index": places})
+        else:
+            self._file.keeps(f"{name}, zeros")
+
+    def _encode(self, name: str, start: int, stop: int, kept: NDArray[np.bool_] | None) -> None:
+        """Rows `start` to `stop`, or those of them that are kept."""
+        rows = self._source.rows(name, start, stop)
+        if kept is None:
+            encoded = self._encoded(name, rows)
+            made = error(rows, decoded(encoded, self._half(name)))
+            self._write(_piece(name, start), name, _parts(name, encoded, self._half(name)), made, start)
+            return
+        here, restored = kept[start:stop], np.zeros_like(rows)
+        arrays: Arrays = {}
+        if here.any():
+            encoded = self._encoded(name, rows[here])
+            arrays, restored[here] = _parts(name, encoded, self._half(name)), decoded(encoded, self._half(name))
+        self._write(_piece(name, start), name, arrays, error(rows, restored), 1 + int(kept[:start].sum()))
+
+    def _encoded(self, name: str, rows: Matrix) -> Encoded:
+        format = self._recipe.format(name, self._source.shape(name))
+        return encode_weight(rows, format, self._recipe.part(name).method, name)
+
+    def _half(self, name: str) -> bool:
+        return self._recipe.format(name, self._source.shape(name)) == Floating(16)
+
+    def _write(self, piece: str, name: str, arrays: Arrays, made: WeightError, first_row: int = 0) -> None:
         note = {"error": [made.squared, made.squared_weight, made.largest]}
-        self._file.write(piece, _parts(name, encoded, half), first_row, note)
+        self._file.write(piece, arrays, first_row, note)
         self._count(name, made)
 
     def _count(self, name: str, made: WeightError) -> None:
         stage = "tables" if name == HASH_TABLES else name.partition(".")[0]
         self._errors[stage] = self._errors.get(stage, WeightError()) + made
         self._advance(self._file.written)
+
+
+def _piece(name: str, row: int) -> str:
+    return f"{name}, row {row}"
 
 
 def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:

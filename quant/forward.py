@@ -41,13 +41,13 @@ class Forward:
 
         `patch_starts(patcher_logits, ids)` [T] says whether the position after each id starts a patch.
         """
-        starts = zip(self._patcher_logits(ids), ids, strict=True)
+        starts = zip(self.patcher_logits(ids), ids, strict=True)
         patches = [Patches.of(patch_starts(logits, text)) for logits, text in starts]
         byte_vectors = self._stack("encoder", self.config.encoder, self._embeddings(ids))
         latents = self._stack("global", self.config.global_, self._project(self._pool(byte_vectors, patches)))
         return self._decode(byte_vectors, latents, patches)
 
-    def _patcher_logits(self, ids: list[Tensor]) -> Values:
+    def patcher_logits(self, ids: list[Tensor]) -> Values:
         """[copies, T, vocab], or [1, T, 1] of zeros where there is no patcher."""
         config = self.config.patcher
         if config is None:

@@ -14,6 +14,7 @@ from edgeblt.quant.formats import Codebook, Linear, WeightFormat
 from edgeblt.quant.recipe import Recipe
 
 DEFAULT_LIMIT = 1_500_000_000
+_SHARERS = {"query": 3, "key": 3, "value": 3, "gate": 2, "up": 2}  # matrices that read the same inputs
 PIECE = 100_000_000  # a piece of a matrix on its way into another format, and its source's mapped pages
 
 
@@ -50,16 +51,16 @@ def _quantizing(shape: tuple[int, ...], recipe: Recipe, name: str) -> int:
         return 0
     rows, columns = shape
     if recipe.needs_calibration:
-        return _calibrating(rows, columns)
+        return _calibrating(rows, columns, together=_SHARERS.get(name.rpartition(".")[2], 1))
     return 20 * rows * columns if isinstance(recipe.format(name, shape), Codebook) else 0
 
 
-def _calibrating(rows: int, columns: int) -> int:
-    """A matrix, those that share its inputs (up to three), what is known of these, and a text on its way through."""
+def _calibrating(rows: int, columns: int, together: int) -> int:
+    """Matrices with the same inputs, what is known of these, and a text on its way through."""
     square = columns * columns
     encoding = max(32 * square, 16 * square + 26 * rows * columns)
     activations = 12 * 2 * (TEXT_BYTES + 1) * (rows + columns)
-    return encoding + 24 * rows * columns + activations
+    return encoding + 8 * together * rows * columns + activations
 
 
 def _exporting(shape: tuple[int, ...], format: WeightFormat, name: str) -> int:

@@ -29,6 +29,9 @@ class RecipeSource:
     def format(self, name: str) -> WeightFormat:
         return self.recipe.format(name, self.shape(name))
 
+    def row_index(self, name: str) -> None:
+        return None  # which rows to keep takes a text to say
+
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
         rows = self._checkpoint.rows(name, start, stop)
         return encode_weight(rows, self.format(name), self.recipe.part(name).method, name)

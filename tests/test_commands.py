@@ -33,7 +33,7 @@ OPTIONS = {
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
-    "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
@@ -354,7 +354,7 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--verify", "--json", "-")
     assert (result.code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert list(document) == ["kind", "path", "description", "parts"]
+    assert list(document) == ["kind", "path", "description", "parts", "plans"]
     assert (document["kind"], document["path"]) == ("bundle", str(bundle))
     sizes = {part["content"]: part["bytes"] for part in document["parts"]}
     assert sizes == {file.name: file.stat().st_size for file in bundle.iterdir() if file.name != "bundle.json"}
