@@ -31,6 +31,10 @@ app = typer.Typer(
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
+Patcher = Annotated[
+    Path | None,
+    typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
+]
 Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
 MemoryLimit = Annotated[
@@ -84,6 +88,7 @@ def quantize(
             "the package.",
         ),
     ] = None,
+    patcher: Patcher = None,
     table_hits: Annotated[
         float | None,
         typer.Option(
@@ -108,7 +113,7 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits)
+    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits, patcher)
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
@@ -127,20 +132,22 @@ def export(
         ),
     ] = None,
     target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
+    patcher: Patcher = None,
     memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
-    A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, or one
-    that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a manifest; it
-    appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For example:
+    A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, in Meta's
+    form, or one that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a
+    manifest; it appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For
+    example:
 
     edgeblt export path/to/checkpoint my-bundle
     """
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
 
-    exported = export_bundle(checkpoint, bundle, recipe, target, memory_limit=_gigabytes(memory_limit))
+    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=_gigabytes(memory_limit))
     printing.show_inspection(_inspect_bundle(exported))
 
 
@@ -150,6 +157,7 @@ def validate(
     reference: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint to compare with, run by transformers.")
     ] = None,
+    patcher: Patcher = None,
     reference_logits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Or what --save-reference-logits wrote, texts included.")
     ] = None,
@@ -198,7 +206,7 @@ def validate(
     from edgeblt.validation import validate as validate_models
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
-    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits)
+    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher)
     providers = dict.fromkeys(name.strip() for name in provider.split(","))
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
@@ -210,7 +218,7 @@ def validate(
         models = [load(bundle, name, threads) for name in providers]  # first: quicker to fail than torch to load
         from edgeblt.export.reference import validate_against
 
-        reports = validate_against(reference, models, texts, save_reference_logits)
+        reports = validate_against(reference, models, texts, save_reference_logits, patcher)
     result = reports[0] if len(reports) == 1 else reports
     if not _print_json(json_file, result):
         printing.show_validation(reports, recorded.recording if recorded else None)
@@ -219,7 +227,11 @@ def validate(
 
 
 def _check_reference(
-    reference: Path | None, reference_logits: Path | None, own_texts: bool, save_reference_logits: Path | None
+    reference: Path | None,
+    reference_logits: Path | None,
+    own_texts: bool,
+    save_reference_logits: Path | None,
+    patcher: Path | None,
 ) -> None:
     if reference is None and reference_logits is None:
         raise EdgebltError("there is nothing to compare with; give --reference CHECKPOINT or --reference-logits FILE")
@@ -229,6 +241,8 @@ def _check_reference(
         raise EdgebltError(f"{reference_logits} has texts of its own; leave out --text and --noise")
     if reference_logits and save_reference_logits:
         raise EdgebltError(f"{reference_logits} is saved already; give --save-reference-logits with --reference only")
+    if reference_logits and patcher:
+        raise EdgebltError(f"{reference_logits} needs no entropy model; give --patcher with --reference only")
 
 
 def _texts(paths: list[Path] | None, noise: bool) -> "list[Text]":
@@ -349,6 +363,7 @@ def inspect(
     ] = None,
     verify: Verify = False,
     json_file: JsonFile = None,
+    patcher: Patcher = None,
 ) -> None:
     """Show what is in a bundle or checkpoint, and plan with it.
 
@@ -361,6 +376,8 @@ def inspect(
     if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
+        if patcher:
+            raise EdgebltError(f"{path} is a bundle, which has its patcher; leave out --patcher")
         if recipe:
             raise EdgebltError(f"{path} is a bundle, its weights have their formats; leave out --recipe")
         result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch)
@@ -369,7 +386,7 @@ def inspect(
         from edgeblt.export.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
 
-        result = inspect_checkpoint(open_checkpoint(path), recipe or (), bytes_per_patch)
+        result = inspect_checkpoint(open_checkpoint(path, patcher), recipe or (), bytes_per_patch)
     if not _print_json(json_file, result):
         printing.show_inspection(result)
         _write_json(json_file, result)

@@ -21,8 +21,9 @@ from torch.nn import functional
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES
 from edgeblt.export.checkpoint import expected_shapes
+from edgeblt.export.checkpoint_files import INDEX
 from edgeblt.export.transformers_config import parse_config
-from edgeblt.export.transformers_form import INDEX, stored_name
+from edgeblt.export.transformers_form import stored_name
 from edgeblt.files import whole_directory
 from edgeblt.ids import BOS, encode
 from edgeblt.progress import Advance, progress

@@ -19,9 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoint_files import CONFIG
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
 from edgeblt.export.hub import local_checkpoint
-from edgeblt.export.stored_weights import FloatingWeight, PrunedTable, Shape, StoredWeight
+from edgeblt.export.meta_form import is_meta_form, open_meta_form
+from edgeblt.export.stored_weights import FloatingWeight, FusedWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
 from edgeblt.quant.formats import WeightFormat
@@ -37,10 +40,14 @@ class Checkpoint:
         weights: dict[str, StoredWeight],
         unused: list[str],
         record: CompressionRecord | None = None,
+        files: dict[str, Path] | None = None,
+        is_transformers_form: bool = False,
     ) -> None:
         self.path = path
         self.config = config
         self.record = record  # how `edgeblt quantize` made it, if it did
+        self.is_transformers_form = is_transformers_form
+        self._files = files
         self._weights = weights
         self._unused = unused
 
@@ -52,9 +59,15 @@ class Checkpoint:
         """What else is stored, by its stored name: without effect on what the model computes."""
         return list(self._unused)
 
+    def files(self) -> dict[str, Path]:
+        """What the checkpoint consists of, by name: its configuration first."""
+        if self._files is None:
+            return {path.name: path for path in (self.path / CONFIG, *sorted(self.path.glob("*.safetensors")))}
+        return dict(self._files)
+
     @property
     def is_quantized(self) -> bool:
-        return any(not isinstance(weight, FloatingWeight) for weight in self._weights.values())
+        return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
 
     def shape(self, name: str) -> Shape:
         return self._weights[name].shape
@@ -94,16 +107,23 @@ class Checkpoint:
         return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, or what `edgeblt quantize` wrote.
+def open_checkpoint(path: str | Path, patcher: str | Path | None = None) -> Checkpoint:
+    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, Meta's, or `edgeblt quantize`'s.
 
-    Or a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first.
-
-    Reads its configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
-    elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
-    for, or of no dtype that weights have.
+    Each can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is the
+    directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Reads the configuration
+    and headers but no weights. Raises EdgebltError: files missing, unreadable or leading elsewhere; a
+    configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks for, or of no
+    dtype that weights have; `patcher` for a checkpoint that has its own.
     """
     path = local_checkpoint(path)
+    patcher = None if patcher is None else local_checkpoint(patcher)
+    if is_meta_form(path):
+        meta = open_meta_form(path, patcher)
+        weights = {name: meta.weight(name, shape) for name, shape in expected_shapes(meta.config).items()}
+        return Checkpoint(path, meta.config, weights, meta.unused(weights.values()), files=meta.files)
+    if patcher is not None:
+        raise EdgebltError(f"{path} is no checkpoint in Meta's form; leave out the patcher {patcher}")
     if is_compressed(path):
         form = open_compressed_form(path)
         shapes = expected_shapes(form.config)
@@ -113,7 +133,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = original.config.model
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
     used = {part.name for weight in weights.values() for part in weight.parts}
-    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used))
+    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used), is_transformers_form=True)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

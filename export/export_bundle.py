@@ -46,19 +46,20 @@ def export_bundle(
     recipe: str | Path | None = None,
     target: str = "cpu",
     replace: bool = False,
+    patcher: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `memory_limit` is in
-    bytes, beyond what the interpreter and its libraries take. What a killed run of the same export completed is used.
-    Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs
-    calibration or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists and
-    `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `patcher`: see
+    `open_checkpoint`. `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run
+    of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown
+    recipe or target, a recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or
+    if `bundle` exists and `replace` is false; what is no bundle is never replaced.
     """
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
-    opened, path = open_checkpoint(checkpoint), Path(bundle)
+    opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
     source, recipe_name = _in_recipe(opened, recipe)
     check_export(source, opened.names(), memory_limit)
     built = {stage: GRAPHS[stage](source) for stage in STAGES}

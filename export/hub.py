@@ -80,10 +80,11 @@ def repository_of(directory: Path) -> str | None:
 
 
 def blob_folders(directory: Path) -> tuple[Path, ...]:
-    """Where the links of a snapshot may lead; nowhere from any other directory. `directory` is resolved."""
-    if directory.parent.name != "snapshots":
+    """Where links of a snapshot, or of a folder in one, may lead; nowhere from any other. `directory` is resolved."""
+    snapshots = next((parent for parent in directory.parents[:2] if parent.name == "snapshots"), None)
+    if snapshots is None:
         return ()
-    model = directory.parent.parent
+    model = snapshots.parent
     return model / "blobs", model.parent / "blobs"
 
 

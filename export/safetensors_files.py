@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,36 +73,55 @@ class StoredTensor:
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
-        # A copy even of float32: what safetensors gives is a view of the mapped file.
-        rows = self._rows(start, stop).to(torch.float32, copy=True).contiguous()
-        values: NDArray[np.float32] = rows.numpy()
-        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
-            raise EdgebltError(
-                f"{self.file}: the tensor {self.name!a} holds values that are not finite in float32; "
-                "give a checkpoint without NaN and infinity"
-            )
-        return values
+        return finite_float32(self._rows(start, stop), self.file, self.name)
+
+
+def finite_float32(rows: torch.Tensor, file: Path, name: str) -> NDArray[np.float32]:
+    """`rows` of a mapped tensor, C-contiguous, in memory of their own. Raises EdgebltError for NaN and infinity."""
+    # A copy even of float32: `rows` is a view of the mapped file.
+    values: NDArray[np.float32] = rows.to(torch.float32, copy=True).contiguous().numpy()
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
+        raise EdgebltError(
+            f"{file}: the tensor {name!a} holds values that are not finite in float32; "
+            "give a checkpoint without NaN and infinity"
+        )
+    return values
 
 
 def stored_tensors(file: Path) -> Iterator[StoredTensor]:
     """Every tensor of a safetensors file, from its header alone. Raises EdgebltError."""
-    _refuse_truncated(file)
+    _refuse_repeated_names(file, _header(file))
     with _opened(file) as handle:
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             stored = handle.get_slice(name)
             yield StoredTensor(file, name, tuple(stored.get_shape()), stored.get_dtype())
 
 
-def _refuse_truncated(file: Path) -> None:
+def _header(file: Path) -> bytes:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
+            if length <= HEADER_LIMIT and 8 + length <= size:
+                return stream.read(length)
     except OSError as error:
         raise EdgebltError(f"{file} cannot be read: {error.strerror}") from None
-    header = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
-    if header > HEADER_LIMIT or 8 + header > size:
-        raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
+    raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
+
+
+def _refuse_repeated_names(file: Path, header: bytes) -> None:
+    """The safetensors library takes the last of two tensors of one name; other readers may take the first."""
+
+    def object_of(pairs: list[tuple[str, object]]) -> None:
+        seen = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise EdgebltError(f"{file} has {name!a:.100} twice in its header; download or write it again")
+            seen.add(name)
+
+    with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # what is no JSON, the library refuses
+        json.loads(header, object_pairs_hook=object_of, parse_int=len)  # no number is needed, and some are too long
 
 
 @contextmanager

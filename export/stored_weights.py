@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,31 @@ _STATE_LIMIT = 1 << 12  # bytes of JSON
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
+class StoredPart(Protocol):
+    """One tensor of one file: of safetensors (`StoredTensor`) or of a pickle (`PickledTensor`)."""
+
+    @property
+    def file(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> str:
+        """ "bfloat16", "float16", "float32" or "float64"; raises EdgebltError for any other."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """float32 rows `start` to `stop` along the first axis. Raises EdgebltError."""
+        ...
+
+
 class StoredWeight(Protocol):
     """One weight of a checkpoint, not read yet."""
 
@@ -40,7 +66,7 @@ class StoredWeight(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]: ...
+    def parts(self) -> tuple[StoredPart, ...]: ...
 
     def rows(self, start: int, stop: int) -> Matrix:
         """float32 rows `start` to `stop` along the first axis. Raises EdgebltError."""
@@ -53,7 +79,7 @@ class StoredWeight(Protocol):
 
 @dataclass(frozen=True)
 class FloatingWeight:
-    tensor: StoredTensor
+    tensor: StoredPart
     format: WeightFormat = FP32  # what it is worth keeping in
 
     @property
@@ -65,11 +91,43 @@ class FloatingWeight:
         return self.tensor.dtype
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         return (self.tensor,)
 
     def rows(self, start: int, stop: int) -> Matrix:
         return self.tensor.read(start, stop)
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
+
+
+@dataclass(frozen=True)
+class FusedWeight:
+    """Floating-point tensors of one width, one below the other; only what is asked for is read."""
+
+    parts: tuple[StoredPart, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def format(self) -> WeightFormat:
+        return FP32
+
+    @property
+    def dtype(self) -> str:
+        return "/".join(dict.fromkeys(part.dtype for part in self.parts))
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        result, first = np.empty((stop - start, *self.shape[1:]), np.float32), 0
+        for part in self.parts:
+            last = first + part.shape[0]
+            begin, end = max(start, first), min(stop, last)
+            if begin < end:
+                result[begin - start : end - start] = part.read(begin - first, end - first)
+            first = last
+        return result
 
     def encoded(self, start: int, stop: int) -> Encoded:
         return self.rows(start, stop)
@@ -128,7 +186,7 @@ class PrunedTable:
         return f"{self.kept.dtype}, {self.shape[0] - 1} of {self.index.shape[0]} rows"
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         return (*self.kept.parts, self.index)
 
     def rows(self, start: int, stop: int) -> Matrix:

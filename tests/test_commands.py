@@ -25,15 +25,15 @@ from edgeblt.validation import Report, Validation
 COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
-    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration"],
-    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target"],
-    "validate": ["BUNDLE", "--reference", "--reference-logits", "--text", "--noise / --no-noise", "--provider",
-                 "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
+    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--patcher"],
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target", "--patcher"],
+    "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
+                 "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
-    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
@@ -494,7 +494,7 @@ def test_demo_replaces_nothing_but_a_bundle(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda path: None)
+        patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda *_: None)
         said = sentence(run_command(capfd, "demo", "--bundle", tmp_path / "home"))
     assert said == f"{tmp_path / 'home'} exists already; remove it or choose another name"
     assert (tmp_path / "home" / "thesis.txt").exists()
