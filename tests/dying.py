@@ -5,6 +5,8 @@ write to a file, of which half is done. The script behind `Runner` imports every
 """
 
 import errno
+import gc
+import io
 import json
 import os
 import resource
@@ -12,13 +14,25 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
+
+import pytest
+import torch
+
+from edgeblt import cli
+from edgeblt.errors import EdgebltError
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.weight_file import WeightFile
+from edgeblt.files import whole_directory, whole_file
+from edgeblt.quant.gptq import gptq
 
 KILL, FULL, INTERRUPT = "kill", "full", "interrupt"  # what happens at the step; a full disk stays full
-TEXT_BYTES = 64  # of a calibration text that are read at once: enough to run through a tiny model
+PATCH = pytest.MonkeyPatch()  # in the script's process
 _CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.truncate")
 _REMOVALS = ("os.remove", "os.rmdir")
 
@@ -50,6 +64,10 @@ class Runner:
         self._process.communicate(timeout=60)
         assert self._process.returncode == 0
 
+    def prepare(self, *arguments: object) -> None:
+        """`edgeblt ARGUMENTS` in the process that forks: what it imports, later runs find."""
+        assert self._ask([*map(str, arguments)]) == 0
+
     def run(
         self, *arguments: object, step: int | None = None, how: str = KILL, limit: int | None = None, version: str = ""
     ) -> Outcome:
@@ -57,11 +75,13 @@ class Runner:
 
         `limit` is the largest size of a file, in bytes; `version` what edgeblt takes for its own.
         """
+        return Outcome(**self._ask([*map(str, arguments)], step, how, limit, version))
+
+    def _ask(self, *request: Any) -> Any:
         assert self._process.stdin and self._process.stdout
-        request = json.dumps([[*map(str, arguments)], step, how, limit, version])
-        self._process.stdin.write(request + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Outcome(**json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
 
 
 class Steps:
@@ -71,13 +91,13 @@ class Steps:
         self._root, self._step, self._how, self._report = root, step, how, report
         self._count = 0
 
-    def due(self, frees: bool = False) -> bool:
-        """Whether this step, which may free space, is the one."""
+    def due(self, needs_space: bool = True) -> bool:
+        """Whether this step is the one, or one that fails as long as the disk is full."""
         self._count += 1
         self._report("step")
         if self._step is None or self._count < self._step:
             return False
-        return self._count == self._step or (self._how == FULL and not frees)
+        return self._count == self._step or (self._how == FULL and needs_space)
 
     def end(self) -> None:
         if self._how == KILL:
@@ -93,9 +113,8 @@ class Steps:
         path, beside = arguments[0], event in _REMOVALS and arguments[1] != -1  # a name in an open directory
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
-        if (beside or not isinstance(path, int) and os.fsdecode(path).startswith(self._root)) and self.due(
-            event in _REMOVALS
-        ):
+        ours = beside or (not isinstance(path, int) and os.fsdecode(path).startswith(self._root))
+        if ours and self.due(needs_space=event in ("open", "os.mkdir")):
             self.end()
 
     def watch(self) -> None:
@@ -112,8 +131,8 @@ class Steps:
                 self.end()
             allocate(descriptor, offset, size)
 
-        Path.open = watched  # type: ignore[method-assign, assignment]
-        os.posix_fallocate = allocated
+        PATCH.setattr(Path, "open", watched)
+        PATCH.setattr(os, "posix_fallocate", allocated)
         sys.addaudithook(self.audit)
 
 
@@ -142,37 +161,40 @@ class _Watched:
 
 def replace(path: str, content: str) -> None:
     """A directory of two files, in place of one that may be there."""
-    from edgeblt.files import whole_directory
-
     with whole_directory(Path(path), replace=True) as partial:
         for name in ("first", "second"):
             (partial / name).write_text(content)
 
 
-def write_file(path: str, content: str) -> None:
-    from edgeblt.files import whole_file
+def replace_bundle(checkpoint: str, path: str) -> None:
+    export_bundle(checkpoint, path, replace=True)
 
+
+def write_file(path: str, content: str) -> None:
     with whole_file(Path(path)) as file:
         file.write(content.encode())
 
 
-OTHERS = {"replace": replace, "write_file": write_file}
+OTHERS = {"replace": replace, "replace_bundle": replace_bundle, "write_file": write_file}
+QUICKER: dict[str, Any] = {
+    "edgeblt.quant.calibration.TEXT_BYTES": 64,
+    "edgeblt.quant.methods.SHARES": (1.0, 0.9),
+    "edgeblt.export.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
+    "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
+    "edgeblt.cli._inspect_bundle": lambda bundle: bundle,
+    "edgeblt.printing.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
+}
 
 
 def _serve(root: str) -> None:
     """Requests on stdin, outcomes on stdout, a line each."""
-    import torch
-
-    import edgeblt.export.export_bundle
-    import edgeblt.export.weights
-    import edgeblt.quant.calibration
-    import edgeblt.quant.compress  # noqa: F401
-
     torch.set_num_threads(1)
-    edgeblt.quant.calibration.TEXT_BYTES = TEXT_BYTES
-    edgeblt.export.weights.AT_A_TIME = 1 << 13  # so that a tiny model's tables are several pieces
+    for name, value in QUICKER.items():
+        PATCH.setattr(name, value)
     for line in sys.stdin:
-        print(json.dumps(asdict(_forked(root, *json.loads(line)))), flush=True)
+        arguments, *settings = json.loads(line)
+        answer: Any = asdict(_forked(root, arguments, *settings)) if settings else _run(arguments)
+        print(json.dumps(answer), flush=True)
 
 
 def _forked(root: str, arguments: list[str], step: int | None, how: str, limit: int | None, version: str) -> Outcome:
@@ -181,16 +203,16 @@ def _forked(root: str, arguments: list[str], step: int | None, how: str, limit: 
     def report(text: str) -> None:
         os.write(writing, f"{text}\n".encode())
 
+    gc.freeze()  # else the first collection of every child copies all there is
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if not child:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(said.fileno(), 2)
             _spy(report, version)
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             Steps(root, step, how, report).watch()
-            _run(arguments)
+            os._exit(_run(arguments))
         os.close(writing)
         with open(reading) as reports:
             lines = reports.read().splitlines()
@@ -202,11 +224,7 @@ def _forked(root: str, arguments: list[str], step: int | None, how: str, limit: 
 
 def _spy(report: Callable[[str], None], version: str) -> None:
     """Report pieces that are complete, and matrices that are computed."""
-    from edgeblt.export import export_bundle
-    from edgeblt.export.weight_file import WeightFile
-    from edgeblt.quant import calibration, compress
-
-    write, gptq = WeightFile.write, calibration.gptq
+    write = WeightFile.write
 
     def written(self: WeightFile, piece: str, *arguments: Any, **options: Any) -> None:
         write(self, piece, *arguments, **options)
@@ -216,23 +234,23 @@ def _spy(report: Callable[[str], None], version: str) -> None:
         report("gptq")
         return gptq(*arguments)
 
-    WeightFile.write = written  # type: ignore[method-assign]
-    calibration.gptq = computed
+    PATCH.setattr(WeightFile, "write", written)
+    PATCH.setattr("edgeblt.quant.calibration.gptq", computed)
     if version:
-        compress._version = export_bundle._version = lambda package: version
+        PATCH.setattr("edgeblt.quant.compress._version", lambda package: version)
+        PATCH.setattr("edgeblt.export.export_bundle._version", lambda package: version)
 
 
-def _run(arguments: list[str]) -> NoReturn:
-    from edgeblt.cli import main
-    from edgeblt.errors import EdgebltError
-
+def _run(arguments: list[str]) -> int:
+    """The exit code."""
     code = 70
     try:
-        if arguments[0] in OTHERS:
-            OTHERS[arguments[0]](*arguments[1:])
-        else:
-            sys.argv[1:] = arguments
-            main()
+        with redirect_stdout(io.StringIO()):
+            if arguments[0] in OTHERS:
+                OTHERS[arguments[0]](*arguments[1:])
+            else:
+                sys.argv[1:] = arguments
+                cli.main()
         code = 0
     except SystemExit as stopped:
         code = int(stopped.code or 0)
@@ -241,9 +259,10 @@ def _run(arguments: list[str]) -> NoReturn:
         code = 2
     except KeyboardInterrupt:
         code = 130
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    except Exception:
+        traceback.print_exc()
+    sys.stderr.flush()
+    return code
 
 
 if __name__ == "__main__":
