@@ -78,7 +78,10 @@ class Prepared:
         return self.path / graph_name(stage) if stage in self.stages and not self.unused_because else None
 
     def describe(self) -> str:
-        return f"no: {self.unused_because}" if self.unused_because else f"yes: {', '.join(self.stages)}, in {self.path}"
+        """`yes` and which stages, or `no` and why."""
+        if self.unused_because:
+            return f"no: {self.unused_because}"
+        return f"yes: {', '.join(self.stages) or 'no stage gains from it'}, in {self.path}"
 
 
 def graph_name(stage: str) -> str:

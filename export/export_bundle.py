@@ -54,8 +54,8 @@ def export_bundle(
     `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `patcher`: see
     `open_checkpoint`. `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run
     of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown
-    recipe or target, a recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or
-    if `bundle` exists and `replace` is false; what is no bundle is never replaced.
+    recipe or target, a recipe that needs a text or would quantize again, a limit below what the largest matrix needs,
+    or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
     """
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")

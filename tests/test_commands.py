@@ -22,7 +22,7 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--patcher"],
@@ -30,6 +30,7 @@ OPTIONS = {
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
+    "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
@@ -37,8 +38,9 @@ OPTIONS = {
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
-BENCHMARK_FIELDS = ["time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s", "inter_byte_latency_ms",
-                    "bytes_per_patch", "peak_rss_bytes", "bundle_bytes", "provider", "device"]  # fmt: skip
+BENCHMARK_FIELDS = ["load_time_s", "time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s",
+                    "inter_byte_latency_ms", "bytes_per_patch", "anonymous_bytes", "mapped_bytes", "peak_rss_bytes",
+                    "prepared", "unprepared_because", "bundle_bytes", "provider", "device"]  # fmt: skip
 
 HIDE_WORKBENCH = """
 class Hidden:
@@ -344,7 +346,7 @@ def test_bench(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert list(document) == BENCHMARK_FIELDS
     assert list(document["inter_byte_latency_ms"]) == ["p50", "p95", "p99"]
     assert document["bundle_bytes"] == open_bundle(bundle).size and document["provider"] == "cpu"
-    assert all(document[name] > 0 for name in BENCHMARK_FIELDS[:3]) and document["bytes_per_patch"] >= 1
+    assert all(document[name] > 0 for name in BENCHMARK_FIELDS[:4]) and document["bytes_per_patch"] >= 1
     result = run_command(capfd, *arguments, "--json", tmp_path / "result.json")
     assert result.code == 0 and "time to first byte" in result.stdout
     assert list(json.loads((tmp_path / "result.json").read_text())) == BENCHMARK_FIELDS

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
-from conftest import tiny_oracle
+from conftest import Exported
 from edgeblt.bundle import Bundle, FileRecord, checksum, file_record, open_bundle, write_manifest
 from edgeblt.contract import STAGES, stage_contracts
 from edgeblt.errors import EdgebltError
@@ -32,7 +32,7 @@ from edgeblt.model import Model, load
 from edgeblt.prepare import Preparation, prepare
 from edgeblt.prepared import find_prepared, machine_key, prepared_path
 from test_bundle import rotations, zeros
-from test_commands import run_command
+from test_commands import HIDE_WORKBENCH, run_command, run_process
 from test_compress import recipe_text
 
 RECIPES = {
@@ -54,10 +54,11 @@ class Shelf:
     """Bundles of tiny models, made when they are first asked for."""
 
     root: Path
+    exported: Callable[[int], Exported]
 
     @functools.cache  # noqa: B019  (lives as long as the tests of this file)
     def bundle(self, recipe: str, seed: int) -> Path:
-        checkpoint = tiny_models.save_model(tiny_oracle(seed), self.root / f"model-{recipe}-{seed}")
+        checkpoint = self.exported(seed).checkpoint
         (self.root / f"{recipe}.toml").write_text(RECIPES[recipe])
         return export_bundle(checkpoint, self.root / f"{recipe}-{seed}", self.root / f"{recipe}.toml").path
 
@@ -70,8 +71,8 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("shelf"))
+def shelf(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[int], Exported]) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("shelf"), exported)
 
 
 @pytest.fixture
@@ -456,6 +457,9 @@ def test_the_command(ready: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bench = [ready, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1]
     assert "not used" not in run_command(capfd, "bench", *bench).stdout
     assert json.loads(run_command(capfd, "bench", *bench, "--json", "-").stdout)["prepared"] is True
+    shutil.rmtree(beside(ready))
+    assert run_process("prepare", ready, before=HIDE_WORKBENCH).returncode == 0
+    assert load(ready).prepared.unused_because is None
     result = run_command(capfd, "prepare", ready, "--provider", "tpu")
     assert (result.code, result.stdout) == (2, "") and "provider 'tpu' is not supported" in result.stderr
 
