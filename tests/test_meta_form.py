@@ -342,6 +342,12 @@ def test_the_reference_is_transformers_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(row.patch_starts, expected.row(ids).patch_starts)
 
 
+def test_a_compressed_checkpoint_in_floating_point_is_a_reference(pair: Pair, tmp_path: Path) -> None:
+    compressed = quantize_checkpoint(pair.meta, tmp_path / "fp32", "fp32")
+    row, expected = (TransformersReference(path).row(np.array(pair.ids)) for path in (compressed, pair.transformers))
+    np.testing.assert_array_equal(row.logits, expected.logits)
+
+
 def test_the_sha256_covers_every_file(pair: Pair) -> None:
     names = ["config.json", "train_args.json", "model.safetensors", "entropy_model/params.json",
              "entropy_model/consolidated.pth"]  # fmt: skip
