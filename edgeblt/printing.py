@@ -84,7 +84,7 @@ def show_benchmark(result: "Benchmark") -> None:
 
 
 def show_preparation(result: "Preparation") -> None:
-    table = _table("", "stage", "packed weights, and the graph", "")
+    table = _table("", "stage", "packed weights, and the graph", "left as it is because")
     for stage in result.stages:
         table.add_row(stage.stage, _size(stage.bytes) if stage.bytes else "", stage.left_because or "")
     table.add_row("all", _size(result.bytes), "")
