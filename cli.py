@@ -31,8 +31,19 @@ app = typer.Typer(
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
+Patcher = Annotated[
+    Path | None,
+    typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
+]
 Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+MemoryLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="GB", help="Gigabytes to use at most, beyond what Python and its libraries take; a limit that is too "
+        "low for the largest matrix is refused.",
+    ),
+]  # fmt: skip
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
 ]
@@ -63,7 +74,7 @@ def demo(
 @app.command()
 def quantize(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
     recipe: Annotated[
@@ -77,6 +88,16 @@ def quantize(
             "the package.",
         ),
     ] = None,
+    patcher: Patcher = None,
+    table_hits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such "
+            "as 0.99; give a long text. The other rows become zeros.",
+        ),
+    ] = None,
+    memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
 
@@ -92,15 +113,14 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    printing.show_inspection(
-        inspect_checkpoint(open_checkpoint(quantize_checkpoint(checkpoint, out, recipe, calibration)))
-    )
+    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits, patcher)
+    printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory: config.json and safetensors files.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write; it must not exist yet.")],
     recipe: Annotated[
@@ -112,19 +132,23 @@ def export(
         ),
     ] = None,
     target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
+    patcher: Patcher = None,
+    memory_limit: MemoryLimit = 1.5,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
-    A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, or one
-    that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a manifest; it
-    appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For example:
+    A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, in Meta's
+    form, or one that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a
+    manifest; it appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For
+    example:
 
     edgeblt export path/to/checkpoint my-bundle
     """
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
 
-    printing.show_inspection(_inspect_bundle(export_bundle(checkpoint, bundle, recipe, target)))
+    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=_gigabytes(memory_limit))
+    printing.show_inspection(_inspect_bundle(exported))
 
 
 @app.command()
@@ -133,6 +157,7 @@ def validate(
     reference: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint to compare with, run by transformers.")
     ] = None,
+    patcher: Patcher = None,
     reference_logits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Or what --save-reference-logits wrote, texts included.")
     ] = None,
@@ -181,7 +206,7 @@ def validate(
     from edgeblt.validation import validate as validate_models
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
-    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits)
+    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher)
     providers = dict.fromkeys(name.strip() for name in provider.split(","))
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
@@ -193,7 +218,7 @@ def validate(
         models = [load(bundle, name, threads) for name in providers]  # first: quicker to fail than torch to load
         from edgeblt.export.reference import validate_against
 
-        reports = validate_against(reference, models, texts, save_reference_logits)
+        reports = validate_against(reference, models, texts, save_reference_logits, patcher)
     result = reports[0] if len(reports) == 1 else reports
     if not _print_json(json_file, result):
         printing.show_validation(reports, recorded.recording if recorded else None)
@@ -202,7 +227,11 @@ def validate(
 
 
 def _check_reference(
-    reference: Path | None, reference_logits: Path | None, own_texts: bool, save_reference_logits: Path | None
+    reference: Path | None,
+    reference_logits: Path | None,
+    own_texts: bool,
+    save_reference_logits: Path | None,
+    patcher: Path | None,
 ) -> None:
     if reference is None and reference_logits is None:
         raise EdgebltError("there is nothing to compare with; give --reference CHECKPOINT or --reference-logits FILE")
@@ -212,6 +241,8 @@ def _check_reference(
         raise EdgebltError(f"{reference_logits} has texts of its own; leave out --text and --noise")
     if reference_logits and save_reference_logits:
         raise EdgebltError(f"{reference_logits} is saved already; give --save-reference-logits with --reference only")
+    if reference_logits and patcher:
+        raise EdgebltError(f"{reference_logits} needs no entropy model; give --patcher with --reference only")
 
 
 def _texts(paths: list[Path] | None, noise: bool) -> "list[Text]":
@@ -240,6 +271,26 @@ def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
 
 
 @app.command()
+def prepare(bundle: BundlePath, provider: Provider = "cpu", json_file: JsonFile = None) -> None:
+    """Pack a bundle's weights for this machine.
+
+    ONNX Runtime repacks weights whenever a bundle is opened, in memory of each process. This writes them packed to
+    BUNDLE.prepared: processes then share them, they need not all stay in memory, and opening is faster. Takes about
+    twice the weights' size of disk, four times for fp16. Results stay the same, bit by bit. Run it again after an
+    update of onnxruntime. For example:
+
+    edgeblt prepare my-bundle
+    edgeblt bench my-bundle
+    """
+    from edgeblt.prepare import prepare as prepare_bundle
+
+    result = prepare_bundle(bundle, provider)
+    if not _print_json(json_file, result):
+        printing.show_preparation(result)
+        _write_json(json_file, result)
+
+
+@app.command()
 def bench(
     bundle: BundlePath,
     provider: Provider = "cpu",
@@ -251,7 +302,8 @@ def bench(
 ) -> None:
     """Time a bundle on this machine.
 
-    Measured are the time to the first byte, the speed of reading the prompt, and that of every byte after.
+    Measured are the time to open it, that to the first byte, the speed of reading the prompt and of every byte after,
+    and how much memory the process holds: its own, and mapped from files, which processes share.
     """
     from edgeblt import load
     from edgeblt.benchmark import bench as bench_model
@@ -297,26 +349,44 @@ def generate(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or a checkpoint directory.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or checkpoint, or a model on the hub.")
+    ],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE", help="A recipe to plan a checkpoint with, beside the packaged ones; may be repeated."
+        ),
+    ] = None,
+    bytes_per_patch: Annotated[
+        float | None, typer.Option(help="The mean length of a patch, for what decoding reads; by default 4.5.")
+    ] = None,
     verify: Verify = False,
     json_file: JsonFile = None,
+    patcher: Patcher = None,
 ) -> None:
-    """Show what is in a bundle or checkpoint.
+    """Show what is in a bundle or checkpoint, and plan with it.
 
-    By stage: files or tensors, weight formats, sizes and hashes.
+    By stage: files or tensors, weight formats, sizes and hashes. For a checkpoint, by recipe: what its weights would
+    take on disk, and how many bytes of them decoding one byte would read; for a bundle, what it reads.
     """
     from edgeblt.bundle import MANIFEST, open_bundle
+    from edgeblt.export.hub import is_hub_id
 
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
-        result = _inspect_bundle(open_bundle(path, verify))
+        if patcher:
+            raise EdgebltError(f"{path} is a bundle, which has its patcher; leave out --patcher")
+        if recipe:
+            raise EdgebltError(f"{path} is a bundle, its weights have their formats; leave out --recipe")
+        result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch)
     else:
         _require_workbench()
         from edgeblt.export.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
 
-        result = inspect_checkpoint(open_checkpoint(path))
+        result = inspect_checkpoint(open_checkpoint(path, patcher), recipe or (), bytes_per_patch)
     if not _print_json(json_file, result):
         printing.show_inspection(result)
         _write_json(json_file, result)
@@ -337,10 +407,16 @@ def doctor(json_file: JsonFile = None) -> None:
         _write_json(json_file, result)
 
 
-def _inspect_bundle(bundle: Any) -> Any:
+def _gigabytes(count: float) -> int:
+    if not 0 < count < 1e6:
+        raise EdgebltError(f"the memory limit is {count} GB; give a number above 0, such as 1.5")
+    return int(count * 1e9)
+
+
+def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None) -> Any:
     from edgeblt.inspection import inspect_bundle
 
-    return inspect_bundle(bundle)
+    return inspect_bundle(bundle, bytes_per_patch)
 
 
 def _require_workbench() -> None:

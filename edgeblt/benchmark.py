@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
+from edgeblt.memory import resident_memory
 from edgeblt.model import Model
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
@@ -25,14 +26,26 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Field by field the JSON of `edgeblt bench`; times in seconds unless the name says otherwise."""
+    """Field by field the JSON of `edgeblt bench`; times in seconds unless the name says otherwise.
 
+    `load_time_s` is what `load` took, with the model's files in the page cache or not, as it was. `anonymous_bytes`
+    and `mapped_bytes` are by how much the resident memory of the process had grown after the runs since `load` began:
+    the first its own (packed weights, caches, buffers; whatever else the process did in between counts too), the
+    second pages of mapped files (weights as far as they were read, and libraries), which other processes share and
+    the system can drop; None where the system does not tell. `peak_rss_bytes` is of the whole process, both together.
+    """
+
+    load_time_s: float
     time_to_first_byte_s: float
     prefill_bytes_per_s: float
     decode_bytes_per_s: float
     inter_byte_latency_ms: Percentiles
     bytes_per_patch: float
+    anonymous_bytes: int | None
+    mapped_bytes: int | None
     peak_rss_bytes: int
+    prepared: bool  # whether weights packed by `edgeblt prepare` were used
+    unprepared_because: str | None
     bundle_bytes: int
     provider: str
     device: str
@@ -52,13 +65,19 @@ def bench(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, repeats:
     latencies = np.concatenate([run.latencies for run in runs])
     first_byte = float(np.median([run.first_byte for run in runs]))
     p50, p95, p99 = (float(value) * 1e3 for value in np.percentile(latencies, [50, 95, 99]))
+    before, after = model.memory_before, resident_memory()
     return Benchmark(
+        load_time_s=model.load_seconds,
         time_to_first_byte_s=first_byte,
         prefill_bytes_per_s=len(prompt) / first_byte,
         decode_bytes_per_s=float(np.median([1 / run.latencies.mean() for run in runs])),
         inter_byte_latency_ms=Percentiles(p50, p95, p99),
         bytes_per_patch=runs[-1].bytes_per_patch,
+        anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
+        mapped_bytes=after.mapped - before.mapped if before and after else None,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        prepared=model.prepared.unused_because is None,
+        unprepared_because=model.prepared.unused_because,
         bundle_bytes=model.bundle.size,
         provider=model.provider_name,
         device=device_name(),

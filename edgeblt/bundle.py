@@ -25,12 +25,13 @@ from edgeblt.parsing import dataclass_document, parse_dataclass
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
-_MANIFEST_LIMIT = 1 << 20
+_DOCUMENT_LIMIT = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_TEXT = 2000
 # What names an external tensor's file in a graph: ONNX's StringStringEntryProto, as protobuf libraries write it.
 _LOCATION_KEY = b"location"
+_PACKED_KEY = b"prepacked_"
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 
@@ -85,9 +86,9 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
     graphs = {entry.graph for entry in manifest.stages.values()}
     try:
         for name, record in manifest.files.items():
-            _check_file(path / name, record, hashed=verify or name in graphs)
+            check_file(path / name, record, verify or name in graphs, "copy the bundle again")
         for entry in manifest.stages.values():
-            _check_external_data(path / entry.graph, entry.weights)
+            check_external_data(path / entry.graph, entry.weights, "export again")
     except OSError as error:
         raise EdgebltError(
             f"{error.filename or path} cannot be read ({error.strerror}); copy the bundle again"
@@ -96,9 +97,14 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    document = dataclass_document(manifest)
-    document["checksum"] = _checksum(document)
-    (path / MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_document(path / MANIFEST, manifest)
+
+
+def write_document(path: Path, value: object) -> None:
+    """A dataclass as JSON, with a checksum."""
+    document = dataclass_document(value)
+    document["checksum"] = checksum(document)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def file_record(path: Path) -> FileRecord:
@@ -107,29 +113,39 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(path.stat().st_size, digest)
 
 
+def read_document(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file of no great size. Raises EdgebltError, and OSError where it cannot be read."""
+    status = path.lstat()  # a pipe could block, or never end
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _DOCUMENT_LIMIT:
+        raise EdgebltError(
+            f"{path} is not a regular file of at most {_DOCUMENT_LIMIT} bytes, nor may it be a link; {remedy}"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EdgebltError(f"{path} is not JSON ({_one_line(error)}); {remedy}") from None
+    if not isinstance(document, dict):
+        raise EdgebltError(f"{path} is not a JSON object; {remedy}")
+    return document
+
+
+def check_checksum(document: dict[str, Any], path: Path, remedy: str) -> None:
+    """Take the checksum out of a document that `write_document` wrote to `path`; it must be right."""
+    if document.pop("checksum", None) != checksum(document):
+        raise EdgebltError(f"{path} does not match its checksum: it was changed or damaged; {remedy}")
+
+
 def _read_manifest(path: Path) -> Manifest:
     try:
-        status = path.lstat()  # a pipe could block, or never end
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MANIFEST_LIMIT:
-            raise EdgebltError(
-                f"{path} is not a regular file of at most {_MANIFEST_LIMIT} bytes; copy the bundle again, without links"
-            )
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_document(path, "export the bundle again")
     except OSError as error:
         raise EdgebltError(f"{path} cannot be read ({error.strerror}); is {path.parent} a bundle?") from None
-    except ValueError as error:
-        if isinstance(error, EdgebltError):
-            raise
-        raise EdgebltError(f"{path} is not JSON ({_one_line(error)}); export the bundle again") from None
-    if not isinstance(document, dict):
-        raise EdgebltError(f"{path} is not a JSON object; export the bundle again")
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise EdgebltError(
             f"{path} has format version {version!r:.40}; this edgeblt reads {FORMAT_VERSION}: export again with it"
         )
-    if document.pop("checksum", None) != _checksum(document):
-        raise EdgebltError(f"{path} does not match its checksum: it was changed or damaged; export the bundle again")
+    check_checksum(document, path, "export the bundle again")
     manifest = parse_dataclass(Manifest, document, str(path))
     _check_names(manifest, path)
     return manifest
@@ -159,24 +175,30 @@ def _texts(manifest: Manifest) -> list[str]:
     return [manifest.name, manifest.target, manifest.recipe, *formats, *manifest.made_by, *manifest.made_by.values()]
 
 
-def _check_file(file: Path, record: FileRecord, hashed: bool) -> None:
+def check_file(file: Path, record: FileRecord, hashed: bool, remedy: str) -> None:
+    """A file must be there itself, of its size and, if `hashed`, its hash. Raises EdgebltError, and OSError."""
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise EdgebltError(f"{file} is not a regular file; copy the bundle again, without links")
+        raise EdgebltError(f"{file} is not a regular file, nor may it be a link; {remedy}")
     if status.st_size != record.size:
-        raise EdgebltError(f"{file} has {status.st_size} bytes instead of {record.size}; copy the bundle again")
+        raise EdgebltError(f"{file} has {status.st_size} bytes instead of {record.size}; {remedy}")
     if hashed and file_record(file) != record:
-        raise EdgebltError(f"{file} does not match its sha256: it was changed or damaged; copy the bundle again")
+        raise EdgebltError(f"{file} does not match its sha256: it was changed or damaged; {remedy}")
 
 
-def _check_external_data(graph: Path, weights: tuple[str, ...]) -> None:
+def check_external_data(graph: Path, weights: tuple[str, ...], remedy: str, packed: bool = False) -> None:
     """The graph reads no file but its own weights: each `location` in it must be one of theirs.
 
-    ONNX Runtime keeps external data inside the directory; that alone would let in files no hash covers.
+    ONNX Runtime keeps external data inside the directory; that alone would let in files no hash covers. Nor may it
+    bring packed weights unless they are `packed` here: it would read past the end of what is too short.
     """
     if graph.stat().st_size == 0:
         return  # nothing to map; ONNX Runtime will say that it is no graph
     with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if not packed and content.find(_PACKED_KEY) >= 0:
+            raise EdgebltError(
+                f"{graph} refers to packed weights, which belong to the machine that made them; {remedy}"
+            )
         place = content.find(_LOCATION_KEY)
         while place >= 0:
             found = _LOCATION.match(content, max(place - 2, 0))
@@ -184,12 +206,13 @@ def _check_external_data(graph: Path, weights: tuple[str, ...]) -> None:
             name = content[found.end() : found.end() + length] if found and length < 128 else b""
             if name.decode("ascii", "replace") not in weights:
                 raise EdgebltError(
-                    f"{graph} refers to the data file {name!r:.60}, which is not among its weights; export again"
+                    f"{graph} refers to the data file {name!r:.60}, which is not among its weights; {remedy}"
                 )
             place = content.find(_LOCATION_KEY, place + len(_LOCATION_KEY))
 
 
-def _checksum(document: dict[str, Any]) -> str:
+def checksum(document: dict[str, Any]) -> str:
+    """The sha256 of its canonical JSON."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -1,9 +1,15 @@
-"""Directories and files that appear whole or not at all."""
+"""Directories and files that appear whole or not at all.
 
+What is being written lies beside its final place under the hidden name `.NAME.partial`, locked. An exception removes
+it; a process that is killed leaves it behind, unlocked, for the next one that writes NAME to take over.
+"""
+
+import errno
+import fcntl
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,64 +18,144 @@ from edgeblt.errors import EdgebltError
 
 
 @contextmanager
-def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yields an empty temporary directory beside `path` that becomes `path` when the block ends without an exception.
+def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
 
-    With `replace` a directory already there is replaced then, and not before. Raises EdgebltError if `path` exists
-    and `replace` is false, or cannot be written.
+    With `replace` a directory already there is replaced then, and not before. With `resume` the temporary directory
+    may hold what a killed process left; else it is empty. Raises EdgebltError if `path` exists and `replace` is false,
+    if another process is writing it, or if it cannot be written.
     """
-    if not (replace and os.path.isdir(path) and not os.path.islink(path)):
+    partial, replaced = _hidden(path, "partial"), _hidden(path, "replaced")
+    replace = replace and not os.path.islink(path) and (os.path.isdir(path) or os.path.isdir(replaced))
+    if not replace:
         _refuse_existing(path)
-    # Its name is known before it exists: there is no moment at which an interruption would leave it there.
-    partial = path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
-    replaced = partial.with_name(f"{partial.name}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(mode=0o700)
-        yield partial
-        partial.chmod(0o777 & ~_umask())
-        if replace and os.path.lexists(path):
-            path.rename(replaced)
-        partial.rename(path)
+        left = _made_before(partial)
+        with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if left and os.fstat(descriptor).st_uid != os.geteuid():
+                raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
+            try:
+                if not resume:
+                    empty(partial)
+                yield partial
+                partial.chmod(0o777 & ~_umask())
+                if replace and os.path.lexists(path):
+                    _remove(replaced)
+                    path.rename(replaced)
+                partial.rename(path)
+            except BaseException:
+                if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
+                    replaced.rename(path)
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            finally:
+                _remove(replaced)
     except OSError as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        if os.path.lexists(replaced) and not os.path.lexists(path):  # interrupted between the two renames
-            replaced.rename(path)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        raise cannot_write(path, error) from None
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
 
-    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, or
-    cannot be written.
+    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, if
+    another process is writing it, or if it cannot be written.
     """
     _refuse_existing(path)
-    partial = path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
+    partial = _hidden(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
-            yield file
-        _refuse_existing(path)
-        partial.rename(path)
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
+            try:
+                os.ftruncate(descriptor, 0)
+                with open(descriptor, "r+b", closefd=False) as file:
+                    yield file
+                os.fsync(descriptor)  # its name must not be on the disk before its content
+                _refuse_existing(path)
+                partial.rename(path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
+
+
+def flush(directory: Path) -> None:
+    """Have the files in a directory on the disk, so that none is seen there later with less in it. Raises OSError."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def empty(directory: Path, but: Collection[str] = ()) -> None:
+    """Remove everything in a directory, except regular files that have one of these names. Raises OSError."""
+    for entry in directory.iterdir():
+        if entry.name in but and stat.S_ISREG(entry.lstat().st_mode):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> EdgebltError:
+    """The one sentence for an OSError while `path` was being written."""
+    reason = error.strerror or " ".join(str(error).split())
+    return EdgebltError(f"{path} cannot be written ({reason}); free some space or choose another place")
+
+
+@contextmanager
+def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
+    """Holds the only lock on `partial`, and yields its descriptor; a lock ends with its process, however that ends."""
+    try:
+        descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):  # a link, or of the other kind
+            raise
+        raise EdgebltError(f"{partial} is in the way; remove it, or choose another name") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(descriptor), os.lstat(partial))  # not renamed before it was locked
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise EdgebltError(f"{path} is being written by another process; wait for it, or choose another name")
+        yield descriptor
     finally:
-        with suppress(OSError):
-            partial.unlink()
+        os.close(descriptor)
+
+
+def _made_before(directory: Path) -> bool:
+    """Whether something of that name was there; else makes it."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return True
+    return False
+
+
+def _remove(replaced: Path) -> None:
+    """Under a third name: what is half removed must never be put back."""
+    removed = replaced.with_suffix(".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if os.path.lexists(replaced):
+        replaced.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.parent / f".{path.name}.{state}"
 
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise EdgebltError(f"{path} exists already; remove it or choose another name")
-
-
-def _cannot_write(path: Path, error: OSError) -> EdgebltError:
-    reason = error.strerror or " ".join(str(error).split())
-    return EdgebltError(f"{path} cannot be written ({reason}); free some space or choose another place")
 
 
 def _umask() -> int:

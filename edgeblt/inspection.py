@@ -1,10 +1,14 @@
-"""What is in a bundle."""
+"""What is in a bundle, and how many bytes of weights decoding reads."""
 
 from dataclasses import dataclass
 
 from edgeblt import native
 from edgeblt.bundle import Bundle
 from edgeblt.contract import STAGES
+from edgeblt.errors import EdgebltError
+from edgeblt.onnx_file import initializers
+from edgeblt.prepared import find_prepared
+from edgeblt.roofline import WeightPlan, typical_bytes_per_patch, weight_plan
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,16 @@ class Inspection:
     path: str
     description: dict[str, str]
     parts: tuple[Part, ...]
+    plans: tuple[WeightPlan, ...]  # a checkpoint's by recipe; a bundle's own
 
     @property
     def bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
 
-def inspect_bundle(bundle: Bundle) -> Inspection:
+def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Inspection:
+    """`bytes_per_patch` None: the usual. Raises EdgebltError for one below 1, and if a graph is none."""
+    plan = bundle_plan(bundle, typical_bytes_per_patch(bundle.manifest.config.patching, bytes_per_patch))
     manifest = bundle.manifest
     parts = []
     for stage in STAGES:
@@ -51,6 +58,29 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         "patching": manifest.config.patching.describe(),
         "format version": str(manifest.format_version),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
+        "prepared": _prepared(bundle),
     }
     description["native kernels here"] = native.describe()
-    return Inspection("bundle", str(bundle.path), description, tuple(parts))
+    return Inspection("bundle", str(bundle.path), description, tuple(parts), (plan,))
+
+
+def _prepared(bundle: Bundle) -> str:
+    try:
+        return find_prepared(bundle, "cpu").describe()
+    except EdgebltError as error:  # the bundle itself is whole
+        return f"no: {error}"
+
+
+def bundle_plan(bundle: Bundle, bytes_per_patch: float) -> WeightPlan:
+    """The weights its graphs name. Raises EdgebltError if a graph is none, or names more than its files hold."""
+    manifest, tensors = bundle.manifest, {}
+    for stage in STAGES:
+        entry = manifest.stages[stage]
+        tensors[stage] = initializers(bundle.path / entry.graph, f"{stage}.")
+        named = sum(tensor.bytes for tensor in tensors[stage])
+        held = sum(manifest.files[name].size for name in (entry.graph, *entry.weights))
+        if named > held:
+            raise EdgebltError(
+                f"{bundle.path / entry.graph} names {named} bytes of weights, but its files hold {held}; export again"
+            )
+    return weight_plan(manifest.recipe, manifest.config, tensors, bytes_per_patch)

@@ -1,5 +1,6 @@
 """Opening a bundle and using it: generate, stream, score."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.memory import resident_memory, return_freed_memory
+from edgeblt.prepared import Prepared, find_prepared
 from edgeblt.providers import resolve_provider, session_options, thread_counts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
@@ -37,17 +40,30 @@ class Scores:
 
 
 class Model:
-    """A bundle opened on an execution provider. Its sessions may run in several threads."""
+    """A bundle opened on an execution provider. Its sessions may run in several threads.
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
-        self.bundle = bundle
+    `prepared` says which stages use weights packed before, `load_seconds` how long opening took, and `memory_before`
+    what was resident then.
+    """
+
+    def __init__(
+        self, path: str | Path, provider: str, threads: int | None, verify: bool, prepared: Prepared | None = None
+    ) -> None:
+        """As `load`, with what is `prepared` in another place than beside the bundle."""
+        self.memory_before, started = resident_memory(), time.perf_counter()
+        self.bundle = open_bundle(path, verify)
         self.provider_name = provider
         provider_id = resolve_provider(provider)
-        self.config: ModelConfig = bundle.manifest.config
+        self.prepared = prepared or find_prepared(self.bundle, provider, verify)
+        self.config: ModelConfig = self.bundle.manifest.config
         self._contracts = stage_contracts(self.config)
         self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
-            self._graphs[name] = _open_stage(bundle, name, self._contracts[name], threads, provider_id)
+            self._graphs[name] = _open_stage(
+                self.bundle, self.prepared, name, self._contracts[name], threads, provider_id
+            )
+        return_freed_memory()
+        self.load_seconds = time.perf_counter() - started
 
     def session(self) -> Session:
         """A new, empty sequence."""
@@ -111,9 +127,10 @@ class Model:
 def load(path: str | Path, provider: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
     """Open a bundle. `threads` None takes what suits each stage's size; `verify` checks the hash of every file.
 
-    Raises EdgebltError for a damaged bundle or a provider that is not available.
+    What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
+    for a damaged bundle, damaged prepared weights, or a provider that is not available.
     """
-    return Model(open_bundle(path, verify), provider, threads)
+    return Model(path, provider, threads, verify)
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
@@ -128,27 +145,37 @@ def _as_bytes(prompt: bytes | str) -> bytes:
 
 
 def _open_stage(
-    bundle: Bundle, name: StageName, contract: StageContract, threads: int | None, provider: str
+    bundle: Bundle, prepared: Prepared, name: StageName, contract: StageContract, threads: int | None, provider: str
 ) -> StageGraph:
     stage = bundle.manifest.stages[name]
-    path = bundle.path / stage.graph
     one, many = thread_counts(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
-    graph = _open_graph(path, contract, one, provider)
-    return StageGraph(graph, graph if one == many else _open_graph(path, contract, many, provider))
+    optimized = prepared.graph(name)
+
+    def opened(threads: int) -> onnxruntime.InferenceSession:
+        options = session_options(threads)
+        if optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return _open_graph(optimized, contract, options, provider, "prepare")
+        return _open_graph(bundle.path / stage.graph, contract, options, provider, "export")
+
+    graph = opened(one)
+    return StageGraph(graph, graph if one == many else opened(many))
 
 
-def _open_graph(path: Path, contract: StageContract, threads: int, provider: str) -> onnxruntime.InferenceSession:
+def _open_graph(
+    path: Path, contract: StageContract, options: onnxruntime.SessionOptions, provider: str, remedy: str
+) -> onnxruntime.InferenceSession:
     try:
-        graph = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
+        graph = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
-        raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); export the bundle again") from None
-    _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()])
-    _check_interface(path, contract.all_outputs, graph.get_outputs())
+        raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
+    _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)
+    _check_interface(path, contract.all_outputs, graph.get_outputs(), remedy)
     return graph
 
 
-def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any]) -> None:
+def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any], remedy: str) -> None:
     """Every tensor the runtime will bind must be there, of its type and fixed dimensions, and no other."""
     seen = {value.name: value for value in values}
     for spec in specs:
@@ -158,8 +185,8 @@ def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any
             isinstance(wanted, int) and wanted != got for wanted, got in zip(spec.shape, value.shape, strict=True)
         ):  # fmt: skip
             found = f"{value.type} {value.shape}" if value else "nothing"
-            raise EdgebltError(f"{path}: {spec.name} should be {kind} {list(spec.shape)}, not {found}; export again")
+            raise EdgebltError(f"{path}: {spec.name} should be {kind} {list(spec.shape)}, not {found}; {remedy} again")
     if seen:
         raise EdgebltError(
-            f"{path} has the unknown tensor {min(seen)!r:.60}; export the bundle again with this version"
+            f"{path} has the unknown tensor {min(seen)!r:.60}; {remedy} the bundle again with this version"
         )

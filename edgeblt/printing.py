@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.doctor import Diagnosis
     from edgeblt.export.demo import Demo
     from edgeblt.inspection import Inspection
+    from edgeblt.prepare import Preparation
     from edgeblt.reference_file import Recording
+    from edgeblt.roofline import WeightPlan
     from edgeblt.validation import Report, Validation
 
 BOUNDARY = "|"
@@ -65,15 +67,30 @@ def _accuracy_table(title: str, first: str, reference: str, texts: "Mapping[str,
 def show_benchmark(result: "Benchmark") -> None:
     latency = result.inter_byte_latency_ms
     table = _table("speed", "", "")
+    table.add_row("opening", f"{result.load_time_s * 1e3:,.0f} ms")
     table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
     table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
     table.add_row("decoding", f"{result.decode_bytes_per_s:,.0f} bytes/s")
     table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
+    table.add_row("memory of its own", _size_or_unknown(result.anonymous_bytes))
+    table.add_row("memory mapped from files", _size_or_unknown(result.mapped_bytes))
     table.add_row("peak resident memory", _size(result.peak_rss_bytes))
+    table.add_row("prepared weights", "used" if result.prepared else "not used")
     table.add_row("bundle on disk", _size(result.bundle_bytes))
     table.add_row("provider, device", f"{result.provider}, {result.device}")
     _print(table)
+    if result.unprepared_because:
+        _print(printable(f"prepared weights are not used: {result.unprepared_because}"))
+
+
+def show_preparation(result: "Preparation") -> None:
+    table = _table("", "stage", "packed weights, and the graph", "left as it is because")
+    for stage in result.stages:
+        table.add_row(stage.stage, _size(stage.bytes) if stage.bytes else "", stage.left_because or "")
+    table.add_row("all", _size(result.bytes), "")
+    _print(table)
+    _print(printable(f"Written to {result.path}. Results are the same, bit by bit; this machine uses it from now on."))
 
 
 def show_inspection(result: "Inspection") -> None:
@@ -87,6 +104,20 @@ def show_inspection(result: "Inspection") -> None:
     _print(table)
     for name, value in result.description.items():
         _print(printable(f"{name}: {value}"))
+    _print(_plans_table(result.plans))
+
+
+def _plans_table(plans: "Sequence[WeightPlan]") -> Table:
+    title = f"weights stored, and read for a byte at {plans[0].bytes_per_patch:g} bytes a patch"
+    table = _table(title, "recipe", "stored", "tables", "the rest", "read", *plans[0].stages, "rows")
+    for plan in plans:
+        rows = sum(stage.rows_per_byte for stage in plan.stages.values())
+        stages = (
+            stage.weight_bytes_per_byte(plan.bytes_per_patch) - stage.rows_per_byte for stage in plan.stages.values()
+        )
+        sizes = (plan.bytes, plan.table_bytes, plan.matrix_bytes, plan.weight_bytes_per_byte, *stages, rows)
+        _add(table, plan.recipe, *map(_size, sizes))
+    return table
 
 
 def show_diagnosis(result: "Diagnosis") -> None:
@@ -160,8 +191,12 @@ def _print(what: Table | Text | str) -> None:
     console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
 
-def _size(count: int) -> str:
+def _size_or_unknown(count: int | None) -> str:
+    return "not told by this system" if count is None else _size(count)
+
+
+def _size(count: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
-    return f"{count} bytes"
+    return f"{count:.0f} bytes"

@@ -11,6 +11,7 @@ Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation
     cross, cross.{i}   query_norm, key_norm, query, key, value, output
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoint_files import CONFIG
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
-from edgeblt.export.stored_weights import FloatingWeight, Shape, StoredWeight
+from edgeblt.export.hub import local_checkpoint
+from edgeblt.export.meta_form import is_meta_form, open_meta_form
+from edgeblt.export.stored_weights import FloatingWeight, FusedWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
 from edgeblt.quant.formats import WeightFormat
@@ -35,10 +40,14 @@ class Checkpoint:
         weights: dict[str, StoredWeight],
         unused: list[str],
         record: CompressionRecord | None = None,
+        files: dict[str, Path] | None = None,
+        is_transformers_form: bool = False,
     ) -> None:
         self.path = path
         self.config = config
         self.record = record  # how `edgeblt quantize` made it, if it did
+        self.is_transformers_form = is_transformers_form
+        self._files = files
         self._weights = weights
         self._unused = unused
 
@@ -50,9 +59,15 @@ class Checkpoint:
         """What else is stored, by its stored name: without effect on what the model computes."""
         return list(self._unused)
 
+    def files(self) -> dict[str, Path]:
+        """What the checkpoint consists of, by name: its configuration first."""
+        if self._files is None:
+            return {path.name: path for path in (self.path / CONFIG, *sorted(self.path.glob("*.safetensors")))}
+        return dict(self._files)
+
     @property
     def is_quantized(self) -> bool:
-        return any(not isinstance(weight, FloatingWeight) for weight in self._weights.values())
+        return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
 
     def shape(self, name: str) -> Shape:
         return self._weights[name].shape
@@ -76,19 +91,45 @@ class Checkpoint:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
         return self._weights[name].rows(start, stop)
 
-    def encoded(self, name: str) -> Encoded:
-        """The whole weight in its own format. Raises as `tensor` does."""
-        return self._weights[name].encoded()
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of the hash tables were dropped: the stored row that stands for each. Raises as `tensor` does."""
+        weight = self._weights[name]
+        return weight.row_index() if isinstance(weight, PrunedTable) else None
+
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        """Rows `start` to `stop` in the weight's own format; of a codebook format all rows. Raises as `tensor` does."""
+        return self._weights[name].encoded(start, stop)
+
+    def fingerprint(self, *settings: object) -> str:
+        """What a conversion with these settings depends on: the files by name, size and time of change, and them.
+
+        Raises EdgebltError if a file is gone.
+        """
+        files = sorted({part.file for weight in self._weights.values() for part in weight.parts})
+        try:
+            stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        except OSError as error:
+            raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); give a whole checkpoint") from None
+        return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, or what `edgeblt quantize` wrote.
+def open_checkpoint(path: str | Path, patcher: str | Path | None = None) -> Checkpoint:
+    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, Meta's, or `edgeblt quantize`'s.
 
-    Reads its configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
-    elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
-    for, or of no dtype that weights have.
+    Each can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is the
+    directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Reads the configuration
+    and headers but no weights. Raises EdgebltError: files missing, unreadable or leading elsewhere; a
+    configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks for, or of no
+    dtype that weights have; `patcher` for a checkpoint that has its own.
     """
-    path = Path(path)
+    path = local_checkpoint(path)
+    patcher = None if patcher is None else local_checkpoint(patcher)
+    if is_meta_form(path):
+        meta = open_meta_form(path, patcher)
+        weights = {name: meta.weight(name, shape) for name, shape in expected_shapes(meta.config).items()}
+        return Checkpoint(path, meta.config, weights, meta.unused(weights.values()), files=meta.files)
+    if patcher is not None:
+        raise EdgebltError(f"{path} is no checkpoint in Meta's form; leave out the patcher {patcher}")
     if is_compressed(path):
         form = open_compressed_form(path)
         shapes = expected_shapes(form.config)
@@ -98,7 +139,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = original.config.model
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
     used = {part.name for weight in weights.values() for part in weight.parts}
-    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used))
+    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used), is_transformers_form=True)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -3,6 +3,8 @@
     config.json         {"edgeblt_checkpoint": 1, "config": ModelConfig, "compression": CompressionRecord}
     model.safetensors   under canonical names: NAME for floating-point weights, else
                         NAME.codes (uint8, packed), NAME.scales, NAME.zero_points (uint8, packed; asymmetric formats)
+                        encoder.hash_tables.index (int32), where rows were dropped: the stored row, of which the first
+                        is zeros, for each row of the model's
 
 Which tensors there are, and their formats and shapes, follows from the configuration and the recipe in the record.
 """
@@ -17,11 +19,19 @@ from typing import Any
 
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
+from edgeblt.export.hub import blob_folders
 from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
-from edgeblt.export.stored_weights import BitsAndBytes4Weight, FloatingWeight, LinearWeight, Shape, StoredWeight
+from edgeblt.export.stored_weights import (
+    BitsAndBytes4Weight,
+    FloatingWeight,
+    LinearWeight,
+    PrunedTable,
+    Shape,
+    StoredWeight,
+)
 from edgeblt.parsing import dataclass_document, parse_dataclass
 from edgeblt.quant.formats import Codebook, Floating, Linear, WeightFormat
-from edgeblt.quant.recipe import Recipe
+from edgeblt.quant.recipe import HASH_TABLES, Recipe
 
 FORMAT_VERSION = 1
 MARK = "edgeblt_checkpoint"
@@ -39,6 +49,7 @@ class CompressionRecord:
     calibration: str  # the text's name, size and hash; empty where none was needed
     made_by: dict[str, str]  # package to version
     relative_error: dict[str, float] = field(default_factory=dict)  # of the weights, by stage; `WeightError.relative`
+    table_rows: int | None = None  # of the hash tables, with the one of zeros, where rows were dropped
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,16 @@ class CompressedForm:
 
     def weight(self, name: str, shape: Shape) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where a part is missing or of another kind."""
+        if name == HASH_TABLES and self.record.table_rows is not None:
+            if not 1 <= self.record.table_rows <= shape[0] + 1:
+                raise EdgebltError(
+                    f"{self.path / CONFIG}: table_rows is {self.record.table_rows}, of {shape[0]}; quantize again"
+                )
+            index = self._part(f"{name}.index", "I32", shape[:1])
+            return PrunedTable(self._whole(name, (self.record.table_rows, *shape[1:])), index)
+        return self._whole(name, shape)
+
+    def _whole(self, name: str, shape: Shape) -> StoredWeight:
         format = self.record.recipe.format(name, shape)
         found = {part: self._part(part, *kind) for part, kind in parts_of(name, shape, format).items()}
         for part in sorted({name, *(f"{name}.{suffix}" for suffix in _SUFFIXES)} - found.keys()):
@@ -124,7 +145,7 @@ def open_compressed_form(directory: Path) -> CompressedForm:
         if not (text.isprintable() and len(text) <= 1000):
             raise EdgebltError(f"{file} holds the text {text!a:.60}, which cannot be shown; quantize again")
     weights = directory / WEIGHTS
-    if os.path.islink(weights) or not os.path.isfile(weights):
+    if not _is_own_file(weights):
         raise EdgebltError(f"{weights} is missing or no regular file; quantize again")
     return CompressedForm(directory, config, record, {tensor.name: tensor for tensor in stored_tensors(weights)})
 
@@ -139,9 +160,18 @@ def _texts(record: CompressionRecord) -> Iterator[str]:
     yield from record.relative_error
 
 
+def _is_own_file(file: Path) -> bool:
+    """Whether it is a regular file and no link, except to where huggingface_hub keeps it."""
+    if os.path.islink(file):
+        target = Path(os.path.realpath(file))
+        if not any(target.is_relative_to(folder) for folder in blob_folders(file.parent.resolve())):
+            return False
+    return os.path.isfile(file)
+
+
 def _document(file: Path) -> dict[str, Any] | None:
     try:
-        if os.path.islink(file) or not os.path.isfile(file) or file.stat().st_size > _CONFIG_LIMIT:
+        if not _is_own_file(file) or file.stat().st_size > _CONFIG_LIMIT:
             return None
         document = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

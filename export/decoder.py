@@ -5,12 +5,12 @@ import onnx_ir as ir
 
 from edgeblt.config import ModelConfig
 from edgeblt.contract import cross_row_width, stage_contracts
-from edgeblt.export.graph import StageGraph
+from edgeblt.export.graph import Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack, rms_norm
 from edgeblt.export.weights import WeightSource
 
 
-def decoder_graph(source: WeightSource) -> ir.Model:
+def decoder_graph(source: WeightSource) -> Stage:
     """`decoder.onnx`: byte vectors and latents to logits (see `edgeblt.contract`)."""
     config = source.config
     graph = StageGraph(stage_contracts(config)["decoder"])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeblt.config import HashConfig, ModelConfig
 from edgeblt.contract import stage_contracts
-from edgeblt.export.graph import StageGraph
+from edgeblt.export.graph import Stage, StageGraph
 from edgeblt.export.layers import Heads, Residual, TransformerStack, rms_norm
 from edgeblt.export.weights import Weights, WeightSource
 
@@ -19,7 +19,7 @@ PRIMES = (
 )  # fmt: skip
 
 
-def encoder_graph(source: WeightSource) -> ir.Model:
+def encoder_graph(source: WeightSource) -> Stage:
     """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.contract`)."""
     config = source.config
     graph = StageGraph(stage_contracts(config)["encoder"])

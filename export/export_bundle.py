@@ -23,19 +23,20 @@ from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.decoder import decoder_graph
 from edgeblt.export.encoder import encoder_graph
 from edgeblt.export.global_transformer import global_graph
+from edgeblt.export.graph import Stage, weights_name
 from edgeblt.export.model_card import checkpoint_name, model_card
 from edgeblt.export.patcher import patcher_graph
+from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import WeightSource
 from edgeblt.files import whole_directory
 from edgeblt.printing import printable
-from edgeblt.progress import Advance, progress
+from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipe import HASH_TABLES, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
 TARGETS = ("cpu",)
-EXTERNAL_FROM_BYTES = 4096  # smaller tensors stay in the graph file
-WEIGHTS_ALIGNMENT = 4096  # a page: large tensors can be mapped on their own
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 
 
@@ -45,26 +46,37 @@ def export_bundle(
     recipe: str | Path | None = None,
     target: str = "cpu",
     replace: bool = False,
+    patcher: str | Path | None = None,
+    memory_limit: int = DEFAULT_LIMIT,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. Raises EdgebltError
-    for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that needs calibration or would
-    quantize again, or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `patcher`: see
+    `open_checkpoint`. `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run
+    of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown
+    recipe or target, a recipe that needs a text or would quantize again, a limit below what the largest matrix needs,
+    or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
     """
     if target not in TARGETS:
         raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
-    opened, path = open_checkpoint(checkpoint), Path(bundle)
-    with whole_directory(path, replace and os.path.lexists(path / MANIFEST)) as partial:
-        source, recipe_name = _in_recipe(opened, recipe)
-        models = {stage: GRAPHS[stage](source) for stage in STAGES}
-        total = sum(_is_external(value) for model in models.values() for value in model.graph.initializers.values())
+    opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
+    source, recipe_name = _in_recipe(opened, recipe)
+    check_export(source, opened.names(), memory_limit)
+    built = {stage: GRAPHS[stage](source) for stage in STAGES}
+    made_by = {name: _version(name) for name in _MADE_BY}
+    key = opened.fingerprint(
+        source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
+    )
+    with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
+        journal = Journal(partial, key)
+        total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
         stages: dict[str, StageRecord] = {}
-        with progress(f"exporting {checkpoint_name(opened)}", total, "tensors") as advance:
-            for stage, model in models.items():
-                weights = _write_stage(model, stage, partial, advance)
-                stages[stage] = StageRecord(f"{stage}.onnx", weights, _formats(opened, source, stage))
+        with progress(f"exporting {checkpoint_name(opened)}", total, BYTES) as advance:
+            for name, stage in built.items():
+                weights = _write_stage(stage, name, partial, journal, advance)
+                stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name))
         (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
+        names = ("README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights)))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=printable(path.name),
@@ -72,10 +84,11 @@ def export_bundle(
             recipe=recipe_name,
             config=source.config,
             stages=stages,
-            files={file.name: file_record(file) for file in sorted(partial.iterdir())},
-            made_by={name: _version(name) for name in _MADE_BY},
+            files={name: file_record(partial / name) for name in sorted(names)},
+            made_by=made_by,
         )
         write_manifest(partial, manifest)
+        journal.finish()
     return open_bundle(path)
 
 
@@ -86,7 +99,7 @@ def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[Weigh
             raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
         return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
     chosen = load_recipe(recipe or "fp32")
-    if chosen.needs_calibration:
+    if chosen.needs_text:
         raise EdgebltError(
             f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
             f"--recipe {printable(str(recipe))}`, then export OUT"
@@ -110,8 +123,9 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName) -> 
     return f"{described}; tables {tables}" if tables else described or "none"
 
 
-def _is_external(initializer: ir.Value) -> bool:
-    return initializer.const_value is not None and initializer.const_value.nbytes >= EXTERNAL_FROM_BYTES
+def _layout(built: dict[StageName, Stage]) -> str:
+    """What is where in the files of weights: together with the checkpoint it says what they will hold."""
+    return repr([(name, stage.slots) for name, stage in built.items()])
 
 
 def _version(package: str) -> str:
@@ -121,27 +135,15 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_stage(model: ir.Model, stage: StageName, directory: Path, advance: Advance) -> tuple[str, ...]:
-    graph, weights = f"{stage}.onnx", f"{stage}.weights"
-    try:
-        ir.save(
-            model,
-            directory / graph,
-            external_data=weights,
-            size_threshold_bytes=EXTERNAL_FROM_BYTES,
-            alignment=WEIGHTS_ALIGNMENT,
-            align_threshold=WEIGHTS_ALIGNMENT,
-            callback=lambda tensor, info: advance(1),
-        )
-    except ir.serde.SerdeError as error:  # onnx_ir wraps what reading a small tensor raises
-        raise _innermost(error) from None
-    if not (directory / weights).stat().st_size:  # every tensor is small
-        (directory / weights).unlink()
+def _write_stage(stage: Stage, name: StageName, directory: Path, journal: Journal, advance: Advance) -> tuple[str, ...]:
+    """The names of its files of weights."""
+    ir.save(stage.model, directory / f"{name}.onnx")
+    if not stage.slots:
         return ()
-    return (weights,)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    with WeightFile(directory / weights_name(name), stage.slots, journal) as file:
+        for fill in stage.fills:
+            for piece in fill():
+                if file.keeps(piece.name) is None:
+                    file.write(piece.name, piece.make(), piece.first_row)
+                advance(file.written)
+    return (weights_name(name),)

@@ -1,14 +1,12 @@
 """The global stage: one position a patch, full causal attention."""
 
-import onnx_ir as ir
-
 from edgeblt.contract import stage_contracts
-from edgeblt.export.graph import StageGraph
+from edgeblt.export.graph import Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
-def global_graph(source: WeightSource) -> ir.Model:
+def global_graph(source: WeightSource) -> Stage:
     """`global.onnx`: patch vectors to latents (see `edgeblt.contract`); no norm follows the last layer."""
     config = source.config
     graph = StageGraph(stage_contracts(config)["global"])

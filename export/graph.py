@@ -1,7 +1,8 @@
 """A stage's graph under construction: inputs and outputs from its contract, weights under their fixed names."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from edgeblt.contract import StageContract, TensorSpec
+from edgeblt.export.weight_file import Piece, Slot
 
 OPSET = 23
 IR_VERSION = 11
@@ -23,12 +25,25 @@ DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "uint8": ir.DataType.UINT8,
 }
+PAGE = 4096  # tensors of this many bytes start on a page, so that they can be mapped on their own
+LINE = 64
+
+Fill = Callable[[], Iterator[Piece]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
+
+    model: ir.Model
+    slots: dict[str, Slot]
+    fills: tuple[Fill, ...]
 
 
 class StageGraph:
     """Collects the nodes of one stage; `finish` gives the model.
 
-    Weights are given as functions, called when the model is saved, so that one tensor is in memory at a time.
+    Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
     """
 
     def __init__(self, contract: StageContract) -> None:
@@ -38,6 +53,8 @@ class StageGraph:
         self._numbers = itertools.count()
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
         self._settings: list[ir.Value] = []
+        self._slots: dict[str, Slot] = {}
+        self._fills: list[Fill] = []
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         (value,) = self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)
@@ -50,17 +67,14 @@ class StageGraph:
         values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
         return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
 
-    def weight(
-        self, name: str, shape: tuple[int, ...], read: Callable[[], NDArray[Any]], dtype: str = "float32"
-    ) -> ir.Value:
-        """An initializer `name` of `shape` and `dtype`, whose content `read` gives when it is needed."""
+    def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> ir.Value:
+        """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`."""
+        self._slots[name] = Slot(0, np.dtype(dtype), shape)
+        return self._tape.initializer(self._external(name))
 
-        def tensor() -> ir.TensorProtocol:
-            array = np.ascontiguousarray(read(), dtype)
-            assert array.shape == shape, f"{name}: {array.shape} is not {shape}"
-            return ir.Tensor(array, name=name)
-
-        return self._tape.initializer(ir.LazyTensor(tensor, DTYPES[dtype], ir.Shape(shape), name=name))
+    def fill(self, fill: Fill) -> None:
+        """Have weights made by `fill`, whose pieces together hold every row of them once."""
+        self._fills.append(fill)
 
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
         """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""
@@ -92,8 +106,8 @@ class StageGraph:
         first, second = graphs
         return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
 
-    def finish(self, outputs: dict[str, ir.Value], functions: tuple[ir.Function, ...] = ()) -> ir.Model:
-        """The model whose outputs are these values, in the contract's order and under its names."""
+    def finish(self, outputs: dict[str, ir.Value], functions: tuple[ir.Function, ...] = ()) -> Stage:
+        """The stage whose outputs are these values, in the contract's order and under its names."""
         assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
         values = []
         for spec in self.contract.all_outputs:
@@ -102,6 +116,7 @@ class StageGraph:
             )
             value.name, value.type, value.shape = spec.name, ir.TensorType(DTYPES[spec.dtype]), ir.Shape(spec.shape)
             values.append(value)
+        self._place_weights()
         graph = ir.Graph(
             list(self.inputs.values()),
             values,
@@ -110,7 +125,30 @@ class StageGraph:
             opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
             name=self.contract.name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+        return Stage(model, self._slots, tuple(self._fills))
+
+    def _place_weights(self) -> None:
+        """Large tensors first, each at the start of a page, then the small ones."""
+        end = 0
+        for name, slot in sorted(self._slots.items(), key=lambda item: item[1].size < PAGE):
+            alignment = PAGE if slot.size >= PAGE else LINE
+            placed = self._slots[name] = Slot(-(-end // alignment) * alignment, slot.dtype, slot.shape)
+            end = placed.offset + placed.size
+        for value in self._tape.initializers:
+            if value.name in self._slots:
+                value.const_value = self._external(value.name)
+
+    def _external(self, name: str) -> ir.ExternalTensor:
+        slot = self._slots[name]
+        return ir.ExternalTensor(
+            weights_name(self.contract.name),
+            slot.offset,
+            slot.size,
+            DTYPES[str(slot.dtype)],
+            shape=ir.Shape(slot.shape),
+            name=name,
+        )
 
 
 class _Branch(Tape):
@@ -122,6 +160,11 @@ class _Branch(Tape):
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
         return self._outer.initializer(tensor, name)
+
+
+def weights_name(stage: str) -> str:
+    """The name of a stage's file of weights."""
+    return f"{stage}.weights"
 
 
 def _value(spec: TensorSpec) -> ir.Value:

@@ -1,13 +1,24 @@
-"""What is in a checkpoint: weights by stage, the hash tables apart."""
+"""What is in a checkpoint: weights by stage, the hash tables apart; and what each recipe would make of it."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from edgeblt.contract import STAGES
 from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.plan import plan_checkpoint
 from edgeblt.inspection import Inspection, Part
+from edgeblt.roofline import typical_bytes_per_patch
 
 
-def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+def inspect_checkpoint(
+    checkpoint: Checkpoint, recipes: Sequence[str | Path] = (), bytes_per_patch: float | None = None
+) -> Inspection:
+    """Reads no weights. `recipes`: names or files to plan beside the packaged ones; `bytes_per_patch` None: the usual.
+
+    Raises EdgebltError for recipes and numbers that cannot be.
+    """
+    plans = plan_checkpoint(checkpoint, recipes, typical_bytes_per_patch(checkpoint.config.patching, bytes_per_patch))
     names = checkpoint.names()
     tables = [name for name in names if name == "encoder.hash_tables"]
     parts = []
@@ -29,7 +40,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             "calibrated on": record.calibration or "nothing",
             "relative error of the weights": errors or "not recorded",
         }
-    return Inspection("checkpoint", str(checkpoint.path), description, tuple(part for part in parts if part.parameters))
+    shown = tuple(part for part in parts if part.parameters)
+    return Inspection("checkpoint", str(checkpoint.path), description, shown, plans)
 
 
 def _part(checkpoint: Checkpoint, stage: str, content: str, names: list[str]) -> Part:

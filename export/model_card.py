@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgeblt.config import TransformerConfig
 from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.hub import repository_of
 from edgeblt.printing import printable
 
 
@@ -35,8 +36,9 @@ Patches: {config.patching.describe()}. Cross-attention: {config.cross_attention_
 
 
 def checkpoint_name(checkpoint: Checkpoint) -> str:
-    """The directory's own name, whichever way it was given, fit for showing."""
-    return printable(Path(os.path.abspath(checkpoint.path)).name)
+    """Its id on the hub, or the directory's own name, whichever way that was given; fit for showing."""
+    path = Path(os.path.abspath(checkpoint.path))
+    return printable(repository_of(path) or path.name)
 
 
 def _stack(config: TransformerConfig) -> str:

@@ -5,12 +5,12 @@ import onnx_ir as ir
 from edgeblt.config import TransformerConfig
 from edgeblt.contract import stage_contracts
 from edgeblt.export.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
-from edgeblt.export.graph import OPSET, StageGraph
+from edgeblt.export.graph import OPSET, Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
-def patcher_graph(source: WeightSource) -> ir.Model:
+def patcher_graph(source: WeightSource) -> Stage:
     """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.contract`)."""
     config = source.config
     graph = StageGraph(stage_contracts(config)["patcher"])

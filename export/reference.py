@@ -13,23 +13,31 @@ from transformers.utils import logging
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint
 from edgeblt.export.model_card import checkpoint_name
+from edgeblt.export.transformers_model import transformers_model
 from edgeblt.ids import OFFSET
 from edgeblt.model import Model
+from edgeblt.quant.recipe import HASH_TABLES
 from edgeblt.reference import ComputedRows, ReferenceRow, Text
 from edgeblt.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
 from edgeblt.validation import Report, validate
 
 
 class TransformersReference:
-    """`BltForCausalLM(use_cache=False)` on a checkpoint in transformers' form. Raises EdgebltError if it is none."""
+    """`BltForCausalLM(use_cache=False)` on a floating-point checkpoint of any form.
 
-    def __init__(self, checkpoint: str | Path) -> None:
-        opened = open_checkpoint(checkpoint)  # our errors are clearer than transformers'
-        if opened.is_quantized or opened.record:
+    `patcher`: see `open_checkpoint`. Raises EdgebltError if it is none, or one that transformers cannot compute.
+    """
+
+    def __init__(self, checkpoint: str | Path, patcher: str | Path | None = None) -> None:
+        opened = open_checkpoint(checkpoint, patcher)  # our errors are clearer than transformers'
+        if opened.is_quantized or opened.row_index(HASH_TABLES) is not None:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
-        self.path, self.name = opened.path, checkpoint_name(opened)
+        self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()
-        self.model = BltForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        if opened.is_transformers_form:
+            self.model = BltForCausalLM.from_pretrained(opened.path, dtype=torch.float32).eval()
+        else:
+            self.model = transformers_model(opened)
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.
@@ -51,14 +59,18 @@ class TransformersReference:
 
 
 def validate_against(
-    checkpoint: str | Path, models: Sequence[Model], texts: Sequence[Text], save_reference_logits: Path | None = None
+    checkpoint: str | Path,
+    models: Sequence[Model],
+    texts: Sequence[Text],
+    save_reference_logits: Path | None = None,
+    patcher: str | Path | None = None,
 ) -> tuple[Report, ...]:
     """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
 
-    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`. Raises
-    EdgebltError if the checkpoint or a text is of no use, or the file cannot be written.
+    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`:
+    see `open_checkpoint`. Raises EdgebltError if the checkpoint or a text is of no use, or the file cannot be written.
     """
-    reference = TransformersReference(checkpoint)
+    reference = TransformersReference(checkpoint, patcher)
     rows = ComputedRows(reference, texts)
     if save_reference_logits is None:
         return validate(models, rows)
@@ -70,7 +82,7 @@ def _recording(reference: TransformersReference, rows: ComputedRows) -> Recordin
     return Recording(
         format_version=FORMAT_VERSION,
         checkpoint=reference.name,
-        checkpoint_sha256=checkpoint_sha256(reference.path),
+        checkpoint_sha256=checkpoint_sha256(reference.files),
         vocab_size=reference.model.config.vocab_size,
         row_bytes=rows.row_bytes,
         prompts=rows.prompts,
@@ -78,14 +90,14 @@ def _recording(reference: TransformersReference, rows: ComputedRows) -> Recordin
     )
 
 
-def checkpoint_sha256(checkpoint: Path) -> str:
-    """As `sha256sum config.json *.safetensors | sha256sum` in the checkpoint's directory. Raises EdgebltError."""
+def checkpoint_sha256(files: dict[str, Path]) -> str:
+    """Of a checkpoint's files by name, as `sha256sum NAME ... | sha256sum` in its directory. Raises EdgebltError."""
     lines = hashlib.sha256()
     try:
-        for path in (checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))):
+        for name, path in files.items():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.update(f"{digest}  {path.name}\n".encode(errors="surrogateescape"))
+            lines.update(f"{digest}  {name}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); copy the checkpoint again") from None
     return lines.hexdigest()

@@ -7,10 +7,10 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from edgeblt.errors import EdgebltError
+from edgeblt.export.weight_file import Slot
 
 # The header of a 7B model takes 60 KB; the format's own limit of 100 MB would let a file cost gigabytes to open.
 HEADER_LIMIT = 16 << 20
-RAW_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+RAW_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "F64": ("float64", 8)}
 
 
@@ -65,36 +73,55 @@ class StoredTensor:
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
-        # A copy even of float32: what safetensors gives is a view of the mapped file.
-        rows = self._rows(start, stop).to(torch.float32, copy=True).contiguous()
-        values: NDArray[np.float32] = rows.numpy()
-        if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
-            raise EdgebltError(
-                f"{self.file}: the tensor {self.name!a} holds values that are not finite in float32; "
-                "give a checkpoint without NaN and infinity"
-            )
-        return values
+        return finite_float32(self._rows(start, stop), self.file, self.name)
+
+
+def finite_float32(rows: torch.Tensor, file: Path, name: str) -> NDArray[np.float32]:
+    """`rows` of a mapped tensor, C-contiguous, in memory of their own. Raises EdgebltError for NaN and infinity."""
+    # A copy even of float32: `rows` is a view of the mapped file.
+    values: NDArray[np.float32] = rows.to(torch.float32, copy=True).contiguous().numpy()
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
+        raise EdgebltError(
+            f"{file}: the tensor {name!a} holds values that are not finite in float32; "
+            "give a checkpoint without NaN and infinity"
+        )
+    return values
 
 
 def stored_tensors(file: Path) -> Iterator[StoredTensor]:
     """Every tensor of a safetensors file, from its header alone. Raises EdgebltError."""
-    _refuse_truncated(file)
+    _refuse_repeated_names(file, _header(file))
     with _opened(file) as handle:
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             stored = handle.get_slice(name)
             yield StoredTensor(file, name, tuple(stored.get_shape()), stored.get_dtype())
 
 
-def _refuse_truncated(file: Path) -> None:
+def _header(file: Path) -> bytes:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
+            if length <= HEADER_LIMIT and 8 + length <= size:
+                return stream.read(length)
     except OSError as error:
         raise EdgebltError(f"{file} cannot be read: {error.strerror}") from None
-    header = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
-    if header > HEADER_LIMIT or 8 + header > size:
-        raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
+    raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
+
+
+def _refuse_repeated_names(file: Path, header: bytes) -> None:
+    """The safetensors library takes the last of two tensors of one name; other readers may take the first."""
+
+    def object_of(pairs: list[tuple[str, object]]) -> None:
+        seen = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise EdgebltError(f"{file} has {name!a:.100} twice in its header; download or write it again")
+            seen.add(name)
+
+    with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # what is no JSON, the library refuses
+        json.loads(header, object_pairs_hook=object_of, parse_int=len)  # no number is needed, and some are too long
 
 
 @contextmanager
@@ -107,40 +134,22 @@ def _opened(file: Path) -> Iterator[Any]:
         raise EdgebltError(f"{file} is not a whole safetensors file ({reason}); download or write it again") from None
 
 
-class SafetensorsWriter:
-    """A safetensors file whose tensors are known beforehand and written in any order, whole or by rows.
+def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Slot], bytes]:
+    """Where tensors lie in a safetensors file, in this order, and the file's beginning.
 
-    Everything is in place when `finish` has returned. Source of the format: safetensors' own description (a length,
+    `tensors`: name to dtype (one of RAW_BYTES) and shape. Source of the format: safetensors' own description (a length,
     a JSON header, the data).
     """
-
-    def __init__(self, file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-        """`tensors`: name to dtype (one of RAW_BYTES) and shape, in file order."""
-        self._file = file
-        self._tensors = tensors
-        self._offsets: dict[str, int] = {}
-        self._missing = {name: RAW_BYTES[dtype] * math.prod(shape) for name, (dtype, shape) in tensors.items()}
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, (dtype, shape) in tensors.items():
-            self._offsets[name] = end
-            end += self._missing[name]
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [self._offsets[name], end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
-        self._start = 8 + len(text)
-        file.truncate(self._start + end)
-
-    def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
-        """Rows from `first_row` on, of the tensor's dtype and row shape; every element is written once."""
-        dtype, shape = self._tensors[name]
-        assert values.shape[1:] == shape[1:] and values.itemsize == RAW_BYTES[dtype], (name, values.shape, values.dtype)
-        data = np.ascontiguousarray(values)
-        self._file.seek(self._start + self._offsets[name] + first_row * math.prod(shape[1:]) * RAW_BYTES[dtype])
-        self._file.write(data.data.cast("B") if data.size else b"")
-        self._missing[name] -= data.nbytes
-
-    def finish(self) -> None:
-        incomplete = [name for name, count in self._missing.items() if count]
-        assert not incomplete, f"not written, or twice: {incomplete}"
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + RAW_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    beginning = struct.pack("<Q", len(text)) + text
+    slots = {
+        name: Slot(len(beginning) + header[name]["data_offsets"][0], NUMPY_DTYPES[dtype], shape)
+        for name, (dtype, shape) in tensors.items()
+    }
+    return slots, beginning

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,31 @@ _STATE_LIMIT = 1 << 12  # bytes of JSON
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
+class StoredPart(Protocol):
+    """One tensor of one file: of safetensors (`StoredTensor`) or of a pickle (`PickledTensor`)."""
+
+    @property
+    def file(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def dtype(self) -> str:
+        """ "bfloat16", "float16", "float32" or "float64"; raises EdgebltError for any other."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Matrix:
+        """float32 rows `start` to `stop` along the first axis. Raises EdgebltError."""
+        ...
+
+
 class StoredWeight(Protocol):
     """One weight of a checkpoint, not read yet."""
 
@@ -40,20 +66,20 @@ class StoredWeight(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]: ...
+    def parts(self) -> tuple[StoredPart, ...]: ...
 
     def rows(self, start: int, stop: int) -> Matrix:
         """float32 rows `start` to `stop` along the first axis. Raises EdgebltError."""
         ...
 
-    def encoded(self) -> Encoded:
-        """The whole weight in its format. Raises EdgebltError."""
+    def encoded(self, start: int, stop: int) -> Encoded:
+        """Those rows in the weight's format; of a codebook format always all of them. Raises EdgebltError."""
         ...
 
 
 @dataclass(frozen=True)
 class FloatingWeight:
-    tensor: StoredTensor
+    tensor: StoredPart
     format: WeightFormat = FP32  # what it is worth keeping in
 
     @property
@@ -65,14 +91,46 @@ class FloatingWeight:
         return self.tensor.dtype
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         return (self.tensor,)
 
     def rows(self, start: int, stop: int) -> Matrix:
         return self.tensor.read(start, stop)
 
-    def encoded(self) -> Encoded:
-        return self.rows(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
+
+
+@dataclass(frozen=True)
+class FusedWeight:
+    """Floating-point tensors of one width, one below the other; only what is asked for is read."""
+
+    parts: tuple[StoredPart, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def format(self) -> WeightFormat:
+        return FP32
+
+    @property
+    def dtype(self) -> str:
+        return "/".join(dict.fromkeys(part.dtype for part in self.parts))
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        result, first = np.empty((stop - start, *self.shape[1:]), np.float32), 0
+        for part in self.parts:
+            last = first + part.shape[0]
+            begin, end = max(start, first), min(stop, last)
+            if begin < end:
+                result[begin - start : end - start] = part.read(begin - first, end - first)
+            first = last
+        return result
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
 
 
 @dataclass(frozen=True)
@@ -96,8 +154,8 @@ class LinearWeight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read(start, stop).dequantize()
 
-    def encoded(self) -> Encoded:
-        return self._read(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self._read(start, stop)
 
     def _read(self, start: int, stop: int) -> Quantized:
         bits, columns = self.format.bits, self.shape[1]
@@ -106,6 +164,42 @@ class LinearWeight:
         if self.zero_points:
             zero_points = unpack(self.zero_points.raw(start, stop), bits, scales.shape[1])
         return Quantized(self.format, unpack(self.codes.raw(start, stop), bits, columns), scales, zero_points)
+
+
+@dataclass(frozen=True)
+class PrunedTable:
+    """The kept rows of the hash tables behind one of zeros, and for every row of the model which of them it is."""
+
+    kept: StoredWeight
+    index: StoredTensor
+
+    @property
+    def shape(self) -> Shape:
+        return self.kept.shape
+
+    @property
+    def format(self) -> WeightFormat:
+        return self.kept.format
+
+    @property
+    def dtype(self) -> str:
+        return f"{self.kept.dtype}, {self.shape[0] - 1} of {self.index.shape[0]} rows"
+
+    @property
+    def parts(self) -> tuple[StoredPart, ...]:
+        return (*self.kept.parts, self.index)
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        return self.kept.rows(start, stop)
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.kept.encoded(start, stop)
+
+    def row_index(self) -> NDArray[np.int32]:
+        index: NDArray[np.int32] = self.index.raw()
+        if index.size and not 0 <= index.min() <= index.max() < self.shape[0]:
+            raise EdgebltError(f"{self.index.file}: {self.index.name} points outside the table; quantize again")
+        return index
 
 
 @dataclass(frozen=True)
@@ -134,7 +228,8 @@ class BitsAndBytes4Weight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read().dequantize()[start:stop]
 
-    def encoded(self) -> Encoded:
+    def encoded(self, start: int, stop: int) -> Encoded:
+        assert (start, stop) == (0, self.shape[0]), "its blocks run over the ends of rows"
         return self._read()
 
     def _read(self) -> CodebookQuantized:
@@ -185,8 +280,8 @@ class BitsAndBytes8Weight:
     def rows(self, start: int, stop: int) -> Matrix:
         return self._read(start, stop).dequantize()
 
-    def encoded(self) -> Encoded:
-        return self._read(0, self.shape[0])
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self._read(start, stop)
 
     def _read(self, start: int, stop: int) -> Quantized:
         codes = (self.tensor.raw(start, stop).astype(np.int16) + LLM_INT8.middle).astype(np.uint8)

@@ -3,19 +3,14 @@
 Source of the names: transformers `models/blt/modeling_blt.py`.
 """
 
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
+from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
+from edgeblt.export.safetensors_files import StoredTensor
 from edgeblt.export.stored_weights import FloatingWeight, StoredWeight, bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.transformers_config import TransformersConfig, parse_config, shown
-
-JSON_LIMIT = 16 << 20
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 STAGES = {
     "patcher": "model.patcher",
@@ -104,27 +99,14 @@ def stored_name(name: str, encoder_cross_layer: int) -> str:
 
 def open_transformers_form(directory: Path) -> TransformersForm:
     """Read `config.json` and the headers of the weight files; no tensor data. Raises EdgebltError."""
-    if not os.path.isdir(directory):  # os.path: never raises, however odd the name
-        seen = "is not a directory" if os.path.exists(directory) else "does not exist"
-        raise EdgebltError(f"the checkpoint {directory} {seen}; give a directory that holds config.json")
-    if not _exists(directory, "config.json"):
-        raise EdgebltError(f"{directory} holds no config.json; give the directory of a transformers checkpoint")
-    document = _read_json(_inside(directory, "config.json"))
-    bitsandbytes = _take_quantization(document, directory / "config.json")
-    config = parse_config(document, str(directory / "config.json"))
-    # The order transformers looks in.
-    if _exists(directory, SINGLE):
-        file = _inside(directory, SINGLE)
-        return TransformersForm(file, config, {tensor.name: tensor for tensor in stored_tensors(file)}, bitsandbytes)
-    if _exists(directory, INDEX):
-        return TransformersForm(directory / INDEX, config, _read_shards(directory), bitsandbytes)
-    pickles = sorted(file.name for file in directory.glob("*") if file.suffix in PICKLES)
-    if pickles:
-        raise EdgebltError(
-            f"{directory} holds weights only as a pickle ({shown(pickles[0])}), which can run code and is never "
-            "loaded; convert it to model.safetensors"
-        )
-    raise EdgebltError(f"{directory} holds neither {SINGLE} nor {INDEX}; give the complete checkpoint")
+    refuse_no_directory(directory)
+    if not exists(directory, CONFIG):
+        raise EdgebltError(f"{directory} holds no {CONFIG}; give the directory of a transformers checkpoint")
+    document = read_json(inside(directory, CONFIG))
+    bitsandbytes = _take_quantization(document, directory / CONFIG)
+    config = parse_config(document, str(directory / CONFIG))
+    listing, stored = read_safetensors(directory)
+    return TransformersForm(listing, config, stored, bitsandbytes)
 
 
 def _take_quantization(document: object, where: Path) -> bool:
@@ -142,70 +124,3 @@ def _take_quantization(document: object, where: Path) -> bool:
             "by `edgeblt quantize`, or in bfloat16, float16 or float32"
         )
     return True
-
-
-def _read_shards(directory: Path) -> dict[str, StoredTensor]:
-    index = directory / INDEX
-    document = _read_json(_inside(directory, INDEX))
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise EdgebltError(f"{index} has no weight_map from tensor names to file names; download it again")
-    shards = sorted(set(map(str, weight_map.values())))
-    for shard in shards:
-        if not _is_plain(shard) or not shard.endswith(".safetensors"):
-            raise EdgebltError(f"{index} names the shard {shown(shard)}; a shard must be a plain *.safetensors name")
-        if not _exists(directory, shard):
-            raise EdgebltError(f"{index} names the shard {shown(shard)}, which is missing; download it")
-    stored: dict[str, StoredTensor] = {}
-    for shard in shards:
-        for tensor in stored_tensors(_inside(directory, shard)):
-            if tensor.name in stored:
-                raise EdgebltError(
-                    f"{index}: the tensor {shown(tensor.name)} is in both {stored[tensor.name].file.name} and {shard}; "
-                    "download the checkpoint again"
-                )
-            stored[tensor.name] = tensor
-    for name, shard in weight_map.items():
-        if name not in stored or stored[name].file.name != shard:
-            raise EdgebltError(f"{index} says that {shard} has the tensor {shown(name)}, but it has not; download both")
-    return stored
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name can only mean a file of the directory itself, on any system."""
-    return name.isprintable() and name == PurePosixPath(name).name == PureWindowsPath(name).name and name != ".."
-
-
-def _exists(directory: Path, name: str) -> bool:
-    """Whether there is such a file or link, even one that leads nowhere."""
-    return os.path.lexists(directory / name)
-
-
-def _inside(directory: Path, name: str) -> Path:
-    """`directory / name`, refused where it is no regular file or a link that leads out of the checkpoint."""
-    file = directory / name
-    try:
-        root, target = directory.resolve(strict=True), file.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle
-        raise EdgebltError(f"{file} is a link that leads nowhere; download the checkpoint again") from None
-    # The download cache of huggingface_hub: models--x/snapshots/REVISION/name is a link to models--x/blobs/HASH.
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if not (target.is_relative_to(root) or target.is_relative_to(blobs)):
-        raise EdgebltError(f"{file} is a link that leads out of the checkpoint; copy the file into the directory")
-    if not target.is_file():  # a pipe or a device could block, or never end
-        raise EdgebltError(f"{file} is not a regular file; download the checkpoint again")
-    return file
-
-
-def _read_json(file: Path) -> object:
-    try:
-        if file.stat().st_size > JSON_LIMIT:
-            raise EdgebltError(f"{file} is larger than {JSON_LIMIT >> 20} MB; give the checkpoint's own file")
-        document: object = json.loads(file.read_bytes())
-    except OSError as error:
-        raise EdgebltError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, EdgebltError):
-            raise
-        raise EdgebltError(f"{file} is not valid JSON; download it again") from None
-    return document

@@ -8,9 +8,9 @@
 docs/quantization.md has the measurements behind this.
 """
 
-import functools
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graph import MICROSOFT, StageGraph
+from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.codebooks import CodebookQuantized
 from edgeblt.quant.formats import (
     BLOCK_SIZES,
@@ -29,18 +30,18 @@ from edgeblt.quant.formats import (
     Matrix,
     Quantized,
     WeightFormat,
-    concatenate,
     pack,
     to_blocks,
-)  # fmt: skip
+)
 
+AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that multiplies in int8: several times faster on the CPU
 BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 Encoded = Matrix | Quantized | CodebookQuantized
 
 
-class WeightSource(Hashable, Protocol):
+class WeightSource(Protocol):
     """A model's weights under canonical names, each in the format it shall have in the bundle."""
 
     @property
@@ -52,9 +53,24 @@ class WeightSource(Hashable, Protocol):
         """Known without reading the weight."""
         ...
 
-    def encoded(self, name: str) -> Encoded:
-        """float32 for `Floating`, else the codes. Raises EdgebltError if it cannot be read or encoded."""
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of an embedding were dropped: which stored row stands for each row that is looked up."""
         ...
+
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        """Rows `start` to `stop`, as `row_blocks` gives them: float32 for `Floating`, else the codes.
+
+        Raises EdgebltError if they cannot be read or encoded.
+        """
+        ...
+
+
+def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Starts and ends of the rows of a weight that can be encoded apart, as many at a time as shall be in memory."""
+    rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
+    step = rows if isinstance(format, Codebook) else max(AT_A_TIME // columns, 1)  # whose blocks run over ends of rows
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 @dataclass(frozen=True)
@@ -66,23 +82,25 @@ class Weights:
 
     def vector(self, name: str) -> ir.Value:
         """A norm's scale [width], float32."""
-        return self.graph.weight(name, self.source.shape(name), lambda: self._floating(name))
+        return self._floating_rows(name, "float32")
 
     def lookup(self, name: str, ids: ir.Value) -> ir.Value:
         """Rows `ids` of the embedding `name` [rows, width]: float32 [.., width]. Tables stay where they are mapped."""
         format, (rows, width) = self.source.format(name), self.source.shape(name)
         if isinstance(format, Codebook):
             raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
+        index = self.source.row_index(name)
+        if index is not None:
+            ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
         if isinstance(format, Floating):
             dtype = f"float{format.bits}"
-            table = self.graph.weight(name, (rows, width), lambda: self._floating(name), dtype)
-            return self._as_float32(self.graph.op("Gather", table, ids), dtype)
-        stored = _Stored(self.source, (name,), format, (rows, width))
-        codes = self.graph.weight(f"{name}.codes", (rows, -(-width * format.bits // 8)), stored.rows, "uint8")
+            return self._as_float32(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
         # One block for a row of any width; else the format's own blocks.
         block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
+        stored = _Stored(self.source, (name,), format, (rows, width), block, (-(-width * format.bits // 8),))
+        codes, *parameters = stored.initializers(self.graph)
         found = self.graph.op(
-            "GatherBlockQuantized", codes, ids, *stored.parameters(self.graph, name, block), domain=MICROSOFT,
+            "GatherBlockQuantized", codes, ids, *parameters, domain=MICROSOFT,
             bits=format.bits, block_size=block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         if width * format.bits % 8:  # an odd number of 4-bit codes
@@ -100,26 +118,35 @@ class Weights:
             case Floating(bits):
                 return self._floating_product(value, names, shape, f"float{bits}")
             case Linear() as format:
-                return self._linear_product(value, _Stored(self.source, tuple(names), format, shape))
+                return self._linear_product(value, names, format, shape)
             case Codebook() as format:
                 return self._codebook_product(value, names[0], format, shape)
 
     def _floating_product(self, value: ir.Value, names: list[str], shape: tuple[int, int], dtype: str) -> ir.Value:
-        def read() -> Matrix:
-            return np.concatenate([self._floating(name) for name in names]).T
+        joined, (rows, columns) = _joined(names), shape
 
-        weight = self.graph.weight(_joined(names), shape[::-1], read, dtype)
+        def make() -> Arrays:
+            transposed, start = np.empty((columns, rows), dtype), 0  # MatMul's operand is [in, out]
+            for name in names:
+                count = self.source.shape(name)[0]
+                transposed[:, start : start + count] = cast(Matrix, self.source.encoded(name, 0, count)).T
+                start += count
+            return {joined: transposed}
+
+        weight = self.graph.weight(joined, (columns, rows), dtype)
+        self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
         return self.graph.op("MatMul", value, self._as_float32(weight, dtype))
 
-    def _linear_product(self, value: ir.Value, stored: "_Stored") -> ir.Value:
-        name, (rows, columns), bits = _joined(stored.names), stored.shape, stored.format.bits
-        blocked = (rows, stored.block_count, stored.block_size * bits // 8)
-        codes = self.graph.weight(f"{name}.codes", blocked, stored.blocked, "uint8")
-        scales, *zero_points = stored.parameters(self.graph, name)
+    def _linear_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        block = _input_block(format, columns)
+        blocked = (-(-columns // block), block * format.bits // 8)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
+        codes, scales, *zero_points = stored.initializers(self.graph)
         scales = self._repeated(self._as_float32(scales, stored.scale_dtype), stored)
         return self.graph.op(
             "MatMulNBits", value, codes, scales, *zero_points, domain=MICROSOFT,
-            K=columns, N=rows, bits=bits, block_size=stored.block_size, accuracy_level=INT8_ACTIVATIONS,
+            K=columns, N=rows, bits=format.bits, block_size=block, accuracy_level=INT8_ACTIVATIONS,
         )  # fmt: skip
 
     def _codebook_product(self, value: ir.Value, name: str, format: Codebook, shape: tuple[int, int]) -> ir.Value:
@@ -127,15 +154,15 @@ class Weights:
         count = rows * columns
         block_size = min(format.block_size, BLOCK_SIZES[-1])  # the operator has no larger ones
         block_count = -(-count // block_size)
+        codes = self.graph.weight(f"{name}.codes", (-(-count // 2),), "uint8")
+        scales = self.graph.weight(f"{name}.scales", (block_count,))
 
-        def encoded() -> CodebookQuantized:
-            return cast(CodebookQuantized, _encoded(self.source, (name,)))
+        def make() -> Arrays:
+            encoded = cast(CodebookQuantized, self.source.encoded(name, 0, rows))
+            largest = np.repeat(encoded.largest, format.block_size // block_size)[:block_count]
+            return {f"{name}.codes": encoded.packed, f"{name}.scales": largest}
 
-        def largest() -> NDArray[np.float32]:
-            return np.repeat(encoded().largest, format.block_size // block_size)[:block_count]
-
-        codes = self.graph.weight(f"{name}.codes", (-(-count // 2),), lambda: encoded().packed, "uint8")
-        scales = self.graph.weight(f"{name}.scales", (block_count,), largest)
+        self.graph.fill(lambda: iter([Piece(name, 0, make)]))
         return self.graph.op(
             "MatMulBnb4", value, codes, scales, domain=MICROSOFT,
             K=columns, N=rows, block_size=block_size, quant_type=BNB4_TYPES[format.name],
@@ -146,7 +173,7 @@ class Weights:
         rows, blocks = stored.shape[0], stored.format.block_count(stored.shape[1])
         if blocks == stored.block_count:
             return scales
-        times = stored.repeats(stored.block_size)
+        times = stored.repeats
         wide = self.graph.op(
             "Expand", self.graph.op("Unsqueeze", scales, self.graph.constant([2])), self.graph.constant([1, 1, times])
         )
@@ -156,34 +183,38 @@ class Weights:
         ends = (self.graph.constant([end]) for end in (0, stored.block_count, 1))
         return self.graph.op("Slice", flat, *ends)
 
-    def _floating(self, name: str) -> Matrix:
-        return cast(Matrix, self.source.encoded(name))
+    def _floating_rows(self, name: str, dtype: str) -> ir.Value:
+        """Floating-point numbers as they lie in the checkpoint, of `dtype`."""
+        shape = self.source.shape(name)
+
+        def make(start: int, stop: int) -> Arrays:
+            return {name: cast(Matrix, self.source.encoded(name, start, stop)).astype(dtype)}
+
+        def fill() -> Iterator[Piece]:
+            for start, stop in row_blocks(self.source.format(name), shape):
+                yield Piece(f"{name}, row {start}", start, partial(make, start, stop))
+
+        self.graph.fill(fill)
+        return self.graph.weight(name, shape, dtype)
+
+    def _index(self, name: str, index: NDArray[np.int32]) -> ir.Value:
+        self.graph.fill(lambda: iter([Piece(name, 0, lambda: {name: index})]))
+        return self.graph.weight(name, index.shape, "int32")
 
     def _as_float32(self, value: ir.Value, dtype: str) -> ir.Value:
         return value if dtype == "float32" else self.graph.op("Cast", value, to=ir.DataType.FLOAT)
 
 
-@functools.lru_cache(maxsize=1)  # a matrix's codes, scales and zero points are written one after the other
-def _encoded(source: WeightSource, names: tuple[str, ...]) -> Encoded:
-    parts = [source.encoded(name) for name in names]
-    return parts[0] if len(parts) == 1 else concatenate(cast(list[Quantized], parts))
-
-
 @dataclass(frozen=True)
 class _Stored:
-    """Matrices in a linear format, one below the other [rows, columns], encoded when they are written."""
+    """Matrices in a linear format, one below the other, as an operator reads them."""
 
     source: WeightSource
     names: tuple[str, ...]
     format: Linear
     shape: tuple[int, int]
-
-    @property
-    def block_size(self) -> int:
-        """MatMulNBits', which rounds its inputs by block too; smaller than the format's where that is asked for."""
-        if self.format.input_block_size or self.format.block_size:
-            return self.format.input_block_size or self.format.block_size or 0
-        return max((size for size in BLOCK_SIZES if self.shape[1] % size == 0), default=BLOCK_SIZES[0])
+    block_size: int  # the operator's; a block of the format spans one or many
+    code_shape: tuple[int, ...]  # of a row
 
     @property
     def block_count(self) -> int:
@@ -193,37 +224,49 @@ class _Stored:
     def scale_dtype(self) -> str:
         return f"float{self.format.scale_bits}"
 
-    def repeats(self, block_size: int) -> int:
+    @property
+    def repeats(self) -> int:
         """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
-        return (self.format.block_size or self.shape[1] + block_size - 1) // block_size
+        return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
 
-    def parameters(self, graph: StageGraph, name: str, zero_block: int | None = None) -> list[ir.Value]:
-        """Scales [rows, blocks of the format] as stored, and zero points packed by the operator's blocks, if any."""
-        (rows, columns), bits = self.shape, self.format.bits
-        blocks = self.format.block_count(columns)
-        scales = graph.weight(f"{name}.scales", (rows, blocks), lambda: self._quantized().scales, self.scale_dtype)
-        if self.format.symmetric:
-            return [scales]
-        count = -(-columns // (zero_block or self.block_size))
+    def initializers(self, graph: StageGraph) -> list[ir.Value]:
+        """Codes, scales [rows, blocks of the format] as stored, and zero points by the operator's blocks, if any."""
+        (rows, columns), bits, name = self.shape, self.format.bits, _joined(self.names)
+        graph.fill(self._fill)
+        values = [
+            graph.weight(f"{name}.codes", (rows, *self.code_shape), "uint8"),
+            graph.weight(f"{name}.scales", (rows, self.format.block_count(columns)), self.scale_dtype),
+        ]
+        if not self.format.symmetric:
+            values.append(graph.weight(f"{name}.zero_points", (rows, -(-self.block_count * bits // 8)), "uint8"))
+        return values
 
-        def zero_points() -> NDArray[Any]:
-            repeats = self.repeats(zero_block or self.block_size)
-            repeated = np.repeat(self._quantized().zero_points, repeats, axis=1)[:, :count]
-            return pack(repeated, bits)
+    def _fill(self) -> Iterator[Piece]:
+        above = 0
+        for name in self.names:
+            for start, stop in row_blocks(self.format, self.source.shape(name)):
+                yield Piece(f"{name}, row {start}", above + start, partial(self._make, name, start, stop))
+            above += self.source.shape(name)[0]
 
-        packed = (rows, -(-count * bits // 8))
-        return [scales, graph.weight(f"{name}.zero_points", packed, zero_points, "uint8")]
+    def _make(self, name: str, start: int, stop: int) -> Arrays:
+        encoded, bits, joined = (
+            cast(Quantized, self.source.encoded(name, start, stop)),
+            self.format.bits,
+            _joined(self.names),
+        )
+        blocked = to_blocks(encoded.codes, self.block_size) if len(self.code_shape) == 2 else encoded.codes
+        arrays: dict[str, NDArray[Any]] = {f"{joined}.codes": pack(blocked, bits), f"{joined}.scales": encoded.scales}
+        if not self.format.symmetric:
+            points = np.repeat(encoded.zero_points, self.repeats, axis=1)[:, : self.block_count]
+            arrays[f"{joined}.zero_points"] = pack(points, bits)
+        return arrays
 
-    def blocked(self) -> NDArray[Any]:
-        """As MatMulNBits reads codes: [rows, blocks, bytes of a block]."""
-        return pack(to_blocks(self._quantized().codes, self.block_size), self.format.bits)
 
-    def rows(self) -> NDArray[Any]:
-        """As GatherBlockQuantized reads codes: [rows, bytes of a row]."""
-        return pack(self._quantized().codes, self.format.bits)
-
-    def _quantized(self) -> Quantized:
-        return cast(Quantized, _encoded(self.source, self.names))
+def _input_block(format: Linear, columns: int) -> int:
+    """MatMulNBits' block size, which rounds its inputs by block too; smaller than the format's where that is asked."""
+    if format.input_block_size or format.block_size:
+        return format.input_block_size or format.block_size or 0
+    return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])
 
 
 def _joined(names: list[str] | tuple[str, ...]) -> str:

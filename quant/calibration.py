@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -17,34 +18,50 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.export.graph import IR_VERSION, OPSET
-from edgeblt.export.weights import Encoded
 from edgeblt.ids import BOS, encode
+from edgeblt.quant.activations import Scratch, Values
 from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightFormat
 from edgeblt.quant.forward import Forward
-from edgeblt.quant.gptq import Products, gptq
-from edgeblt.quant.recipe import Recipe
+from edgeblt.quant.gptq import Inputs, Products, gptq
+from edgeblt.quant.recipe import HASH_TABLES, Recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
 
-ROW_BYTES = 1024
-MOST_ROWS = 64
-LOOKUP_ROWS = 1 << 15  # of an embedding in memory at a time
+TEXT_BYTES = 1024
+MOST_TEXTS = 64
+LOOKUP_ROWS = 1 << 12  # of an embedding in memory at a time
+LOOKUP_BYTES = 128 << 20  # of sums of such rows
 
-Keep = Callable[[str, Encoded], None]
+
+class Keeper(Protocol):
+    """Where calibrated matrices go."""
+
+    def kept(self, name: str) -> Quantized | None:
+        """What an earlier run made of a matrix, if it is still there."""
+        ...
+
+    def keep(self, name: str, encoded: Quantized) -> None: ...
 
 
-def calibrate(checkpoint: Checkpoint, recipe: Recipe, text: bytes, keep: Keep) -> None:
-    """Encode the recipe's matrices in the order of the computation, giving each to `keep` when it is done.
+def calibrate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    text: bytes,
+    keeper: Keeper,
+    scratch: Scratch,
+    table_rows: NDArray[np.bool_] | None = None,
+) -> None:
+    """Encode the recipe's matrices in the order of the computation, giving each to `keeper` when it is done.
 
     The text runs through the encoded model and, beside it, through the exact one: every matrix is chosen to give, from
     inputs that the encoded ones before it made, what it would give from exact ones. One layer's weights are in memory
-    at a time. Raises EdgebltError if the text is too short, and what reading the checkpoint raises.
+    at a time; activations are in `scratch`. `table_rows` says which rows of the hash tables are kept. Raises
+    EdgebltError if the text is too short, and what reading the checkpoint raises.
     """
-    calibration = _Calibration(checkpoint, recipe, keep)
+    calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
         forward = Forward(checkpoint.config, calibration.multiply, calibration.vector, calibration.lookup)
-        rows = calibration_rows(text)
-        forward.run(torch.cat([rows, rows]), PatchStarts(checkpoint.config.patching).of_exact)
+        forward.run(calibration_texts(text), PatchStarts(checkpoint.config.patching).of_exact)
 
 
 def read_calibration(path: str | Path | None) -> tuple[bytes, str]:
@@ -57,83 +74,119 @@ def read_calibration(path: str | Path | None) -> tuple[bytes, str]:
     return text, f"{ascii(file.name)[1:-1]}, {len(text)} bytes, sha256 {hashlib.sha256(text).hexdigest()}"
 
 
-def calibration_rows(text: bytes) -> Tensor:
-    """int64 [rows, ROW_BYTES + 1]: BOS and a stretch of the text each, spread evenly over it."""
-    count = len(text) // ROW_BYTES
+def calibration_texts(text: bytes) -> list[Tensor]:
+    """BOS and a stretch of the text each, int64 [TEXT_BYTES + 1], spread evenly over it."""
+    count = len(text) // TEXT_BYTES
     if count == 0:
-        raise EdgebltError(f"the calibration text has {len(text)} bytes; give at least {ROW_BYTES}, better 50,000")
-    starts = np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(int) * ROW_BYTES
-    rows = [np.concatenate([[BOS], encode(text[start : start + ROW_BYTES])]) for start in starts]
-    return torch.from_numpy(np.stack(rows))
+        raise EdgebltError(f"the calibration text has {len(text)} bytes; give at least {TEXT_BYTES}, better 50,000")
+    starts = np.linspace(0, count - 1, min(count, MOST_TEXTS)).astype(int) * TEXT_BYTES
+    return [torch.from_numpy(np.append(BOS, encode(text[start : start + TEXT_BYTES]))) for start in starts]
 
 
 class _Calibration:
     """What multiplies in place of the model: it encodes each matrix, then computes with the encoded one.
 
-    The first half of every batch is what the encoded model computes, the second half what the exact one does.
+    Values have two copies: what the encoded model computes, and what the exact one does.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, keep: Keep) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        keeper: Keeper,
+        scratch: Scratch,
+        table_rows: NDArray[np.bool_] | None,
+    ) -> None:
         self._checkpoint = checkpoint
+        self._table_rows = table_rows
         self._recipe = recipe
-        self._keep = keep
+        self._keeper = keeper
+        self._scratch = scratch
 
-    def multiply(self, inputs: Tensor, names: list[str]) -> list[Tensor]:
-        """`inputs` [.., columns] times each matrix [rows, columns], which is encoded first, if the recipe says so."""
-        rounded, exact = inputs.chunk(2)
-        products: Products | None = None
-        outputs = []
-        for name in names:
-            weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
-            format = self._recipe.format(name, weight.shape)
-            if part.needs_calibration and isinstance(format, Linear):
-                products = products or _products(rounded.flatten(0, -2), exact.flatten(0, -2))
-                encoded = self._encode(name, weight, products, format)
-                self._keep(name, encoded)
-                stored = encoded.dequantize()
-            else:
-                stored = _decoded(weight, format, part.method, name)
-            outputs.append(torch.cat([rounded @ torch.from_numpy(stored).T, exact @ torch.from_numpy(weight).T]))
-        return outputs
+    def multiply(self, inputs: Values, names: list[str], then: Callable[..., Tensor], *others: Values) -> Values:
+        """The products with matrices [rows, columns] that are encoded first, if the recipe says so."""
+        known = _KnownInputs(inputs)
+        matrices = [self._matrix(name, known) for name in names]
+        known.forget()
 
-    def _encode(self, name: str, weight: Matrix, products: Products, format: Linear) -> Quantized:
-        try:
-            return gptq(weight, products, format)
-        except EdgebltError as error:
-            raise EdgebltError(f"{name}: {error}") from None
+        def compute(index: int) -> Tensor:
+            rounded, exact = inputs.get(index)
+            products = [torch.stack([rounded @ stored.T, exact @ original.T]) for stored, original in matrices]
+            return then(*products, *(other.get(index) for other in others))
+
+        return self._scratch.keep(Values(inputs.count, compute))
+
+    def _matrix(self, name: str, known: "_KnownInputs") -> tuple[Tensor, Tensor]:
+        """As it will be stored, and as it is."""
+        weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
+        format = self._recipe.format(name, weight.shape)
+        if not (part.needs_calibration and isinstance(format, Linear)):
+            return torch.from_numpy(_decoded(weight, format, part.method, name)), torch.from_numpy(weight)
+        encoded = self._keeper.kept(name)
+        if encoded is None:
+            try:
+                encoded = gptq(weight, known.inputs(weight.shape[1]), format)
+            except EdgebltError as error:
+                raise EdgebltError(f"{name}: {error}") from None
+            self._keeper.keep(name, encoded)
+        return torch.from_numpy(encoded.dequantize()), torch.from_numpy(weight)
 
     def vector(self, name: str) -> Tensor:
         return torch.from_numpy(self._checkpoint.tensor(name))
 
-    def lookup(self, name: str, ids: Tensor) -> Tensor:
-        """Rows of an embedding, as they will be stored and exactly; a part of it in memory at a time."""
+    def lookup(self, name: str, rows: list[Tensor]) -> Values:
+        """Sums of rows of an embedding, as they will be stored and exactly, for as many texts at a time as fit."""
+        width = self._checkpoint.shape(name)[1]
+        texts = max(LOOKUP_BYTES // (8 * width * len(rows[0])), 1)
+        sums: list[Values] = []
+        for start in range(0, len(rows), texts):
+            made = self._sums(name, rows[start : start + texts])
+            sums.append(self._scratch.keep(Values(len(made), made.__getitem__)))
+        return Values(len(rows), lambda index: sums[index // texts].get(index % texts))
+
+    def _sums(self, name: str, rows: list[Tensor]) -> list[Tensor]:
+        """[2, T, width] for each text's rows [T, n]; a part of the embedding is in memory at a time."""
         count, width = self._checkpoint.shape(name)
         format, method = self._recipe.format(name, (count, width)), self._recipe.part(name).method
-        found = torch.empty(*ids.shape, width)
-        half = len(ids) // 2
-        for start in range(int(ids.min()), int(ids.max()) + 1, LOOKUP_ROWS):
-            inside = (ids >= start) & (ids < start + LOOKUP_ROWS)
-            if inside.any():
-                rows = self._checkpoint.rows(name, start, min(start + LOOKUP_ROWS, count))
-                found[inside] = torch.from_numpy(rows)[ids[inside] - start]
-                inside[half:] = False
-                found[inside] = torch.from_numpy(_decoded(rows, format, method, name))[ids[inside] - start]
-        return found
+        sums = [torch.zeros(2, len(text), width) for text in rows]
+        needed = np.unique(np.concatenate([text.numpy() for text in rows], axis=None))
+        for first in np.unique(needed // LOOKUP_ROWS) * LOOKUP_ROWS:
+            exact = self._checkpoint.rows(name, first, min(first + LOOKUP_ROWS, count))
+            here = needed[(needed >= first) & (needed < first + len(exact))] - first
+            used = exact[here]
+            stored = _decoded(used, format, method, name)
+            if name == HASH_TABLES and self._table_rows is not None:
+                stored[~self._table_rows[first + here]] = 0
+            both = torch.stack([torch.from_numpy(stored), torch.from_numpy(used)])
+            places = torch.zeros(len(exact), dtype=torch.int64)
+            places[torch.from_numpy(here)] = torch.arange(len(here))
+            for text, total in zip(rows, sums, strict=True):
+                position, column = ((text >= first) & (text < first + len(exact))).nonzero(as_tuple=True)
+                total.index_add_(1, position, both[:, places[text[position, column] - first]])
+        return sums
+
+
+class _KnownInputs:
+    """What the inputs of some matrices tell, worked out when it is first needed."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._inputs: Inputs | None = None
+
+    def inputs(self, columns: int) -> Inputs:
+        if self._inputs is None:
+            products = Products.zeros(columns)
+            for rounded, exact in self._values:
+                products.add(rounded, exact)
+            self._inputs = Inputs(products)
+        return self._inputs
+
+    def forget(self) -> None:
+        self._inputs = None
 
 
 def _decoded(weight: Matrix, format: WeightFormat, method: str, name: str) -> Matrix:
     return decoded(encode_weight(weight, format, method, name), format == Floating(16))
-
-
-def _products(rounded: Tensor, exact: Tensor) -> Products:
-    """Of inputs [rows, columns]."""
-    columns = rounded.shape[1]
-    gram, drift = (torch.zeros(columns, columns, dtype=torch.float64) for _ in range(2))
-    for start in range(0, len(rounded), 4096):
-        wide, wanted = rounded[start : start + 4096].double(), exact[start : start + 4096].double()
-        gram += wide.T @ wide
-        drift += (wanted - wide).T @ wide
-    return Products(gram, drift)
 
 
 class PatchStarts:
@@ -153,18 +206,14 @@ class PatchStarts:
         )
 
     def of_exact(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Those of the second half of the rows, for both halves, so that patch by patch they compare."""
-        half = len(ids) // 2
-        return self(logits[half:], ids[half:]).repeat(2, 1)
+        """Those of the exact copy of [copies, T, V], for all copies, so that patch by patch they compare."""
+        return self(logits[-1], ids)
 
     def __call__(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """bool [rows, T]: whether the position after each id starts a patch. `logits` [rows, T, V]."""
+        """bool [T]: whether the position after each of `ids` [T] starts a patch. `logits` [T, V]."""
         beginning = {"position": np.zeros(1, np.int64), "state": np.zeros(STATE_WIDTH, np.float32)}
-        rows: list[NDArray[np.bool_]] = []
-        for row_logits, row_ids in zip(logits.numpy(), ids.numpy(), strict=True):
-            feeds = {"logits": row_logits, "ids": row_ids, **beginning, **self._settings}
-            rows.append(self._session.run(["patch_starts"], feeds)[0])
-        return torch.from_numpy(np.stack(rows))
+        feeds = {"logits": logits.numpy(), "ids": ids.numpy(), **beginning, **self._settings}
+        return torch.from_numpy(self._session.run(["patch_starts"], feeds)[0])
 
 
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64

@@ -1,6 +1,6 @@
-"""`edgeblt quantize`: a checkpoint to a compressed one, tensor by tensor."""
+"""`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,102 +11,198 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.compressed_form import CONFIG, WEIGHTS, CompressionRecord, config_document, parts_of
 from edgeblt.export.model_card import checkpoint_name
-from edgeblt.export.safetensors_files import SafetensorsWriter
-from edgeblt.export.weights import Encoded
+from edgeblt.export.safetensors_files import layout
+from edgeblt.export.weight_file import Arrays, Journal, WeightFile
+from edgeblt.export.weights import Encoded, row_blocks
 from edgeblt.files import whole_directory
-from edgeblt.progress import progress
+from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.activations import Scratch
 from edgeblt.quant.calibration import calibrate, read_calibration
 from edgeblt.quant.codebooks import CodebookQuantized
-from edgeblt.quant.formats import Codebook, Floating, Matrix, Quantized, WeightError, error, pack
+from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightError, error, pack, unpack
+from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
+from edgeblt.quant.table_use import count_hits, rows_worth_keeping
 
-ROWS = 1 << 15  # of an embedding in memory at a time
 _MADE_BY = ("edgeblt", "torch", "numpy")
 
 
 def quantize_checkpoint(
-    checkpoint: str | Path, out: str | Path, recipe: str | Path = "int4", calibration: str | Path | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: str | Path = "int4",
+    calibration: str | Path | None = None,
+    memory_limit: int = DEFAULT_LIMIT,
+    table_hits: float | None = None,
+    patcher: str | Path | None = None,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
-    `calibration` is a text file for the recipes that need one; None takes the one that comes with the package. One
-    layer is in memory at a time. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
-    unknown recipe, a calibration text that is missing or too short, `out` there already or not writable.
+    `calibration` is a text file for the recipes that need one; None takes the one that comes with the package.
+    `table_hits` is the recipe's field of that name, where it is given; `patcher`: see `open_checkpoint`.
+    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
+    conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
+    unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
+    there already or not writable.
     """
-    source, chosen, path = open_checkpoint(checkpoint), load_recipe(recipe), Path(out)
+    source, chosen, path = open_checkpoint(checkpoint, patcher), load_recipe(recipe), Path(out)
+    if table_hits is not None:
+        chosen = replace(chosen, table_hits=table_hits)
     if source.is_quantized or source.record:
         raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
-    text, described = read_calibration(calibration) if chosen.needs_calibration or calibration else (b"", "")
+    text, described = read_calibration(calibration) if chosen.needs_text or calibration else (b"", "")
+    scratch_limit = scratch_bytes(source, chosen, memory_limit)
     made_by = {name: _version(name) for name in _MADE_BY}
-    with whole_directory(path) as partial:
-        with (partial / WEIGHTS).open("wb") as file:
-            errors = _write_weights(source, chosen, text, SafetensorsWriter(file, _tensors(source, chosen)))
-        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors)
+    kept = None
+    if chosen.table_hits is not None:
+        kept = rows_worth_keeping(count_hits(text, source.config), chosen.table_hits)
+    with whole_directory(path, resume=True) as partial:
+        journal = Journal(partial, source.fingerprint(chosen, described, made_by))
+        slots, header = layout(_tensors(source, chosen, kept))
+        with (
+            WeightFile(partial / WEIGHTS, slots, journal, header) as file,
+            progress(f"quantizing {checkpoint_name(source)}", file.size, BYTES) as advance,
+        ):
+            quantizing = _Quantizing(source, chosen, file, advance, kept)
+            if chosen.needs_calibration:
+                with Scratch(partial, scratch_limit) as scratch:
+                    calibrate(source, chosen, text, quantizing, scratch, kept)
+            quantizing.all_others()
+        errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
+        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
         (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
+        journal.finish()
     return path
 
 
-def _tensors(source: Checkpoint, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensors(
+    source: Checkpoint, recipe: Recipe, kept: NDArray[np.bool_] | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in source.names():
         shape = source.shape(name)
+        if name == HASH_TABLES and kept is not None:
+            tensors[f"{name}.index"] = ("I32", shape[:1])
+            shape = (1 + int(kept.sum()), *shape[1:])
         tensors |= parts_of(name, shape, recipe.format(name, shape))
     return tensors
 
 
-def _write_weights(source: Checkpoint, recipe: Recipe, text: bytes, writer: SafetensorsWriter) -> dict[str, float]:
-    """The calibrated matrices as they come, then all the rest. Gives the relative error of each stage's weights."""
-    names = dict.fromkeys(source.names())
-    errors: dict[str, WeightError] = {}
+class _Quantizing:
+    """The weights on their way into the file: the calibrated matrices as they come, then all others."""
 
-    def store(name: str, weight: Matrix, encoded: Encoded, first_row: int = 0) -> None:
-        half = recipe.format(name, source.shape(name)) == Floating(16)
-        for part, values in _parts(name, encoded, half).items():
-            writer.write(part, values, first_row)
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: Recipe,
+        file: WeightFile,
+        advance: Advance,
+        table_rows: NDArray[np.bool_] | None,
+    ) -> None:
+        """`table_rows`: which rows of the hash tables to keep; None is all."""
+        self._source, self._recipe, self._file, self._advance = source, recipe, file, advance
+        self._table_rows = table_rows
+        self._left = dict.fromkeys(source.names())
+        self._errors: dict[str, WeightError] = {}
+
+    def kept(self, name: str) -> Quantized | None:
+        note = self._file.keeps(name)
+        if note is None:
+            return None
+        self._count(name, WeightError(*note["error"]))
+        del self._left[name]
+        return _read_back(self._file, name, self._source.shape(name), self._recipe)
+
+    def keep(self, name: str, encoded: Encoded) -> None:
+        weight = self._source.tensor(name)
+        self._write(name, name, _parts(name, encoded, half=False), error(weight, decoded(encoded, half=False)))
+        del self._left[name]
+
+    def all_others(self) -> None:
+        for name in self._left:
+            kept = self._table_rows if name == HASH_TABLES else None
+            if kept is not None:
+                self._begin_table(name, kept)
+            for start, stop in row_blocks(
+                self._recipe.format(name, self._source.shape(name)), self._source.shape(name)
+            ):
+                note = self._file.keeps(_piece(name, start))
+                if note is None:
+                    self._encode(name, start, stop, kept)
+                else:
+                    self._count(name, WeightError(*note["error"]))
+
+    def relative_errors(self) -> dict[str, float]:
+        """Of each stage's weights."""
+        return {stage: float(f"{total.relative:.6g}") for stage, total in self._errors.items()}
+
+    def _begin_table(self, name: str, kept: NDArray[np.bool_]) -> None:
+        """Its first row, of zeros, and where the others are."""
+        if self._file.keeps(f"{name}, zeros") is None:
+            zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
+            self._file.write(f"{name}, zeros", _parts(name, self._encoded(name, zeros), self._half(name)))
+        if self._file.keeps(f"{name}.index") is None:
+            places = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+            self._file.write(f"{name}.index", {f"{name}.index": places})
+
+    def _encode(self, name: str, start: int, stop: int, kept: NDArray[np.bool_] | None) -> None:
+        """Rows `start` to `stop`, or those of them that are kept."""
+        rows = self._source.rows(name, start, stop)
+        if kept is None:
+            encoded = self._encoded(name, rows)
+            made = error(rows, decoded(encoded, self._half(name)))
+            self._write(_piece(name, start), name, _parts(name, encoded, self._half(name)), made, start)
+            return
+        here, restored = kept[start:stop], np.zeros_like(rows)
+        arrays: Arrays = {}
+        if here.any():
+            encoded = self._encoded(name, rows[here])
+            arrays, restored[here] = _parts(name, encoded, self._half(name)), decoded(encoded, self._half(name))
+        self._write(_piece(name, start), name, arrays, error(rows, restored), 1 + int(kept[:start].sum()))
+
+    def _encoded(self, name: str, rows: Matrix) -> Encoded:
+        format = self._recipe.format(name, self._source.shape(name))
+        return encode_weight(rows, format, self._recipe.part(name).method, name)
+
+    def _half(self, name: str) -> bool:
+        return self._recipe.format(name, self._source.shape(name)) == Floating(16)
+
+    def _write(self, piece: str, name: str, arrays: Arrays, made: WeightError, first_row: int = 0) -> None:
+        note = {"error": [made.squared, made.squared_weight, made.largest]}
+        self._file.write(piece, arrays, first_row, note)
+        self._count(name, made)
+
+    def _count(self, name: str, made: WeightError) -> None:
         stage = "tables" if name == HASH_TABLES else name.partition(".")[0]
-        errors[stage] = errors.get(stage, WeightError()) + error(weight, decoded(encoded, half))
-
-    with progress(f"quantizing {checkpoint_name(source)}", len(names), "tensors") as advance:
-
-        def keep(name: str, encoded: Encoded) -> None:
-            del names[name]
-            store(name, source.tensor(name), encoded)
-            advance(1)
-
-        if recipe.needs_calibration:
-            calibrate(source, recipe, text, keep)
-        for name in list(names):
-            for start, rows in _row_blocks(source, recipe, name):
-                format, method = recipe.format(name, source.shape(name)), recipe.part(name).method
-                store(name, rows, encode_weight(rows, format, method, name), start)
-            advance(1)
-    writer.finish()
-    return {stage: float(f"{total.relative:.6g}") for stage, total in errors.items()}
+        self._errors[stage] = self._errors.get(stage, WeightError()) + made
+        self._advance(self._file.written)
 
 
-def _row_blocks(source: Checkpoint, recipe: Recipe, name: str) -> Iterator[tuple[int, Matrix]]:
-    """A tensor's rows, and the index of the first, as many at a time as shall be in memory."""
-    shape = source.shape(name)
-    whole = isinstance(recipe.format(name, shape), Codebook)  # its blocks run over the ends of rows
-    step = shape[0] if whole else ROWS
-    for start in range(0, shape[0], step):
-        yield start, source.rows(name, start, min(start + step, shape[0]))
+def _piece(name: str, row: int) -> str:
+    return f"{name}, row {row}"
 
 
-def _parts(name: str, encoded: Encoded, half: bool) -> dict[str, NDArray[np.generic]]:
+def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:
     if isinstance(encoded, CodebookQuantized):
         return {f"{name}.codes": encoded.packed, f"{name}.scales": encoded.largest}
     if isinstance(encoded, Quantized):
         bits = encoded.format.bits
-        parts: dict[str, NDArray[np.generic]] = {
-            f"{name}.codes": pack(encoded.codes, bits),
-            f"{name}.scales": encoded.scales,
-        }
+        parts: Arrays = {f"{name}.codes": pack(encoded.codes, bits), f"{name}.scales": encoded.scales}
         if not encoded.format.symmetric:
             parts[f"{name}.zero_points"] = pack(encoded.zero_points, bits)
         return parts
     return {name: encoded.astype(np.float16 if half else np.float32)}
+
+
+def _read_back(file: WeightFile, name: str, shape: tuple[int, ...], recipe: Recipe) -> Quantized:
+    format = recipe.format(name, shape)
+    assert isinstance(format, Linear)
+    scales = file.read(f"{name}.scales")
+    points = np.full(scales.shape, format.middle, np.uint8)
+    if not format.symmetric:
+        points = unpack(file.read(f"{name}.zero_points"), format.bits, scales.shape[1])
+    return Quantized(format, unpack(file.read(f"{name}.codes"), format.bits, shape[1]), scales, points)
 
 
 def _version(package: str) -> str:

@@ -1,12 +1,14 @@
 """The whole model in torch, one layer after the other, every matrix product left to the caller.
 
-Calibration runs a text through it once: whoever multiplies sees each matrix's inputs, may replace the matrix, and
-what follows is computed with the replacement. Values are [rows, T, width] float32, rows being texts of T ids behind
-their BOS; docs/architecture.md describes the computation.
+Calibration runs texts through it once: whoever multiplies sees each matrix's inputs, may replace the matrix, and
+what follows is computed with the replacement. A text's values are [copies, T, width] float32, for T ids with BOS
+before them; docs/architecture.md describes the computation.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +16,17 @@ from torch.nn import functional
 
 from edgeblt.config import ModelConfig, TransformerConfig
 from edgeblt.export.encoder import hash_coefficients
+from edgeblt.quant.activations import Values, each
 
-Multiply = Callable[[Tensor, list[str]], list[Tensor]]  # inputs [.., in] and matrices that read them: their outputs
+
+class Multiply(Protocol):
+    def __call__(self, inputs: Values, names: list[str], then: Callable[..., Tensor], *others: Values) -> Values:
+        """`then` of each text's products with the named matrices, and of its `others`; computed when this returns."""
+        ...
+
+
 Read = Callable[[str], Tensor]  # a norm's scale by its canonical name
-Lookup = Callable[[str, Tensor], Tensor]  # rows of an embedding: name, ids [..]: [.., width]
+Lookup = Callable[[str, list[Tensor]], Values]  # each text's rows [T, n] of an embedding, summed up: [copies, T, width]
 
 
 @dataclass(frozen=True)
@@ -27,107 +36,157 @@ class Forward:
     read: Read
     lookup: Lookup
 
-    def run(self, ids: Tensor, patch_starts: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Logits [rows, T, vocab] for `ids` int64 [rows, T].
+    def run(self, ids: list[Tensor], patch_starts: Callable[[Tensor, Tensor], Tensor]) -> Values:
+        """Logits [copies, T, vocab] for each text's `ids` int64 [T].
 
-        `patch_starts(patcher_logits, ids)` [rows, T] says whether the position after each id starts a patch.
+        `patch_starts(patcher_logits, ids)` [T] says whether the position after each id starts a patch.
         """
-        patches = Patches.of(patch_starts(self._patcher_logits(ids), ids))
+        starts = zip(self.patcher_logits(ids), ids, strict=True)
+        patches = [Patches.of(patch_starts(logits, text)) for logits, text in starts]
         byte_vectors = self._stack("encoder", self.config.encoder, self._embeddings(ids))
         latents = self._stack("global", self.config.global_, self._project(self._pool(byte_vectors, patches)))
         return self._decode(byte_vectors, latents, patches)
 
-    def _patcher_logits(self, ids: Tensor) -> Tensor:
-        """[rows, T, vocab], or [rows, T, 1] of zeros where there is no patcher."""
-        if self.config.patcher is None:
-            return torch.zeros(*ids.shape, 1)
-        hidden = self._stack("patcher", self.config.patcher, self.lookup("patcher.embedding", ids))
-        normed = rms_norm(hidden, self.read("patcher.norm"), self.config.patcher)
-        return self.multiply(normed, ["patcher.head"])[0]
+    def patcher_logits(self, ids: list[Tensor]) -> Values:
+        """[copies, T, vocab], or [1, T, 1] of zeros where there is no patcher."""
+        config = self.config.patcher
+        if config is None:
+            return Values(len(ids), lambda index: torch.zeros(1, len(ids[index]), 1))
+        hidden = self._stack("patcher", config, self.lookup("patcher.embedding", _column(ids)))
+        return self.multiply(self._norm(hidden, "patcher.norm", config), ["patcher.head"], lambda logits: logits)
 
-    def _stack(self, stage: str, config: TransformerConfig, hidden: Tensor) -> Tensor:
+    def _stack(self, stage: str, config: TransformerConfig, hidden: Values) -> Values:
         for layer in range(config.layer_count):
-            hidden = self._layer(stage, layer, config, hidden)
+            hidden = self._layer(f"{stage}.layers.{layer}", config, hidden)
         return hidden
 
-    def _layer(self, stage: str, layer: int, config: TransformerConfig, hidden: Tensor) -> Tensor:
-        prefix, angles = f"{stage}.layers.{layer}", rotary_angles(config, hidden.shape[1])
-        normed = rms_norm(hidden, self.read(f"{prefix}.attention_norm"), config)
-        projected = self.multiply(normed, [f"{prefix}.{name}" for name in ("query", "key", "value")])
-        query, key, value = (split_heads(heads, config) for heads in projected)
-        attended = attend(rotate(query, angles), rotate(key, angles), value, window_mask(config, hidden.shape[1]))
-        hidden = hidden + self.multiply(attended, [f"{prefix}.output"])[0]
-        normed = rms_norm(hidden, self.read(f"{prefix}.mlp_norm"), config)
-        gate, up = self.multiply(normed, [f"{prefix}.gate", f"{prefix}.up"])
-        return hidden + self.multiply(ACTIVATIONS[config.activation](gate) * up, [f"{prefix}.down"])[0]
+    def _layer(self, prefix: str, config: TransformerConfig, hidden: Values) -> Values:
+        normed = self._norm(hidden, f"{prefix}.attention_norm", config)
+        names = [f"{prefix}.{name}" for name in ("query", "key", "value")]
+        attended = self.multiply(normed, names, partial(self_attention, config))
+        hidden = self.multiply(attended, [f"{prefix}.output"], torch.add, hidden)
+        normed = self._norm(hidden, f"{prefix}.mlp_norm", config)
+        activation = ACTIVATIONS[config.activation]
+        gated = self.multiply(normed, [f"{prefix}.gate", f"{prefix}.up"], lambda gate, up: activation(gate) * up)
+        return self.multiply(gated, [f"{prefix}.down"], torch.add, hidden)
 
-    def _cross(self, prefix: str, config: TransformerConfig, queries: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-        """Attention of `queries` to `vectors` where `mask` [rows, queries, vectors] is true, without any residual."""
-        normed = rms_norm(queries, self.read(f"{prefix}.query_norm"), config)
-        (query,) = self.multiply(normed, [f"{prefix}.query"])
-        normed = rms_norm(vectors, self.read(f"{prefix}.key_norm"), config)
-        key, value = self.multiply(normed, [f"{prefix}.key", f"{prefix}.value"])
-        query, key, value = (split_heads(each, config) for each in (query, key, value))
-        return self.multiply(attend(query, key, value, mask[:, None]), [f"{prefix}.output"])[0]
+    def _cross(
+        self,
+        prefix: str,
+        config: TransformerConfig,
+        queries: Values,
+        vectors: Values,
+        masks: Values,
+        then: Callable[..., Tensor],
+        *others: Values,
+    ) -> Values:
+        """`then` of attention from `queries` to `vectors` where masks [queries, vectors] are true, without residual."""
+        normed = self._norm(queries, f"{prefix}.query_norm", config)
+        query = self.multiply(normed, [f"{prefix}.query"], lambda query: query)
+        normed = self._norm(vectors, f"{prefix}.key_norm", config)
 
-    def _embeddings(self, ids: Tensor) -> Tensor:
-        rows = hash_rows(ids, self.config)
-        embedded = self.lookup("encoder.embedding", ids)
-        for table in range(self.config.hashes.table_count):  # one after the other: each fills as much memory as all
-            embedded = embedded + self.lookup("encoder.hash_tables", rows[..., table])
-        return embedded
+        def attention(key: Tensor, value: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+            query, key, value = (split_heads(heads, config) for heads in (query, key, value))
+            return attend(query, key, value, mask)
 
-    def _project(self, patch_vectors: Tensor) -> Tensor:
-        return (
-            self.multiply(patch_vectors, ["global.projection"])[0]
-            if self.config.has_global_projection
-            else patch_vectors
-        )
+        attended = self.multiply(normed, [f"{prefix}.key", f"{prefix}.value"], attention, query, masks)
+        return self.multiply(attended, [f"{prefix}.output"], then, *others)
 
-    def _pool(self, byte_vectors: Tensor, patches: "Patches") -> Tensor:
-        """Patch vectors [rows, P, k * width]; zero-length patches, where a row has fewer, hold nothing of use."""
+    def _norm(self, hidden: Values, name: str, config: TransformerConfig) -> Values:
+        return each(partial(rms_norm, self.read(name), config), hidden)
+
+    def _embeddings(self, ids: list[Tensor]) -> Values:
+        rows = [hash_rows(text, self.config) for text in ids]
+        embedded = self.lookup("encoder.embedding", _column(ids))
+        return each(torch.add, embedded, self.lookup("encoder.hash_tables", rows))
+
+    def _project(self, patch_vectors: Values) -> Values:
+        if not self.config.has_global_projection:
+            return patch_vectors
+        return self.multiply(patch_vectors, ["global.projection"], lambda projected: projected)
+
+    def _pool(self, byte_vectors: Values, patches: "list[Patches]") -> Values:
+        """Patch vectors [copies, P, k * width]."""
         encoder, k = self.config.encoder, self.config.cross_attention_k
-        count, width = patches.of_byte.shape[0], encoder.hidden_size
-        index = patches.of_byte[:, :, None].expand(-1, -1, width)
-        pooled = byte_vectors.new_zeros(count, patches.count, width)
-        pooled = pooled.scatter_reduce(1, index, byte_vectors, "amax", include_self=False)
-        queries = self.multiply(pooled, ["encoder.patch_projection"])[0].reshape(count, -1, width)
-        own = patches.of_byte[:, None, :] == torch.arange(patches.count)[None, :, None]  # [rows, P, T]
-        attended = self._cross("encoder.cross", encoder, queries, byte_vectors, own.repeat_interleave(k, dim=1))
-        return (2 * queries + attended).reshape(count, patches.count, k * width)
+        pooled = Values(len(patches), lambda index: patches[index].pool(byte_vectors.get(index)))
 
-    def _decode(self, byte_vectors: Tensor, latents: Tensor, patches: "Patches") -> Tensor:
+        def split(projected: Tensor) -> Tensor:
+            return projected.reshape(len(projected), -1, encoder.hidden_size)  # [copies, P * k, width]
+
+        def total(attended: Tensor, queries: Tensor) -> Tensor:
+            return (2 * queries + attended).reshape(len(queries), -1, k * encoder.hidden_size)
+
+        queries = self.multiply(pooled, ["encoder.patch_projection"], split)
+        masks = Values(len(patches), lambda index: patches[index].own.repeat_interleave(k, dim=0))
+        return self._cross("encoder.cross", encoder, queries, byte_vectors, masks, total, queries)
+
+    def _decode(self, byte_vectors: Values, latents: Values, patches: "list[Patches]") -> Values:
         decoder, k = self.config.decoder, self.config.cross_attention_k
-        projected = self.multiply(latents, ["decoder.patch_projection"])[0]
-        vectors = projected.reshape(len(latents), -1, decoder.hidden_size)  # [rows, P * k, width]
-        newest = patches.newest[:, :, None] == torch.arange(patches.count)[None, None, :]  # [rows, T, P]
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.reshape(len(projected), -1, decoder.hidden_size)  # [copies, P * k, width]
+
+        vectors = self.multiply(latents, ["decoder.patch_projection"], split)
+        masks = Values(len(patches), lambda index: patches[index].seen.repeat_interleave(k, dim=1))
         hidden = byte_vectors
         for layer in range(decoder.layer_count):
             if layer < self.config.decoder_cross_count:
-                seen = newest.repeat_interleave(k, dim=2)
-                hidden = 2 * hidden + self._cross(f"decoder.cross.{layer}", decoder, hidden, vectors, seen)
-            hidden = self._layer("decoder", layer, decoder, hidden)
-        return self.multiply(rms_norm(hidden, self.read("decoder.norm"), decoder), ["decoder.head"])[0]
+                cross = f"decoder.cross.{layer}"
+                hidden = self._cross(cross, decoder, hidden, vectors, masks, _added_twice, hidden)
+            hidden = self._layer(f"decoder.layers.{layer}", decoder, hidden)
+        return self.multiply(self._norm(hidden, "decoder.norm", decoder), ["decoder.head"], lambda logits: logits)
+
+
+def _column(ids: list[Tensor]) -> list[Tensor]:
+    return [text[:, None] for text in ids]
+
+
+def _added_twice(attended: Tensor, hidden: Tensor) -> Tensor:
+    return 2 * hidden + attended
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Where patches lie in rows of T bytes; a row with fewer than `count` patches has empty ones at its end."""
+    """Where the patches of a text of T bytes lie."""
 
     count: int
-    of_byte: Tensor  # [rows, T]: the patch that holds each byte
-    newest: Tensor  # [rows, T]: the patch whose latent each byte's decoder step reads
+    of_byte: Tensor  # [T]: the patch that holds each byte
+    newest: Tensor  # [T]: the patch whose latent each byte's decoder step reads
 
     @classmethod
     def of(cls, starts: Tensor) -> "Patches":
-        """From `starts` [rows, T]: whether the position after each byte starts a patch."""
-        completed = starts.long().cumsum(dim=1)
-        of_byte = torch.cat([torch.zeros_like(completed[:, :1]), completed[:, :-1]], dim=1)
+        """From `starts` [T]: whether the position after each byte starts a patch."""
+        completed = starts.long().cumsum(dim=0)
+        of_byte = torch.cat([torch.zeros_like(completed[:1]), completed[:-1]])
         return cls(int(of_byte.max()) + 1, of_byte, completed - 1)
 
+    @property
+    def own(self) -> Tensor:
+        """[P, T]: whether a patch holds a byte."""
+        return self.of_byte[None, :] == torch.arange(self.count)[:, None]
 
-def rms_norm(hidden: Tensor, weight: Tensor, config: TransformerConfig) -> Tensor:
+    @property
+    def seen(self) -> Tensor:
+        """[T, P]: whether a byte's decoder step reads a patch's latent."""
+        return self.newest[:, None] == torch.arange(self.count)[None, :]
+
+    def pool(self, byte_vectors: Tensor) -> Tensor:
+        """The largest of each patch's vectors, element by element: [copies, P, width]."""
+        pooled = byte_vectors.new_zeros(len(byte_vectors), self.count, byte_vectors.shape[2])
+        index = self.of_byte[None, :, None].expand_as(byte_vectors)
+        return pooled.scatter_reduce(1, index, byte_vectors, "amax", include_self=False)
+
+
+def rms_norm(weight: Tensor, config: TransformerConfig, hidden: Tensor) -> Tensor:
     return hidden * torch.rsqrt(hidden.square().mean(dim=-1, keepdim=True) + config.norm_epsilon) * weight
+
+
+def self_attention(config: TransformerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal, rotary, over each text's last `window` positions: [copies, T, heads * head_dim]."""
+    length = query.shape[1]
+    angles = rotary_angles(config, length)
+    query, key, value = (split_heads(heads, config) for heads in (query, key, value))
+    return attend(rotate(query, angles), rotate(key, angles), value, window_mask(config, length))
 
 
 def rotary_angles(config: TransformerConfig, length: int) -> Tensor:
@@ -137,14 +196,14 @@ def rotary_angles(config: TransformerConfig, length: int) -> Tensor:
 
 
 def rotate(heads: Tensor, angles: Tensor) -> Tensor:
-    """Rotate pairs of neighbouring elements of [rows, heads, T, head_dim]."""
+    """Rotate pairs of neighbouring elements of [copies, heads, T, head_dim]."""
     even, odd = heads[..., 0::2], heads[..., 1::2]
     cosines, sines = angles.cos(), angles.sin()
     return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)
 
 
 def split_heads(value: Tensor, config: TransformerConfig) -> Tensor:
-    """[rows, T, heads * head_dim] to [rows, heads, T, head_dim]."""
+    """[copies, T, heads * head_dim] to [copies, heads, T, head_dim]."""
     return value.reshape(*value.shape[:-1], -1, config.head_dim).transpose(1, 2)
 
 
@@ -155,26 +214,20 @@ def window_mask(config: TransformerConfig, length: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """[rows, T, heads * head_dim]; fewer key heads than query heads serve groups of them."""
-    rows = []
-    for row in range(len(query)):  # one at a time: their scores take T times T numbers a head
-        row_mask = mask[row : row + 1] if mask.dim() == 4 else mask
-        one = slice(row, row + 1)
-        rows.append(
-            functional.scaled_dot_product_attention(
-                query[one], key[one], value[one], attn_mask=row_mask, enable_gqa=True
-            )
-        )
-    return torch.cat(rows).transpose(1, 2).flatten(2)
+    """[copies, T, heads * head_dim]; fewer key heads than query heads serve groups of them. `mask` [T, T of keys]."""
+    copies = [  # one at a time: their scores take T times T numbers a head
+        functional.scaled_dot_product_attention(queries[None], keys[None], values[None], mask, enable_gqa=True)
+        for queries, keys, values in zip(query, key, value, strict=True)
+    ]
+    return torch.cat(copies).transpose(1, 2).flatten(2)
 
 
 def hash_rows(ids: Tensor, config: ModelConfig) -> Tensor:
-    """Rows of the fused hash tables, int64 [rows, T, tables]."""
+    """Rows of the fused hash tables for a text's ids [T]: int64 [T, tables]."""
     hashes = config.hashes
-    padded = functional.pad(ids, (hashes.context, 0))
-    windows = padded.unfold(1, hashes.context + 1, 1)  # [rows, T, longest]
+    windows = functional.pad(ids, (hashes.context, 0)).unfold(0, hashes.context + 1, 1)  # [T, longest]
     coefficients = torch.from_numpy(hash_coefficients(hashes))
-    hashed = (windows[..., None] * coefficients).sum(dim=2) % hashes.vocab_size
+    hashed = (windows[:, :, None] * coefficients).sum(dim=1) % hashes.vocab_size
     return hashed + torch.arange(hashes.table_count) * hashes.vocab_size
 
 

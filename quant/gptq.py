@@ -18,60 +18,83 @@ from edgeblt.quant.methods import quantize_least_squares
 
 DAMPING = 0.01  # of the mean diagonal: keeps the inverse stable where inputs are few or dependent
 _BATCH = 128  # inputs whose effect on later ones is applied together
+_STRIPE = 512  # rows of a square matrix that are made at a time
 
 
-@dataclass(frozen=True)
+@dataclass
 class Products:
     """Sums over calibration inputs, float64 [columns, columns]: x as the rounded model makes them, y as the exact."""
 
     gram: Tensor  # of x x^T
     drift: Tensor  # of (y - x) x^T
 
+    @classmethod
+    def zeros(cls, columns: int) -> "Products":
+        return cls(*(torch.zeros(columns, columns, dtype=torch.float64) for _ in range(2)))
 
-def gptq(weight: Matrix, products: Products, format: Linear) -> Quantized:
+    def add(self, rounded: Tensor, exact: Tensor) -> None:
+        """Of inputs [rows, columns], float32, in stripes: the sums are far larger than what is added to them."""
+        difference = exact - rounded
+        for start in range(0, len(self.gram), _STRIPE):
+            stripe = slice(start, start + _STRIPE)
+            self.gram[stripe] += rounded[:, stripe].T @ rounded
+            self.drift[stripe] += difference[:, stripe].T @ rounded
+
+
+class Inputs:
+    """What rounding needs to know of inputs that matrices share; made from their products, which it uses up."""
+
+    def __init__(self, products: Products) -> None:
+        self.order = torch.argsort(products.gram.diagonal(), descending=True)
+        pairs = (self.order[:, None], self.order[None, :])
+        gram, products.gram = products.gram[pairs], torch.empty(0)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram), out=gram))
+        del gram
+        drift, products.drift = products.drift[pairs], torch.empty(0)
+        # The unrounded weights that would do best on x are weight + weight drift gram^-1. What is added is small, so
+        # float32 is enough, and twice as fast.
+        self.correction = drift.float() @ inverse.float()
+        del drift
+        self.factor: Tensor = torch.linalg.cholesky(inverse, upper=True, out=inverse)  # of the damped inverse
+
+
+def gptq(weight: Matrix, inputs: Inputs, format: Linear) -> Quantized:
     """`weight` [rows, columns] in `format`, so that its products with x come near to those of `weight` with y.
 
     Raises EdgebltError for weights too large for the format's scales.
     """
-    order = torch.argsort(products.gram.diagonal(), descending=True)
-    factor = _inverse_factor(products.gram[order][:, order])
+    order, factor = inputs.order, inputs.factor
     left = torch.from_numpy(weight).double()[:, order]
-    # The unrounded weights that would do best on x: weight + weight drift gram^-1.
-    left = left + left @ products.drift[order][:, order] @ (factor.T @ factor)
-    shifted = torch.empty_like(left)
-    shifted[:, order] = left
-    start = quantize_least_squares(shifted.float().numpy(), format)
-    scales = _by_column(start.scales, start)[:, order]
-    zero_points = _by_column(start.zero_points, start)[:, order]
-    codes = torch.zeros_like(left)
-    columns = weight.shape[1]
-    for begin in range(0, columns, _BATCH):
-        end = min(begin + _BATCH, columns)
-        errors = torch.zeros(len(weight), end - begin, dtype=torch.float64)
+    left += left.float() @ inputs.correction
+    shifted = torch.empty(left.shape)
+    shifted[:, order] = left.float()
+    start = quantize_least_squares(shifted.numpy(), format)
+    scales, zero_points = _by_column(start.scales, start)[order], _by_column(start.zero_points, start)[order]
+    left = left.T.contiguous()  # [columns, rows], as columns are rounded one by one
+    codes = torch.empty(left.shape, dtype=torch.uint8)
+    for begin in range(0, len(left), _BATCH):
+        end = min(begin + _BATCH, len(left))
+        errors = torch.empty(end - begin, left.shape[1], dtype=torch.float64)
         for column in range(begin, end):
-            scale, zero_point = scales[:, column], zero_points[:, column]
-            rounded = torch.clamp(torch.round(left[:, column] / scale) + zero_point, 0, format.levels - 1)
-            error = (left[:, column] - (rounded - zero_point) * scale) / factor[column, column]
-            left[:, column:end] -= error[:, None] * factor[column, column:end]
-            codes[:, column], errors[:, column - begin] = rounded, error
-        left[:, end:] -= errors @ factor[begin:end, end:]
+            scale, zero_point = scales[column], zero_points[column]
+            rounded = torch.clamp(torch.round(left[column] / scale) + zero_point, 0, format.levels - 1)
+            error = (left[column] - (rounded - zero_point) * scale) / factor[column, column]
+            left[column:end] -= factor[column, column:end, None] * error
+            codes[column], errors[column - begin] = rounded.byte(), error
+        left[end:] -= factor[begin:end, end:].T @ errors
     in_place = torch.empty_like(codes)
-    in_place[:, order] = codes
-    return Quantized(format, in_place.byte().numpy(), start.scales, start.zero_points)
+    in_place[order] = codes
+    return Quantized(format, in_place.T.contiguous().numpy(), start.scales, start.zero_points)
 
 
 def _by_column(parameters: np.ndarray, quantized: Quantized) -> Tensor:
-    """float64 [rows, columns] of what is stored by block."""
+    """float32 [columns, rows] of what is stored by block."""
     columns = quantized.codes.shape[1]
     block = quantized.format.block_size or columns
-    return torch.from_numpy(np.repeat(parameters.astype(np.float64), block, axis=1)[:, :columns])
+    return torch.from_numpy(np.repeat(parameters.T.astype(np.float32), block, axis=0)[:columns])
 
 
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper Cholesky factor of the damped Gram matrix's inverse; inputs that never occurred count as independent."""
-    damped = gram.clone()
-    diagonal = torch.arange(len(damped))
-    damped[diagonal, diagonal] += DAMPING * damped.diagonal().mean() + 1e-12
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
+def _damped(gram: Tensor) -> Tensor:
+    """In place. Inputs that never occurred count as independent."""
+    gram.diagonal().add_(DAMPING * gram.diagonal().mean() + 1e-12)
+    return gram

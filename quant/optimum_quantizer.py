@@ -24,15 +24,15 @@ class BltQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum ships no 
     """
 
     def __init__(self, checkpoint: str | Path) -> None:
-        """Raises EdgebltError if `checkpoint` is no directory of a checkpoint; reads no weights yet."""
+        """Raises EdgebltError if `checkpoint` is none, or cannot be downloaded from the hub; reads no weights yet."""
         self.checkpoint = open_checkpoint(checkpoint).path
 
     @classmethod
     def from_pretrained(cls, model_or_path: str | Path, file_name: str | None = None) -> "BltQuantizer":
-        """The quantizer of the checkpoint in a local directory.
+        """The quantizer of the checkpoint in a local directory, or of one on the Hugging Face hub.
 
-        Raises EdgebltError for anything but such a directory: a model in memory, the name of one on a hub, or a
-        `file_name`, which optimum has for formats of one file.
+        Raises EdgebltError for anything else: a model in memory, or a `file_name`, which optimum has for formats of
+        one file.
         """
         _refuse(file_name, "file_name", "a checkpoint is read whole")
         if not isinstance(model_or_path, str | os.PathLike):

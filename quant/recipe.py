@@ -90,7 +90,8 @@ class Recipe:
     """A recipe by stage; what a file leaves out stays fp32.
 
     `tables` are the hash embeddings. `heads` (of patcher and decoder, next to the logits) and `embeddings` (of single
-    bytes) are small and sensitive: where they are given they come before the stage's own.
+    bytes) are small and sensitive: where they are given they come before the stage's own. With `table_hits` only the
+    rows of the tables are kept that carry this share of a text's lookups; the others become zeros.
     """
 
     name: str
@@ -101,8 +102,11 @@ class Recipe:
     tables: WeightRecipe = field(default_factory=WeightRecipe)
     heads: WeightRecipe | None = None
     embeddings: WeightRecipe | None = None
+    table_hits: float | None = None
 
     def __post_init__(self) -> None:
+        if self.table_hits is not None and not 0 < self.table_hits <= 1:
+            raise EdgebltError(f"table_hits is {self.table_hits}; it is a share of lookups, above 0 and at most 1")
         for name, part in (("tables", self.tables), ("embeddings", self.embeddings)):
             if part and part.format in _CODEBOOK:
                 raise EdgebltError(f"{name}: {part.format} has no lookup; use int8, int4, fp16 or fp32")
@@ -133,6 +137,10 @@ class Recipe:
     def needs_calibration(self) -> bool:
         parts = (self.patcher, self.encoder, self.global_, self.decoder, self.heads)
         return any(part.needs_calibration for part in parts if part)
+
+    @property
+    def needs_text(self) -> bool:
+        return self.needs_calibration or self.table_hits is not None
 
 
 def packaged_recipes() -> list[str]:

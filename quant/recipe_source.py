@@ -17,7 +17,7 @@ class RecipeSource:
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self._checkpoint = checkpoint
-        self._recipe = recipe
+        self.recipe = recipe
 
     @property
     def config(self) -> ModelConfig:
@@ -27,10 +27,14 @@ class RecipeSource:
         return self._checkpoint.shape(name)
 
     def format(self, name: str) -> WeightFormat:
-        return self._recipe.format(name, self.shape(name))
+        return self.recipe.format(name, self.shape(name))
 
-    def encoded(self, name: str) -> Encoded:
-        return encode_weight(self._checkpoint.tensor(name), self.format(name), self._recipe.part(name).method, name)
+    def row_index(self, name: str) -> None:
+        return None  # which rows to keep takes a text to say
+
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        rows = self._checkpoint.rows(name, start, stop)
+        return encode_weight(rows, self.format(name), self.recipe.part(name).method, name)
 
 
 def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) -> Encoded:

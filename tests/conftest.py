@@ -75,7 +75,7 @@ class Exported:
         patcher = checkpoint.config.patcher if patching.rule.needs_entropies else None
         checkpoint.config = dataclasses.replace(checkpoint.config, patching=patching, patcher=patcher)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda path: checkpoint)
+            patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda *_: checkpoint)
             return load(export_bundle(self.checkpoint, bundle).path)
 
     def decided(self, ids: Sequence[int]) -> bool:

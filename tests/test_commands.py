@@ -22,24 +22,26 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "bench", "generate", "inspect", "doctor")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect", "doctor")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
-    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration"],
-    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target"],
-    "validate": ["BUNDLE", "--reference", "--reference-logits", "--text", "--noise / --no-noise", "--provider",
-                 "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
+    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target", "--memory-limit", "--patcher"],
+    "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
+                 "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
+    "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
-    "inspect": ["BUNDLE|CHECKPOINT", "--verify", "--json"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
     "doctor": ["--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
-BENCHMARK_FIELDS = ["time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s", "inter_byte_latency_ms",
-                    "bytes_per_patch", "peak_rss_bytes", "bundle_bytes", "provider", "device"]  # fmt: skip
+BENCHMARK_FIELDS = ["load_time_s", "time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s",
+                    "inter_byte_latency_ms", "bytes_per_patch", "anonymous_bytes", "mapped_bytes", "peak_rss_bytes",
+                    "prepared", "unprepared_because", "bundle_bytes", "provider", "device"]  # fmt: skip
 
 HIDE_WORKBENCH = """
 class Hidden:
@@ -345,7 +347,7 @@ def test_bench(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert list(document) == BENCHMARK_FIELDS
     assert list(document["inter_byte_latency_ms"]) == ["p50", "p95", "p99"]
     assert document["bundle_bytes"] == open_bundle(bundle).size and document["provider"] == "cpu"
-    assert all(document[name] > 0 for name in BENCHMARK_FIELDS[:3]) and document["bytes_per_patch"] >= 1
+    assert all(document[name] > 0 for name in BENCHMARK_FIELDS[:4]) and document["bytes_per_patch"] >= 1
     result = run_command(capfd, *arguments, "--json", tmp_path / "result.json")
     assert result.code == 0 and "time to first byte" in result.stdout
     assert list(json.loads((tmp_path / "result.json").read_text())) == BENCHMARK_FIELDS
@@ -355,7 +357,7 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--verify", "--json", "-")
     assert (result.code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert list(document) == ["kind", "path", "description", "parts"]
+    assert list(document) == ["kind", "path", "description", "parts", "plans"]
     assert (document["kind"], document["path"]) == ("bundle", str(bundle))
     sizes = {part["content"]: part["bytes"] for part in document["parts"]}
     assert sizes == {file.name: file.stat().st_size for file in bundle.iterdir() if file.name != "bundle.json"}
@@ -494,9 +496,7 @@ def test_refused_paths(
 def test_demo_replaces_nothing_but_a_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda path: None)
-        said = sentence(run_command(capfd, "demo", "--bundle", tmp_path / "home"))
+    said = sentence(run_command(capfd, "demo", "--bundle", tmp_path / "home"))
     assert said == f"{tmp_path / 'home'} exists already; remove it or choose another name"
     assert (tmp_path / "home" / "thesis.txt").exists()
 

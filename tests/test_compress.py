@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from conftest import ENTROPY_TOLERANCE, TOLERANCE, tiny_oracle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.safetensors_files import SafetensorsWriter
+from edgeblt.export.safetensors_files import layout
+from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import Encoded
 from edgeblt.model import load as load_bundle
-from edgeblt.quant import compress
-from edgeblt.quant.calibration import ROW_BYTES, calibration_rows
+from edgeblt.quant.calibration import TEXT_BYTES, calibration_texts
 from edgeblt.quant.codebooks import CodebookQuantized
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.formats import BLOCK_SIZES, Floating, Linear, Quantized, WeightFormat
@@ -112,7 +111,7 @@ class Workshop:
     @functools.cached_property
     def calibration(self) -> Path:
         path = self.root / "calibration.txt"
-        path.write_bytes(b"".join(bytes([id - 4]) for id in tiny_models.random_ids(99, 2 * ROW_BYTES + 100)[1:]))
+        path.write_bytes(b"".join(bytes([id - 4]) for id in tiny_models.random_ids(99, 2 * TEXT_BYTES + 100)[1:]))
         return path
 
     def recipe(self, name: str) -> Path:
@@ -173,7 +172,7 @@ def test_opening_gives_what_the_methods_chose(workshop: Workshop, name: str, see
         weight, part = original.tensor(tensor), recipe.part(tensor)
         format = recipe.format(tensor, weight.shape)
         assert (compressed.shape(tensor), compressed.format(tensor)) == (weight.shape, format)
-        encoded = compressed.encoded(tensor)
+        encoded = compressed.encoded(tensor, 0, compressed.shape(tensor)[0])
         if part.needs_calibration and isinstance(format, Linear) and not tensor.endswith(".embedding"):
             check_calibrated(encoded, weight, format)
         else:
@@ -359,21 +358,21 @@ def test_quantizing_again_gives_the_same_bytes(
     workshop: Workshop, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many rows are in memory at a time."""
-    monkeypatch.setattr(compress, "ROWS", 50)
+    monkeypatch.setattr("edgeblt.export.weights.AT_A_TIME", 300)
     monkeypatch.setattr("edgeblt.quant.calibration.LOOKUP_ROWS", 33)
     calibration = workshop.calibration if name in CALIBRATED else None
     again = quantize_checkpoint(workshop.original(5), tmp_path / "again", workshop.recipe(name), calibration)
     assert files_of(again, ".safetensors") == files_of(workshop.compressed(name, 5), ".safetensors")
 
 
-def test_calibration_rows_are_spread_over_the_text() -> None:
-    text = bytes(range(200)) * 1024  # 200 rows' worth
-    rows = calibration_rows(text)
-    assert rows.shape == (64, ROW_BYTES + 1) and rows.dtype == torch.int64
-    assert (rows[:, 0] == 1).all()
-    assert bytes((rows[0, 1:] - 4).tolist()) == text[:ROW_BYTES]
-    assert bytes((rows[-1, 1:] - 4).tolist()) == text[-ROW_BYTES:]
-    assert len(calibration_rows(text[: 3 * ROW_BYTES + 5])) == 3
+def test_calibration_texts_are_spread_over_the_text() -> None:
+    text = bytes(range(200)) * 1024  # 200 times as long as one
+    texts = calibration_texts(text)
+    assert len(texts) == 64
+    assert all(ids.shape == (TEXT_BYTES + 1,) and ids.dtype == torch.int64 and ids[0] == 1 for ids in texts)
+    assert bytes((texts[0][1:] - 4).tolist()) == text[:TEXT_BYTES]
+    assert bytes((texts[-1][1:] - 4).tolist()) == text[-TEXT_BYTES:]
+    assert len(calibration_texts(text[: 3 * TEXT_BYTES + 5])) == 3
 
 
 # What is refused, and what is left behind then.
@@ -427,7 +426,7 @@ def test_a_place_that_is_taken(workshop: Workshop, tmp_path: Path) -> None:
     [
         (None, "cannot be read (No such file or directory); give a file"),
         (b"", "has 0 bytes; give at least 1024"),
-        (b"x" * (ROW_BYTES - 1), "has 1023 bytes; give at least 1024"),
+        (b"x" * (TEXT_BYTES - 1), "has 1023 bytes; give at least 1024"),
     ],
 )
 def test_calibration_texts_of_no_use(
@@ -448,7 +447,7 @@ def test_a_directory_as_calibration_text(workshop: Workshop, shelf: Path, tmp_pa
 
 def test_the_shortest_calibration_text(workshop: Workshop, tmp_path: Path) -> None:
     text = tmp_path / "text"
-    text.write_bytes(b"All work and no play. "[:16] * (ROW_BYTES // 16))
+    text.write_bytes(b"All work and no play. "[:16] * (TEXT_BYTES // 16))
     compressed = quantize_checkpoint(workshop.original(2), tmp_path / "out", workshop.recipe("gptq"), text)
     assert open_checkpoint(compressed).is_quantized
 
@@ -464,16 +463,16 @@ def test_nothing_is_left_when_it_stops_midway(
     workshop: Workshop, shelf: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type[BaseException]
 ) -> None:
     written = 0
-    write = SafetensorsWriter.write
+    write = WeightFile.write
 
-    def stop_at_the_tenth(self: SafetensorsWriter, *arguments: Any) -> None:
+    def stop_at_the_tenth(self: WeightFile, *arguments: Any) -> None:
         nonlocal written
         written += 1
         if written == 10:
             raise kind("enough")
         write(self, *arguments)
 
-    monkeypatch.setattr(SafetensorsWriter, "write", stop_at_the_tenth)
+    monkeypatch.setattr(WeightFile, "write", stop_at_the_tenth)
     with pytest.raises(kind, match="enough"):
         quantize_checkpoint(workshop.original(5), shelf / "out", workshop.recipe(name), workshop.calibration)
     assert written == 10
@@ -543,49 +542,54 @@ def row_ranges(count: int, rng: random.Random) -> list[tuple[int, int]]:
     return ranges
 
 
+def weight_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> WeightFile:
+    slots, beginning = layout(tensors)
+    return WeightFile(path, slots, Journal(path.parent, "key"), beginning)
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_tensors_written_in_any_order_and_by_rows(seed: int) -> None:
+def test_tensors_written_in_any_order_and_by_rows(seed: int, tmp_path: Path) -> None:
     arrays, rng = stored_arrays(np.random.default_rng(seed)), random.Random(seed)
-    file = BytesIO()
-    writer = SafetensorsWriter(file, {name: (DTYPES[str(array.dtype)], array.shape) for name, array in arrays.items()})
+    tensors = {name: (DTYPES[str(array.dtype)], array.shape) for name, array in arrays.items()}
     pieces = [(name, *rows) for name, array in arrays.items() for rows in row_ranges(len(array), rng)]
     rng.shuffle(pieces)
-    for name, start, stop in pieces:
-        piece = arrays[name][start:stop]
-        writer.write(name, np.asfortranarray(piece) if seed % 2 else piece, start)
-    writer.finish()
-    loaded = load(file.getvalue())
+    with weight_file(tmp_path / "file", tensors) as file:
+        for name, start, stop in pieces:
+            rows = arrays[name][start:stop]
+            file.write(f"{name} {start}-{stop}", {name: np.asfortranarray(rows) if seed % 2 else rows}, start)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(file.read(name), array)
+    loaded = load((tmp_path / "file").read_bytes())
     assert loaded.keys() == arrays.keys()
     for name, array in arrays.items():
         assert loaded[name].dtype == array.dtype and loaded[name].shape == array.shape
         np.testing.assert_array_equal(loaded[name], array)
 
 
-def test_the_bytes_of_a_file() -> None:
-    file = BytesIO()
-    writer = SafetensorsWriter(file, {"a": ("U8", (3,)), "b": ("F16", (1, 1))})
-    writer.write("b", np.array([[1.0]], np.float16))
-    writer.write("a", np.array([1, 2, 255], np.uint8))
-    writer.finish()
+def test_the_bytes_of_a_file(tmp_path: Path) -> None:
+    with weight_file(tmp_path / "file", {"a": ("U8", (3,)), "b": ("F16", (1, 1))}) as file:
+        file.write("b", {"b": np.array([[1.0]], np.float16)})
+        file.write("a", {"a": np.array([1, 2, 255], np.uint8)})
     header = (
         b'{"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},'
         b'"b":{"dtype":"F16","shape":[1,1],"data_offsets":[3,5]}}'
     )
     header += b" " * (-len(header) % 8)
-    assert file.getvalue() == len(header).to_bytes(8, "little") + header + b"\x01\x02\xff\x00\x3c"
+    assert (tmp_path / "file").read_bytes() == len(header).to_bytes(8, "little") + header + b"\x01\x02\xff\x00\x3c"
 
 
-def test_a_file_that_is_not_complete() -> None:
+def test_a_file_that_is_not_complete(tmp_path: Path) -> None:
     """A mistake of ours and of nobody else: an assertion, before the file is given its place."""
-    writer = SafetensorsWriter(BytesIO(), {"a": ("U8", (3,)), "b": ("U8", (2,))})
-    writer.write("a", np.zeros(2, np.uint8), 1)
-    with pytest.raises(AssertionError, match=r"not written, or twice: \['a', 'b'\]"):
-        writer.finish()
-    writer.write("b", np.zeros(2, np.uint8))
-    writer.write("a", np.zeros(1, np.uint8))
-    writer.finish()
-    writer.write("a", np.zeros(1, np.uint8))
-    with pytest.raises(AssertionError, match=r"\['a'\]"):
-        writer.finish()
-    with pytest.raises(AssertionError):
-        writer.write("a", np.zeros(3, np.float32))
+    with (
+        pytest.raises(AssertionError, match=r"not written, or twice: \['a', 'b'\]"),
+        weight_file(tmp_path / "file", {"a": ("U8", (3,)), "b": ("U8", (2,))}) as file,
+    ):
+        file.write("a", {"a": np.zeros(2, np.uint8)}, 1)
+    with (
+        pytest.raises(AssertionError, match=r"\['a'\]"),
+        weight_file(tmp_path / "file", {"a": ("U8", (3,))}) as file,
+    ):
+        file.write("a", {"a": np.zeros(3, np.uint8)})
+        file.write("again", {"a": np.zeros(1, np.uint8)})
+    with pytest.raises(AssertionError), weight_file(tmp_path / "file", {"a": ("U8", (3,))}) as file:
+        file.write("a", {"a": np.zeros(3, np.float32)})

@@ -112,13 +112,17 @@ def test_a_replacement_that_fails_keeps_the_old(failing: int, tmp_path: Path, mo
     assert (path / "file").read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_race_for_a_name_is_lost_politely(tmp_path: Path) -> None:
+def test_the_second_to_write_a_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "whole"
-    refused = pytest.raises(EdgebltError, match=r"whole cannot be written \(Directory not empty\)")
-    with refused, whole_directory(path) as partial:
-        (partial / "file").write_text("loser")
-        write(path, "winner")
-    assert (path / "file").read_text() == "winner" and list(tmp_path.iterdir()) == [path]
+    with whole_directory(path) as partial:
+        (partial / "file").write_text("first")
+        for resume in (False, True):
+            with pytest.raises(EdgebltError) as caught, whole_directory(path, resume=resume):
+                pass
+            assert str(caught.value) == (
+                f"{path} is being written by another process; wait for it, or choose another name"
+            )
+    assert (path / "file").read_text() == "first" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "x" * 250, "x" * 5000])

@@ -19,6 +19,7 @@ from conftest import ENTROPY_TOLERANCE, TOLERANCE, tiny_oracle
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.reference import TransformersReference
+from edgeblt.quant.activations import Values
 from edgeblt.quant.calibration import PatchStarts
 from edgeblt.quant.forward import Forward
 
@@ -47,10 +48,15 @@ class Saved:
         """With the checkpoint's own weights."""
         read, config = functools.cache(self.read), self.checkpoint.config
 
-        def multiply(inputs: Tensor, names: list[str]) -> list[Tensor]:
-            return [inputs @ read(name).T for name in names]
+        def multiply(inputs: Values, names: list[str], then: Callable[..., Tensor], *others: Values) -> Values:
+            texts = zip(inputs, *others, strict=True)
+            made = [then(*(value @ read(name).T for name in names), *rest) for value, *rest in texts]
+            return Values(len(made), made.__getitem__)
 
-        return Forward(config, multiply, read, lambda name, ids: read(name)[ids])
+        def lookup(name: str, rows: list[Tensor]) -> Values:
+            return Values(len(rows), lambda index: read(name)[rows[index]].sum(dim=1)[None])
+
+        return Forward(config, multiply, read, lookup)
 
     def read(self, name: str) -> Tensor:
         return torch.from_numpy(self.checkpoint.tensor(name))
@@ -81,17 +87,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Saved]:
 
 def oracle_starts(rule: PatchingRule) -> Starts:
     def starts(logits: Tensor, ids: Tensor) -> Tensor:
-        rows = zip(logits.numpy(), ids.numpy(), strict=True)
-        decided = [patching_oracle.patch_starts(rule, patching_oracle.entropies(row), row_ids) for row, row_ids in rows]
-        return torch.from_numpy(np.stack(decided))
+        entropies = patching_oracle.entropies(logits[0].numpy())
+        return torch.from_numpy(patching_oracle.patch_starts(rule, entropies, ids.numpy()))
 
     return starts
 
 
-def run(forward: Forward, rows: Sequence[Sequence[int]], starts: Starts) -> NDArray[np.float32]:
+def operator_starts(rule: PatchingRule) -> Starts:
+    return PatchStarts(rule).of_exact
+
+
+def run(forward: Forward, texts: Sequence[Sequence[int]], starts: Starts) -> list[NDArray[np.float32]]:
     with torch.inference_mode():
-        logits: NDArray[np.float32] = forward.run(torch.tensor(rows), starts).numpy()
-    return logits
+        return [logits[0].numpy() for logits in forward.run([torch.tensor(text) for text in texts], starts)]
 
 
 def check(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
@@ -117,7 +125,9 @@ def test_seeds_have_every_feature() -> None:
 @pytest.mark.parametrize("seed", [2, 10, 46])
 def test_the_operators_patches_give_the_same(saved: Callable[[int], Saved], seed: int) -> None:
     model, patching = saved(seed), saved(seed).checkpoint.config.patching
-    logits = [run(model.forward(), model.rows(), starts) for starts in (oracle_starts(patching), PatchStarts(patching))]
+    logits = [
+        run(model.forward(), model.rows(), starts) for starts in (oracle_starts(patching), operator_starts(patching))
+    ]
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
@@ -138,7 +148,7 @@ def test_rules_that_transformers_lacks(saved: Callable[[int], Saved], rule: Rule
     patching = PatchingRule(rule, *test_exactness.thresholds(rule, entropies), max_patch_length=5)
     starts = patching_oracle.patch_starts(patching, entropies, ids)
     assert len(ids) / 10 < np.count_nonzero(starts) < 0.7 * len(ids)
-    check(run(model.forward(), [ids], PatchStarts(patching))[0], test_exactness.forward(oracle, ids, starts))
+    check(run(model.forward(), [ids], operator_starts(patching))[0], test_exactness.forward(oracle, ids, starts))
 
 
 @pytest.mark.parametrize("maximum", [None, 3, 7])
@@ -150,9 +160,11 @@ def test_patch_starts_are_the_oracles(rule: Rule, maximum: int | None) -> None:
     entropies = np.stack([patching_oracle.entropies(row) for row in logits])
     patching = PatchingRule(rule, *thresholds(rule, entropies), max_patch_length=maximum, patch_size=4)
     expected = np.stack([patching_oracle.patch_starts(patching, *row) for row in zip(entropies, ids, strict=True)])
-    starts = PatchStarts(patching)(torch.from_numpy(logits), torch.from_numpy(ids))
-    assert starts.dtype == torch.bool
-    np.testing.assert_array_equal(starts.numpy(), expected)
+    operator = PatchStarts(patching)
+    for row in range(3):
+        starts = operator(torch.from_numpy(logits[row]), torch.from_numpy(ids[row]))
+        assert starts.dtype == torch.bool
+        np.testing.assert_array_equal(starts.numpy(), expected[row])
     assert rule is Rule.BYTE or not expected.all()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import EdgebltError
 from edgeblt.quant.formats import Linear, Matrix, Quantized, encode, quantize
-from edgeblt.quant.gptq import Products, gptq
+from edgeblt.quant.gptq import Inputs, Products, gptq
 from edgeblt.quant.methods import METHODS, quantize_least_squares
 from test_formats import by_column, linear_formats, matrices, restored
 
@@ -81,11 +81,11 @@ def dependent_inputs(rng: np.random.Generator, columns: int, count: int) -> NDAr
     return sized
 
 
-def without_drift(gram: torch.Tensor) -> Products:
-    return Products(gram, torch.zeros_like(gram))
+def without_drift(gram: torch.Tensor) -> Inputs:
+    return Inputs(Products(gram, torch.zeros_like(gram)))
 
 
-def gram_of(inputs: NDArray[np.float64]) -> Products:
+def gram_of(inputs: NDArray[np.float64]) -> Inputs:
     """Of inputs that the rounded model makes as the exact one does."""
     return without_drift(torch.from_numpy(inputs.T @ inputs))
 
@@ -181,11 +181,23 @@ def test_gptq_of_zeros_and_of_one_row() -> None:
 
 def test_gptq_leaves_its_arguments_alone() -> None:
     rng = np.random.default_rng(7)
-    weight, products = rng.standard_normal((4, 50)).astype(np.float32), gram_of(dependent_inputs(rng, 50, 90))
-    before = weight.copy(), products.gram.clone()
-    gptq(weight, products, LINEAR)
+    weight, inputs = rng.standard_normal((4, 50)).astype(np.float32), gram_of(dependent_inputs(rng, 50, 90))
+    before = weight.copy(), inputs.factor.clone(), inputs.correction.clone()
+    gptq(weight, inputs, LINEAR)
     np.testing.assert_array_equal(weight, before[0])
-    assert torch.equal(products.gram, before[1])
+    assert torch.equal(inputs.factor, before[1]) and torch.equal(inputs.correction, before[2])
+
+
+def test_products_add_up() -> None:
+    """In parts, over more columns than are made at a time; float32 inputs, so their products are exact in float64."""
+    rng = np.random.default_rng(9)
+    rounded, exact = (rng.integers(-9, 10, (30, 700)).astype(np.float32) for _ in range(2))
+    products = Products.zeros(700)
+    for part in (slice(0, 7), slice(7, 30)):
+        products.add(torch.from_numpy(rounded[part]), torch.from_numpy(exact[part]))
+    wide, wanted = rounded.astype(np.float64), exact.astype(np.float64)
+    np.testing.assert_array_equal(products.gram, wide.T @ wide)
+    np.testing.assert_array_equal(products.drift, (wanted - wide).T @ wide)
 
 
 @pytest.mark.parametrize("format", formats_by_name.values(), ids=formats_by_name)
@@ -199,11 +211,11 @@ def test_gptq_makes_up_for_errors_in_its_inputs(format: Linear) -> None:
     drift = torch.from_numpy((exact - seen).T @ seen)
     wanted = exact @ weight.astype(np.float64).T
 
-    def error(products: Products) -> float:
-        return float(np.square(seen @ restored(gptq(weight, products, format)).T - wanted).sum())
+    def error(inputs: Inputs) -> float:
+        return float(np.square(seen @ restored(gptq(weight, inputs, format)).T - wanted).sum())
 
     # 0.0001 to 0.003 was measured.
-    assert error(Products(gram_of(seen).gram, drift)) < 0.02 * error(gram_of(seen))
+    assert error(Inputs(Products(torch.from_numpy(seen.T @ seen), drift))) < 0.02 * error(gram_of(seen))
 
 
 @pytest.mark.parametrize("largest", [2e6, 3e38])

@@ -25,7 +25,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
-from edgeblt.bundle import _checksum, file_record
+from edgeblt.bundle import checksum, file_record
 from test_commands import run_command, run_process, sentence
 
 MANIFEST, CONFIG, SINGLE, INDEX = "bundle.json", "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -164,7 +164,7 @@ def seal(directory: Path) -> None:
 
 def write_sealed(directory: Path, document: dict[str, Any]) -> None:
     document.pop("checksum", None)
-    document["checksum"] = _checksum(document)
+    document["checksum"] = checksum(document)
     (directory / MANIFEST).write_text(json.dumps(document))
 
 

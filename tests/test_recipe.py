@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_embeddings_have_no_codebook(codebook: str) -> None:
 def test_each_part_has_its_own() -> None:
     formats = ("int8", "int4", "fp16", "fp32", "int8")
     parts = [WeightRecipe(format, 64 if format.startswith("int") else None) for format in formats]
-    recipe = Recipe("r", *parts)
+    recipe = Recipe("r", parts[0], parts[1], parts[2], parts[3], parts[4])
     expected = [Linear(8, 64, False), Linear(4, 64, False), Floating(16), Floating(32)]
     for stage, format in zip(("patcher", "encoder", "global", "decoder"), expected, strict=True):
         assert recipe.format(f"{stage}.layers.3.down", (10, 64)) == format
@@ -199,7 +200,9 @@ def test_what_needs_calibration() -> None:
     assert not Recipe("r", exact, exact, exact, exact, exact).needs_calibration
     assert not Recipe("r", exact, heads=exact, embeddings=exact).needs_calibration
     for stage in ("patcher", "encoder", "global_", "decoder", "heads"):
-        assert Recipe("r", **{stage: gptq}).needs_calibration
+        recipe = replace(Recipe("r"), **{stage: gptq})  # type: ignore[arg-type]  # stages are not the only fields
+        assert recipe.needs_calibration and recipe.needs_text
+    assert Recipe("r", table_hits=0.9).needs_text and not Recipe("r", table_hits=0.9).needs_calibration
 
 
 # What is refused.

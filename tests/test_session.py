@@ -372,11 +372,11 @@ def rows_of_the_graph(hashes: HashConfig, ids: list[int]) -> NDArray[np.int64]:
     windows = TensorSpec("windows", "int64", ("T", longest))
     rows = TensorSpec("rows", "int64", ("T", hashes.table_count))
     graph = StageGraph(StageContract("encoder", (windows,), (), (rows,), None))
-    model = graph.finish({"rows": _table_rows(graph, hashes, graph.inputs["windows"])})
+    stage = graph.finish({"rows": _table_rows(graph, hashes, graph.inputs["windows"])})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     opened = onnxruntime.InferenceSession(
-        ir.serde.serialize_model(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ir.serde.serialize_model(stage.model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     padded = np.array([0] * (longest - 1) + ids)
     (result,) = opened.run(None, {"windows": np.lib.stride_tricks.sliding_window_view(padded, longest)})

@@ -66,7 +66,7 @@ REGISTER_COMMANDS = [(EdgebltExportCommand, ExportCommand), EdgebltCommand]
 
 
 def _add_model(parser: ArgumentParser) -> None:
-    described = "A checkpoint directory: config.json and safetensors files."
+    described = "A checkpoint directory, or a model on the hub: OWNER/NAME."
     parser.add_argument("-m", "--model", metavar="CHECKPOINT", required=True, help=described)
 
 

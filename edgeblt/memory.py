@@ -1,0 +1,35 @@
+"""What of this process lies in memory, as Linux tells it."""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident bytes: `anonymous` are this process's alone; `mapped` are files' pages, which processes share."""
+
+    anonymous: int
+    mapped: int
+
+
+def resident_memory() -> Memory | None:
+    """RssAnon and RssFile of /proc/self/status; None where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    kilobytes = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines) if value.strip()}
+    if "RssAnon" not in kilobytes or "RssFile" not in kilobytes:
+        return None
+    return Memory(int(kilobytes["RssAnon"]) << 10, int(kilobytes["RssFile"]) << 10)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what this process has freed, where its C library (glibc) has a call for it.
+
+    Opening a graph packs one matrix after another in memory that is freed again; glibc would keep most of it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(ctypes.c_size_t(0))

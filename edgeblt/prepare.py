@@ -1,0 +1,137 @@
+"""Packing a bundle's weights for this machine, so that processes share them: `edgeblt prepare`."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from edgeblt.bundle import Bundle, file_record, open_bundle, write_document
+from edgeblt.contract import STAGES, StageName
+from edgeblt.errors import EdgebltError
+from edgeblt.external_data import align_external_data
+from edgeblt.files import whole_directory
+from edgeblt.ids import BOS, encode
+from edgeblt.model import Model
+from edgeblt.prepared import (
+    RECORD,
+    Prepared,
+    PreparedStage,
+    graph_name,
+    open_prepared,
+    prepared_path,
+    record_for,
+    weights_name,
+)
+from edgeblt.progress import progress
+from edgeblt.providers import resolve_provider, session_options, usable_cores
+from edgeblt.samples import held_out_text
+
+# ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.
+LEFT = {"encoder": "its hash tables, which are mapped already, would be copied"}
+NO_GAIN = "nothing in it is packed"
+_EXTERNAL_FROM_BYTES = 1024
+_COMPARED_BYTES, _COMPARED_ONE_BY_ONE = 48, 4
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    stage: str
+    bytes: int  # written
+    left_because: str | None  # why the bundle's own graph stays in use
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Field by field the JSON of `edgeblt prepare`."""
+
+    path: str
+    bytes: int  # written, of all stages
+    stages: tuple[StageOutcome, ...]
+
+
+def prepare(path: str | Path, provider: str = "cpu") -> Preparation:
+    """Write the graphs of a bundle with their weights packed for this machine to a directory beside it.
+
+    `load` uses it from then on, for the same results: all figures of a text are compared bit by bit before the
+    directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
+    weights cannot be written, or where results differ.
+    """
+    bundle = open_bundle(path)
+    provider_id, target = resolve_provider(provider), prepared_path(bundle)
+    _refuse_to_replace_others(target)
+    with whole_directory(target, replace=True) as partial:
+        stages: dict[str, PreparedStage] = {}
+        with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
+            for name in STAGES:
+                stage = None if name in LEFT else _prepare_stage(bundle, name, partial, provider_id)
+                if stage:
+                    stages[name] = stage
+                advance(1)
+        record = record_for(bundle, provider, stages)
+        write_document(partial / RECORD, record)
+        _compare(bundle, provider, open_prepared(partial, bundle, provider))
+    outcomes = (_outcome(name, stages.get(name)) for name in STAGES)
+    return Preparation(str(target), record.size, tuple(outcomes))
+
+
+def _refuse_to_replace_others(target: Path) -> None:
+    if os.path.isdir(target) and not os.path.lexists(target / RECORD):
+        raise EdgebltError(f"{target} holds something other than prepared weights; remove it, or rename the bundle")
+
+
+def _prepare_stage(bundle: Bundle, name: StageName, directory: Path, provider: str) -> PreparedStage | None:
+    """Writes the stage's optimized graph; None, and nothing, where it has no packed weights."""
+    graph, weights = directory / graph_name(name), directory / weights_name(name)
+    options = session_options(usable_cores())
+    options.optimized_model_filepath = str(graph)
+    for key, value in {
+        "session.save_external_prepacked_constant_initializers": "1",
+        "session.optimized_model_external_initializers_file_name": weights.name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_EXTERNAL_FROM_BYTES),
+    }.items():
+        options.add_session_config_entry(key, value)
+    source = bundle.path / bundle.manifest.stages[name].graph
+    try:
+        onnxruntime.InferenceSession(str(source), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        reason = " ".join(str(error).split())[:300]
+        raise EdgebltError(
+            f"{source} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"
+        ) from None
+    if weights.exists() and align_external_data(graph, weights):
+        return PreparedStage(file_record(graph), file_record(weights))
+    graph.unlink(missing_ok=True)
+    weights.unlink(missing_ok=True)
+    return None
+
+
+def _compare(bundle: Bundle, provider: str, prepared: Prepared) -> None:
+    """Kernels read what they packed at another address: what they compute must be the same, bit by bit."""
+    own = Prepared(prepared.path, (), "it is being compared")
+    for expected, found in zip(_results(bundle, provider, own), _results(bundle, provider, prepared), strict=True):
+        if expected.tobytes() != found.tobytes():
+            raise EdgebltError(
+                f"{bundle.path} computes otherwise from packed weights with onnxruntime {onnxruntime.__version__} on "
+                "this machine; use the bundle as it is"
+            )
+
+
+def _results(bundle: Bundle, provider: str, prepared: Prepared) -> list[np.ndarray]:
+    """Logits and entropies of a text, of which the last bytes are read one by one."""
+    ids = np.concatenate([[BOS], encode(held_out_text("prose")[:_COMPARED_BYTES])])
+    cuts = [0, *range(len(ids) - _COMPARED_ONE_BY_ONE, len(ids) + 1)]
+    session = Model(bundle.path, provider, 1, False, prepared).session()
+    results = []
+    for start, stop in itertools.pairwise(cuts):
+        for chunk in session.run(ids[start:stop]):
+            results += [chunk.logits.copy(), chunk.entropies.copy()]
+    return results
+
+
+def _outcome(name: str, stage: PreparedStage | None) -> StageOutcome:
+    if stage is None:
+        return StageOutcome(name, 0, LEFT.get(name, NO_GAIN))
+    return StageOutcome(name, stage.graph.size + stage.weights.size, None)

@@ -1,0 +1,116 @@
+"""Meta's entropy model: a directory on its own, or `entropy_model/` in a checkpoint.
+
+    params.json, consolidated.pth      as trained; Meta's `load_entropy_model` reads six of the fields
+    config.json, model.safetensors     as Meta's `LMTransformer.save_pretrained` writes it; all fields are read
+
+Source: facebookresearch/blt, `bytelatent/entropy_model.py`, `transformer.py` and, for the places, `data/patcher.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeblt.config import TransformerConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoint_files import CONFIG, INDEX, SINGLE, exists, inside, read_json, read_safetensors
+from edgeblt.export.meta_config import Fixed, StackFields, parse_stack, refuse_idle_window, refuse_others
+from edgeblt.export.pickle_files import pickled_tensors
+from edgeblt.export.stored_weights import StoredPart
+from edgeblt.export.transformers_config import Section
+
+PARAMS = "params.json"
+PICKLES = ("consolidated/consolidated.pth", "consolidated.pth")  # the order Meta looks in
+KEY = "model"  # of the pickled dictionary
+WINDOW = "local_block_causal"
+LOADER_WINDOW = 512  # `load_entropy_model` sets it, whatever the file says
+STACK = StackFields("dim", "n_layers", "n_heads", "n_kv_heads", multiplier=None)
+# fmt: off
+READ = frozenset({
+    "dim", "ffn_dim_multiplier", "head_dim", "multiple_of", "n_heads", "n_kv_heads", "n_layers", "norm_eps",
+    "rope_theta", "sliding_window", "vocab_size",
+})
+# fmt: on
+BOOKKEEPING = frozenset({"init_base_std", "init_std_factor", "max_seqlen", "rope_use_fp32_in_outer_product", "seed"})
+FIXED: Fixed = {
+    "attn_bias_type": (None, "causal", "block_causal", WINDOW),
+    "attn_impl": ("sdpa", "xformers", "flex_attention", "fmha", None),
+    "eos_id": (2, None),
+    "weight_tying": (False,),
+}
+LOADER_BOOKKEEPING = BOOKKEEPING | {"attn_bias_type", "attn_impl"}  # it sets them
+LOADER_FIXED: Fixed = {  # it leaves them at Meta's defaults
+    "eos_id": (2, None),
+    "multiple_of": (256,),
+    "norm_eps": (1e-5,),
+    "rope_theta": (10000.0,),
+    "sliding_window": (LOADER_WINDOW, None),
+    "weight_tying": (False,),
+}
+
+
+@dataclass(frozen=True)
+class EntropyModel:
+    """An opened entropy model: its configuration and every tensor stored with it, by Meta's names."""
+
+    stack: TransformerConfig
+    fields: Section  # as stored
+    listing: Path
+    stored: Mapping[str, StoredPart]
+    files: dict[str, Path]  # by their names in the directory
+
+
+def open_entropy_model(directory: Path) -> EntropyModel:
+    """Read the configuration and the headers of the weight files; no tensor data. Raises EdgebltError."""
+    name = next((name for name in (CONFIG, PARAMS) if exists(directory, name)), None)
+    if name is None:
+        raise EdgebltError(f"{directory} holds neither {CONFIG} nor {PARAMS}; give the directory of an entropy model")
+    file = inside(directory, name)
+    document = read_json(file)
+    fields = _fields(document, file)
+    stack = _as_saved(fields) if name == CONFIG else _as_loaded(fields)
+    listing, stored, files = _tensors(directory)
+    return EntropyModel(stack, fields, listing, stored, {name: file, **files})
+
+
+def _fields(document: object, file: Path) -> Section:
+    key = "args" if file.name == CONFIG else "entropy_model"
+    if not isinstance(document, dict) or not isinstance(document.get(key), dict):
+        raise EdgebltError(f"{file} has no {key!r} of an entropy model; give the directory of Meta's entropy model")
+    fields = Section(document[key], f"{file}: {key}")
+    if "dim_global" in fields.document:
+        raise EdgebltError(f"{file} is a whole model's; give the directory of its entropy model")
+    if fields.document.get(STACK.head_count) is None:
+        raise fields.error(STACK.head_count, "it must be an integer")
+    return fields
+
+
+def _as_saved(fields: Section) -> TransformerConfig:
+    refuse_others(fields, READ | BOOKKEEPING, FIXED)
+    window = fields.optional_integer("sliding_window", None)
+    refuse_idle_window(fields, "sliding_window", window)
+    if (window is not None) != (fields.document.get("attn_bias_type") == WINDOW):
+        raise fields.error("attn_bias_type", f"with sliding_window {window} edgeblt supports only {_biases(window)}")
+    return parse_stack(fields, STACK, window)
+
+
+def _biases(window: int | None) -> str:
+    return repr(WINDOW) if window is not None else "null, 'causal' and 'block_causal'"
+
+
+def _as_loaded(fields: Section) -> TransformerConfig:
+    """As `load_entropy_model` builds it, which reads six fields; others must not say otherwise."""
+    refuse_others(fields, READ | LOADER_BOOKKEEPING, LOADER_FIXED)
+    stack = parse_stack(fields, STACK, LOADER_WINDOW)
+    if stack.kv_head_count != stack.head_count:
+        raise fields.error(STACK.kv_head_count, f"Meta's code reads this file as if it were {stack.head_count}")
+    return stack
+
+
+def _tensors(directory: Path) -> tuple[Path, Mapping[str, StoredPart], dict[str, Path]]:
+    """The file that says which tensors there are, the tensors, and the files they are in."""
+    pickle = next((name for name in PICKLES if exists(directory, name)), None)
+    if pickle is None or exists(directory, SINGLE) or exists(directory, INDEX):
+        listing, stored = read_safetensors(directory)
+        return listing, stored, {file.name: file for file in (listing, *(part.file for part in stored.values()))}
+    file = inside(directory, pickle)
+    return file, pickled_tensors(file, KEY), {pickle: file}

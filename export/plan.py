@@ -1,0 +1,43 @@
+"""What a checkpoint's weights would take in a recipe's formats: the graphs are built, but no weight is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeblt.contract import STAGES, StageName
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.export_bundle import GRAPHS
+from edgeblt.export.weights import WeightSource
+from edgeblt.quant.recipe import load_recipe, packaged_recipes
+from edgeblt.quant.recipe_source import RecipeSource
+from edgeblt.roofline import StoredTensor, WeightPlan, weight_plan
+
+
+def plan_checkpoint(
+    checkpoint: Checkpoint, recipes: Sequence[str | Path], bytes_per_patch: float
+) -> tuple[WeightPlan, ...]:
+    """Plans for the packaged recipes and for `recipes`, largest first; one plan for a checkpoint quantized already.
+
+    Raises EdgebltError for an unknown or unfit recipe, and for any that is given with a quantized checkpoint.
+    """
+    config = checkpoint.config
+    if checkpoint.is_quantized or checkpoint.record:
+        if recipes:
+            raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
+        name = checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
+        return (weight_plan(name, config, stored_tensors(checkpoint), bytes_per_patch),)
+    names = dict.fromkeys([*packaged_recipes(), *map(str, recipes)])
+    plans = []
+    for recipe in map(load_recipe, names):
+        tensors = stored_tensors(RecipeSource(checkpoint, recipe))
+        plans.append(weight_plan(recipe.name, config, tensors, bytes_per_patch))
+    return tuple(sorted(plans, key=lambda plan: -plan.bytes))
+
+
+def stored_tensors(source: WeightSource) -> dict[StageName, list[StoredTensor]]:
+    """The weights that the graphs of `source` hold or refer to, as they are written."""
+    found: dict[StageName, list[StoredTensor]] = {}
+    for stage in STAGES:
+        slots = GRAPHS[stage](source).slots
+        found[stage] = [StoredTensor(name, slot.shape[0], slot.size) for name, slot in slots.items()]
+    return found
