@@ -6,7 +6,7 @@ READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow venv clean
+.PHONY: help demo test lint bench slow sanitize venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  compare with transformers"
 	@echo "make slow   the slow tests and those that install packages"
+	@echo "make sanitize  the native kernels' own tests, under sanitizers (needs cmake)"
 	@echo "make venv   only set up .venv"
 	@echo "make clean  remove .venv, builds and caches"
 
@@ -37,6 +38,11 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/against_transformers.py
+
+sanitize:
+	cmake -S native -B build/sanitize -DEDGEBLT_TESTS=ON
+	cmake --build build/sanitize
+	build/sanitize/test_kernels
 
 venv: $(READY)
 

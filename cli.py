@@ -392,6 +392,21 @@ def inspect(
         _write_json(json_file, result)
 
 
+@app.command()
+def doctor(json_file: JsonFile = None) -> None:
+    """Show what is at work on this machine.
+
+    Versions, execution providers, and the native library: which instructions its kernels use, or why it is not used.
+    The environment variable EDGEBLT_NATIVE turns it off (0) or down to a level (scalar, avx2, avx512, neon).
+    """
+    from edgeblt.doctor import diagnose
+
+    result = diagnose()
+    if not _print_json(json_file, result):
+        printing.show_diagnosis(result)
+        _write_json(json_file, result)
+
+
 def _gigabytes(count: float) -> int:
     if not 0 < count < 1e6:
         raise EdgebltError(f"the memory limit is {count} GB; give a number above 0, such as 1.5")

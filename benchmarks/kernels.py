@@ -1,15 +1,20 @@
 """Times of the native library's matrix products beside ONNX Runtime's, through ONNX Runtime, in one interleaved run.
 
-    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--seconds 0.004] [--cold]
+    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--cold] [--cycles]
 
 Weights are random, the sparse ones half zeros. All products take turns; the median and the least of their times per run
-are shown, in microseconds, and the bytes of weights read per second. --cold gives every product many copies of its
-weights, more than the caches hold, as a model's other layers push a layer's weights out. The last line is JSON.
+are shown, in microseconds, and the bytes of weights per second of the least. --cold gives every product many copies of
+its weights, more than the caches hold, as a model's other layers push a layer's weights out. --cycles counts the
+processor's cycles in the program itself instead of time (Linux, one thread): on a busy machine these are steadier. The
+last line is JSON.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import statistics
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,14 +55,18 @@ class Product:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="1024x1024,1024x2816,2048x5632", help="inputs x outputs, commas between")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--threads", default="1,2", help="one measurement after the other")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of inputs")
     parser.add_argument(
         "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
     )
     parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
-    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--cold", action="store_true", help="weights out of the caches")
+    parser.add_argument("--cycles", action="store_true", help="count cycles, not time; for one thread")
     arguments = parser.parse_args()
+    if arguments.cycles and arguments.threads != "1":
+        raise SystemExit("--cycles counts those of one thread; use it with --threads 1")
+    clock = cycle_counter() if arguments.cycles else time.perf_counter
     if native.library_path() is None:
         raise SystemExit(f"there is nothing to time: {native.status().reason}")
     if arguments.level:
@@ -65,15 +74,17 @@ def main() -> None:
     print(f"{device_name()}, kernels of level {arguments.level or native.status().level}")
     results: list[dict[str, Any]] = []
     for threads in map(int, arguments.threads.split(",")):
-        bandwidth = read_bandwidth()
-        print(f"\n{threads} thread(s); one thread of numpy reads {bandwidth / 1e9:.1f} GB/s from memory")
+        bandwidth = read_bandwidth(clock)
+        print(f"\n{threads} thread(s); one thread of numpy reads {rate(bandwidth, arguments.cycles)} from memory")
         for shape in arguments.shapes.split(","):
             columns, rows = map(int, shape.split("x"))
-            results += measure(columns, rows, threads, list(map(int, arguments.rows.split(","))), arguments)
+            results += measure(columns, rows, threads, list(map(int, arguments.rows.split(","))), arguments, clock)
     print(json.dumps({"device": device_name(), "cold": arguments.cold, "results": results}))
 
 
-def measure(columns: int, outputs: int, threads: int, rows: list[int], arguments: Any) -> list[dict[str, Any]]:
+def measure(
+    columns: int, outputs: int, threads: int, rows: list[int], arguments: Any, clock: Callable[[], float]
+) -> list[dict[str, Any]]:
     products = all_products(columns, outputs)
     copies = {name: 1 + COLD_BYTES // product.bytes if arguments.cold else 1 for name, product in products.items()}
     sessions = {name: open_session(product, columns, copies[name], threads) for name, product in products.items()}
@@ -81,16 +92,17 @@ def measure(columns: int, outputs: int, threads: int, rows: list[int], arguments
     for count in rows:
         inputs = np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
         runs = {name: runner(session, inputs) for name, session in sessions.items()}
-        times = interleaved(runs, arguments.seconds)
-        print(f"\n{columns} x {outputs}, {count} row(s) of inputs, microseconds: median, least, GB/s")
-        for name, seconds in times.items():
-            per_run = [value / copies[name] for value in seconds]
+        times = interleaved(runs, arguments.seconds, clock)
+        unit, per = ("thousands of cycles", 1e-3) if arguments.cycles else ("microseconds", 1e6)
+        print(f"\n{columns} x {outputs}, {count} row(s) of inputs, {unit}: median, least, and rate")
+        for name, durations in times.items():
+            per_run = [value / copies[name] for value in durations]
             median, least = statistics.median(per_run), min(per_run)
-            rate = products[name].bytes / median / 1e9
-            print(f"  {name:44}{median * 1e6:9.1f}{least * 1e6:9.1f}{rate:9.1f}")
+            read = rate(products[name].bytes / least, arguments.cycles)
+            print(f"  {name:44}{median * per:9.1f}{least * per:9.1f}  {read}")
             results.append({
-                "product": name, "inputs": columns, "outputs": outputs, "rows": count, "threads": threads,
-                "median_us": median * 1e6, "least_us": least * 1e6, "weight_bytes": products[name].bytes,
+                "product": name, "inputs": columns, "outputs": outputs, "rows": count, "threads": threads, "unit": unit,
+                "median": median * per, "least": least * per, "weight_bytes": products[name].bytes,
             })  # fmt: skip
     return results
 
@@ -161,9 +173,12 @@ def open_session(product: Product, columns: int, copies: int, threads: int) -> o
     for copy in range(copies):
         weights = []
         for name, array in product.weights.items():
-            tensor = ir.tensor(array.copy(), name=f"{name}_{copy}")
+            own = array.copy()
+            if own.dtype.itemsize == 1 and name in ("b", "codes", "tiles", "values"):
+                own.flat[0] ^= copy % 127  # ONNX Runtime keeps equal weights once
+            tensor = ir.tensor(own, name=f"{name}_{copy}")
             weights.append(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
-            weights[-1].shape = tensor.shape
+            weights[-1].shape = ir.Shape(own.shape)
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
         attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
         nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))
@@ -186,16 +201,18 @@ def runner(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -
     return lambda: session.run_with_iobinding(binding)
 
 
-def interleaved(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
-    """Times of a run in seconds: each product for about `seconds` at a time, all in turn, many rounds."""
+def interleaved(
+    runs: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """What a run takes: each product for about `seconds` at a time, all in turn, many rounds."""
     repeats = {name: max(1, round(seconds / once(run))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(repeats[name]):
                 run()
-            times[name].append((time.perf_counter() - begin) / repeats[name])
+            times[name].append((clock() - begin) / repeats[name])
     return times
 
 
@@ -206,15 +223,34 @@ def once(run: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that numpy's dot product of two long vectors reads, the best of several tries."""
+def read_bandwidth(clock: Callable[[], float]) -> float:
+    """Bytes per unit of the clock that numpy's dot product of two long vectors reads, the best of several tries."""
     first, second = np.ones(16 << 20, np.float32), np.ones(16 << 20, np.float32)
     best = 0.0
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = clock()
         np.dot(first, second)
-        best = max(best, (first.nbytes + second.nbytes) / (time.perf_counter() - begin))
+        best = max(best, (first.nbytes + second.nbytes) / (clock() - begin))
     return best
+
+
+def rate(bytes_per_unit: float, cycles: bool) -> str:
+    return f"{bytes_per_unit:.1f} bytes a cycle" if cycles else f"{bytes_per_unit / 1e9:.1f} GB/s"
+
+
+def cycle_counter() -> Callable[[], float]:
+    """This thread's cycles outside the kernel, by Linux's perf_event_open."""
+    numbers = {"x86_64": 298, "aarch64": 241}
+    if os.uname().sysname != "Linux" or os.uname().machine not in numbers:
+        raise SystemExit("cycles can be counted on Linux only; leave out --cycles")
+    attributes = bytearray(128)  # struct perf_event_attr: type 0 and config 0 are cycles
+    struct.pack_into("II", attributes, 0, 0, len(attributes))
+    struct.pack_into("Q", attributes, 40, 1 << 5 | 1 << 6)  # not the kernel's, not the hypervisor's
+    buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
+    descriptor = ctypes.CDLL(None).syscall(numbers[os.uname().machine], buffer, 0, -1, -1, 0)
+    if descriptor < 0:
+        raise SystemExit("this machine lets no program count its cycles; leave out --cycles")
+    return lambda: float(struct.unpack("Q", os.read(descriptor, 8))[0])
 
 
 if __name__ == "__main__":

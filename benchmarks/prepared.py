@@ -59,8 +59,8 @@ def main() -> None:
                 measured.append(two_processes(bundle, kind, arguments.new_bytes))
         medians = {kind: median(measured) for kind, measured in runs.items()}
         for kind, figures in medians.items():
-            print(f"{bundle.name:12} {kind:9} " + ", ".join(f"{name} {value:,.3f}" for name, value in figures.items()))
-        report[bundle.name] = {"written_bytes": written, **medians}
+            print(f"{bundle!s:20} {kind:9} " + ", ".join(f"{name} {value:,.3f}" for name, value in figures.items()))
+        report[str(bundle)] = {"written_bytes": written, **medians}
     print(json.dumps(report))
 
 

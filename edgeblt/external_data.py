@@ -27,9 +27,9 @@ _PACKED = "prepacked_"
 def align_external_data(graph: Path, weights: Path) -> int:
     """Make every tensor and packed buffer start at a multiple of ALIGNMENT bytes of `weights`; the number of buffers.
 
-    ONNX Runtime 1.31 aligns only those above 1 MiB, but kernels round the address of a packed buffer up, as they did
-    when they packed it: mapped from elsewhere it is read shifted, and results are wrong. What lies askew is written
-    again at the end of the file.
+    ONNX Runtime 1.31 aligns only those above 1 MiB, but kernels lay a packed buffer out by its address: mapped
+    elsewhere, MatMulNBits reads it shifted, and results are wrong. What lies askew is written again at the end of the
+    file.
     """
     with weights.open("r+b") as file:
         aligner = _Aligner(file)

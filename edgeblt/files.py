@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -92,9 +93,9 @@ def flush(directory: Path) -> None:
 
 
 def empty(directory: Path, but: Collection[str] = ()) -> None:
-    """Remove everything in a directory, except what has one of these names. Raises OSError."""
+    """Remove everything in a directory, except regular files that have one of these names. Raises OSError."""
     for entry in directory.iterdir():
-        if entry.name in but:
+        if entry.name in but and stat.S_ISREG(entry.lstat().st_mode):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from edgeblt import native
 from edgeblt.bundle import Bundle
 from edgeblt.contract import STAGES
 from edgeblt.errors import EdgebltError
@@ -59,6 +60,7 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
         "prepared": _prepared(bundle),
     }
+    description["native kernels here"] = native.describe()
     return Inspection("bundle", str(bundle.path), description, tuple(parts), (plan,))
 
 

@@ -1,8 +1,8 @@
 """The native library, if the package was built with one: where it is, what it uses of the processor, or why it is idle.
 
-It holds kernels for the operators of domain `edgeblt`. Everything works without it, slower, as every model carries those
-operators in portable form too. A library that cannot be opened, that belongs to another version of the package, or that
-the runtime does not take is reported once and left alone.
+It holds kernels for the operators of domain `edgeblt`. Everything works without it, slower, as every model carries
+those operators in portable form too. A library that cannot be opened, that belongs to another version of the package,
+or that the runtime does not take is reported once and left alone.
 
 The environment variable EDGEBLT_NATIVE turns it off (0) or down to an instruction level (scalar, avx2, avx512, neon).
 """
@@ -51,6 +51,12 @@ def status() -> NativeStatus:
     return NativeStatus(
         None, None, f"{LIBRARY_NAME} was not built; install a C++ compiler, then edgeblt again from its source"
     )
+
+
+def describe() -> str:
+    """One line: what is used, or why not."""
+    found = status()
+    return f"version {found.version}, {found.level}" if found.reason is None else f"not used: {found.reason}"
 
 
 def version() -> str | None:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent on a device
     from edgeblt.benchmark import Benchmark
+    from edgeblt.doctor import Diagnosis
     from edgeblt.export.demo import Demo
     from edgeblt.inspection import Inspection
     from edgeblt.prepare import Preparation
@@ -84,7 +85,7 @@ def show_benchmark(result: "Benchmark") -> None:
 
 
 def show_preparation(result: "Preparation") -> None:
-    table = _table("", "stage", "packed weights, and the graph", "")
+    table = _table("", "stage", "packed weights, and the graph", "left as it is because")
     for stage in result.stages:
         table.add_row(stage.stage, _size(stage.bytes) if stage.bytes else "", stage.left_because or "")
     table.add_row("all", _size(result.bytes), "")
@@ -117,6 +118,29 @@ def _plans_table(plans: "Sequence[WeightPlan]") -> Table:
         sizes = (plan.bytes, plan.table_bytes, plan.matrix_bytes, plan.weight_bytes_per_byte, *stages, rows)
         _add(table, plan.recipe, *map(_size, sizes))
     return table
+
+
+def show_diagnosis(result: "Diagnosis") -> None:
+    used = result.native_reason is None
+    rows = {
+        "edgeblt": result.edgeblt or "(not installed)",
+        "python": result.python,
+        "machine": f"{result.machine}, {result.cores} usable core(s)",
+        "onnxruntime": f"{result.onnxruntime}, providers {', '.join(result.execution_providers)}",
+        "native library": result.native_library or "none",
+        "  version": result.native_version or "",
+        "  instructions": result.native_level or "",
+        "  could be": ", ".join(result.native_levels),
+        "  kernels for": ", ".join(result.native_operators),
+    }
+    width = max(map(len, rows))
+    for name, shown in rows.items():
+        if shown:
+            _print(printable(f"{name:{width}}  {shown}"))
+    if not used:
+        _print(printable(f"The native library is not used: {result.native_reason}"))
+        _print("Everything works without it, slower.")
+    _print("EDGEBLT_NATIVE=0 in the environment turns it off; scalar, avx2, avx512 or neon sets the instructions.")
 
 
 def show_demo(result: "Demo") -> None:

@@ -101,9 +101,15 @@ class Checkpoint:
         return self._weights[name].encoded(start, stop)
 
     def fingerprint(self, *settings: object) -> str:
-        """What a conversion with these settings depends on: the files by name, size and time of change, and them."""
+        """What a conversion with these settings depends on: the files by name, size and time of change, and them.
+
+        Raises EdgebltError if a file is gone.
+        """
         files = sorted({part.file for weight in self._weights.values() for part in weight.parts})
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        try:
+            stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        except OSError as error:
+            raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); give a whole checkpoint") from None
         return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -101,7 +101,7 @@ def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[Weigh
     chosen = load_recipe(recipe or "fp32")
     if chosen.needs_text:
         raise EdgebltError(
-            f"the recipe {printable(str(recipe))} needs a text; first run `edgeblt quantize CHECKPOINT OUT "
+            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
             f"--recipe {printable(str(recipe))}`, then export OUT"
         )
     return RecipeSource(checkpoint, chosen), chosen.name

@@ -149,12 +149,15 @@ def parse_stack(section: Section, fields: StackFields, window: int | None) -> Tr
         raise section.error(
             "head_dim", f"it must be {fields.hidden_size} over {fields.head_count}, {hidden_size // heads}"
         )
+    kv_heads = section.optional_integer(fields.kv_head_count, None, minimum=0) or heads  # 0 is none too
+    if heads % kv_heads:
+        raise section.error(fields.kv_head_count, f"it must divide {fields.head_count}, {heads}")
     try:
         return TransformerConfig(
             hidden_size=hidden_size,
             layer_count=section.integer(fields.layer_count, 8),
             head_count=heads,
-            kv_head_count=section.optional_integer(fields.kv_head_count, None, minimum=0) or heads,  # 0 is none too
+            kv_head_count=kv_heads,
             intermediate_size=_intermediate_size(section, hidden_size, fields.multiplier),
             norm_epsilon=section.number("norm_eps", 1e-5),
             rope_theta=section.number("rope_theta", 10000.0),

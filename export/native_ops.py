@@ -1,4 +1,4 @@
-"""Matrix products of domain `edgeblt`: their portable bodies, for a model that must also run without the native library.
+"""Matrix products of domain `edgeblt`: their portable bodies, for models that must also run without the library.
 
 All take `x` float32 [.., K] and give float32 [.., N]. Weights and scales are initializers. Common attributes, to be
 written on every node: K, N, bits (4 or 8), block_size (16 to 256: inputs are rounded in blocks of so many columns), and
@@ -13,9 +13,10 @@ blocks_per_scale (how many of these share a scale of the weights; the last ones 
     MaskedMatMul   mask, values, offsets                                        `sparse_layout.pack_masked`
                    scales       as DenseMatMul's
 
-The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with accuracy_level 4 does: in a block of a row the largest magnitude is 127. The
-bodies end in that operator; the sparse ones spread their weights out to 8 bits first. All of that happens once, when the
-model is opened, as ONNX Runtime computes what depends on initializers only.
+The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with
+accuracy_level 4 does: in a block of a row the largest magnitude is 127. The bodies end in that operator; the sparse
+ones spread their weights out to 8 bits first. All of that happens once, when the model is opened, as ONNX Runtime then
+computes what depends on initializers only.
 """
 
 from collections.abc import Callable

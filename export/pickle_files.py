@@ -5,6 +5,7 @@ refuses everything else. Every error of the file becomes an EdgebltError that na
 """
 
 import math
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,8 @@ def pickled_tensors(file: Path, key: str) -> dict[str, PickledTensor]:
     """Every tensor of the dictionary under `key` of the pickled one, by its name; no data. Raises EdgebltError."""
     _refuse_odd_archive(file)
     try:
-        document = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # of torch's reader, about what it meets in damaged files
+            document = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can make the reader stumble in any way
         raise EdgebltError(
             f"{file} is no whole file of tensors only, as torch.save writes ({type(error).__name__}), and was not run; "
@@ -75,10 +77,10 @@ def _plain(file: Path, name: object, value: Any) -> torch.Tensor:
         raise EdgebltError(f"{file}: {name!a:.100} is no tensor under its name; give the file of a whole checkpoint")
     tensor: torch.Tensor = value.detach()
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_neg():
-        raise EdgebltError(f"{file}: the tensor {name!a} is not stored plainly; save the checkpoint again")
+        raise EdgebltError(f"{file}: the tensor {name!a:.100} is not stored plainly; save the checkpoint again")
     end = tensor.storage_offset() + tensor.numel()
     if not tensor.is_contiguous() or end * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise EdgebltError(f"{file}: the tensor {name!a} is not contiguous; save it again after .contiguous()")
+        raise EdgebltError(f"{file}: the tensor {name!a:.100} is not contiguous; save it again after .contiguous()")
     return tensor
 
 

@@ -119,7 +119,7 @@ class WeightFile:
         try:
             if not kept and self.size:
                 _allocate(self._file.fileno(), self.size)
-            self._write(0, memoryview(header))
+            self._write_between(header)
         except BaseException:
             self._file.close()
             raise
@@ -169,6 +169,14 @@ class WeightFile:
         """A whole tensor."""
         slot = self._slots[tensor]
         return np.frombuffer(self._read(slot.offset, slot.size), slot.dtype).reshape(slot.shape)
+
+    def _write_between(self, header: bytes) -> None:
+        """The header, and zeros between the tensors: no piece covers them."""
+        self._write(0, memoryview(header))
+        end = len(header)
+        for slot in sorted(self._slots.values(), key=lambda slot: slot.offset):
+            self._write(end, memoryview(bytes(slot.offset - end)))
+            end = slot.offset + slot.size
 
     def _count(self, lengths: dict[str, int]) -> None:
         self.written = sum(lengths.values())

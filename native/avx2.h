@@ -13,12 +13,27 @@ namespace edgeblt {
 void dense_avx2(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void entropies_avx2(const float* logits, int64_t rows, int64_t width, float* out);
 
 namespace {
 
 inline __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
 
-// Has the compiler compute `value` here. GCC 12 otherwise puts off a sum until its last term, and runs out of registers.
+// Where a row of inputs is by itself, asks for the weights needed a page from here: the processor's own prefetching
+// ends with each page of memory, and several rows compute long enough to hide that. `next` need not be readable there.
+template <int kRows, int kBytes>
+inline __attribute__((always_inline)) void prefetch(const uint8_t* next) {
+  constexpr uintptr_t kAhead = 4096;
+  if constexpr (kRows == 1) {
+    EDGEBLT_UNROLL for (uintptr_t byte = 0; byte < kBytes; byte += 64) {
+      const uintptr_t place = reinterpret_cast<uintptr_t>(next) + kAhead + byte;
+      _mm_prefetch(reinterpret_cast<const char*>(place), _MM_HINT_T0);
+    }
+  }
+}
+
+// Has the compiler compute `value` here. GCC 12 otherwise puts off a sum until its last term, and runs out of
+// registers.
 inline void keep(__m256i& value) { __asm__("" : "+x"(value)); }
 
 // The sum of all lanes, always in the same order.

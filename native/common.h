@@ -3,7 +3,6 @@
 #ifndef EDGEBLT_COMMON_H
 #define EDGEBLT_COMMON_H
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -89,10 +88,10 @@ inline float round_even(float value) {
 }
 
 // See Kernels::quantize. A block's scale is its largest magnitude / 127, a code the value * (127 / largest) rounded to
-// even; all codes are 0 where that is below 2 ** -100, or where a value is not finite, which the scale then passes on.
+// even; all codes are 0 where that is below 2 ** -120, or where a value is not finite, which the scale then passes on.
 inline void quantize_row(
     const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums) {
-  constexpr uint32_t kSmallest = 27u << 23, kInfinity = 0x7f800000;
+  constexpr uint32_t kSmallest = 7u << 23, kInfinity = 0x7f800000;
   for (int64_t begin = 0, block = 0; begin < columns; begin += block_size, ++block) {
     const int64_t count = columns - begin < block_size ? columns - begin : block_size;
     const float* in = values + begin;
@@ -119,74 +118,6 @@ inline void quantize_row(
     sums[block] = static_cast<float>(sum);
   }
   std::memset(codes + columns, 0, static_cast<size_t>(padded_columns(columns, block_size) - columns));
-}
-
-constexpr int64_t kLanes = 8;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef int32_t IntLanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
-// e ** x for -87 <= x <= 0. Cephes' reduction and polynomial, error below 2 units in the last place.
-inline __attribute__((always_inline)) void exponential(const Lanes& argument, Lanes& result) {
-  constexpr float kMagic = 12582912.0F;
-  const Lanes power = (argument * 1.44269504088896341F + kMagic) - kMagic;
-  const Lanes x = (argument - power * 0.693359375F) - power * -2.12194440e-4F;
-  Lanes y = x * 1.9875691500e-4F + 1.3981999507e-3F;
-  y = y * x + 8.3334519073e-3F;
-  y = y * x + 4.1665795894e-2F;
-  y = y * x + 1.6666665459e-1F;
-  y = y * x + 5.0000001201e-1F;
-  y = y * x * x + x + 1.0F;
-  const IntLanes bits = (__builtin_convertvector(power, IntLanes) + 127) << 23;
-  result = y * (Lanes)bits;
-}
-
-// Adds e**d and e**d * d for eight logits; e ** d counts as 0 for d below -87.
-inline __attribute__((always_inline)) void add_lanes(
-    const Lanes& logits, const Lanes& largest, Lanes& total, Lanes& weighted) {
-  constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
-  Lanes difference = logits - largest, share;
-  const IntLanes counts = difference > kLowest;
-  difference = counts ? difference : kLowest;
-  exponential(difference, share);
-  share = (Lanes)((IntLanes)share & counts);
-  total += share;
-  weighted += share * difference;
-}
-
-// The last `count` logits of a row, filled up with what is as good as nothing.
-inline __attribute__((always_inline)) void load_rest(const float* logits, int64_t count, Lanes& lanes) {
-  float some[kLanes];
-  for (int64_t lane = 0; lane < kLanes; ++lane) some[lane] = lane < count ? logits[lane] : -HUGE_VALF;
-  std::memcpy(&lanes, some, sizeof lanes);
-}
-
-// H = log(sum e**d) - (sum e**d * d) / (sum e**d) with d = logit - largest logit; both terms are at least 0. One pass for
-// the largest and one for both sums, in lanes of their own, so that a row has the same bits wherever it lies.
-inline void entropy_rows(const float* logits, int64_t rows, int64_t width, float* out) {
-  const int64_t whole = width / kLanes * kLanes;
-  for (int64_t row = 0; row < rows; ++row, logits += width) {
-    Lanes in, rest, highest, total = {}, weighted = {};
-    load_rest(logits + whole, width - whole, rest);
-    highest = rest;
-    for (int64_t begin = 0; begin < whole; begin += kLanes) {
-      std::memcpy(&in, logits + begin, sizeof in);
-      highest = in > highest ? in : highest;
-    }
-    float largest = highest[0];
-    for (int64_t lane = 1; lane < kLanes; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
-    highest = largest + Lanes{};
-    for (int64_t begin = 0; begin < whole; begin += kLanes) {
-      std::memcpy(&in, logits + begin, sizeof in);
-      add_lanes(in, highest, total, weighted);
-    }
-    if (whole < width) add_lanes(rest, highest, total, weighted);
-    float sum = 0, product = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      sum += total[lane];
-      product += weighted[lane];
-    }
-    out[row] = std::log(sum) - product / sum;
-  }
 }
 
 // A row's floats per block: 64-byte aligned, kept by the thread from call to call.

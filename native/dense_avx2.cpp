@@ -64,6 +64,7 @@ inline __attribute__((always_inline)) void multiply_row(
   constexpr int kStep = kBlock > kColumns ? kBlock : kColumns;
   constexpr int kBlocks = kStep / kBlock;
   for (int64_t left = blocks / kBlocks; left; --left) {
+    prefetch<kRows, kStep * kBits / 8>(codes);
     add_block<kBits, kBlock, kRows>(codes, inputs, columns, scales, stride, totals);
     codes += kStep * kBits / 8;
     inputs += kStep;
@@ -96,8 +97,8 @@ inline __attribute__((always_inline)) void start_row(
   }
 }
 
-// What the products of one call have in common. The two functions that take it are not inlined: in one large function the
-// compiler keeps their pointers in memory.
+// What the products of one call have in common. The two functions that take it are not inlined: in one large function
+// the compiler keeps their pointers in memory.
 struct Product {
   int64_t blocks, columns, stride;
   float* products;  // [4, stride]
@@ -167,7 +168,8 @@ void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int
   if (inputs.rows == 1 && !own_points && plain_halves(weights.scales)) {
     const auto* halves = static_cast<const uint16_t*>(weights.scales.values) + first * weights.blocks;
     return one_input<kBits, kBlock, kOffsets, true>(
-        product, weights.codes + first * bytes, halves, last - first, inputs.codes, inputs.scales, offsets, out + first);
+        product, weights.codes + first * bytes, halves, last - first, inputs.codes, inputs.scales, offsets,
+        out + first);
   }
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;

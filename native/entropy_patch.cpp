@@ -1,5 +1,5 @@
-// edgeblt::EntropyPatch: entropies of next-byte distributions and the patch starts they decide. docs/patching.md has the
-// rules; export/entropy_patch.py is the same in standard operators.
+// edgeblt::EntropyPatch: entropies of next-byte distributions and the patch starts they decide. docs/patching.md has
+// the rules; export/entropy_patch.py is the same in standard operators.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -16,8 +16,8 @@ constexpr int64_t kTaskElements = 32768;
 
 enum Rule : int64_t { kThreshold, kMonotonic, kThresholdAndRise, kSpace, kStatic, kByte };
 
-// 1 for every id that is no ASCII letter or digit and no UTF-8 continuation byte. As a Gather from the last id on would,
-// larger ids count as the last one.
+// 1 for every id that is no ASCII letter or digit and no UTF-8 continuation byte. As a Gather from the last id on
+// would, larger ids count as the last one.
 float space_like(int64_t id) {
   id = std::min(id, kVocabulary - 1);
   const int64_t byte = id - kOffset;

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "common.h"
+#include "entropies.h"
 #include "spread.h"
 
 namespace edgeblt {

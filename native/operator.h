@@ -1,4 +1,5 @@
-// What the operators share: inputs and outputs with their shapes, the session's threads, errors as ONNX Runtime's status.
+// What the operators share: inputs and outputs with their shapes, the session's threads, errors as ONNX Runtime's
+// status.
 #ifndef EDGEBLT_OPERATOR_H
 #define EDGEBLT_OPERATOR_H
 

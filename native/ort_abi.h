@@ -21,7 +21,7 @@ struct KernelInfo;
 struct KernelContext;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
+enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // The table of functions: `functions` is indexed by position.
@@ -115,7 +115,7 @@ struct CustomOp {
   Status* (*infer_shapes)(const CustomOp*, void*);
   int (*first_version)(const CustomOp*);
   int (*last_version)(const CustomOp*);
-  // Of later versions, and left null: the runtime reads beyond what `version` says it may.
+  // Of later versions, and left null.
   void* later[8];
 };
 

@@ -41,7 +41,8 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
     registration_error = std::string("onnxruntime ") + runtime->version_string() + " has no C API version " +
                          std::to_string(ort::kApiVersion) + "; install a newer one";
     const ort::Api* oldest = runtime->get_api(1);  // enough to say so
-    return oldest ? reinterpret_cast<OrtStatus*>(oldest->create_status(ort::kFail, registration_error.c_str())) : nullptr;
+    if (!oldest) return nullptr;
+    return reinterpret_cast<OrtStatus*>(oldest->create_status(ort::kFail, registration_error.c_str()));
   }
   return reinterpret_cast<OrtStatus*>(add_operators(*api, reinterpret_cast<ort::SessionOptions*>(options)));
 }

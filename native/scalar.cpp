@@ -1,5 +1,6 @@
 // The plain definition of every kernel: what the vector levels are tested against, and what runs elsewhere.
 #include "common.h"
+#include "entropies.h"
 
 namespace edgeblt {
 namespace {

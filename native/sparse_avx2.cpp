@@ -1,5 +1,5 @@
-// N:M sparse products with AVX2. Not the weights are spread out but the inputs gathered: one byte shuffle fetches, for 16
-// stored values in a lane, their inputs out of the 16 that the lane covers. So only values that are not zero cost.
+// N:M sparse products with AVX2. Not the weights are spread out but the inputs gathered: one byte shuffle fetches, for
+// 16 stored values in a lane, their inputs out of the 16 that the lane covers. So only values that are not zero cost.
 #include "avx2.h"
 
 namespace edgeblt {
@@ -98,6 +98,7 @@ inline __attribute__((always_inline)) void multiply_pair(
   EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) sums[m] = _mm256_setzero_si256();
   for (int64_t index = 0; index < tiles; ++index) {
     const Tile<kGroup, kBits> tile(bytes);
+    prefetch<kRows, tile_bytes(kGroup, kBits)>(bytes);
     // A block ends after each vector of 32 columns, or after the second and fourth, or with a tile.
     add_vector<kGroup, kBits, kRows, 0>(tile, inputs, columns, sums);
     if constexpr (kBlock <= 32) flush<kBits, kBlock, kRows>(scales, stride, sums, totals);

@@ -1,4 +1,5 @@
-// N:M sparse products with AVX-512: as with AVX2, inputs are gathered by byte shuffles; two vectors of a tile at a time.
+// N:M sparse products with AVX-512: as with AVX2, inputs are gathered by byte shuffles; two vectors of a tile at a
+// time.
 #include "avx512.h"
 
 namespace edgeblt {

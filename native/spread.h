@@ -7,8 +7,8 @@
 namespace edgeblt {
 namespace {
 
-// Shuffles by mask byte: place i takes the value whose number is the count of bits below i; a place without a bit takes 0,
-// as its number is 0x80 or, with up to 8 added, little more.
+// Shuffles by mask byte: place i takes the value whose number is the count of bits below i; a place without a bit takes
+// 0, as its number is 0x80 or, with up to 8 added, little more.
 struct Spread {
   alignas(64) uint8_t places[256][8];
   alignas(64) uint8_t begin[9][16];  // by the bits of the lower byte: what that adds to the upper one's numbers

@@ -139,14 +139,12 @@ class _Quantizing:
 
     def _begin_table(self, name: str, kept: NDArray[np.bool_]) -> None:
         """Its first row, of zeros, and where the others are."""
+        if self._file.keeps(f"{name}, zeros") is None:
+            zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
+            self._file.write(f"{name}, zeros", _parts(name, self._encoded(name, zeros), self._half(name)))
         if self._file.keeps(f"{name}.index") is None:
             places = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-            zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
-            arrays = _parts(name, self._encoded(name, zeros), self._half(name))
-            self._file.write(f"{name}, zeros", arrays)
             self._file.write(f"{name}.index", {f"{name}.index": places})
-        else:
-            self._file.keeps(f"{name}, zeros")
 
     def _encode(self, name: str, start: int, stop: int, kept: NDArray[np.bool_] | None) -> None:
         """Rows `start` to `stop`, or those of them that are kept."""

@@ -57,8 +57,9 @@ class Inputs:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram), out=gram))
         del gram
         drift, products.drift = products.drift[pairs], torch.empty(0)
-        # The unrounded weights that would do best on x are weight + weight drift gram^-1.
-        self.correction = drift @ inverse
+        # The unrounded weights that would do best on x are weight + weight drift gram^-1. What is added is small, so
+        # float32 is enough, and twice as fast.
+        self.correction = drift.float() @ inverse.float()
         del drift
         self.factor: Tensor = torch.linalg.cholesky(inverse, upper=True, out=inverse)  # of the damped inverse
 
@@ -71,7 +72,7 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGP
     """
     order, factor = inputs.order, inputs.factor
     left = torch.from_numpy(weight).double()[:, order]
-    left += left @ inputs.correction
+    left += left.float() @ inputs.correction
     shifted = torch.empty(left.shape)
     shifted[:, order] = left.float()
     mask = _Mask.of(shifted.numpy(), inputs, format, pruning)

@@ -1,6 +1,6 @@
 """What a conversion needs in memory, so that a limit can be kept to, or refused before the work begins.
 
-Estimates in bytes, beyond the interpreter and its libraries, from above: docs/checkpoints.md has what was measured.
+Estimates in bytes, beyond the interpreter and its libraries, from above: docs/planning.md has what was measured.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How sparse matrices are stored for the operators `edgeblt::SparseMatMul` and `edgeblt::MaskedMatMul`: to bytes and back.
+"""How sparse matrices are stored for `edgeblt::SparseMatMul` and `edgeblt::MaskedMatMul`: to bytes and back.
 
 A matrix is int8 [rows, columns], the weight divided by its block's scale; 4-bit values are -8 to 7. Zeros are left out:
 
@@ -9,6 +9,7 @@ native/kernels.h and docs/kernels.md describe the same bytes from the kernels' s
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edgeblt.errors import EdgebltError
 from edgeblt.quant.formats import Scales
 
+Code = TypeVar("Code", np.uint8, np.int8)
 Values = NDArray[np.int8]
 Bytes = NDArray[np.uint8]
 
@@ -58,14 +60,14 @@ def pack_tiles(values: Values, bits: int, group: int) -> Bytes:
     places = np.argsort(groups == 0, axis=2, kind="stable")[:, :, : group // 2]
     kept = np.take_along_axis(groups, places, axis=2)
     indices, weights = (_slots(array, pairs, tiles) for array in (places.astype(np.uint8), kept.view(np.uint8)))
-    parts = [_join(indices & 3, 2)]
+    parts = [_join(indices & np.uint8(3), 2)]
     if group == 8:
-        parts.append(_join((indices >> 2).reshape(pairs, tiles, 8, 16), 1))
+        parts.append(_join((indices >> np.uint8(2)).reshape(pairs, tiles, 8, 16), 1))
     if bits == 8:
         parts.append(weights.reshape(pairs, tiles, TILE))
     else:
         halves = (weights + np.uint8(8)).reshape(pairs, tiles, 2, 2, 32)
-        parts.append((halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(pairs, tiles, 64))
+        parts.append((halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)).reshape(pairs, tiles, 64))
     return np.concatenate(parts, axis=2)
 
 
@@ -83,15 +85,15 @@ def unpack_tiles(tiles: Bytes, rows: int, columns: int, bits: int, group: int) -
     low = _split(tiles[:, :, :32], 2, 4)
     begin = 32
     if group == 8:
-        low = low | _split(tiles[:, :, 32:48], 1, 8).reshape(low.shape) << 2
+        low = low | _split(tiles[:, :, 32:48], 1, 8).reshape(low.shape) << np.uint8(2)
         begin = 48
     if bits == 8:
         stored = tiles[:, :, begin:].reshape(low.shape).view(np.int8)
     else:
         halves = tiles[:, :, begin:].reshape(pairs, count, 2, 1, 32)
-        nibbles = np.concatenate([halves & 15, halves >> 4], axis=3)
+        nibbles = np.concatenate([halves & np.uint8(15), halves >> np.uint8(4)], axis=3)
         stored = nibbles.reshape(low.shape).astype(np.int8) - np.int8(8)
-    places, weights = (_rows(array, group) for array in (low, stored))
+    places, weights = _rows(low, group), _rows(stored, group)
     restored = np.zeros((2 * pairs, count * TILE // group, group), np.int8)
     np.put_along_axis(restored, places.astype(np.int64), weights, axis=2)
     return np.ascontiguousarray(restored.reshape(2 * pairs, -1)[:rows, :columns])
@@ -150,13 +152,13 @@ def _grouped(values: Values, group: int) -> Values:
 
 
 def _slots(array: Bytes, pairs: int, tiles: int) -> Bytes:
-    """[rows, groups, slots] to [pairs, tiles, vector, slot]: in a vector of 32 slots, two lanes of 16 columns, four slots
-    of the first row and four of the second take turns, each four for 8 columns."""
+    """[rows, groups, slots] to [pairs, tiles, vector, slot]: in a vector of 32 slots, two lanes of 16 columns, four
+    slots of the first row and four of the second take turns, each four for 8 columns."""
     parts = array.reshape(pairs, 2, tiles, 4, 2, 2, 4)  # pair, row, tile, vector, lane, half of it, slot
     return np.ascontiguousarray(parts.transpose(0, 2, 3, 4, 5, 1, 6)).reshape(pairs, tiles, 4, 32)
 
 
-def _rows(array: NDArray[np.uint8] | Values, group: int) -> NDArray[np.uint8] | Values:
+def _rows(array: NDArray[Code], group: int) -> NDArray[Code]:
     """The inverse of `_slots`: [rows, groups, slots]."""
     pairs, tiles = array.shape[:2]
     parts = array.reshape(pairs, tiles, 4, 2, 2, 2, 4).transpose(0, 5, 1, 2, 3, 4, 6)

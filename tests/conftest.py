@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import tiny_models
+from edgeblt import native
 from edgeblt.config import PatchingRule
 from edgeblt.export.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
@@ -23,6 +25,9 @@ from edgeblt.session import Session
 LONGEST = 400  # ids in every text: over 16 windows, and more than any windowed cache holds
 TOLERANCE = 1e-5  # of the largest reference logit; 1e-4 is promised, 2e-6 was measured
 ENTROPY_TOLERANCE = 1e-5  # nats; 2e-6 was measured
+
+if native.library_path() is None:
+    os.environ.setdefault(native.VARIABLE, "0")  # or every command would say so
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-// Every vector level against the scalar kernels, on random shapes and values; meant to run under sanitizers. Buffers are
-// exactly as long as the operators promise, so that a byte read beyond them is found.
+// Every vector level against the scalar kernels, on random shapes and values; meant to run under sanitizers. Buffers
+// are exactly as long as the operators promise, so that a byte read beyond them is found.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -52,7 +52,8 @@ struct Rounded {
         row[i - place + place % 2 * (table.split / 2) + place / 2] = plain[static_cast<size_t>(i)];
       }
     }
-    inputs = {rows, padded, block_size, (columns + block_size - 1) / block_size, stride, codes.data, scales.data, sums.data};
+    const int64_t blocks = (columns + block_size - 1) / block_size;
+    inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data};
   }
   int64_t stride, padded;
   Block<int8_t> codes;
@@ -135,7 +136,8 @@ void one_round(const char* level, const Kernels& table) {
   Block<uint8_t> codes(rows * blocks * block_size * bits / 8), points(rows * ((blocks * bits + 7) / 8));
   codes.randomize();
   points.randomize();
-  const DenseWeights dense{rows, columns, block_size, blocks, bits, codes.data, any(0, 1) ? points.data : nullptr, scales};
+  const uint8_t* used = any(0, 1) ? points.data : nullptr;
+  const DenseWeights dense{rows, columns, block_size, blocks, bits, codes.data, used, scales};
   compare("dense", level, table, &Kernels::dense, dense, values.data, inputs, bits == 4);
 
   Block<uint8_t> tiles((rows + 1) / 2 * ((columns + kTile - 1) / kTile) * tile_bytes(group, bits));
