@@ -111,7 +111,7 @@ class StageGraph:
         first, second = graphs
         return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
 
-    def finish(self, outputs: dict[str, ir.Value], functions: tuple[ir.Function, ...] = ()) -> Stage:
+    def finish(self, outputs: dict[str, ir.Value]) -> Stage:
         """The stage whose outputs are these values, in the contract's order and under its names."""
         assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
         values = []
@@ -130,9 +130,8 @@ class StageGraph:
             opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
             name=self.contract.name,
         )
-        model = ir.Model(
-            graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=(*functions, *self._functions.values())
-        )
+        functions = list(self._functions.values())
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
         return Stage(model, self._slots, tuple(self._fills))
 
     def _place_weights(self) -> None:

@@ -33,7 +33,8 @@ def patcher_graph(source: WeightSource) -> Stage:
         OP_TYPE, *(inputs[name] for name in INPUTS), outputs=3, domain=DOMAIN, rule=int(config.patching.rule)
     )
     outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
-    return graph.finish(outputs, functions=(entropy_patch_function(OPSET),))
+    graph.uses(entropy_patch_function(OPSET))
+    return graph.finish(outputs)
 
 
 def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graph import OPSET, StageGraph
-from edgeblt.export.native_ops import MASKED, SPARSE, masked_matmul_function, sparse_matmul_function
+from edgeblt.export.native_ops import masked_matmul_function, sparse_matmul_function
 from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.formats import Linear, Quantized
 from edgeblt.quant.pruning import Sparsity, keep_largest
@@ -49,10 +49,6 @@ class SparseStored:
         """Of the tiles; None where the pattern takes a mask."""
         sparsity = self.sparsity
         return sparsity.group if sparsity.group in GROUPS and 2 * sparsity.kept <= sparsity.group else None
-
-    @property
-    def operator(self) -> str:
-        return SPARSE if self.group else MASKED
 
     @property
     def function(self) -> ir.Function:

@@ -2,10 +2,10 @@
 
     fp32      MatMul, Gather
     fp16      the same behind a Cast, which ONNX Runtime does once, when it opens the graph (tables: after the Gather)
-    int8/4    MatMulNBits, GatherBlockQuantized; the float16 scales are cast when the graph is opened
+    int8/4    edgeblt::DenseMatMul, or SparseMatMul or MaskedMatMul where zeros are left out; GatherBlockQuantized
     nf4/fp4   MatMulBnb4
 
-docs/quantization.md has the measurements behind this.
+docs/quantization.md and docs/kernels.md have the measurements behind this.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graph import EDGEBLT, MICROSOFT, StageGraph
+from edgeblt.export.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.native_ops import dense_matmul_function
 from edgeblt.export.sparse_weights import SparseStored
 from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.codebooks import CodebookQuantized
@@ -36,7 +37,6 @@ from edgeblt.quant.formats import (
 )
 
 AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
-INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that multiplies in int8: several times faster on the CPU
 BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 Encoded = Matrix | Quantized | CodebookQuantized
@@ -118,8 +118,6 @@ class Weights:
         match formats[0]:
             case Floating(bits):
                 return self._floating_product(value, names, shape, f"float{bits}")
-            case Linear() as format if format.sparsity:
-                return self._sparse_product(value, names, format, shape)
             case Linear() as format:
                 return self._linear_product(value, names, format, shape)
             case Codebook() as format:
@@ -149,22 +147,15 @@ class Weights:
     def _linear_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
         block = _input_block(format, columns)
-        blocked = (-(-columns // block), block * format.bits // 8)
-        stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
-        codes, scales, *zero_points = stored.initializers(self.graph)
-        scales = self._repeated(self._as_float32(scales, stored.scale_dtype), stored)
-        return self.graph.op(
-            "MatMulNBits", value, codes, scales, *zero_points, domain=MICROSOFT,
-            K=columns, N=rows, bits=format.bits, block_size=block, accuracy_level=INT8_ACTIVATIONS,
-        )  # fmt: skip
-
-    def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
-        rows, columns = shape
-        block = _input_block(format, columns)
-        stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
+        stored: _Stored | SparseStored
+        if format.sparsity:
+            stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
+        else:
+            blocked = (-(-columns // block), block * format.bits // 8)
+            stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
         self.graph.uses(stored.function)
         return self.graph.op(
-            stored.operator, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
+            stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
             bits=format.bits, block_size=block, blocks_per_scale=-(-(format.block_size or columns) // block),
             **stored.attributes,
         )  # fmt: skip
@@ -187,21 +178,6 @@ class Weights:
             "MatMulBnb4", value, codes, scales, domain=MICROSOFT,
             K=columns, N=rows, block_size=block_size, quant_type=BNB4_TYPES[format.name],
         )  # fmt: skip
-
-    def _repeated(self, scales: ir.Value, stored: "_Stored") -> ir.Value:
-        """[rows, blocks] of the operator, whose blocks are parts of the format's. Computed when the graph is opened."""
-        rows, blocks = stored.shape[0], stored.format.block_count(stored.shape[1])
-        if blocks == stored.block_count:
-            return scales
-        times = stored.repeats
-        wide = self.graph.op(
-            "Expand", self.graph.op("Unsqueeze", scales, self.graph.constant([2])), self.graph.constant([1, 1, times])
-        )
-        flat = self.graph.op("Reshape", wide, self.graph.constant([rows, blocks * times]))
-        if blocks * times == stored.block_count:
-            return flat
-        ends = (self.graph.constant([end]) for end in (0, stored.block_count, 1))
-        return self.graph.op("Slice", flat, *ends)
 
     def _floating_rows(self, name: str, dtype: str) -> ir.Value:
         """Floating-point numbers as they lie in the checkpoint, of `dtype`."""
@@ -235,6 +211,16 @@ class _Stored:
     shape: tuple[int, int]
     block_size: int  # the operator's; a block of the format spans one or many
     code_shape: tuple[int, ...]  # of a row
+
+    @property
+    def function(self) -> ir.Function:
+        """The product's portable body."""
+        return dense_matmul_function(OPSET)
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Of the product, besides those that all products have."""
+        return {}
 
     @property
     def block_count(self) -> int:
@@ -283,7 +269,7 @@ class _Stored:
 
 
 def _input_block(format: Linear, columns: int) -> int:
-    """MatMulNBits' block size, which rounds its inputs by block too; smaller than the format's where that is asked."""
+    """The product's block size, by which its inputs are rounded; smaller than the format's where that is asked."""
     if format.input_block_size or format.block_size:
         return format.input_block_size or format.block_size or 0
     return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])

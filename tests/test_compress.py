@@ -67,6 +67,22 @@ RECIPES = {
     "least-squares": recipe_text('format = "int4"', 'format = "int8"'),
     "gptq": recipe_text('format = "int4", method = "gptq"', 'format = "int8"'),
     "gptq-int8": recipe_text('format = "int8", symmetric = true, method = "gptq"', 'format = "fp32"'),
+    "sparse-magnitude": recipe_text(
+        'format = "int8", block_size = 16, symmetric = true, sparsity = "2:4", pruning = "magnitude"', 'format = "int8"'
+    ),
+    "sparse-wanda": recipe_text(
+        'format = "int4", symmetric = true, sparsity = "4:8", pruning = "wanda"', 'format = "int8"'
+    ),
+    "sparse-gptq": recipe_text(
+        'format = "int8", block_size = 32, symmetric = true, sparsity = "60%", method = "gptq"', 'format = "int8"'
+    ),
+    "sparse-int4": recipe_text(
+        'format = "int4", block_size = 64, input_block_size = 16, symmetric = true, sparsity = "1:4", method = "gptq"',
+        'format = "int8"',
+    ),
+    "sparse-more": recipe_text(
+        'format = "int4", symmetric = true, sparsity = "35%", method = "gptq"', 'format = "int8"'
+    ),
     "mixed": """
         [encoder]
         format = "fp16"
@@ -85,7 +101,7 @@ RECIPES = {
         format = "int8"
         """,
 }
-CALIBRATED = {name for name, text in RECIPES.items() if "gptq" in text}
+CALIBRATED = {name for name, text in RECIPES.items() if "gptq" in text or "wanda" in text}
 # Grouped queries, ragged heads and odd widths, k from 1 to 4, with and without patcher, projection and tied weights.
 SEEDS = (2, 5, 7, 10, 12, 15, 16, 18, 20)
 # Every recipe with a model, and those whose blocks are no simple matter with wide ones.
@@ -94,7 +110,8 @@ CASES = [
     ("int8-input-blocks", 27),
     ("int4-input-blocks", 27),
 ]
-INT8_CASES = [case for case in CASES if "blocks" in case[0] or case[0] in ("int4-symmetric", "gptq-int8", "mixed")]
+INT8_RECIPES = ("int4-symmetric", "gptq-int8", "sparse-wanda", "sparse-gptq", "mixed")
+INT8_CASES = [case for case in CASES if "blocks" in case[0] or case[0] in INT8_RECIPES]
 ONE_STEP_CASES = [case for case in CASES if case[0] not in CALIBRATED][::3]
 
 
@@ -153,11 +170,25 @@ def check_encoded(actual: Encoded, expected: Encoded, format: WeightFormat) -> N
 
 
 def check_calibrated(actual: Encoded, weight: NDArray[np.float32], format: Linear) -> None:
-    """What it is depends on a text; in any case it is near the weight, and in the format."""
+    """What it is depends on a text; in any case it is in the format; if not pruned it is near the weight."""
     assert isinstance(actual, Quantized) and actual.format == format
     assert actual.codes.max() < format.levels and actual.zero_points.max() < format.levels
     difference = np.linalg.norm(actual.dequantize() - weight) / np.linalg.norm(weight)
-    assert difference < (0.5 if format.bits == 4 else 0.1)
+    if format.sparsity:
+        check_sparsity(actual.dequantize() != 0, format.sparsity)
+    else:
+        assert difference < (0.5 if format.bits == 4 else 0.1)
+
+
+def check_sparsity(present: NDArray[np.bool_], sparsity: str) -> None:
+    """As many zeros as asked for, where they are asked for."""
+    if ":" in sparsity:
+        kept, group = map(int, sparsity.split(":"))
+        padded = np.pad(present, ((0, 0), (0, -present.shape[1] % group)))
+        assert padded.reshape(-1, group).sum(axis=1).max() <= kept
+    else:
+        share = 1 - int(sparsity.removesuffix("%")) / 100
+        assert present.sum(axis=1).max() <= np.ceil(round(share * present.shape[1], 6))
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
@@ -256,7 +287,8 @@ def test_bundles_compute_with_these_numbers(
     workshop: Workshop, name: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With products in float32, as near as any fp32 model. At a threshold rounding may decide: its own patches."""
-    monkeypatch.setattr("edgeblt.export.weights.INT8_ACTIVATIONS", 1)  # accuracy_level 1: float32
+    monkeypatch.setattr("edgeblt.export.native_ops.INT8_ACTIVATIONS", 1)  # accuracy_level 1: float32
+    monkeypatch.setattr("edgeblt.native.register", lambda options: "the portable bodies are wanted")
     compressed, ids = open_checkpoint(workshop.compressed(name, seed)), tiny_models.random_ids(seed, LENGTH)
     results, starts = of_bundle(export_bundle(compressed.path, tmp_path / "bundle").path, ids)
     logits, entropies = distance(results, of_oracle(oracle_with(seed, compressed), ids, starts))

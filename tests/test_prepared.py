@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import Exported
+from edgeblt import native
 from edgeblt.bundle import Bundle, FileRecord, checksum, file_record, open_bundle, write_manifest
 from edgeblt.contract import STAGES, stage_contracts
 from edgeblt.errors import EdgebltError
@@ -73,6 +74,16 @@ class Shelf:
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory, exported: Callable[[int], Exported]) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("shelf"), exported)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def portable_bodies() -> Iterator[None]:
+    """The native kernels read weights where they lie: these tests are about what ONNX Runtime packs without them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.VARIABLE, "0")  # of processes too
+        native.status.cache_clear()
+        yield
+    native.status.cache_clear()
 
 
 @pytest.fixture

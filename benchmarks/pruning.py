@@ -1,0 +1,112 @@
+"""What one-shot pruning costs: ways of choosing zeros, patterns, and stages, on the bundled model.
+
+    python benchmarks/pruning.py [--tables methods,stages,mixes]
+
+Matrices of encoder, global and decoder in int8, blocks of 128, all else fp32. Accuracy is that of the exported bundles
+against transformers in float32 on the held-out texts of the kinds the model was trained on (prose, code, typos). "pruned"
+is the share of these three stages' weights that are zeros. The last line is JSON.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeblt import load
+from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.reference import TransformersReference
+from edgeblt.quant.compress import quantize_checkpoint
+from edgeblt.reference import ComputedRows, Text
+from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
+from edgeblt.validation import validate
+
+TEXTS = ("prose", "code", "typos")
+STAGES = ("encoder", "global", "decoder")
+PATTERNS = ("50%", "4:8", "2:4", "70%")
+METHODS = {
+    "magnitude": ("magnitude", "least-squares"),
+    "Wanda": ("wanda", "least-squares"),
+    "Wanda's zeros, gptq": ("wanda", "gptq"),
+    "SparseGPT": ("sparsegpt", "gptq"),
+}
+MIXES = {  # of about half of the weights, each; patterns of encoder, global, decoder
+    "global 70%, others dense": ("", "70%", ""),
+    "global 60%, decoder 30%": ("", "60%", "30%"),
+    "global 2:4, others 4:8": ("4:8", "2:4", "4:8"),
+    "global 4:8, others dense": ("", "4:8", ""),
+    "global 2:4, others dense": ("", "2:4", ""),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    table: str
+    name: str
+    patterns: tuple[str, str, str]  # of STAGES; "" for a dense one
+    pruning: str = "sparsegpt"
+    method: str = "gptq"
+
+    @property
+    def recipe(self) -> str:
+        return "".join(self._section(*both) for both in zip(STAGES, self.patterns, strict=True))
+
+    def _section(self, stage: str, pattern: str) -> str:
+        section = f'[{stage}]\nformat = "int8"\nblock_size = 128\nsymmetric = true\n'
+        if not pattern:
+            return section
+        return section + f'method = "{self.method}"\nsparsity = "{pattern}"\npruning = "{self.pruning}"\n'
+
+
+def cases() -> Iterator[Case]:
+    yield Case("methods", "dense", ("", "", ""))
+    for pattern in PATTERNS:
+        for name, (pruning, method) in METHODS.items():
+            yield Case("methods", f"{pattern}, {name}", (pattern,) * 3, pruning, method)
+    for stage in STAGES:
+        for pattern in PATTERNS:
+            one, two, three = (pattern if stage == other else "" for other in STAGES)
+            yield Case("stages", f"{stage}, {pattern}", (one, two, three))
+    for name, patterns in MIXES.items():
+        yield Case("mixes", name, patterns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", default="methods,stages,mixes", help="which to measure, commas between")
+    tables = parser.parse_args().tables.split(",")
+    rows = ComputedRows(TransformersReference(DEMO_CHECKPOINT), [Text(name, held_out_text(name)) for name in TEXTS])
+    result: dict[str, dict[str, float]] = {}
+    print("| | pruned | bundle | increase in bits/byte |\n| --- | ---: | ---: | ---: |", flush=True)
+    for case in cases():
+        if case.table not in tables:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = Path(folder) / "recipe.toml"
+            recipe.write_text(case.recipe)
+            checkpoint = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "checkpoint", recipe)
+            pruned = zeros(open_checkpoint(checkpoint))
+            model = load(export_bundle(checkpoint, Path(folder) / "bundle").path)
+            (report,) = validate([model], rows)
+        increase = report.bits_per_byte_increase
+        print(f"| {case.name} | {pruned:.1%} | {model.bundle.size / 1e6:.2f} MB | {increase:+.4f} |", flush=True)
+        result[case.name] = {"pruned": round(pruned, 4), "bytes": model.bundle.size, "increase": round(increase, 5)}
+    print(json.dumps(result))
+
+
+def zeros(checkpoint: Checkpoint) -> float:
+    """Share of zeros among the weights of the three stages' matrices."""
+    names = [name for name in checkpoint.names() if name.partition(".")[0] in STAGES]
+    names = [name for name in names if len(checkpoint.shape(name)) == 2 and "embedding" not in name]
+    names.remove("encoder.hash_tables")
+    count = sum(np.count_nonzero(checkpoint.tensor(name) == 0) for name in names)
+    return float(count / sum(math.prod(checkpoint.shape(name)) for name in names))
+
+
+if __name__ == "__main__":
+    main()
