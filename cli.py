@@ -56,7 +56,7 @@ def demo(
         "demo-bundle"
     ),
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="fp32, int8, int4, int4-small, nf4, or a TOML file of your own.")
+        str, typer.Option(metavar="NAME|FILE", help="fp32, int8, int4, int4-small, sparse-int8, sparse-int4, nf4, or a TOML file.")
     ] = "fp32",
 ) -> None:
     """Run the whole road on a small model.
@@ -78,7 +78,7 @@ def quantize(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="int8, int4, int4-small, nf4, or a TOML file of your own.")
+        str, typer.Option(metavar="NAME|FILE", help="int8, int4, int4-small, sparse-int8, sparse-int4, nf4, or a TOML file.")
     ] = "int4",
     calibration: Annotated[
         Path | None,

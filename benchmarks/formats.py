@@ -3,7 +3,8 @@
     python benchmarks/formats.py [--folder FOLDER] [--new-bytes 48] [--repeats 5]
 
 A model of random weights: local width 1,024, global 2,048 x 8 layers, hash tables of 50,000 rows, a patch every four
-bytes. Recipes of the package, each tensor rounded to the nearest instead of calibrated, which changes no time. All in
+bytes. Recipes of the package, each tensor rounded to the nearest (and pruned by magnitude) instead of calibrated, which
+changes no time. All in
 turn in one run. Takes about 8 GB of disk, and memory for the fp32 model. The last line is JSON.
 """
 
@@ -31,7 +32,7 @@ from edgeblt.providers import usable_cores
 from edgeblt.quant.recipe import Recipe, load_recipe
 from edgeblt.samples import held_out_text
 
-RECIPES = ("fp32", "int8", "int4", "int4-small")
+RECIPES = ("fp32", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small")
 CONTEXT_BYTES = 256
 LOCAL = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2816}
 CONFIG = {
@@ -84,10 +85,12 @@ def write_checkpoint(path: Path) -> None:
 def without_calibration(recipe: Recipe) -> str:
     """TOML of the same formats, by rounding to the nearest."""
     text = ""
-    for name in (*STAGES, "tables"):
+    for name in (*STAGES, "tables", "heads", "embeddings"):
         part = getattr(recipe, "global_" if name == "global" else name)
+        if part is None:
+            continue
         if part.format in ("int8", "int4"):
-            part = dataclasses.replace(part, method="nearest")
+            part = dataclasses.replace(part, method="nearest", pruning="magnitude")
         fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         defaults = type(part)()
         lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if value != getattr(defaults, key)]
@@ -119,10 +122,15 @@ def report(models: dict[str, Model], rates: dict[str, list[float]]) -> None:
         ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates["fp32"], strict=True))
         rate, size = statistics.median(rates[name]), model.bundle.size
         share = size / models["fp32"].bundle.size
+        stages = {stage: sum((model.bundle.path / name).stat().st_size for name in entry.weights)
+                  for stage, entry in model.bundle.manifest.stages.items()}  # fmt: skip
         print(
-            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times fp32; bundle {size / 1e6:8.1f} MB, {share:.4f} of fp32"
+            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times fp32; bundle {size / 1e6:8.1f} MB, {share:.4f} of it; "
+            f"global stage {stages['global'] / 1e6:.1f} MB"
         )
-        result[name] = {"bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size}
+        result[name] = {
+            "bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size, "stage_bytes": stages
+        }  # fmt: skip
     print(json.dumps(result))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/pruning.py [--tables methods,stages,mixes]
 
 Matrices of encoder, global and decoder in int8, blocks of 128, all else fp32. Accuracy is that of the exported bundles
-against transformers in float32 on the held-out texts of the kinds the model was trained on (prose, code, typos). "pruned"
+against transformers in float32 on the held-out texts of the kinds the model was trained on (prose, code, typos). Pruned
 is the share of these three stages' weights that are zeros. The last line is JSON.
 """
 
