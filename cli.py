@@ -30,6 +30,7 @@ app = typer.Typer(
     epilog="To see all of it on the model that comes with the package: edgeblt demo",
 )
 
+RECIPES = "int8, int4, int4-small, sparse-int8, sparse-int4, nf4"
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
 Patcher = Annotated[
     Path | None,
@@ -56,7 +57,7 @@ def demo(
         "demo-bundle"
     ),
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="fp32, int8, int4, int4-small, sparse-int8, sparse-int4, nf4, or a TOML file.")
+        str, typer.Option(metavar="NAME|FILE", help=f"{RECIPES}, fp32, or a TOML file of your own.")
     ] = "fp32",
 ) -> None:
     """Run the whole road on a small model.
@@ -77,9 +78,7 @@ def quantize(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="int8, int4, int4-small, sparse-int8, sparse-int4, nf4, or a TOML file.")
-    ] = "int4",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help=f"{RECIPES}, or a TOML file of your own.")] = "int4",
     calibration: Annotated[
         Path | None,
         typer.Option(

@@ -133,13 +133,14 @@ class _Calibration:
         self, name: str, weight: Matrix, format: Linear, part: WeightRecipe, known: "_KnownInputs"
     ) -> Quantized:
         sparsity = Sparsity.parse(format.sparsity) if format.sparsity else None
-        inputs = known.inputs(weight.shape[1], (sparsity and sparsity.group) or 1)
-        if part.method != GPTQ:  # only what to prune is known from the inputs
-            assert sparsity
-            kept = wanda_mask(weight, inputs.sizes, sparsity)
-            return cast(Quantized, encode_weight(np.where(kept, weight, np.float32(0)), format, part.method, name))
+        group = (sparsity and sparsity.group) or 1
+        if part.method != GPTQ:  # the inputs only say what to prune
+            if sparsity:
+                kept = wanda_mask(weight, known.inputs(weight.shape[1], group).sizes, sparsity)
+                weight = np.where(kept, weight, np.float32(0))
+            return cast(Quantized, encode_weight(weight, format, part.method, name))
         try:
-            return gptq(weight, inputs, format, part.pruning)
+            return gptq(weight, known.inputs(weight.shape[1], group), format, part.pruning)
         except EdgebltError as error:
             raise EdgebltError(f"{name}: {error}") from None
 

@@ -120,7 +120,7 @@ class _Mask:
             return cls(first, torch.from_numpy(first.T)[inputs.order], None, 1, diagonal)
         in_place = torch.empty_like(diagonal)
         in_place[inputs.order] = diagonal
-        first = keep_largest(np.abs(weight) / in_place.numpy(), sparsity)
+        first = keep_largest(np.abs(weight) / in_place.float().numpy(), sparsity)
         kept = torch.ones(weight.shape[::-1], dtype=torch.bool)
         return cls(first, kept, sparsity, sparsity.group or _BATCH, diagonal)
 

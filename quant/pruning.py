@@ -17,7 +17,7 @@ from edgeblt.errors import EdgebltError
 
 MAGNITUDE, WANDA, SPARSEGPT = "magnitude", "wanda", "sparsegpt"
 PRUNING = (MAGNITUDE, WANDA, SPARSEGPT)
-GROUPS = (4, 8)
+_AT_A_TIME = 1 << 20
 
 Mask = NDArray[np.bool_]
 
@@ -54,6 +54,14 @@ class Sparsity:
 
 def keep_largest(scores: NDArray[np.floating], sparsity: Sparsity) -> Mask:
     """Of every row of scores [rows, columns], or of every group of its columns, the largest; the first of equals."""
+    mask = np.empty(scores.shape, np.bool_)
+    step = max(_AT_A_TIME // scores.shape[1], 1)  # sorting takes several times the memory of what is sorted
+    for start in range(0, len(scores), step):
+        mask[start : start + step] = _keep_largest(scores[start : start + step], sparsity)
+    return mask
+
+
+def _keep_largest(scores: NDArray[np.floating], sparsity: Sparsity) -> Mask:
     rows, columns = scores.shape
     group = sparsity.group or columns
     kept = sparsity.kept if sparsity.group else sparsity.count(columns)
@@ -71,4 +79,4 @@ def magnitude_mask(weight: NDArray[np.float32], sparsity: Sparsity) -> Mask:
 
 def wanda_mask(weight: NDArray[np.float32], input_sizes: NDArray[np.float64], sparsity: Sparsity) -> Mask:
     """`input_sizes` [columns]: root of the sum of squares of each input over the calibration text."""
-    return keep_largest(np.abs(weight) * input_sizes, sparsity)
+    return keep_largest(np.abs(weight) * input_sizes.astype(np.float32), sparsity)

@@ -143,12 +143,16 @@ class Recipe:
         return self.stage(cast(StageName, name.partition(".")[0]))
 
     def format(self, name: str, shape: tuple[int, ...]) -> WeightFormat:
-        """The format of a tensor: vectors stay fp32; embeddings are fp16 where matrices get a format without lookup."""
+        """The format of a tensor: vectors stay fp32; embeddings are fp16 where matrices get a format without lookup.
+
+        What is looked up is never pruned, and heads only where `heads` says so.
+        """
         if len(shape) == 1:
             return Floating(32)
         format = self.part(name).matrix_format(shape[1])
-        if isinstance(format, Linear) and format.sparsity and (name.endswith(".embedding") or name == HASH_TABLES):
-            return replace(format, sparsity="")  # what is looked up is not pruned
+        dense = name.endswith(".embedding") or (name.endswith(".head") and not self.heads)
+        if isinstance(format, Linear) and format.sparsity and dense:
+            return replace(format, sparsity="")
         return Floating(16) if isinstance(format, Codebook) and name.endswith(".embedding") else format
 
     @property
