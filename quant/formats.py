@@ -24,6 +24,7 @@ Matrix = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Scales = NDArray[np.float16] | NDArray[np.float32]
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # those of MatMulNBits
+_AT_A_TIME = 1 << 20  # weights whose errors are in memory at a time
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
@@ -127,7 +128,13 @@ class WeightError:
 
 
 def error(weight: Matrix, restored: Matrix) -> WeightError:
-    """The difference of two matrices of one shape, in float64."""
+    """The difference of two matrices of one shape, in float64, some rows at a time."""
+    step = max(_AT_A_TIME // weight.shape[-1], 1)
+    starts = range(0, len(weight), step)
+    return sum((_error(weight[start : start + step], restored[start : start + step]) for start in starts), WeightError())
+
+
+def _error(weight: Matrix, restored: Matrix) -> WeightError:
     exact = weight.astype(np.float64)
     difference = restored - exact
     largest = float(np.abs(difference).max(initial=0))
