@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeblt import load
+from edgeblt import Model, load
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
@@ -80,23 +80,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default="methods,stages,mixes", help="which to measure, commas between")
     tables = parser.parse_args().tables.split(",")
-    rows = ComputedRows(TransformersReference(DEMO_CHECKPOINT), [Text(name, held_out_text(name)) for name in TEXTS])
+    chosen = [case for case in cases() if case.table in tables]
+    with tempfile.TemporaryDirectory() as temporary:
+        made = {case.name: make(case, Path(temporary) / str(number)) for number, case in enumerate(chosen)}
+        texts = [Text(name, held_out_text(name)) for name in TEXTS]
+        rows = ComputedRows(TransformersReference(DEMO_CHECKPOINT), texts)
+        reports = validate([model for model, _ in made.values()], rows)
     result: dict[str, dict[str, float]] = {}
-    print("| | pruned | bundle | increase in bits/byte |\n| --- | ---: | ---: | ---: |", flush=True)
-    for case in cases():
-        if case.table not in tables:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = Path(folder) / "recipe.toml"
-            recipe.write_text(case.recipe)
-            checkpoint = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "checkpoint", recipe)
-            pruned = zeros(open_checkpoint(checkpoint))
-            model = load(export_bundle(checkpoint, Path(folder) / "bundle").path)
-            (report,) = validate([model], rows)
+    print("| | pruned | bundle | increase in bits/byte |\n| --- | ---: | ---: | ---: |")
+    for (name, (model, pruned)), report in zip(made.items(), reports, strict=True):
         increase = report.bits_per_byte_increase
-        print(f"| {case.name} | {pruned:.1%} | {model.bundle.size / 1e6:.2f} MB | {increase:+.4f} |", flush=True)
-        result[case.name] = {"pruned": round(pruned, 4), "bytes": model.bundle.size, "increase": round(increase, 5)}
+        print(f"| {name} | {pruned:.1%} | {model.bundle.size / 1e6:.2f} MB | {increase:+.4f} |")
+        result[name] = {"pruned": round(pruned, 4), "bytes": model.bundle.size, "increase": round(increase, 5)}
     print(json.dumps(result))
+
+
+def make(case: Case, folder: Path) -> tuple[Model, float]:
+    """The bundle, opened, and the share of zeros."""
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(case.recipe)
+    checkpoint = quantize_checkpoint(DEMO_CHECKPOINT, folder / "checkpoint", folder / "recipe.toml")
+    return load(export_bundle(checkpoint, folder / "bundle").path), zeros(open_checkpoint(checkpoint))
 
 
 def zeros(checkpoint: Checkpoint) -> float:
