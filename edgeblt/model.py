@@ -20,6 +20,7 @@ from edgeblt.prepared import Prepared, find_prepared
 from edgeblt.providers import resolve_provider, session_options, thread_counts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
+from edgeblt.speculation import AUTO, DraftCounts, check_draft, generate_ids
 from edgeblt.stage import StageGraph
 
 Float = TypeVar("Float", np.float32, np.float64)
@@ -77,12 +78,14 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        draft: str = AUTO,
     ) -> bytes:
         """The bytes that follow `prompt`, until the model ends the text or `max_new_bytes` are there.
 
+        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes the time it takes only.
         Raises EdgebltError for settings out of range.
         """
-        return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed))
+        return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
 
     def stream(
         self,
@@ -92,25 +95,23 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        draft: str = AUTO,
     ) -> Iterator[bytes]:
         """As `generate`, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters."""
         sampling = Sampling(temperature, top_k, top_p, seed)
         if max_new_bytes < 0:
             raise EdgebltError(f"max_new_bytes is {max_new_bytes}; it must not be negative")
-        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling))
+        check_draft(draft)
+        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling), draft)
 
-    def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler) -> Iterator[bytes]:
+    def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler, draft: str) -> Iterator[bytes]:
         session = self.session()
         logits = np.empty(0, np.float32)
         for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
             logits = chunk.logits[-1]
-        for remaining in range(max_new_bytes, 0, -1):
-            chosen = sampler.choose(logits)
-            if chosen == EOS:
-                return
-            yield bytes([chosen - OFFSET])
-            if remaining > 1:
-                logits = session.feed([chosen])[0]
+        for chosen in generate_ids(session, logits, sampler, draft, max_new_bytes, DraftCounts()):
+            if chosen != EOS:
+                yield bytes([chosen - OFFSET])
 
     def score(self, data: bytes) -> Scores:
         """How likely each byte of `data` is, given those before it."""

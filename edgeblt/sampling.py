@@ -1,6 +1,7 @@
 """From logits to the next byte: greedy, temperature, top-k and top-p."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,19 +37,39 @@ class Sampling:
 class Sampler:
     """Draws ids one after the other; the same seed and logits give the same ids.
 
-    Ids that stand for no byte are never drawn, except EOS, and that neither if `endless`.
+    Each id is drawn with chance numbers of its own, which can be looked at before its turn: other logits, a guess at
+    those to come, then mostly give the same id. Ids that stand for no byte are never drawn, except EOS, and that
+    neither if `endless`.
     """
 
     def __init__(self, sampling: Sampling, endless: bool = False) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
         self._never = [special for special in range(OFFSET) if endless or special != EOS]
+        self._times: deque[NDArray[np.float64]] = deque()  # of ids to come, by id: exponentially distributed
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """The next id; `logits` is [vocab]."""
+        chosen = self.foresee(logits, 0)
+        if self._times:
+            self._times.popleft()
+        return chosen
+
+    def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
+        """The id that `choose` would give for these logits after `ahead` other ids."""
         if self._sampling.temperature == 0:
             return int(np.argmax(self._allowed(logits)))
-        return int(self._random.choice(VOCAB_SIZE, p=self.distribution(logits)))
+        while len(self._times) <= ahead:
+            self._times.append(self._random.standard_exponential(VOCAB_SIZE))
+        # Of events with these rates the first is each with its probability.
+        with np.errstate(divide="ignore"):
+            return int(np.argmin(self._times[ahead] / self.distribution(logits)))
+
+    def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
+        """About how likely it is that logits like these give this id too: a guess, which nothing else depends on."""
+        shifted = np.exp(logits - logits.max())
+        share = float(shifted[id] / shifted.sum())
+        return share if self._sampling.temperature == 0 else 0.5 + share / 2  # chance numbers are shared
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities [VOCAB_SIZE], float64, that `choose` draws with at a temperature above 0."""

@@ -5,7 +5,8 @@ that were completed, the global transformer turns those into latents, and the de
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -15,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
-from edgeblt.contract import STATE_WIDTH, StageContract, StageName, cross_row_width
+from edgeblt.contract import StageContract, StageName, cross_row_width
 from edgeblt.errors import EdgebltError
+from edgeblt.patcher import Patcher, Patching
 from edgeblt.stage import MANY, Stage, StageGraph
 
 ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
@@ -24,6 +26,7 @@ CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patch
 PIECE_BYTES = 128  # the most bytes the other stages see in one run
 
 Arrays = dict[str, NDArray[Any]]
+_NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Session:
         self._graphs, self._contracts = graphs, contracts
         self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
-        self._states = RowHistory(STATE_WIDTH)  # by position: what EntropyPatch carries after it
+        self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES)
         self._byte_vectors = RowHistory(config.encoder.hidden_size)  # by position
         self._latents = RowHistory(config.global_.hidden_size)  # by patch
         self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
@@ -62,7 +65,8 @@ class Session:
         self._position = 0
         self._patch_starts = [0]  # positions known to start a patch
         self._carried_patch = -1  # the patch whose latent `_carried_row` comes from
-        for history in (self._states, self._byte_vectors, self._latents):
+        self._patcher.clear()
+        for history in (self._byte_vectors, self._latents):
             history.clear()
         for stage in self._stages.values():
             stage.clear()
@@ -71,6 +75,11 @@ class Session:
     def position(self) -> int:
         """How many ids have been fed."""
         return self._position if self._unsettled is None else self._unsettled
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """What has been fed, a copy."""
+        return self._ids.ids(self.position)
 
     @property
     def patch_count(self) -> int:
@@ -130,7 +139,8 @@ class Session:
         other._carried_patch = self._carried_patch
         other._carried_row[:] = self._carried_row
         other._ids.copy_from(self._ids)
-        other._states.copy_from(self._states)
+        self._patcher.rewind(self._position)
+        other._patcher.copy_from(self._patcher)
         other._byte_vectors.copy_from(self._byte_vectors)
         other._latents.copy_from(self._latents)
         for name, stage in self._stages.items():
@@ -153,23 +163,67 @@ class Session:
         for name, stage in self._stages.items():
             if stage.cache:
                 stage.cache.rewind(patch_count if name == "global" else position)
-        self._states.rewind(position)
+        self._patcher.rewind(position)
         self._byte_vectors.rewind(position)
         self._latents.rewind(patch_count)
         if self._carried_patch >= patch_count:
             self._carried_patch = -1
         self._position = position
 
+    def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """The patcher's logits [vocab] for the id after `ids`, which may be fed next; the session stays where it is.
+
+        Nothing is read twice: not when `ids` grow from call to call, nor when they are fed. All 0 where the patching
+        rule reads no text. Raises EdgebltError as `feed`, and for none or more than `ROLLBACK_BYTES` of them.
+        """
+        array = self._checked(ids)
+        if not 0 < len(array) <= ROLLBACK_BYTES:
+            raise EdgebltError(f"{len(array)} ids cannot be read ahead; give 1 to {ROLLBACK_BYTES}")
+        self._settle()
+        self._unsettled = self._position
+        logits = self._patcher.read_ahead(self._position, array)
+        self._unsettled = None
+        return logits.copy()
+
+    @contextmanager
+    def within_patch(self) -> Iterator[Callable[[int], NDArray[np.float32]]]:
+        """A function that feeds one id after the other to encoder and decoder alone, as if no patch ended.
+
+        It gives logits [vocab] and takes at most `ROLLBACK_BYTES` ids; afterwards the session is where it was, and
+        meanwhile it must not be used otherwise.
+        """
+        self._settle()
+        self._unsettled = self._position
+        ahead = 0
+
+        def feed(id: int) -> NDArray[np.float32]:
+            nonlocal ahead
+            self._ids.store(self._position + ahead, np.array([id]))
+            self._single.inputs["windows"][:] = self._ids.windows(self._position + ahead, 1)
+            piece = _Piece(self._position, self._completed, self._single, _NO_PATCHING, self._single.patches(0))
+            self._run_encoder(piece)
+            ahead += 1
+            logits: NDArray[np.float32] = self._decode(piece, piece.patches.latents)[0].copy()
+            return logits
+
+        yield feed
+        for name in ("encoder", "decoder"):
+            cache = self._stages[name].cache
+            assert cache is not None
+            cache.rewind(self._position)
+        self._unsettled = None
+
     @property
     def cache_bytes(self) -> dict[StageName, int]:
         """Bytes of key-value cache by stage; only the global one grows with the text."""
-        return {name: stage.cache.nbytes if stage.cache else 0 for name, stage in self._stages.items()}
+        stages = {"patcher": self._patcher.stage, **self._stages}
+        return {name: stage.cache.nbytes if stage.cache else 0 for name, stage in stages.items()}
 
     def _can_rewind(self, position: int) -> bool:
         patch_count = bisect_right(self._patch_starts, position) - 1
         return (
             position > 0
-            and self._states.first <= position - 1
+            and self._patcher.can_rewind(position)
             and self._byte_vectors.first <= self._patch_starts[patch_count]
             and (patch_count == 0 or self._latents.first <= patch_count - 1)
             and all(
@@ -212,9 +266,9 @@ class Session:
         chunks = []
         for piece in pieces:
             start = piece.first_patch - first_patch
-            chunks.append(
-                self._decode(piece, latents[start : start + piece.patches.count] if len(pieces) > 1 else latents)
-            )
+            patch_latents = latents[start : start + piece.patches.count] if len(pieces) > 1 else latents
+            logits, patching = self._decode(piece, patch_latents), piece.patching
+            chunks.append(Chunk(piece.position, logits, patching.entropies, patching.patch_starts))
         oldest_patch = bisect_right(self._patch_starts, max(self._position - ROLLBACK_BYTES, 0)) - 1
         self._latents.append(latents, oldest_patch - 1)
         return chunks
@@ -224,40 +278,27 @@ class Session:
         count = len(ids)
         buffers = self._single if count == 1 else _Buffers(self.config, count)
         self._ids.store(self._position, ids)
-        buffers.inputs["ids"][:] = ids
         buffers.inputs["windows"][:] = self._ids.windows(self._position, count)
-        buffers.inputs["position"][0] = self._position
-        self._run_patcher(buffers)
-        patches = buffers.patches(int(np.count_nonzero(buffers.outputs["patch_starts"])))
-        piece = _Piece(self._position, self._completed, buffers, patches)
-        self._run_encoder(buffers, patches)
+        patching = self._patcher.read(self._position, ids)
+        patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
+        piece = _Piece(self._position, self._completed, buffers, patching, patches)
+        self._run_encoder(piece)
 
         keep = max(self._position + count - ROLLBACK_BYTES, 0)
         oldest_patch = bisect_right(self._patch_starts, keep) - 1
-        self._states.append(buffers.outputs["states"], keep - 1)
         self._byte_vectors.append(buffers.outputs["byte_vectors"], self._patch_starts[oldest_patch])
         if patches.count:
-            starts = np.flatnonzero(buffers.outputs["patch_starts"]) + (self._position + 1)
+            starts = np.flatnonzero(patching.patch_starts) + (self._position + 1)
             self._patch_starts.extend(starts.tolist())
         self._position += count
         return piece
 
-    def _run_patcher(self, buffers: "_Buffers") -> None:
-        stage = self._stages["patcher"]
-        inputs = buffers.pick("ids", "position", "state")
-        outputs = {name: buffers.outputs[name] for name in ("entropies", "patch_starts", "states")}
-        if self._position:
-            inputs["state"][:] = self._states.rows(self._position - 1)[0]
-        if stage.cache:
-            inputs["total_length"] = self._reserve(stage, buffers)
-            outputs["logits"] = buffers.outputs["patcher_logits"]
-        stage.run(inputs, outputs, buffers.variant(0))
-
-    def _run_encoder(self, buffers: "_Buffers", patches: "_PatchBuffers") -> None:
+    def _run_encoder(self, piece: "_Piece") -> None:
+        buffers, patches = piece.buffers, piece.patches
         if buffers.count == 1:
             buffers.inputs["latent_index"][0] = patches.count  # patch_index stays 0
         else:
-            starts = buffers.outputs["patch_starts"]
+            starts = piece.patching.patch_starts
             np.cumsum(starts, out=buffers.inputs["latent_index"])
             np.subtract(buffers.inputs["latent_index"], starts, out=buffers.inputs["patch_index"])
         stage = self._stages["encoder"]
@@ -285,7 +326,7 @@ class Session:
             stage.run(inputs, {"latents": patches.latents}, min(patches.count, MANY))
         return patches.latents
 
-    def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> Chunk:
+    def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a piece, given the latents of the patches it completed."""
         buffers, cross_rows = piece.buffers, piece.patches.cross_rows
         if piece.first_patch == 0:
@@ -305,7 +346,8 @@ class Session:
         if len(cross_rows):
             self._carried_row[0] = cross_rows[-1]
             self._carried_patch = piece.first_patch + piece.patches.count - 1
-        return Chunk(piece.position, *(buffers.outputs[name] for name in ("logits", "entropies", "patch_starts")))
+        logits: NDArray[np.float32] = buffers.outputs["logits"]
+        return logits
 
     def _reserve(self, stage: Stage, buffers: "_Buffers") -> NDArray[np.int32]:
         """Room for the piece in the stage's cache, which the next run fills; gives the stage's `total_length`."""
@@ -324,6 +366,7 @@ class _Piece:
     position: int
     first_patch: int  # patches completed before it
     buffers: "_Buffers"
+    patching: Patching
     patches: "_PatchBuffers"
 
 
@@ -334,22 +377,15 @@ class _Buffers:
         self.count = count
         self._config = config
         self.inputs: Arrays = {
-            "ids": np.zeros(count, np.int64),
             "windows": np.zeros((count, config.hashes.context + 1), np.int64),
-            "position": np.zeros(1, np.int64),
-            "state": np.zeros(STATE_WIDTH, np.float32),
             "patch_index": np.zeros(count, np.int64),
             "latent_index": np.zeros(count, np.int64),
         }
         self.outputs: Arrays = {
-            "patcher_logits": np.empty((count, config.vocab_size), np.float32),
-            "entropies": np.empty(count, np.float32),
-            "patch_starts": np.empty(count, np.bool_),
-            "states": np.empty((count, STATE_WIDTH), np.float32),
             "byte_vectors": np.empty((count, config.encoder.hidden_size), np.float32),
             "logits": np.empty((count, config.vocab_size), np.float32),
         }
-        self.total_length = {name: np.zeros(1, np.int32) for name in ("patcher", "encoder", "decoder")}
+        self.total_length = {name: np.zeros(1, np.int32) for name in ("encoder", "decoder")}
         self._patches: dict[int, _PatchBuffers] = {}
 
     def pick(self, *names: str) -> Arrays:
