@@ -12,7 +12,7 @@ from edgeblt.quant.channels import Channels
 from edgeblt.quant.formats import Matrix
 from edgeblt.quant.gptq import damped
 
-_AT_A_TIME = 16  # channels removed before the others are measured again
+_STEPS = 128  # in which all channels would go; the fewer, the less is known of what those that go together share
 
 
 def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
@@ -20,13 +20,15 @@ def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
 
     A few go at a time; then the others make up for them, and are measured again.
     """
+    at_a_time = max(len(gram) // _STEPS, 1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram.clone())))
     left = torch.from_numpy(down).double()
+    left[:, gram.diagonal() == 0] = 0  # what never occurs is no loss
     kept = torch.ones(len(gram), dtype=torch.bool)
-    for remaining in range(len(gram) - count, 0, -_AT_A_TIME):
+    for remaining in range(len(gram) - count, 0, -at_a_time):
         costs = left.square().sum(dim=0) / inverse.diagonal()
         costs[~kept] = torch.inf
-        gone = torch.argsort(costs, stable=True)[: min(remaining, _AT_A_TIME)]
+        gone = torch.argsort(costs, stable=True)[: min(remaining, at_a_time)]
         rows = inverse[gone]
         solved = torch.linalg.solve(rows[:, gone], rows)
         left -= left[:, gone] @ solved
