@@ -193,31 +193,29 @@ class _Calibration:
         if self._layer:
             return [self._spread(name, self._layer) for name in names]
         self._whole = {name: self._encode(name, known) for name in names}
-        stored = [self._decoded(name, encoded) for name, encoded in self._whole.items()]
-        self._whole = {name: encoded for name, encoded in self._whole.items() if self._depends_on_inputs(name)}
-        return stored
+        return [self._decoded(name, encoded) for name, encoded in self._whole.items()]
 
     def _down(self, name: str, known: "_KnownInputs") -> list[Matrix]:
         """And the rows of `gate` and `up` that are kept."""
         if self._layer is None:
-            share, weight, prefix = (
-                self._recipe.part(name).channels,
-                self._checkpoint.tensor(name),
-                name[: -len("down")],
-            )
-            assert share
-            channels = choose_channels(weight, known.products(weight.shape[1]).gram, kept_count(share, weight.shape[1]))
+            channels = self._choose(name, known)
             encoded = self._encode(name, known, channels)
             known.forget()
-            weights = {key: self._rows(key, channels) for key in (f"{prefix}gate", f"{prefix}up")}
+            weights = {key: self._rows(key, whole, channels) for key, whole in self._whole.items()}
+            self._whole.clear()
             self._layer = PrunedLayer(channels, weights | {name: encoded})
-            self._keeper.keep_layer(prefix[:-1], self._layer)
+            self._keeper.keep_layer(name.rpartition(".")[0], self._layer)
         return [self._spread(name, self._layer)]
 
-    def _rows(self, name: str, channels: Channels) -> Encoded:
-        """Of `gate` or `up`: as they were encoded with all of them, where that depended on the inputs."""
-        if name in self._whole:
-            whole = cast(Quantized, self._whole.pop(name))
+    def _choose(self, name: str, known: "_KnownInputs") -> Channels:
+        weight, share = self._checkpoint.tensor(name), self._recipe.part(name).channels
+        assert share
+        columns = weight.shape[1]
+        return choose_channels(weight, known.products(columns).gram, kept_count(share, columns))
+
+    def _rows(self, name: str, whole: Encoded, channels: Channels) -> Encoded:
+        """Of `gate` or `up`; blocks of a codebook may run over the ends of rows, so these are cut anew."""
+        if isinstance(whole, Quantized):
             return Quantized(whole.format, whole.codes[channels], whole.scales[channels], whole.zero_points[channels])
         weight = select(self._checkpoint.tensor(name), name, channels)
         return encode_weight(weight, self._recipe.format(name, weight.shape), self._recipe.part(name).method, name)

@@ -65,10 +65,10 @@ def _calibrating(rows: int, columns: int, together: int) -> int:
 
 
 def _removing(rows: int, columns: int) -> int:
-    """Choosing the channels of `down` with the codes of gate and up at hand, then writing all three of the layer."""
-    square = columns * columns
-    choosing = max(32 * square, 24 * square + 20 * rows * columns, 16 * square + 34 * rows * columns)
-    return max(choosing + 11 * rows * columns, 48 * rows * columns) + 24 * (TEXT_BYTES + 1) * (rows + columns)
+    """Choosing the channels of `down` with gate and up at hand; then all three of the layer are written together."""
+    square, weight = columns * columns, rows * columns
+    choosing = max(32 * square, 24 * square + 20 * weight, 16 * square + 34 * weight)
+    return max(choosing + 16 * weight, 48 * weight) + 24 * (TEXT_BYTES + 1) * (rows + columns)
 
 
 def _exporting(shape: tuple[int, ...], format: WeightFormat, name: str) -> int:
