@@ -312,11 +312,10 @@ def test_transformers_computes_the_same(workshop: Workshop) -> None:
     check_bundle(workshop, "fp32")
 
 
+@pytest.mark.usefixtures("products_in_float32")
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format(workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeblt.export.weights.INT8_ACTIVATIONS", 1)  # accuracy_level 1: products in float32
-    sparse = "sparsity" in FORMATS[name]  # whose inputs are always rounded to 8 bits
-    check_bundle(workshop, name, tolerance=0.05 if sparse else TOLERANCE)
+def test_every_format(workshop: Workshop, name: str) -> None:
+    check_bundle(workshop, name)
     compressed, original = open_checkpoint(workshop.compressed(name)), open_checkpoint(workshop.original)
     assert compressed.unused_names() == [] and compressed.names() == original.names()
     model = load(workshop.bundle(name))
@@ -325,13 +324,13 @@ def test_every_format(workshop: Workshop, name: str, monkeypatch: pytest.MonkeyP
     assert sizes == SIZES
 
 
-def check_bundle(workshop: Workshop, name: str, tolerance: float = TOLERANCE) -> None:
+def check_bundle(workshop: Workshop, name: str) -> None:
     compressed, ids = open_checkpoint(workshop.compressed(name)), tiny_models.random_ids(SEED, LENGTH)
     oracle = with_weights(workshop.model, compressed)
     chunks = list(load(workshop.bundle(name)).session().run(np.array(ids)))
     logits, starts = (np.concatenate([getattr(chunk, part) for chunk in chunks]) for part in ("logits", "patch_starts"))
     expected = test_exactness.forward(oracle, ids, starts)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance * float(np.abs(expected).max()))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
 
 
 def test_channels_cost_what_they_cost(workshop: Workshop) -> None:
