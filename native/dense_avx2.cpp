@@ -1,196 +1,355 @@
-// Dense products with AVX2: bytes multiplied into 16-bit pairs, added up within a block, then scaled into floats.
+// Dense products with AVX2. A row of weights is taken in steps of 128 bytes; for each, the sums of every block end up in
+// lanes of one vector of integers, so that scales and zero points cost a few instructions for eight blocks.
 #include "avx2.h"
+
+#include <algorithm>
 
 namespace edgeblt {
 namespace {
 
-constexpr int chunk_columns(int bits) { return bits == 4 ? 64 : 32; }  // of 32 bytes
+constexpr int64_t kPanelRows = 8;  // of inputs that a pass over the weights serves: they stay in the first cache
 
-// Products of 32 bytes of codes with each row of inputs, added to `sums`: pairs as 16 bits where codes have 4 bits
-// (at most 15 * 127 * 2, so that eight fit), fours as 32 bits where they have 8.
-template <int kBits, int kRows>
-inline void add_chunk(__m256i codes, const int8_t* inputs, int64_t columns, __m256i* sums) {
+// How a step is laid out. Lanes beyond a vector's blocks repeat them: the blocks' sums come in two or more parts.
+template <int kBits, int kBlock, bool kOffsets>
+struct Form {
+  static constexpr int kBytes = 128;                                    // of codes
+  static constexpr int kColumns = kBytes * 8 / kBits;
+  static constexpr int kVectors = kColumns / kBlock > 8 ? 2 : 1;        // of sums
+  static constexpr int kBlocks = kBlock > kColumns ? 1 : kColumns / kBlock / kVectors;  // of a vector
+  static constexpr int kSpan = kBlock > kColumns ? kBlock / kColumns : 1;               // vectors of a block
+  // A row of inputs has for each step its codes, the scales of each vector's lanes, and their sums.
+  static constexpr int kSums = kColumns + 32 * kVectors;
+  static constexpr int kRecord = kSums + (kOffsets ? 32 * kVectors : 0);
+
+  static __m256i lanes() {  // the block of each lane
+    if constexpr (kVectors == 2) return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+    if constexpr (kBlocks == 8) return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm256_and_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(kBlocks - 1));
+  }
+};
+
+// 32 bytes of codes as their products want them: of 4 bits the even and the odd columns, else weights and magnitudes.
+struct Codes {
+  __m256i first, second;
+};
+
+template <int kBits>
+inline Codes read_codes(const uint8_t* bytes) {
+  const __m256i codes = load(bytes);
   if constexpr (kBits == 4) {
     const __m256i low = _mm256_set1_epi8(15);
-    const __m256i even = _mm256_and_si256(codes, low);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
-    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      const int8_t* in = inputs + m * columns;
-      const __m256i both = _mm256_add_epi16(
-          _mm256_maddubs_epi16(even, load(in)), _mm256_maddubs_epi16(odd, load(in + 32)));
-      sums[m] = _mm256_add_epi16(sums[m], both);
-      keep(sums[m]);
-    }
-  } else {
-    // |weight| * (input with the weight's sign): 128 * 127 * 2 still fits 16 bits.
-    const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-    const __m256i magnitudes = _mm256_abs_epi8(weights), ones = _mm256_set1_epi16(1);
-    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      const __m256i pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(load(inputs + m * columns), weights));
-      sums[m] = _mm256_add_epi32(sums[m], _mm256_madd_epi16(pairs, ones));
-      keep(sums[m]);
-    }
+    return {_mm256_and_si256(codes, low), _mm256_and_si256(_mm256_srli_epi16(codes, 4), low)};
   }
+  const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+  return {weights, _mm256_abs_epi8(weights)};
+}
+
+// Products with as many inputs, added up: fours of columns as 16 bits where codes have 4 bits (at most 4 * 15 * 127, so
+// that four of these fit), as 32 bits where they have 8. There |weight| * (input with the weight's sign) keeps pairs
+// within 16 bits: at most 2 * 128 * 127.
+template <int kBits>
+inline __m256i dots(const Codes& codes, const uint8_t* inputs) {
+  if constexpr (kBits == 4) {
+    return _mm256_add_epi16(
+        _mm256_maddubs_epi16(codes.first, load(inputs)), _mm256_maddubs_epi16(codes.second, load(inputs + 32)));
+  }
+  const __m256i pairs = _mm256_maddubs_epi16(codes.second, _mm256_sign_epi8(load(inputs), codes.first));
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 template <int kBits>
-inline __m256 to_floats(__m256i sums) {
-  if constexpr (kBits == 4) sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-  return _mm256_cvtepi32_ps(sums);
+inline __m256i add(__m256i a, __m256i b) {
+  return kBits == 4 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
 }
 
-template <int kBits, int kBlock, int kRows>
-inline __attribute__((always_inline)) void add_block(
-    const uint8_t* codes, const int8_t* inputs, int64_t columns, const float* scales, int64_t stride, __m256* totals) {
-  constexpr int kColumns = chunk_columns(kBits);
-  constexpr int kChunks = kBlock > kColumns ? kBlock / kColumns : 1;  // of a block
-  constexpr int kBlocks = kBlock < kColumns ? kColumns / kBlock : 1;  // of a chunk
-  __m256i sums[kRows];
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) sums[m] = _mm256_setzero_si256();
-  EDGEBLT_UNROLL for (int chunk = 0; chunk < kChunks; ++chunk) {
-    add_chunk<kBits, kRows>(load(codes + 32 * chunk), inputs + kColumns * chunk, columns, sums);
+// Halves the 32-bit parts of two vectors' sums: theirs in turn.
+template <int kBits>
+inline __m256i merge(__m256i a, __m256i b) {
+  return add<kBits>(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+}
+
+// Halves once more, what `merge` gave: pairs in turn.
+template <int kBits>
+inline __m256i merge_pairs(__m256i a, __m256i b) {
+  return add<kBits>(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
+
+// Of blocks of 16 columns with 4 bits, two parts each: the sums in the order of Form::lanes.
+inline __m256i merge_parts(__m256i a, __m256i b) {
+  const __m256 low = _mm256_castsi256_ps(a), high = _mm256_castsi256_ps(b);
+  return _mm256_add_epi16(
+      _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd)));
+}
+
+// `total` plus a step of a row of weights times one of inputs, whose record this is.
+template <int kBits, int kBlock, bool kOffsets>
+inline __attribute__((always_inline)) __m256 add_step(
+    const Codes* codes, const uint8_t* record, const __m256* scales, const __m256* points, __m256 total) {
+  using Layout = Form<kBits, kBlock, kOffsets>;
+  const auto part = [&](int index) {
+    __m256i sums = dots<kBits>(codes[index], record + Layout::kColumns / 4 * index);
+    keep(sums);
+    return sums;
+  };
+  const auto finish = [&](__m256i sums, int vector) {
+    if constexpr (kBits == 4) sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    const auto* floats = reinterpret_cast<const float*>(record + Layout::kColumns) + 8 * vector;
+    __m256 values = _mm256_cvtepi32_ps(sums);
+    if constexpr (kOffsets) {
+      values = _mm256_fnmadd_ps(points[vector], _mm256_load_ps(floats + 8 * Layout::kVectors), values);
+    }
+    total = _mm256_fmadd_ps(_mm256_mul_ps(scales[vector], _mm256_load_ps(floats)), values, total);
+  };
+  __m256i first = part(0), second = part(1);
+  if constexpr (Layout::kVectors == 2) {
+    finish(merge_parts(first, second), 0);
+    first = part(2);
+    second = part(3);
+    finish(merge_parts(first, second), 1);
+    return total;
   }
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-    totals[m] = _mm256_fmadd_ps(to_floats<kBits>(sums[m]), lane_scales<kBlocks>(scales + m * stride), totals[m]);
+  constexpr bool kWhole = kBlock * 2 >= Layout::kColumns;
+  first = kWhole ? add<kBits>(first, second) : merge<kBits>(first, second);
+  keep(first);
+  __m256i third = part(2), fourth = part(3);
+  second = kWhole ? add<kBits>(third, fourth) : merge<kBits>(third, fourth);
+  if constexpr (kBlock >= Layout::kColumns) {
+    finish(add<kBits>(first, second), 0);
+  } else if constexpr (kWhole) {
+    finish(merge<kBits>(first, second), 0);
+  } else {
+    finish(merge_pairs<kBits>(first, second), 0);
+  }
+  return total;
+}
+
+// The sums of `count` rows of inputs, to out[0], out[stride], ..; totals start anew.
+inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stride) {
+  for (; count > 0; count -= 4, totals += 4, out += 4 * stride) {
+    const __m128 sums = four_lane_sums(totals);
+    EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) totals[m] = _mm256_setzero_ps();
+    if (count >= 4) {
+      store_column(sums, out, stride);
+      continue;
+    }
+    alignas(16) float some[4];
+    _mm_store_ps(some, sums);
+    for (int64_t m = 0; m < count; ++m) out[m * stride] = some[m];
   }
 }
 
-// `totals` plus one row of weights times kRows rows of inputs.
-template <int kBits, int kBlock, int kRows>
-inline __attribute__((always_inline)) void multiply_row(
-    const uint8_t* codes, int64_t blocks, const int8_t* inputs, int64_t columns, const float* scales, int64_t stride,
-    __m256* totals) {
-  constexpr int kColumns = chunk_columns(kBits);
-  constexpr int kStep = kBlock > kColumns ? kBlock : kColumns;
-  constexpr int kBlocks = kStep / kBlock;
-  for (int64_t left = blocks / kBlocks; left; --left) {
-    prefetch<kRows, kStep * kBits / 8>(codes);
-    add_block<kBits, kBlock, kRows>(codes, inputs, columns, scales, stride, totals);
-    codes += kStep * kBits / 8;
-    inputs += kStep;
-    scales += kBlocks;
+// How a row's scales are stored: halves, one a block; halves, one for all blocks of a vector; or anything, which is first
+// made floats, one a lane.
+enum Stored { kEveryBlock, kEveryVector, kLanes };
+
+// What the rows of one call have in common.
+struct Rows {
+  int64_t bytes, blocks;  // of a row
+  int64_t points;         // bytes of a row's zero points, 0 where 8 serves for all (of 8-bit weights, 128)
+  int64_t scales;         // of a row, as stored
+};
+
+// The scales of a vector's lanes from its blocks' halves.
+template <typename Layout>
+inline __m256 lane_halves(const uint16_t* halves) {
+  __m128i some;
+  if constexpr (Layout::kBlocks == 8) {
+    some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves));
+    some = Layout::kVectors == 2
+        ? _mm_shuffle_epi32(some, 0xd8)
+        : _mm_shuffle_epi8(some, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  } else if constexpr (Layout::kBlocks == 4) {
+    double four;
+    std::memcpy(&four, halves, sizeof four);
+    some = _mm_castpd_si128(_mm_set1_pd(four));
+  } else if constexpr (Layout::kBlocks == 2) {
+    int32_t two;
+    std::memcpy(&two, halves, sizeof two);
+    some = _mm_set1_epi32(two);
+  } else {
+    some = _mm_set1_epi16(static_cast<int16_t>(*halves));
   }
-  if constexpr (kBlocks > 1) {
-    if (const int64_t rest = blocks % kBlocks) {  // less than a vector; scales beyond the blocks are 0
-      alignas(32) uint8_t padded[32] = {};
-      std::memcpy(padded, codes, static_cast<size_t>(rest * kBlock * kBits / 8));
-      add_block<kBits, kBlock, kRows>(padded, inputs, columns, scales, stride, totals);
+  return _mm256_cvtph_ps(some);
+}
+
+// The zero points of a vector's lanes, less 128 where weights have 8 bits, from those of its blocks, of which `block` is
+// the first of the row.
+template <typename Layout, int kBits>
+inline __m256 lane_points(const uint8_t* points, int64_t block) {
+  int64_t some = 0;
+  if constexpr (kBits == 8) {
+    std::memcpy(&some, points + block, Layout::kBlocks);
+    const __m256i places = _mm256_or_si256(Layout::lanes(), _mm256_set1_epi32(static_cast<int>(0x80808000)));
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(some), places);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128)));
+  }
+  std::memcpy(&some, points + block / 2, (Layout::kBlocks + 1) / 2);
+  if (Layout::kBlocks == 1) some >>= block % 2 * 4;
+  const __m256i shifts = _mm256_slli_epi32(Layout::lanes(), 2);
+  const __m256i bytes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(some)), shifts);
+  return _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
+}
+
+// The end of a row that is less than a step, with zeros added.
+template <typename T, int kCount>
+inline const T* padded(const void* in, int64_t bytes, T (&out)[kCount]) {
+  std::memset(out, 0, sizeof out);
+  std::memcpy(out, in, static_cast<size_t>(bytes));
+  return out;
+}
+
+// `count` rows of weights times the rows of inputs whose records these are, one or, unless kOne, up to kPanelRows: to
+// out[0], out[1], .. of each. Not inlined: in one large function the compiler keeps its pointers in memory.
+template <int kBits, int kBlock, bool kOffsets, Stored kStored, bool kOne>
+__attribute__((noinline)) void multiply(
+    const Rows& rows, const uint8_t* codes, const void* scales, const uint8_t* points, int64_t count,
+    const uint8_t* records, int64_t inputs, float* out, int64_t stride) {
+  using Layout = Form<kBits, kBlock, kOffsets>;
+  constexpr int kVectors = Layout::kVectors, kBlocks = Layout::kBlocks;
+  constexpr int kStep = kStored == kEveryBlock ? kBlocks : kStored == kEveryVector ? 1 : 16;  // halves a vector
+  __m256 totals[kPanelRows];
+  for (__m256& total : totals) total = _mm256_setzero_ps();
+  for (int64_t row = 0; row < count; ++row) {
+    __m256 total = _mm256_setzero_ps();
+    const uint8_t *bytes = codes + row * rows.bytes, *record = records, *row_points = points + row * rows.points;
+    const uint16_t* halves = static_cast<const uint16_t*>(scales) + row * rows.scales;
+    alignas(32) uint8_t last[Layout::kBytes];
+    alignas(16) uint8_t last_points[16];
+    alignas(16) uint16_t last_halves[16];
+    int64_t block = 0;
+    for (int64_t left = rows.bytes; left > 0; left -= Layout::kBytes) {
+      if (__builtin_expect(left < Layout::kBytes, 0)) {
+        bytes = padded(bytes, left, last);
+        const int64_t rest = rows.blocks - block;
+        if (kStored == kEveryBlock) halves = padded(halves, 2 * rest, last_halves);
+        if (rows.points) row_points = padded(row_points + block * kBits / 8, (rest * kBits + 7) / 8, last_points);
+        if (rows.points) block = 0;
+      }
+      prefetch<1, Layout::kBytes>(bytes);
+      Codes some[4];
+      __m256 lanes[kVectors], offsets[kVectors];
+      EDGEBLT_UNROLL for (int part = 0; part < 4; ++part) some[part] = read_codes<kBits>(bytes + 32 * part);
+      EDGEBLT_UNROLL for (int vector = 0; vector < kVectors; ++vector) {
+        if constexpr (kOffsets) {
+          offsets[vector] = _mm256_set1_ps(8);
+          if (rows.points) offsets[vector] = lane_points<Layout, kBits>(row_points, block + vector * kBlocks);
+        }
+        const uint16_t* own = halves + vector * kStep;
+        if constexpr (kStored == kEveryBlock) lanes[vector] = lane_halves<Layout>(own);
+        if constexpr (kStored == kEveryVector) lanes[vector] = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*own)));
+        if constexpr (kStored == kLanes) lanes[vector] = _mm256_loadu_ps(reinterpret_cast<const float*>(own));
+      }
+      if constexpr (kOne) {
+        total = add_step<kBits, kBlock, kOffsets>(some, record, lanes, offsets, total);
+        record += Layout::kRecord;
+      } else {
+        for (__m256* sums = totals; sums != totals + inputs; ++sums, record += Layout::kRecord) {
+          *sums = add_step<kBits, kBlock, kOffsets>(some, record, lanes, offsets, *sums);
+        }
+      }
+      bytes += Layout::kBytes;
+      // A block longer than a step ends with every second.
+      const bool ends = Layout::kSpan == 1 || left / Layout::kBytes % 2;
+      if (ends) block += kBlocks * kVectors;
+      if (ends || kStored == kLanes) halves += kStep * kVectors;
+    }
+    if constexpr (kOne) {
+      totals[row % 4] = total;
+      if (row % 4 == 3) _mm_storeu_ps(out + row - 3, four_lane_sums(totals));
+    } else {
+      store_totals(totals, inputs, out + row, stride);
     }
   }
+  if (kOne && count % 4) store_some(four_lane_sums(totals), count % 4, out + count / 4 * 4);
 }
 
-// A row's scales times those of kRows rows of inputs, in `products`; `totals` becomes what the zero points take off.
-template <bool kOffsets, bool kHalf, int kRows>
-inline __attribute__((always_inline)) void start_row(
-    const void* scales, const float* input_scales, const float* offsets, int64_t stride, int64_t blocks,
-    float* products, __m256* totals) {
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) totals[m] = _mm256_setzero_ps();
-  for (int64_t block = 0; block < blocks; block += 8) {
-    const __m256 row = eight_scales<kHalf>(scales, block);
-    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      const __m256 both = _mm256_mul_ps(row, _mm256_loadu_ps(input_scales + m * stride + block));
-      _mm256_storeu_ps(products + m * stride + block, both);
-      if constexpr (kOffsets) {
-        totals[m] = _mm256_fnmadd_ps(both, _mm256_loadu_ps(offsets + m * stride + block), totals[m]);
+// A value for each block as one for each lane. `some`: 8 floats may be read from any block's.
+template <typename Layout>
+inline void spread(const float* some, int64_t vectors, float* out) {
+  const __m256i lanes = Layout::lanes();
+  for (int64_t vector = 0; vector < vectors; ++vector) {
+    const float* first = some + vector / Layout::kSpan * Layout::kBlocks;
+    _mm256_store_ps(out + 8 * vector, _mm256_permutevar8x32_ps(_mm256_loadu_ps(first), lanes));
+  }
+}
+
+// Rows [m, m + count) of inputs as records: [steps, count, kRecord].
+template <typename Layout, bool kOffsets>
+void pack_inputs(const Inputs& inputs, int64_t m, int64_t count, int64_t steps, uint8_t* records) {
+  const int64_t vectors = steps * Layout::kVectors;
+  float* lanes = block_buffer<5>(8 * vectors);
+  for (int64_t row = m; row < m + count; ++row, records += Layout::kRecord) {
+    const int8_t* codes = inputs.codes + row * inputs.columns;
+    for (int64_t step = 0; step < steps; ++step) {
+      uint8_t* record = records + step * count * Layout::kRecord;
+      const int64_t left = inputs.columns - step * Layout::kColumns;  // whole tiles
+      std::memcpy(record, codes + step * Layout::kColumns, 128);
+      if (Layout::kColumns == 256 && left >= 256) std::memcpy(record + 128, codes + step * 256 + 128, 128);
+      if (Layout::kColumns == 256 && left < 256) std::memset(record + 128, 0, 128);
+    }
+    spread<Layout>(inputs.scales + row * inputs.stride, vectors, lanes);
+    for (int64_t step = 0; step < steps; ++step) {
+      std::memcpy(records + step * count * Layout::kRecord + Layout::kColumns, lanes + step * 8 * Layout::kVectors,
+                  32 * Layout::kVectors);
+    }
+    if constexpr (kOffsets) {
+      spread<Layout>(inputs.sums + row * inputs.stride, vectors, lanes);
+      for (int64_t step = 0; step < steps; ++step) {
+        float* sums = lanes + step * 8 * Layout::kVectors;
+        // Of lanes that repeat a block only one takes its zero point off.
+        for (int lane = Layout::kBlocks; lane < 8; ++lane) sums[lane] = 0;
+        if (step % Layout::kSpan) sums[0] = 0;
+        std::memcpy(records + step * count * Layout::kRecord + Layout::kSums, sums, 32 * Layout::kVectors);
       }
     }
   }
 }
 
-// What the products of one call have in common. The two functions that take it are not inlined: in one large function
-// the compiler keeps their pointers in memory.
-struct Product {
-  int64_t blocks, columns, stride;
-  float* products;  // [4, stride]
-};
-
-// The next four rows of inputs times one row of weights, to out[0], out[rows], ..
-template <int kBits, int kBlock, bool kOffsets>
-__attribute__((noinline)) void four_inputs(
-    const Product& product, const uint8_t* codes, const float* scales, const int8_t* inputs, const float* input_scales,
-    const float* offsets, float* out, int64_t rows) {
-  const int64_t blocks = product.blocks, stride = product.stride;
-  __m256 totals[4];
-  start_row<kOffsets, false, 4>(scales, input_scales, offsets, stride, blocks, product.products, totals);
-  multiply_row<kBits, kBlock, 4>(codes, blocks, inputs, product.columns, product.products, stride, totals);
-  store_column(four_lane_sums(totals), out, rows);
-}
-
-// One row of inputs times `count` rows of weights, to out[0], out[1], .. `scales`: halves [count, blocks] where kHalf,
-// else floats [count, stride].
-template <int kBits, int kBlock, bool kOffsets, bool kHalf>
-__attribute__((noinline)) void one_input(
-    const Product& product, const uint8_t* codes, const void* scales, int64_t count, const int8_t* inputs,
-    const float* input_scales, const float* offsets, float* out) {
-  const int64_t blocks = product.blocks, stride = product.stride;
-  float* products = product.products;
-  const int64_t bytes = blocks * (kBlock * kBits / 8), scale_bytes = kHalf ? blocks * 2 : stride * 4;
-  const auto* row_scales = static_cast<const uint8_t*>(scales);
-  __m256 totals[4];
-  EDGEBLT_UNROLL for (int row = 0; row < 4; ++row) totals[row] = _mm256_setzero_ps();
-  for (; count > 0; count -= 4, out += 4) {
-    const int64_t group = count < 4 ? count : 4;
-    for (int64_t row = 0; row < group; ++row) {
-      __m256 total;
-      start_row<kOffsets, kHalf, 1>(row_scales, input_scales, offsets, stride, blocks, products, &total);
-      multiply_row<kBits, kBlock, 1>(codes, blocks, inputs, 0, products, stride, &total);
-      totals[row] = total;
-      codes += bytes;
-      row_scales += scale_bytes;
-    }
-    store_some(four_lane_sums(totals), group, out);
+template <int kBits, int kBlock, bool kOffsets, bool kOne>
+void multiply_rows(
+    const DenseWeights& weights, int64_t steps, int64_t first, int64_t last, const uint8_t* records, int64_t inputs,
+    float* out) {
+  using Layout = Form<kBits, kBlock, kOffsets>;
+  const Scales& scales = weights.scales;
+  Rows rows{weights.blocks * (kBlock * kBits / 8), weights.blocks, 0, scales.per_row};
+  if (weights.zero_points) rows.points = (weights.blocks * kBits + 7) / 8;
+  const uint8_t *codes = weights.codes + first * rows.bytes, *points = weights.zero_points + first * rows.points;
+  const auto* halves = static_cast<const uint16_t*>(scales.values) + first * scales.per_row;
+  if (scales.half && scales.blocks_per_scale == 1) {
+    return multiply<kBits, kBlock, kOffsets, kEveryBlock, kOne>(
+        rows, codes, halves, points, last - first, records, inputs, out + first, weights.rows);
   }
-}
-
-// For rows [m, last) of inputs: their blocks' sums times the zero points of weight row `row`, less what codes lack.
-__attribute__((noinline)) void find_offsets(
-    const DenseWeights& weights, const Inputs& inputs, int64_t row, int64_t m, int64_t last, float* points,
-    float* offsets) {
-  block_zero_points(weights, row, weights.bits == 8 ? 128 : 0, points);
-  for (; m < last; ++m) {
-    for (int64_t block = 0; block < weights.blocks; block += 8) {
-      const __m256 sums = _mm256_loadu_ps(inputs.sums + m * inputs.stride + block);
-      _mm256_storeu_ps(
-          offsets + m * inputs.stride + block, _mm256_mul_ps(_mm256_loadu_ps(points + block), sums));
+  if constexpr (kBlock == 16) {
+    if (scales.half && scales.blocks_per_scale == 8 && weights.blocks % (Layout::kBlocks * Layout::kVectors) == 0) {
+      return multiply<kBits, kBlock, kOffsets, kEveryVector, kOne>(
+          rows, codes, halves, points, last - first, records, inputs, out + first, weights.rows);
     }
+  }
+  const int64_t vectors = steps * Layout::kVectors;
+  float *some = block_buffer<0>(weights.blocks + kSlack), *lanes = block_buffer<1>(8 * vectors);
+  rows.scales = 0;
+  for (int64_t row = first; row < last; ++row, codes += rows.bytes, points += rows.points) {
+    block_scales(scales, row, weights.blocks, some);
+    std::fill_n(some + weights.blocks, kSlack, 0.0F);
+    spread<Layout>(some, vectors, lanes);
+    multiply<kBits, kBlock, kOffsets, kLanes, kOne>(
+        rows, codes, lanes, points, 1, records, inputs, out + row, weights.rows);
   }
 }
 
 template <int kBits, int kBlock, bool kOffsets>
 void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  const int64_t stride = inputs.stride, rows = weights.rows, bytes = weights.blocks * kBlock * kBits / 8;
-  float* scales = block_buffer<0>(4 * stride);
-  float* points = block_buffer<1>(stride);
-  float* offsets = block_buffer<2>(inputs.rows * stride);
-  const Product product{weights.blocks, inputs.columns, stride, block_buffer<3>(4 * stride)};
-  const bool own_points = weights.zero_points != nullptr;  // of each row: rows go one by one
-  if (kOffsets && !own_points) find_offsets(weights, inputs, 0, 0, inputs.rows, points, offsets);
-  if (inputs.rows == 1 && !own_points && plain_halves(weights.scales)) {
-    const auto* halves = static_cast<const uint16_t*>(weights.scales.values) + first * weights.blocks;
-    return one_input<kBits, kBlock, kOffsets, true>(
-        product, weights.codes + first * bytes, halves, last - first, inputs.codes, inputs.scales, offsets,
-        out + first);
-  }
-  for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
-    const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
-    const int64_t fours = begin + (end - begin) / 4 * 4;
-    for (int64_t row = first, count; row < last; row += count) {
-      count = own_points ? 1 : row + 4 < last ? 4 : last - row;
-      if (own_points) find_offsets(weights, inputs, row, begin, end, points, offsets);
-      const uint8_t* codes = weights.codes + row * bytes;
-      load_scales(weights.scales, row, count, weights.blocks, scales, stride);
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t m = begin; m < fours; m += 4) {
-          four_inputs<kBits, kBlock, kOffsets>(
-              product, codes + i * bytes, scales + i * stride, inputs.codes + m * inputs.columns,
-              inputs.scales + m * stride, offsets + m * stride, out + m * rows + row + i, rows);
-        }
-      }
-      for (int64_t m = fours; m < end; ++m) {
-        one_input<kBits, kBlock, kOffsets, false>(
-            product, codes, scales, count, inputs.codes + m * inputs.columns, inputs.scales + m * stride,
-            offsets + m * stride, out + m * rows + row);
-      }
+  using Layout = Form<kBits, kBlock, kOffsets>;
+  const int64_t steps = (weights.blocks * kBlock + Layout::kColumns - 1) / Layout::kColumns;
+  auto* records = reinterpret_cast<uint8_t*>(block_buffer<2>(kPanelRows * steps * Layout::kRecord / 4));
+  for (int64_t m = 0; m < inputs.rows; m += kPanelRows) {
+    const int64_t count = inputs.rows - m < kPanelRows ? inputs.rows - m : kPanelRows;
+    pack_inputs<Layout, kOffsets>(inputs, m, count, steps, records);
+    float* to = out + m * weights.rows;
+    if (count == 1) {
+      multiply_rows<kBits, kBlock, kOffsets, true>(weights, steps, first, last, records, 1, to);
+    } else {
+      multiply_rows<kBits, kBlock, kOffsets, false>(weights, steps, first, last, records, count, to);
     }
   }
 }
