@@ -126,15 +126,12 @@ inline __attribute__((always_inline)) __m256 add_step(
 // The sums of `count` rows of inputs, to out[0], out[stride], ..; totals start anew.
 inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stride) {
   for (; count > 0; count -= 4, totals += 4, out += 4 * stride) {
-    const __m128 sums = four_lane_sums(totals);
-    EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) totals[m] = _mm256_setzero_ps();
     if (count >= 4) {
-      store_column(sums, out, stride);
-      continue;
+      store_column(four_lane_sums(totals), out, stride);
+    } else {
+      for (int64_t m = 0; m < count; ++m) out[m * stride] = lane_sum(totals[m]);
     }
-    alignas(16) float some[4];
-    _mm_store_ps(some, sums);
-    for (int64_t m = 0; m < count; ++m) out[m * stride] = some[m];
+    EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) totals[m] = _mm256_setzero_ps();
   }
 }
 
@@ -142,11 +139,12 @@ inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stri
 // made floats, one a lane.
 enum Stored { kEveryBlock, kEveryVector, kLanes };
 
-// What the rows of one call have in common.
+// Rows of weights of whole steps, one after the other.
 struct Rows {
-  int64_t bytes, blocks;  // of a row
-  int64_t points;         // bytes of a row's zero points, 0 where 8 serves for all (of 8-bit weights, 128)
-  int64_t scales;         // of a row, as stored
+  const uint8_t* codes;
+  const void* scales;     // as `Stored` says
+  const uint8_t* points;  // zero points, or null: 8 (of 8-bit weights, 128) serves for all
+  int64_t steps, scale_count, point_bytes;  // of a row
 };
 
 // The scales of a vector's lanes from its blocks' halves.
@@ -172,95 +170,90 @@ inline __m256 lane_halves(const uint16_t* halves) {
   return _mm256_cvtph_ps(some);
 }
 
-// The zero points of a vector's lanes, less 128 where weights have 8 bits, from those of its blocks, of which `block` is
-// the first of the row.
+// The zero points of a vector's lanes, less 128 where weights have 8 bits, from a row's.
 template <typename Layout, int kBits>
-inline __m256 lane_points(const uint8_t* points, int64_t block) {
-  int64_t some = 0;
+inline __m256 lane_points(const uint8_t* points, int64_t vector) {
+  const int64_t block = vector / Layout::kSpan * Layout::kBlocks;
   if constexpr (kBits == 8) {
+    int64_t some = 0;
     std::memcpy(&some, points + block, Layout::kBlocks);
     const __m256i places = _mm256_or_si256(Layout::lanes(), _mm256_set1_epi32(static_cast<int>(0x80808000)));
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(some), places);
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128)));
   }
+  int32_t some = 0;
   std::memcpy(&some, points + block / 2, (Layout::kBlocks + 1) / 2);
   if (Layout::kBlocks == 1) some >>= block % 2 * 4;
   const __m256i shifts = _mm256_slli_epi32(Layout::lanes(), 2);
-  const __m256i bytes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(some)), shifts);
+  const __m256i bytes = _mm256_srlv_epi32(_mm256_set1_epi32(some), shifts);
   return _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
 }
 
-// The end of a row that is less than a step, with zeros added.
-template <typename T, int kCount>
-inline const T* padded(const void* in, int64_t bytes, T (&out)[kCount]) {
-  std::memset(out, 0, sizeof out);
-  std::memcpy(out, in, static_cast<size_t>(bytes));
-  return out;
+// Of the vectors of step `step` the scales of the lanes.
+template <typename Layout, Stored kStored>
+inline void read_scales(const uint16_t* row, int64_t step, __m256* lanes) {
+  EDGEBLT_UNROLL for (int vector = 0; vector < Layout::kVectors; ++vector) {
+    const int64_t index = step * Layout::kVectors + vector;
+    if constexpr (kStored == kEveryBlock) {
+      lanes[vector] = lane_halves<Layout>(row + index / Layout::kSpan * Layout::kBlocks);
+    } else if constexpr (kStored == kEveryVector) {
+      lanes[vector] = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(row[index])));
+    } else {
+      lanes[vector] = _mm256_load_ps(reinterpret_cast<const float*>(row) + 8 * index);
+    }
+  }
 }
 
-// `count` rows of weights times the rows of inputs whose records these are, one or, unless kOne, up to kPanelRows: to
-// out[0], out[1], .. of each. Not inlined: in one large function the compiler keeps its pointers in memory.
-template <int kBits, int kBlock, bool kOffsets, Stored kStored, bool kOne>
+// `count` rows of weights times the rows of inputs whose records these are, kInputs, or up to kPanelRows where that is 0:
+// to out[0], out[1], .. of each. Not inlined: in one large function the compiler keeps its pointers in memory.
+template <int kBits, int kBlock, bool kOffsets, Stored kStored, int kInputs>
 __attribute__((noinline)) void multiply(
-    const Rows& rows, const uint8_t* codes, const void* scales, const uint8_t* points, int64_t count,
-    const uint8_t* records, int64_t inputs, float* out, int64_t stride) {
+    const Rows& rows, int64_t count, const uint8_t* records, int64_t inputs, float* out, int64_t stride) {
   using Layout = Form<kBits, kBlock, kOffsets>;
-  constexpr int kVectors = Layout::kVectors, kBlocks = Layout::kBlocks;
-  constexpr int kStep = kStored == kEveryBlock ? kBlocks : kStored == kEveryVector ? 1 : 16;  // halves a vector
+  constexpr int kVectors = Layout::kVectors;
+  const int64_t steps = rows.steps;
+  const uint8_t *bytes = rows.codes, *points = rows.points;
+  const auto* halves = static_cast<const uint16_t*>(rows.scales);
   __m256 totals[kPanelRows];
   for (__m256& total : totals) total = _mm256_setzero_ps();
   for (int64_t row = 0; row < count; ++row) {
-    __m256 total = _mm256_setzero_ps();
-    const uint8_t *bytes = codes + row * rows.bytes, *record = records, *row_points = points + row * rows.points;
-    const uint16_t* halves = static_cast<const uint16_t*>(scales) + row * rows.scales;
-    alignas(32) uint8_t last[Layout::kBytes];
-    alignas(16) uint8_t last_points[16];
-    alignas(16) uint16_t last_halves[16];
-    int64_t block = 0;
-    for (int64_t left = rows.bytes; left > 0; left -= Layout::kBytes) {
-      if (__builtin_expect(left < Layout::kBytes, 0)) {
-        bytes = padded(bytes, left, last);
-        const int64_t rest = rows.blocks - block;
-        if (kStored == kEveryBlock) halves = padded(halves, 2 * rest, last_halves);
-        if (rows.points) row_points = padded(row_points + block * kBits / 8, (rest * kBits + 7) / 8, last_points);
-        if (rows.points) block = 0;
-      }
+    __m256 some[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    const uint8_t* record = records;
+    for (int64_t step = 0; step < steps; ++step, bytes += Layout::kBytes) {
       prefetch<1, Layout::kBytes>(bytes);
-      Codes some[4];
-      __m256 lanes[kVectors], offsets[kVectors];
-      EDGEBLT_UNROLL for (int part = 0; part < 4; ++part) some[part] = read_codes<kBits>(bytes + 32 * part);
-      EDGEBLT_UNROLL for (int vector = 0; vector < kVectors; ++vector) {
-        if constexpr (kOffsets) {
+      Codes codes[4];
+      __m256 scales[kVectors], offsets[kVectors];
+      EDGEBLT_UNROLL for (int part = 0; part < 4; ++part) codes[part] = read_codes<kBits>(bytes + 32 * part);
+      read_scales<Layout, kStored>(halves, step, scales);
+      if constexpr (kOffsets) {
+        EDGEBLT_UNROLL for (int vector = 0; vector < kVectors; ++vector) {
           offsets[vector] = _mm256_set1_ps(8);
-          if (rows.points) offsets[vector] = lane_points<Layout, kBits>(row_points, block + vector * kBlocks);
+          if (points) offsets[vector] = lane_points<Layout, kBits>(points, step * kVectors + vector);
         }
-        const uint16_t* own = halves + vector * kStep;
-        if constexpr (kStored == kEveryBlock) lanes[vector] = lane_halves<Layout>(own);
-        if constexpr (kStored == kEveryVector) lanes[vector] = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*own)));
-        if constexpr (kStored == kLanes) lanes[vector] = _mm256_loadu_ps(reinterpret_cast<const float*>(own));
       }
-      if constexpr (kOne) {
-        total = add_step<kBits, kBlock, kOffsets>(some, record, lanes, offsets, total);
-        record += Layout::kRecord;
+      if constexpr (kInputs) {
+        EDGEBLT_UNROLL for (int m = 0; m < kInputs; ++m, record += Layout::kRecord) {
+          some[m] = add_step<kBits, kBlock, kOffsets>(codes, record, scales, offsets, some[m]);
+        }
       } else {
-        for (__m256* sums = totals; sums != totals + inputs; ++sums, record += Layout::kRecord) {
-          *sums = add_step<kBits, kBlock, kOffsets>(some, record, lanes, offsets, *sums);
+        for (__m256* total = totals; total != totals + inputs; ++total, record += Layout::kRecord) {
+          *total = add_step<kBits, kBlock, kOffsets>(codes, record, scales, offsets, *total);
         }
       }
-      bytes += Layout::kBytes;
-      // A block longer than a step ends with every second.
-      const bool ends = Layout::kSpan == 1 || left / Layout::kBytes % 2;
-      if (ends) block += kBlocks * kVectors;
-      if (ends || kStored == kLanes) halves += kStep * kVectors;
     }
-    if constexpr (kOne) {
-      totals[row % 4] = total;
+    halves += rows.scale_count;
+    if (points) points += rows.point_bytes;
+    if constexpr (kInputs == 1) {
+      totals[row % 4] = some[0];
       if (row % 4 == 3) _mm_storeu_ps(out + row - 3, four_lane_sums(totals));
+    } else if constexpr (kInputs == 2) {
+      out[row] = lane_sum(some[0]);
+      out[stride + row] = lane_sum(some[1]);
     } else {
       store_totals(totals, inputs, out + row, stride);
     }
   }
-  if (kOne && count % 4) store_some(four_lane_sums(totals), count % 4, out + count / 4 * 4);
+  if (kInputs == 1 && count % 4) store_some(four_lane_sums(totals), count % 4, out + count / 4 * 4);
 }
 
 // A value for each block as one for each lane. `some`: 8 floats may be read from any block's.
@@ -305,36 +298,51 @@ void pack_inputs(const Inputs& inputs, int64_t m, int64_t count, int64_t steps, 
   }
 }
 
-template <int kBits, int kBlock, bool kOffsets, bool kOne>
+// Rows of weights that cannot be read as they are: one at a time, with zeros up to whole steps, its scales one a lane.
+template <int kBits, int kBlock, bool kOffsets, int kInputs>
+void multiply_copies(
+    const DenseWeights& weights, int64_t steps, int64_t first, int64_t last, const uint8_t* records, int64_t inputs,
+    float* out) {
+  using Layout = Form<kBits, kBlock, kOffsets>;
+  const int64_t vectors = steps * Layout::kVectors, bytes = weights.blocks * (kBlock * kBits / 8);
+  const int64_t point_bytes = (weights.blocks * kBits + 7) / 8, padded_blocks = vectors * Layout::kBlocks;
+  float *blocks = block_buffer<0>(padded_blocks + kSlack), *lanes = block_buffer<1>(8 * vectors);
+  auto* codes = reinterpret_cast<uint8_t*>(block_buffer<3>((steps * Layout::kBytes + padded_blocks) / 4));
+  uint8_t* points = codes + steps * Layout::kBytes;
+  std::memset(codes, 0, static_cast<size_t>(steps * Layout::kBytes + padded_blocks));
+  const Rows rows{codes, lanes, weights.zero_points ? points : nullptr, steps, 0, 0};
+  for (int64_t row = first; row < last; ++row) {
+    std::memcpy(codes, weights.codes + row * bytes, static_cast<size_t>(bytes));
+    if (rows.points) std::memcpy(points, weights.zero_points + row * point_bytes, static_cast<size_t>(point_bytes));
+    block_scales(weights.scales, row, weights.blocks, blocks);
+    std::fill(blocks + weights.blocks, blocks + padded_blocks + kSlack, 0.0F);
+    spread<Layout>(blocks, vectors, lanes);
+    multiply<kBits, kBlock, kOffsets, kLanes, kInputs>(rows, 1, records, inputs, out + row, weights.rows);
+  }
+}
+
+template <int kBits, int kBlock, bool kOffsets, int kInputs>
 void multiply_rows(
     const DenseWeights& weights, int64_t steps, int64_t first, int64_t last, const uint8_t* records, int64_t inputs,
     float* out) {
   using Layout = Form<kBits, kBlock, kOffsets>;
   const Scales& scales = weights.scales;
-  Rows rows{weights.blocks * (kBlock * kBits / 8), weights.blocks, 0, scales.per_row};
-  if (weights.zero_points) rows.points = (weights.blocks * kBits + 7) / 8;
-  const uint8_t *codes = weights.codes + first * rows.bytes, *points = weights.zero_points + first * rows.points;
-  const auto* halves = static_cast<const uint16_t*>(scales.values) + first * scales.per_row;
-  if (scales.half && scales.blocks_per_scale == 1) {
-    return multiply<kBits, kBlock, kOffsets, kEveryBlock, kOne>(
-        rows, codes, halves, points, last - first, records, inputs, out + first, weights.rows);
+  const int64_t bytes = weights.blocks * (kBlock * kBits / 8), points = (weights.blocks * kBits + 7) / 8;
+  Rows rows{weights.codes + first * bytes, static_cast<const uint16_t*>(scales.values) + first * scales.per_row,
+            nullptr, steps, scales.per_row, points};
+  if (weights.zero_points) rows.points = weights.zero_points + first * points;
+  const bool whole = bytes == steps * Layout::kBytes && scales.half;
+  if (whole && scales.blocks_per_scale == 1) {
+    return multiply<kBits, kBlock, kOffsets, kEveryBlock, kInputs>(
+        rows, last - first, records, inputs, out + first, weights.rows);
   }
   if constexpr (kBlock == 16) {
-    if (scales.half && scales.blocks_per_scale == 8 && weights.blocks % (Layout::kBlocks * Layout::kVectors) == 0) {
-      return multiply<kBits, kBlock, kOffsets, kEveryVector, kOne>(
-          rows, codes, halves, points, last - first, records, inputs, out + first, weights.rows);
+    if (whole && scales.blocks_per_scale == Layout::kBlocks) {
+      return multiply<kBits, kBlock, kOffsets, kEveryVector, kInputs>(
+          rows, last - first, records, inputs, out + first, weights.rows);
     }
   }
-  const int64_t vectors = steps * Layout::kVectors;
-  float *some = block_buffer<0>(weights.blocks + kSlack), *lanes = block_buffer<1>(8 * vectors);
-  rows.scales = 0;
-  for (int64_t row = first; row < last; ++row, codes += rows.bytes, points += rows.points) {
-    block_scales(scales, row, weights.blocks, some);
-    std::fill_n(some + weights.blocks, kSlack, 0.0F);
-    spread<Layout>(some, vectors, lanes);
-    multiply<kBits, kBlock, kOffsets, kLanes, kOne>(
-        rows, codes, lanes, points, 1, records, inputs, out + row, weights.rows);
-  }
+  multiply_copies<kBits, kBlock, kOffsets, kInputs>(weights, steps, first, last, records, inputs, out);
 }
 
 template <int kBits, int kBlock, bool kOffsets>
@@ -347,9 +355,11 @@ void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int
     pack_inputs<Layout, kOffsets>(inputs, m, count, steps, records);
     float* to = out + m * weights.rows;
     if (count == 1) {
-      multiply_rows<kBits, kBlock, kOffsets, true>(weights, steps, first, last, records, 1, to);
+      multiply_rows<kBits, kBlock, kOffsets, 1>(weights, steps, first, last, records, 1, to);
+    } else if (count == 2) {
+      multiply_rows<kBits, kBlock, kOffsets, 2>(weights, steps, first, last, records, 2, to);
     } else {
-      multiply_rows<kBits, kBlock, kOffsets, false>(weights, steps, first, last, records, count, to);
+      multiply_rows<kBits, kBlock, kOffsets, 0>(weights, steps, first, last, records, count, to);
     }
   }
 }
