@@ -1,6 +1,5 @@
-// Dense products with AVX2. A row of weights is taken in steps of 128 bytes; for each, the sums of every block end up in
-// lanes of one vector of integers, so that scales and zero points cost a few instructions for eight blocks.
-#include "avx2.h"
+// Dense products with AVX2, step by step (dense_avx2.h): a row of weights with all rows of inputs that fit a panel.
+#include "dense_avx2.h"
 
 #include <algorithm>
 
@@ -8,120 +7,6 @@ namespace edgeblt {
 namespace {
 
 constexpr int64_t kPanelRows = 8;  // of inputs that a pass over the weights serves: they stay in the first cache
-
-// How a step is laid out. Lanes beyond a vector's blocks repeat them: the blocks' sums come in two or more parts.
-template <int kBits, int kBlock, bool kOffsets>
-struct Form {
-  static constexpr int kBytes = 128;                                    // of codes
-  static constexpr int kColumns = kBytes * 8 / kBits;
-  static constexpr int kVectors = kColumns / kBlock > 8 ? 2 : 1;        // of sums
-  static constexpr int kBlocks = kBlock > kColumns ? 1 : kColumns / kBlock / kVectors;  // of a vector
-  static constexpr int kSpan = kBlock > kColumns ? kBlock / kColumns : 1;               // vectors of a block
-  // A row of inputs has for each step its codes, the scales of each vector's lanes, and their sums.
-  static constexpr int kSums = kColumns + 32 * kVectors;
-  static constexpr int kRecord = kSums + (kOffsets ? 32 * kVectors : 0);
-
-  static __m256i lanes() {  // the block of each lane
-    if constexpr (kVectors == 2) return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
-    if constexpr (kBlocks == 8) return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    return _mm256_and_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(kBlocks - 1));
-  }
-};
-
-// 32 bytes of codes as their products want them: of 4 bits the even and the odd columns, else weights and magnitudes.
-struct Codes {
-  __m256i first, second;
-};
-
-template <int kBits>
-inline Codes read_codes(const uint8_t* bytes) {
-  const __m256i codes = load(bytes);
-  if constexpr (kBits == 4) {
-    const __m256i low = _mm256_set1_epi8(15);
-    return {_mm256_and_si256(codes, low), _mm256_and_si256(_mm256_srli_epi16(codes, 4), low)};
-  }
-  const __m256i weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-  return {weights, _mm256_abs_epi8(weights)};
-}
-
-// Products with as many inputs, added up: fours of columns as 16 bits where codes have 4 bits (at most 4 * 15 * 127, so
-// that four of these fit), as 32 bits where they have 8. There |weight| * (input with the weight's sign) keeps pairs
-// within 16 bits: at most 2 * 128 * 127.
-template <int kBits>
-inline __m256i dots(const Codes& codes, const uint8_t* inputs) {
-  if constexpr (kBits == 4) {
-    return _mm256_add_epi16(
-        _mm256_maddubs_epi16(codes.first, load(inputs)), _mm256_maddubs_epi16(codes.second, load(inputs + 32)));
-  }
-  const __m256i pairs = _mm256_maddubs_epi16(codes.second, _mm256_sign_epi8(load(inputs), codes.first));
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-
-template <int kBits>
-inline __m256i add(__m256i a, __m256i b) {
-  return kBits == 4 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b);
-}
-
-// Halves the 32-bit parts of two vectors' sums: theirs in turn.
-template <int kBits>
-inline __m256i merge(__m256i a, __m256i b) {
-  return add<kBits>(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-}
-
-// Halves once more, what `merge` gave: pairs in turn.
-template <int kBits>
-inline __m256i merge_pairs(__m256i a, __m256i b) {
-  return add<kBits>(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-}
-
-// Of blocks of 16 columns with 4 bits, two parts each: the sums in the order of Form::lanes.
-inline __m256i merge_parts(__m256i a, __m256i b) {
-  const __m256 low = _mm256_castsi256_ps(a), high = _mm256_castsi256_ps(b);
-  return _mm256_add_epi16(
-      _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd)));
-}
-
-// `total` plus a step of a row of weights times one of inputs, whose record this is.
-template <int kBits, int kBlock, bool kOffsets>
-inline __attribute__((always_inline)) __m256 add_step(
-    const Codes* codes, const uint8_t* record, const __m256* scales, const __m256* points, __m256 total) {
-  using Layout = Form<kBits, kBlock, kOffsets>;
-  const auto part = [&](int index) {
-    __m256i sums = dots<kBits>(codes[index], record + Layout::kColumns / 4 * index);
-    keep(sums);
-    return sums;
-  };
-  const auto finish = [&](__m256i sums, int vector) {
-    if constexpr (kBits == 4) sums = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
-    const auto* floats = reinterpret_cast<const float*>(record + Layout::kColumns) + 8 * vector;
-    __m256 values = _mm256_cvtepi32_ps(sums);
-    if constexpr (kOffsets) {
-      values = _mm256_fnmadd_ps(points[vector], _mm256_load_ps(floats + 8 * Layout::kVectors), values);
-    }
-    total = _mm256_fmadd_ps(_mm256_mul_ps(scales[vector], _mm256_load_ps(floats)), values, total);
-  };
-  __m256i first = part(0), second = part(1);
-  if constexpr (Layout::kVectors == 2) {
-    finish(merge_parts(first, second), 0);
-    first = part(2);
-    second = part(3);
-    finish(merge_parts(first, second), 1);
-    return total;
-  }
-  constexpr bool kWhole = kBlock * 2 >= Layout::kColumns;
-  first = kWhole ? add<kBits>(first, second) : merge<kBits>(first, second);
-  keep(first);
-  __m256i third = part(2), fourth = part(3);
-  second = kWhole ? add<kBits>(third, fourth) : merge<kBits>(third, fourth);
-  if constexpr (kBlock >= Layout::kColumns) {
-    finish(add<kBits>(first, second), 0);
-  } else if constexpr (kWhole) {
-    finish(merge<kBits>(first, second), 0);
-  } else {
-    finish(merge_pairs<kBits>(first, second), 0);
-  }
-  return total;
-}
 
 // The sums of `count` rows of inputs, to out[0], out[stride], ..; totals start anew.
 inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stride) {
@@ -135,16 +20,18 @@ inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stri
   }
 }
 
-// How a row's scales are stored: halves, one a block; halves, one for all blocks of a vector; or anything, which is first
-// made floats, one a lane.
-enum Stored { kEveryBlock, kEveryVector, kLanes };
+// How a row's scales are stored: halves, one a block; halves, one for 2 ** shift blocks, which may be read 8 at a time;
+// or, whatever they were, as floats, one a lane.
+enum Stored { kEveryBlock, kShared, kLanes };
 
 // Rows of weights of whole steps, one after the other.
 struct Rows {
   const uint8_t* codes;
-  const void* scales;     // as `Stored` says
+  const void* scales;
   const uint8_t* points;  // zero points, or null: 8 (of 8-bit weights, 128) serves for all
   int64_t steps, scale_count, point_bytes;  // of a row
+  int64_t shift;
+  __m128i places;  // with kShared: of the bytes from a vector's first scale on, those of each lane
 };
 
 // The scales of a vector's lanes from its blocks' halves.
@@ -170,10 +57,17 @@ inline __m256 lane_halves(const uint16_t* halves) {
   return _mm256_cvtph_ps(some);
 }
 
-// The zero points of a vector's lanes, less 128 where weights have 8 bits, from a row's.
+// Where those of a vector's lanes are, with kShared.
+template <typename Layout>
+inline __m128i lane_places(int64_t shift) {
+  const __m256i halves = _mm256_srl_epi32(Layout::lanes(), _mm_cvtsi64_si128(shift));
+  const __m256i bytes = _mm256_add_epi32(_mm256_mullo_epi32(halves, _mm256_set1_epi32(0x202)), _mm256_set1_epi32(0x100));
+  return _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+}
+
+// The zero points of a vector's lanes, from a row's and its first block; less 128 where weights have 8 bits.
 template <typename Layout, int kBits>
-inline __m256 lane_points(const uint8_t* points, int64_t vector) {
-  const int64_t block = vector / Layout::kSpan * Layout::kBlocks;
+inline __m256 lane_points(const uint8_t* points, int64_t block) {
   if constexpr (kBits == 8) {
     int64_t some = 0;
     std::memcpy(&some, points + block, Layout::kBlocks);
@@ -189,21 +83,6 @@ inline __m256 lane_points(const uint8_t* points, int64_t vector) {
   return _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
 }
 
-// Of the vectors of step `step` the scales of the lanes.
-template <typename Layout, Stored kStored>
-inline void read_scales(const uint16_t* row, int64_t step, __m256* lanes) {
-  EDGEBLT_UNROLL for (int vector = 0; vector < Layout::kVectors; ++vector) {
-    const int64_t index = step * Layout::kVectors + vector;
-    if constexpr (kStored == kEveryBlock) {
-      lanes[vector] = lane_halves<Layout>(row + index / Layout::kSpan * Layout::kBlocks);
-    } else if constexpr (kStored == kEveryVector) {
-      lanes[vector] = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(row[index])));
-    } else {
-      lanes[vector] = _mm256_load_ps(reinterpret_cast<const float*>(row) + 8 * index);
-    }
-  }
-}
-
 // `count` rows of weights times the rows of inputs whose records these are, kInputs, or up to kPanelRows where that is 0:
 // to out[0], out[1], .. of each. Not inlined: in one large function the compiler keeps its pointers in memory.
 template <int kBits, int kBlock, bool kOffsets, Stored kStored, int kInputs>
@@ -214,6 +93,7 @@ __attribute__((noinline)) void multiply(
   const int64_t steps = rows.steps;
   const uint8_t *bytes = rows.codes, *points = rows.points;
   const auto* halves = static_cast<const uint16_t*>(rows.scales);
+  const auto* floats = static_cast<const float*>(rows.scales);
   __m256 totals[kPanelRows];
   for (__m256& total : totals) total = _mm256_setzero_ps();
   for (int64_t row = 0; row < count; ++row) {
@@ -224,11 +104,20 @@ __attribute__((noinline)) void multiply(
       Codes codes[4];
       __m256 scales[kVectors], offsets[kVectors];
       EDGEBLT_UNROLL for (int part = 0; part < 4; ++part) codes[part] = read_codes<kBits>(bytes + 32 * part);
-      read_scales<Layout, kStored>(halves, step, scales);
-      if constexpr (kOffsets) {
-        EDGEBLT_UNROLL for (int vector = 0; vector < kVectors; ++vector) {
-          offsets[vector] = _mm256_set1_ps(8);
-          if (points) offsets[vector] = lane_points<Layout, kBits>(points, step * kVectors + vector);
+      EDGEBLT_UNROLL for (int part = 0; part < kVectors; ++part) {
+        const int64_t vector = step * kVectors + part, block = vector / Layout::kSpan * Layout::kBlocks;
+        if constexpr (kStored == kEveryBlock) {
+          scales[part] = lane_halves<Layout>(halves + block);
+        } else if constexpr (kStored == kShared) {
+          const void* first = halves + (block >> rows.shift);
+          const __m128i shared = _mm_loadu_si128(static_cast<const __m128i*>(first));
+          scales[part] = _mm256_cvtph_ps(_mm_shuffle_epi8(shared, rows.places));
+        } else {
+          scales[part] = _mm256_load_ps(floats + 8 * vector);
+        }
+        if constexpr (kOffsets) {
+          offsets[part] = _mm256_set1_ps(8);
+          if (points) offsets[part] = lane_points<Layout, kBits>(points, block);
         }
       }
       if constexpr (kInputs) {
@@ -310,14 +199,14 @@ void multiply_copies(
   auto* codes = reinterpret_cast<uint8_t*>(block_buffer<3>((steps * Layout::kBytes + padded_blocks) / 4));
   uint8_t* points = codes + steps * Layout::kBytes;
   std::memset(codes, 0, static_cast<size_t>(steps * Layout::kBytes + padded_blocks));
-  const Rows rows{codes, lanes, weights.zero_points ? points : nullptr, steps, 0, 0};
+  const Rows rows{codes, lanes, weights.zero_points ? points : nullptr, steps, 0, 0, 0, {}};
   for (int64_t row = first; row < last; ++row) {
     std::memcpy(codes, weights.codes + row * bytes, static_cast<size_t>(bytes));
     if (rows.points) std::memcpy(points, weights.zero_points + row * point_bytes, static_cast<size_t>(point_bytes));
     block_scales(weights.scales, row, weights.blocks, blocks);
     std::fill(blocks + weights.blocks, blocks + padded_blocks + kSlack, 0.0F);
     spread<Layout>(blocks, vectors, lanes);
-    multiply<kBits, kBlock, kOffsets, kLanes, kInputs>(rows, 1, records, inputs, out + row, weights.rows);
+    multiply<kBits, kBlock, kOffsets, kLanes, kInputs == 1 ? 1 : 0>(rows, 1, records, inputs, out + row, weights.rows);
   }
 }
 
@@ -328,21 +217,25 @@ void multiply_rows(
   using Layout = Form<kBits, kBlock, kOffsets>;
   const Scales& scales = weights.scales;
   const int64_t bytes = weights.blocks * (kBlock * kBits / 8), points = (weights.blocks * kBits + 7) / 8;
-  Rows rows{weights.codes + first * bytes, static_cast<const uint16_t*>(scales.values) + first * scales.per_row,
-            nullptr, steps, scales.per_row, points};
+  const auto* halves = static_cast<const uint16_t*>(scales.values) + first * scales.per_row;
+  Rows rows{weights.codes + first * bytes, halves, nullptr, steps, scales.per_row, points, 0, {}};
   if (weights.zero_points) rows.points = weights.zero_points + first * points;
-  const bool whole = bytes == steps * Layout::kBytes && scales.half;
-  if (whole && scales.blocks_per_scale == 1) {
+  const bool readable = scales.half && bytes == steps * Layout::kBytes;
+  if (readable && scales.blocks_per_scale == 1) {
     return multiply<kBits, kBlock, kOffsets, kEveryBlock, kInputs>(
         rows, last - first, records, inputs, out + first, weights.rows);
   }
-  if constexpr (kBlock == 16) {
-    if (whole && scales.blocks_per_scale == Layout::kBlocks) {
-      return multiply<kBits, kBlock, kOffsets, kEveryVector, kInputs>(
-          rows, last - first, records, inputs, out + first, weights.rows);
-    }
+  while (int64_t{1} << rows.shift < scales.blocks_per_scale && rows.shift < 31) ++rows.shift;
+  int64_t copied = first;  // the first row that has to be
+  if (readable && (scales.per_row == 1 || scales.blocks_per_scale == int64_t{1} << rows.shift)) {
+    // The last rows' scales are not followed by as many as are read at once.
+    const int64_t read = ((weights.blocks - Layout::kBlocks) >> rows.shift) + 8;
+    copied = std::clamp(weights.rows - (read + scales.per_row - 1) / scales.per_row + 1, first, last);
+    rows.places = lane_places<Layout>(rows.shift);
+    multiply<kBits, kBlock, kOffsets, kShared, kInputs>(
+        rows, copied - first, records, inputs, out + first, weights.rows);
   }
-  multiply_copies<kBits, kBlock, kOffsets, kInputs>(weights, steps, first, last, records, inputs, out);
+  multiply_copies<kBits, kBlock, kOffsets, kInputs>(weights, steps, copied, last, records, inputs, out);
 }
 
 template <int kBits, int kBlock, bool kOffsets>
