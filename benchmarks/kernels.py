@@ -1,8 +1,9 @@
 """Times of the native library's matrix products beside ONNX Runtime's, through ONNX Runtime, in one interleaved run.
 
-    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--cold] [--cycles]
+    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--dense] [--cold] [--cycles]
 
-Weights are random, the sparse ones half zeros. All products take turns; the median and the least of their times per run
+Weights are random, the sparse ones half zeros; --dense takes no sparse ones, but all sizes of dense blocks, blocks with
+zero points, and blocks of 16 inputs within 128 weights of one scale. All products take turns; the median and the least of their times per run
 are shown, in microseconds, and the bytes of weights per second of the least. --cold gives every product many copies of
 its weights, more than the caches hold, as a model's other layers push a layer's weights out. --cycles counts the
 processor's cycles in the program itself instead of time (Linux, one thread): on a busy machine these are steadier. The
@@ -33,7 +34,7 @@ from edgeblt.quant import sparse_layout
 from edgeblt.quant.formats import pack
 
 Arrays = dict[str, NDArray[Any]]
-ROWS = (1, 2, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
+ROWS = (1, 2, 3, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
 ROUNDS = 61
 COLD_BYTES = 96 << 20  # of copies of one product's weights
 
@@ -61,6 +62,7 @@ def main() -> None:
         "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
     )
     parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
+    parser.add_argument("--dense", action="store_true", help="dense weights only, in every form")
     parser.add_argument("--cold", action="store_true", help="weights out of the caches")
     parser.add_argument("--cycles", action="store_true", help="count cycles, not time; for one thread")
     arguments = parser.parse_args()
@@ -85,7 +87,7 @@ def main() -> None:
 def measure(
     columns: int, outputs: int, threads: int, rows: list[int], arguments: Any, clock: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    products = all_products(columns, outputs)
+    products = dense_products(columns, outputs) if arguments.dense else all_products(columns, outputs)
     copies = {name: 1 + COLD_BYTES // product.bytes if arguments.cold else 1 for name, product in products.items()}
     sessions = {name: open_session(product, columns, copies[name], threads) for name, product in products.items()}
     results = []
@@ -108,9 +110,7 @@ def measure(
 
 
 def all_products(columns: int, rows: int) -> dict[str, Product]:
-    chance = np.random.default_rng(1)
-    eight = chance.integers(-127, 128, (rows, columns)).astype(np.int8)
-    four = chance.integers(-8, 8, (rows, columns)).astype(np.int8)
+    eight, four, chance = random_weights(columns, rows)
     products = {
         "DynamicQuantizeMatMul int8": Product(
             "DynamicQuantizeMatMul", MICROSOFT,
@@ -119,10 +119,9 @@ def all_products(columns: int, rows: int) -> dict[str, Product]:
         )
     }  # fmt: skip
     for values, bits in ((eight, 8), (four, 4)):
-        for block in (32, 128):
-            products[f"MatMulNBits int{bits}, blocks of {block}"] = dense(values, bits, block, "MatMulNBits")
-        for block in (32, 128):
-            products[f"DenseMatMul int{bits}, blocks of {block}"] = dense(values, bits, block, native_ops.DENSE)
+        for op in ("MatMulNBits", native_ops.DENSE):
+            for block in (32, 128):
+                products[f"{op} int{bits}, blocks of {block}"] = dense(values, bits, block, op)
         for group in sparse_layout.GROUPS:
             kept = np.argsort(chance.random((rows, columns // group, group)), axis=2) < group // 2
             half = values * kept.reshape(rows, columns)
@@ -133,16 +132,42 @@ def all_products(columns: int, rows: int) -> dict[str, Product]:
     return products
 
 
-def dense(values: NDArray[np.int8], bits: int, block: int, op: str) -> Product:
+def dense_products(columns: int, rows: int) -> dict[str, Product]:
+    eight, four, _ = random_weights(columns, rows)
+    products = {}
+    for values, bits in ((eight, 8), (four, 4)):
+        for block in (16, 32, 64, 128, 256):
+            for points in (False, True) if bits == 4 and block in (32, 64) else (False,):
+                for op in ("MatMulNBits", native_ops.DENSE):
+                    name = f"{op} int{bits}, blocks of {block}" + ", zero points" * points
+                    products[name] = dense(values, bits, block, op, points)
+        name = f"{native_ops.DENSE} int{bits}, inputs by 16, blocks of 128"
+        products[name] = dense(values, bits, 16, native_ops.DENSE, blocks_per_scale=8)
+    return products
+
+
+def random_weights(columns: int, rows: int) -> tuple[NDArray[np.int8], NDArray[np.int8], np.random.Generator]:
+    chance = np.random.default_rng(1)
+    eight = chance.integers(-127, 128, (rows, columns)).astype(np.int8)
+    return eight, chance.integers(-8, 8, (rows, columns)).astype(np.int8), chance
+
+
+def dense(
+    values: NDArray[np.int8], bits: int, block: int, op: str, points: bool = False, blocks_per_scale: int = 1
+) -> Product:
     rows, columns = values.shape
-    codes = pack((values.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, block), bits)
+    middle = 1 << (bits - 1)
+    codes = pack((values.astype(np.int16) + middle).astype(np.uint8).reshape(rows, -1, block), bits)
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
-    if op == "MatMulNBits":
-        scales = np.full((rows, columns // block), 0.01, np.float32)
-        return Product(op, MICROSOFT, {"codes": codes, "scales": scales}, attributes | {"accuracy_level": 4})
-    scales_as_stored = np.full((rows, columns // block), 0.01, np.float16)
-    weights: Arrays = {"codes": codes, "scales": scales_as_stored}
-    return Product(op, native_ops.DOMAIN, weights, attributes | {"blocks_per_scale": 1})
+    scales = np.full((rows, columns // block // blocks_per_scale), 0.01, np.float16)
+    weights: Arrays = {"codes": codes, "scales": scales}
+    if points:
+        zero_points = np.random.default_rng(2).integers(0, 2 * middle, (rows, columns // block)).astype(np.uint8)
+        weights["zero_points"] = pack(zero_points, bits)
+    if op == native_ops.DENSE:
+        return Product(op, native_ops.DOMAIN, weights, attributes | {"blocks_per_scale": blocks_per_scale})
+    weights["scales"] = scales.astype(np.float32)  # with halves MatMulNBits is slower
+    return Product(op, MICROSOFT, weights, attributes | {"accuracy_level": 4})
 
 
 def sparse(values: NDArray[np.int8], bits: int, group: int) -> Product:

@@ -2,6 +2,8 @@
 // 16 stored values in a lane, their inputs out of the 16 that the lane covers. So only values that are not zero cost.
 #include "avx2.h"
 
+#include <algorithm>
+
 namespace edgeblt {
 namespace {
 
@@ -161,17 +163,17 @@ __attribute__((noinline)) void one_input(
   }
 }
 
-// A pair of rows, or only its first, times four rows of inputs, to out[0] and out[1], out[rows] and out[rows + 1], ..
-template <int kGroup, int kBits, int kBlock>
-__attribute__((noinline)) void four_inputs(
-    const Product& product, const uint8_t* bytes, const float* scales, const int8_t* inputs, const float* input_scales,
+// A pair of rows, or only its first, times kRows rows of inputs, to out[0] and out[1], out[rows] and out[rows + 1], ..
+template <int kGroup, int kBits, int kBlock, bool kHalf, int kRows>
+__attribute__((noinline)) void some_inputs(
+    const Product& product, const uint8_t* bytes, const void* scales, const int8_t* inputs, const float* input_scales,
     float* out, int64_t rows, bool both) {
-  multiply_scales<false, 4>(product, scales, input_scales);
-  __m256 totals[4];
-  EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) totals[m] = _mm256_setzero_ps();
-  multiply_pair<kGroup, kBits, kBlock, 4>(
+  multiply_scales<kHalf, kRows>(product, scales, input_scales);
+  __m256 totals[kRows];
+  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) totals[m] = _mm256_setzero_ps();
+  multiply_pair<kGroup, kBits, kBlock, kRows>(
       bytes, product.tiles, inputs, product.columns, product.products, product.stride, totals);
-  EDGEBLT_UNROLL for (int m = 0; m < 4; ++m) store_some(pair_sums(totals[m]), both ? 2 : 1, out + m * rows);
+  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) store_some(pair_sums(totals[m]), both ? 2 : 1, out + m * rows);
 }
 
 // Each scale of the inputs twice: [rows, stride].
@@ -187,6 +189,30 @@ float* doubled(const Inputs& inputs, int64_t stride) {
   return twice;
 }
 
+// A pair of rows, which begins with row `row`, times rows [begin, end) of inputs: four by four, then two, then one.
+template <int kGroup, int kBits, int kBlock, bool kHalf>
+void all_inputs(
+    const Product& product, const uint8_t* bytes, const void* scales, const Inputs& inputs, const float* input_scales,
+    int64_t begin, int64_t end, int64_t row, int64_t rows, float* out) {
+  const int64_t columns = inputs.columns, stride = product.stride;
+  int64_t m = begin;
+  for (; m + 4 <= end; m += 4) {
+    some_inputs<kGroup, kBits, kBlock, kHalf, 4>(
+        product, bytes, scales, inputs.codes + m * columns, input_scales + m * stride, out + m * rows + row, rows,
+        row + 1 < rows);
+  }
+  if (m + 2 <= end) {
+    some_inputs<kGroup, kBits, kBlock, kHalf, 2>(
+        product, bytes, scales, inputs.codes + m * columns, input_scales + m * stride, out + m * rows + row, rows,
+        row + 1 < rows);
+    m += 2;
+  }
+  if (m == end) return;
+  one_input<kGroup, kBits, kBlock, kHalf>(
+      product, bytes, scales, 1, inputs.codes + m * columns, input_scales + m * stride, out + m * rows + row,
+      rows - row);
+}
+
 template <int kGroup, int kBits, int kBlock>
 void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
   const int64_t rows = weights.rows, tiles = (weights.columns + kTile - 1) / kTile;
@@ -197,28 +223,30 @@ void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, i
   const Product product{2 * weights.blocks, tiles, inputs.columns, stride, block_buffer<1>(4 * stride)};
   std::memset(product.products, 0, static_cast<size_t>(4 * stride) * sizeof *scales);
   const float* input_scales = doubled(inputs, stride);
-  if (inputs.rows == 1 && weights.scales.half && weights.scales.blocks_per_scale == 1 && weights.blocks % 4 == 0) {
-    const auto* halves = static_cast<const uint16_t*>(weights.scales.values) + first * weights.blocks;
-    return one_input<kGroup, kBits, kBlock, true>(
-        product, weights.tiles + first / 2 * pair_bytes, halves, (last - first + 1) / 2, inputs.codes, input_scales,
-        out + first, last - first);
+  // Halves are read eight at a time: beyond a pair's blocks the next pair's, where inputs are 0. The last have none.
+  const int64_t pairs = (rows + 1) / 2, beyond = (8 - product.scales % 8) % 8;
+  const int64_t readable = 2 * (pairs - (beyond + product.scales - 1) / product.scales);
+  const bool plain = weights.scales.half && weights.scales.blocks_per_scale == 1;
+  const int64_t halves_end = plain ? std::clamp(readable, first, last) : first;
+  const auto* halves = static_cast<const uint16_t*>(weights.scales.values);
+  if (inputs.rows == 1 && halves_end > first) {
+    one_input<kGroup, kBits, kBlock, true>(
+        product, weights.tiles + first / 2 * pair_bytes, halves + first * weights.blocks, (halves_end - first + 1) / 2,
+        inputs.codes, input_scales, out + first, last - first);
+    first = halves_end;
   }
   for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
     const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
     for (int64_t row = first; row < last; row += 2) {
       const uint8_t* bytes = weights.tiles + row / 2 * pair_bytes;
+      if (row < halves_end) {
+        all_inputs<kGroup, kBits, kBlock, true>(
+            product, bytes, halves + row * weights.blocks, inputs, input_scales, begin, end, row, rows, out);
+        continue;
+      }
       block_scales<2>(weights.scales, row / 2, weights.blocks, scales);
-      int64_t m = begin;
-      for (; m + 4 <= end; m += 4) {
-        four_inputs<kGroup, kBits, kBlock>(
-            product, bytes, scales, inputs.codes + m * inputs.columns, input_scales + m * stride, out + m * rows + row,
-            rows, row + 1 < rows);
-      }
-      for (; m < end; ++m) {
-        one_input<kGroup, kBits, kBlock, false>(
-            product, bytes, scales, 1, inputs.codes + m * inputs.columns, input_scales + m * stride,
-            out + m * rows + row, rows - row);
-      }
+      all_inputs<kGroup, kBits, kBlock, false>(
+          product, bytes, scales, inputs, input_scales, begin, end, row, rows, out);
     }
   }
 }

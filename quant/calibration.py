@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -18,13 +19,16 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.export.graph import IR_VERSION, OPSET
+from edgeblt.export.weights import Encoded
 from edgeblt.ids import BOS, encode
 from edgeblt.quant.activations import Scratch, Values
+from edgeblt.quant.channel_choice import choose_channels
+from edgeblt.quant.channels import Channels, kept_count, select, spread
 from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightFormat
 from edgeblt.quant.forward import Forward
 from edgeblt.quant.gptq import Inputs, Products, gptq
 from edgeblt.quant.pruning import Sparsity, wanda_mask
-from edgeblt.quant.recipe import GPTQ, HASH_TABLES, Recipe, WeightRecipe
+from edgeblt.quant.recipe import GPTQ, HASH_TABLES, Recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
 
@@ -32,6 +36,14 @@ TEXT_BYTES = 1024
 MOST_TEXTS = 64
 LOOKUP_ROWS = 1 << 12  # of an embedding in memory at a time
 LOOKUP_BYTES = 128 << 20  # of sums of such rows
+
+
+@dataclass
+class PrunedLayer:
+    """A feed-forward layer, and of its channels those that are kept; complete with `down`, the last of its matrices."""
+
+    channels: Channels
+    weights: dict[str, Encoded] = field(default_factory=dict)  # by canonical names
 
 
 class Keeper(Protocol):
@@ -42,6 +54,12 @@ class Keeper(Protocol):
         ...
 
     def keep(self, name: str, encoded: Quantized) -> None: ...
+
+    def kept_layer(self, prefix: str) -> PrunedLayer | None:
+        """As `kept`: a feed-forward layer whose channels are removed, its matrices all together."""
+        ...
+
+    def keep_layer(self, prefix: str, layer: PrunedLayer) -> None: ...
 
 
 def calibrate(
@@ -103,11 +121,17 @@ class _Calibration:
         self._recipe = recipe
         self._keeper = keeper
         self._scratch = scratch
+        self._layer: PrunedLayer | None = None  # the one that loses channels now, if it is complete
+        self._whole: dict[str, Encoded] = {}  # its gate and up with all channels
 
     def multiply(self, inputs: Values, names: list[str], then: Callable[..., Tensor], *others: Values) -> Values:
         """The products with matrices [rows, columns] that are encoded first, if the recipe says so."""
         known = _KnownInputs(inputs)
-        matrices = [self._matrix(name, known) for name in names]
+        if self._loses_channels(names[0]):
+            stored = self._down(names[0], known) if names[0].endswith(".down") else self._gate_and_up(names, known)
+        else:
+            stored = [self._stored(name, known) for name in names]
+        matrices = [(torch.from_numpy(each), self.vector(name)) for each, name in zip(stored, names, strict=True)]
         known.forget()
 
         def compute(index: int) -> Tensor:
@@ -117,32 +141,89 @@ class _Calibration:
 
         return self._scratch.keep(Values(inputs.count, compute))
 
-    def _matrix(self, name: str, known: "_KnownInputs") -> tuple[Tensor, Tensor]:
-        """As it will be stored, and as it is."""
-        weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
-        format = self._recipe.format(name, weight.shape)
-        if not (part.needs_calibration and isinstance(format, Linear)):
-            return torch.from_numpy(_decoded(weight, format, part.method, name)), torch.from_numpy(weight)
+    def _stored(self, name: str, known: "_KnownInputs") -> Matrix:
+        """A matrix as it will be stored."""
+        if not self._depends_on_inputs(name):
+            return self._decoded(name, self._encode(name, known))
         encoded = self._keeper.kept(name)
         if encoded is None:
-            encoded = self._encode(name, weight, format, part, known)
+            encoded = cast(Quantized, self._encode(name, known))
             self._keeper.keep(name, encoded)
-        return torch.from_numpy(encoded.dequantize()), torch.from_numpy(weight)
+        return encoded.dequantize()
 
-    def _encode(
-        self, name: str, weight: Matrix, format: Linear, part: WeightRecipe, known: "_KnownInputs"
-    ) -> Quantized:
+    def _depends_on_inputs(self, name: str) -> bool:
+        format = self._recipe.format(name, self._checkpoint.shape(name))
+        return self._recipe.part(name).needs_calibration and isinstance(format, Linear)
+
+    def _encode(self, name: str, known: "_KnownInputs", kept: Channels | None = None) -> Encoded:
+        """A matrix, with `kept` only so much of what it reads, fitted to give what all of it does."""
+        weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
+        columns = weight.shape[1]
+        format = self._recipe.format(name, weight.shape if kept is None else (len(weight), len(kept)))
+        if not self._depends_on_inputs(name):
+            fitted = weight if kept is None else known.inputs(columns, kept=kept).fitted(weight)
+            return encode_weight(fitted, format, part.method, name)
+        assert isinstance(format, Linear)
         sparsity = Sparsity.parse(format.sparsity) if format.sparsity else None
-        group = (sparsity and sparsity.group) or 1
+        if part.method != GPTQ and not sparsity and kept is None:  # heads beside pruned matrices
+            return encode_weight(weight, format, part.method, name)
+        inputs = known.inputs(columns, (sparsity and sparsity.group) or 1, kept)
         if part.method != GPTQ:  # the inputs only say what to prune
+            fitted = weight if kept is None else inputs.fitted(weight)
             if sparsity:
-                kept = wanda_mask(weight, known.inputs(weight.shape[1], group).sizes, sparsity)
-                weight = np.where(kept, weight, np.float32(0))
-            return cast(Quantized, encode_weight(weight, format, part.method, name))
+                fitted = np.where(wanda_mask(fitted, inputs.sizes, sparsity), fitted, np.float32(0))
+            return encode_weight(fitted, format, part.method, name)
         try:
-            return gptq(weight, known.inputs(weight.shape[1], group), format, part.pruning)
+            return gptq(weight, inputs, format, part.pruning)
         except EdgebltError as error:
             raise EdgebltError(f"{name}: {error}") from None
+
+    def _decoded(self, name: str, encoded: Encoded) -> Matrix:
+        return decoded(encoded, self._recipe.format(name, self._checkpoint.shape(name)) == Floating(16))
+
+    def _loses_channels(self, name: str) -> bool:
+        share = self._recipe.part(name).channels
+        if share is None or not name.endswith((".gate", ".down")):
+            return False
+        down = f"{name.rpartition('.')[0]}.down"
+        count = self._checkpoint.shape(down)[1]
+        return kept_count(share, count) < count
+
+    def _gate_and_up(self, names: list[str], known: "_KnownInputs") -> list[Matrix]:
+        """With all channels, as which of them go is known when their products are; or what an earlier run kept."""
+        self._layer = self._keeper.kept_layer(names[0].rpartition(".")[0])
+        if self._layer:
+            return [self._spread(name, self._layer) for name in names]
+        self._whole = {name: self._encode(name, known) for name in names}
+        return [self._decoded(name, encoded) for name, encoded in self._whole.items()]
+
+    def _down(self, name: str, known: "_KnownInputs") -> list[Matrix]:
+        """And the rows of `gate` and `up` that are kept."""
+        if self._layer is None:
+            channels = self._choose(name, known)
+            encoded = self._encode(name, known, channels)
+            known.forget()
+            weights = {key: self._rows(key, whole, channels) for key, whole in self._whole.items()}
+            self._whole.clear()
+            self._layer = PrunedLayer(channels, weights | {name: encoded})
+            self._keeper.keep_layer(name.rpartition(".")[0], self._layer)
+        return [self._spread(name, self._layer)]
+
+    def _choose(self, name: str, known: "_KnownInputs") -> Channels:
+        weight, share = self._checkpoint.tensor(name), self._recipe.part(name).channels
+        assert share
+        columns = weight.shape[1]
+        return choose_channels(weight, known.products(columns).gram, kept_count(share, columns))
+
+    def _rows(self, name: str, whole: Encoded, channels: Channels) -> Encoded:
+        """Of `gate` or `up`; blocks of a codebook may run over the ends of rows, so these are cut anew."""
+        if isinstance(whole, Quantized):
+            return Quantized(whole.format, whole.codes[channels], whole.scales[channels], whole.zero_points[channels])
+        weight = select(self._checkpoint.tensor(name), name, channels)
+        return encode_weight(weight, self._recipe.format(name, weight.shape), self._recipe.part(name).method, name)
+
+    def _spread(self, name: str, layer: PrunedLayer) -> Matrix:
+        return spread(self._decoded(name, layer.weights[name]), name, layer.channels, self._checkpoint.shape(name))
 
     def vector(self, name: str) -> Tensor:
         return torch.from_numpy(self._checkpoint.tensor(name))
@@ -184,16 +265,23 @@ class _KnownInputs:
 
     def __init__(self, values: Values) -> None:
         self._values = values
+        self._products: Products | None = None
         self._inputs: dict[int, Inputs] = {}
 
-    def inputs(self, columns: int, group: int) -> Inputs:
-        """`group`: see `Inputs`; matrices with the same inputs have the same, unless their recipes differ."""
+    def products(self, columns: int) -> Products:
+        """Until `inputs` uses them up."""
+        if self._products is None:
+            self._products = Products.zeros(columns)
+            for rounded, exact in self._values:
+                self._products.add(rounded, exact)
+        return self._products
+
+    def inputs(self, columns: int, group: int = 1, kept: Channels | None = None) -> Inputs:
+        """`group`, `kept`: see `Inputs`; matrices with the same inputs have the same, unless their recipes differ."""
         if group not in self._inputs:
             self._inputs.clear()
-            products = Products.zeros(columns)
-            for rounded, exact in self._values:
-                products.add(rounded, exact)
-            self._inputs[group] = Inputs(products, group)
+            products, self._products = self.products(columns), None
+            self._inputs[group] = Inputs(products, group, None if kept is None else torch.from_numpy(kept))
         return self._inputs[group]
 
     def forget(self) -> None:

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoint import Checkpoint, expected_shapes, open_checkpoint
 from edgeblt.export.compressed_form import CONFIG, WEIGHTS, CompressionRecord, config_document, parts_of
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.safetensors_files import layout
@@ -17,9 +18,10 @@ from edgeblt.export.weights import Encoded, row_blocks
 from edgeblt.files import whole_directory
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.activations import Scratch
-from edgeblt.quant.calibration import calibrate, read_calibration
+from edgeblt.quant.calibration import PrunedLayer, calibrate, read_calibration
+from edgeblt.quant.channels import spread
 from edgeblt.quant.codebooks import CodebookQuantized
-from edgeblt.quant.formats import Floating, Linear, Matrix, Quantized, WeightError, error, pack, unpack
+from edgeblt.quant.formats import Codebook, Floating, Matrix, Quantized, WeightError, error, pack, unpack
 from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
@@ -71,7 +73,7 @@ def quantize_checkpoint(
             quantizing.all_others()
         errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
         record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
-        (partial / CONFIG).write_text(config_document(source.config, record), encoding="utf-8")
+        (partial / CONFIG).write_text(config_document(chosen.pruned(source.config), record), encoding="utf-8")
         journal.finish()
     return path
 
@@ -80,8 +82,7 @@ def _tensors(
     source: Checkpoint, recipe: Recipe, kept: NDArray[np.bool_] | None
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in source.names():
-        shape = source.shape(name)
+    for name, shape in expected_shapes(recipe.pruned(source.config)).items():
         if name == HASH_TABLES and kept is not None:
             tensors[f"{name}.index"] = ("I32", shape[:1])
             shape = (1 + int(kept.sum()), *shape[1:])
@@ -103,6 +104,7 @@ class _Quantizing:
         """`table_rows`: which rows of the hash tables to keep; None is all."""
         self._source, self._recipe, self._file, self._advance = source, recipe, file, advance
         self._table_rows = table_rows
+        self._shapes = expected_shapes(recipe.pruned(source.config))  # with the channels removed
         self._left = dict.fromkeys(source.names())
         self._errors: dict[str, WeightError] = {}
 
@@ -112,12 +114,37 @@ class _Quantizing:
             return None
         self._count(name, WeightError(*note["error"]))
         del self._left[name]
-        return _read_back(self._file, name, self._source.shape(name), self._recipe)
+        return cast(Quantized, self._read_back(name))
 
     def keep(self, name: str, encoded: Encoded) -> None:
         weight = self._source.tensor(name)
         self._write(name, name, _parts(name, encoded, half=False), error(weight, decoded(encoded, half=False)))
         del self._left[name]
+
+    def kept_layer(self, prefix: str) -> PrunedLayer | None:
+        note = self._file.keeps(prefix)
+        if note is None:
+            return None
+        self._count(prefix, WeightError(*note["error"]))
+        weights = {name: self._read_back(name) for name in self._complete(prefix)}
+        return PrunedLayer(np.array(note["channels"], np.int64), weights)
+
+    def keep_layer(self, prefix: str, layer: PrunedLayer) -> None:
+        arrays: Arrays = {}
+        made = WeightError()
+        for name in self._complete(prefix):
+            encoded, half = layer.weights[name], self._half(name)
+            arrays |= _parts(name, encoded, half)
+            restored = spread(decoded(encoded, half), name, layer.channels, self._source.shape(name))
+            made += error(self._source.tensor(name), restored)
+        self._write(prefix, prefix, arrays, made, channels=layer.channels.tolist())
+
+    def _complete(self, prefix: str) -> list[str]:
+        """The names of a layer's matrices, of which nothing is left to do."""
+        names = [f"{prefix}.{part}" for part in ("gate", "up", "down")]
+        for name in names:
+            del self._left[name]
+        return names
 
     def all_others(self) -> None:
         for name in self._left:
@@ -168,8 +195,27 @@ class _Quantizing:
     def _half(self, name: str) -> bool:
         return self._recipe.format(name, self._source.shape(name)) == Floating(16)
 
-    def _write(self, piece: str, name: str, arrays: Arrays, made: WeightError, first_row: int = 0) -> None:
-        note = {"error": [made.squared, made.squared_weight, made.largest]}
+    def _read_back(self, name: str) -> Encoded:
+        """What was written of a matrix."""
+        shape = self._shapes[name]
+        format = self._recipe.format(name, shape)
+        match format:
+            case Floating():
+                stored: Matrix = self._file.read(name).astype(np.float32)
+                return stored
+            case Codebook():
+                codes, scales = self._file.read(f"{name}.codes"), self._file.read(f"{name}.scales")
+                return CodebookQuantized(format, (shape[0], shape[1]), codes, scales)
+        scales = self._file.read(f"{name}.scales")
+        points = np.full(scales.shape, format.middle, np.uint8)
+        if not format.symmetric:
+            points = unpack(self._file.read(f"{name}.zero_points"), format.bits, scales.shape[1])
+        return Quantized(format, unpack(self._file.read(f"{name}.codes"), format.bits, shape[1]), scales, points)
+
+    def _write(
+        self, piece: str, name: str, arrays: Arrays, made: WeightError, first_row: int = 0, **noted: list[int]
+    ) -> None:
+        note = {"error": [made.squared, made.squared_weight, made.largest], **noted}
         self._file.write(piece, arrays, first_row, note)
         self._count(name, made)
 
@@ -193,16 +239,6 @@ def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:
             parts[f"{name}.zero_points"] = pack(encoded.zero_points, bits)
         return parts
     return {name: encoded.astype(np.float16 if half else np.float32)}
-
-
-def _read_back(file: WeightFile, name: str, shape: tuple[int, ...], recipe: Recipe) -> Quantized:
-    format = recipe.format(name, shape)
-    assert isinstance(format, Linear)
-    scales = file.read(f"{name}.scales")
-    points = np.full(scales.shape, format.middle, np.uint8)
-    if not format.symmetric:
-        points = unpack(file.read(f"{name}.zero_points"), format.bits, scales.shape[1])
-    return Quantized(format, unpack(file.read(f"{name}.codes"), format.bits, shape[1]), scales, points)
 
 
 def _version(package: str) -> str:

@@ -131,7 +131,9 @@ def error(weight: Matrix, restored: Matrix) -> WeightError:
     """The difference of two matrices of one shape, in float64, some rows at a time."""
     step = max(_AT_A_TIME // weight.shape[-1], 1)
     starts = range(0, len(weight), step)
-    return sum((_error(weight[start : start + step], restored[start : start + step]) for start in starts), WeightError())
+    return sum(
+        (_error(weight[start : start + step], restored[start : start + step]) for start in starts), WeightError()
+    )
 
 
 def _error(weight: Matrix, restored: Matrix) -> WeightError:

@@ -45,23 +45,43 @@ class Products:
 class Inputs:
     """What rounding needs to know of inputs that matrices share; made from their products, which it uses up.
 
-    With `group` the inputs of most energy come first by groups of so many neighbours, which stay together.
+    With `group` the inputs of most energy come first by groups of so many neighbours, which stay together. With `kept`
+    [n], ascending, there are only those inputs any more; the others' part in what the exact model gives is made up for.
     """
 
-    def __init__(self, products: Products, group: int = 1) -> None:
-        energies = products.gram.diagonal()
+    def __init__(self, products: Products, group: int = 1, kept: Tensor | None = None) -> None:
+        if kept is None:
+            kept = torch.arange(len(products.gram))
+        energies = products.gram.diagonal()[kept]
         self.sizes = energies.sqrt().numpy()
         self.order = _by_energy(energies, group)
-        pairs = (self.order[:, None], self.order[None, :])
-        gram, products.gram = products.gram[pairs], torch.empty(0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(gram), out=gram))
+        columns = kept[self.order]
+        gone = torch.ones(len(products.gram), dtype=torch.bool)
+        gone[kept] = False
+        self.columns = torch.cat([columns, gone.nonzero()[:, 0]])  # of a weight: those that stay, in order, come first
+        drift = products.drift[self.columns[:, None], columns[None, :]]
+        products.drift = torch.empty(0)
+        drift[len(kept) :] += products.gram[gone][:, columns]  # what the rounded model computes of these is lost too
+        gram, products.gram = products.gram[columns[:, None], columns[None, :]], torch.empty(0)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram), out=gram))
         del gram
-        drift, products.drift = products.drift[pairs], torch.empty(0)
         # The unrounded weights that would do best on x are weight + weight drift gram^-1. What is added is small, so
         # float32 is enough, and twice as fast.
         self.correction = drift.float() @ inverse.float()
         del drift
         self.factor: Tensor = torch.linalg.cholesky(inverse, upper=True, out=inverse)  # of the damped inverse
+
+    def corrected(self, weight: Matrix) -> Tensor:
+        """float64 [rows, n] in `order`: what has the products with x that come nearest to those of `weight` with y."""
+        whole = torch.from_numpy(weight).double()[:, self.columns]
+        return whole[:, : len(self.order)] + whole.float() @ self.correction
+
+    def fitted(self, weight: Matrix) -> Matrix:
+        """What `corrected` gives, in place: float32 [rows, n]."""
+        corrected = self.corrected(weight)
+        fitted = torch.empty(corrected.shape)
+        fitted[:, self.order] = corrected.float()
+        return fitted.numpy()
 
 
 def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGPT) -> Quantized:
@@ -71,8 +91,7 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGP
     for weights too large for the format's scales.
     """
     order, factor = inputs.order, inputs.factor
-    left = torch.from_numpy(weight).double()[:, order]
-    left += left.float() @ inputs.correction
+    left = inputs.corrected(weight)
     shifted = torch.empty(left.shape)
     shifted[:, order] = left.float()
     mask = _Mask.of(shifted.numpy(), inputs, format, pruning)
@@ -154,7 +173,7 @@ def _by_column(parameters: np.ndarray, quantized: Quantized) -> Tensor:
     return torch.from_numpy(np.repeat(parameters.T.astype(np.float32), block, axis=0)[:columns])
 
 
-def _damped(gram: Tensor) -> Tensor:
-    """In place. Inputs that never occurred count as independent."""
+def damped(gram: Tensor) -> Tensor:
+    """`gram`, in place. Inputs that never occurred count as independent."""
     gram.diagonal().add_(DAMPING * gram.diagonal().mean() + 1e-12)
     return gram

@@ -51,7 +51,8 @@ def _quantizing(shape: tuple[int, ...], recipe: Recipe, name: str) -> int:
         return 0
     rows, columns = shape
     if recipe.needs_calibration:
-        return _calibrating(rows, columns, together=_SHARERS.get(name.rpartition(".")[2], 1))
+        need = _calibrating(rows, columns, together=_SHARERS.get(name.rpartition(".")[2], 1))
+        return max(need, _removing(rows, columns)) if recipe.part(name).channels and name.endswith(".down") else need
     return 20 * rows * columns if isinstance(recipe.format(name, shape), Codebook) else 0
 
 
@@ -61,6 +62,13 @@ def _calibrating(rows: int, columns: int, together: int) -> int:
     encoding = max(32 * square, 16 * square + 26 * rows * columns)
     activations = 12 * 2 * (TEXT_BYTES + 1) * (rows + columns)
     return encoding + 8 * together * rows * columns + activations
+
+
+def _removing(rows: int, columns: int) -> int:
+    """Choosing the channels of `down` with gate and up at hand; then all three of the layer are written together."""
+    square, weight = columns * columns, rows * columns
+    choosing = max(32 * square, 24 * square + 20 * weight, 16 * square + 34 * weight)
+    return max(choosing + 16 * weight, 48 * weight) + 24 * (TEXT_BYTES + 1) * (rows + columns)
 
 
 def _exporting(shape: tuple[int, ...], format: WeightFormat, name: str) -> int:

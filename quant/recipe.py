@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
-from edgeblt.contract import StageName
+from edgeblt.config import ModelConfig, TransformerConfig
+from edgeblt.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.parsing import parse_dataclass
+from edgeblt.quant.channels import kept_count, kept_percent
 from edgeblt.quant.formats import BLOCK_SIZES, Codebook, Floating, Linear, WeightFormat
 from edgeblt.quant.methods import METHODS
 from edgeblt.quant.pruning import MAGNITUDE, PRUNING, SPARSEGPT, Sparsity
@@ -27,7 +29,7 @@ _CODEBOOK_BLOCK = 64
 
 @dataclass(frozen=True)
 class WeightRecipe:
-    """How the weights of one part of the model are stored; all but `format` is for int8 and int4."""
+    """How the weights of one part of the model are stored; all but `format` and `channels` is for int8 and int4."""
 
     format: str = "fp32"
     block_size: int | None = None  # inputs that share a scale; 0: all of a row; None: 32 for int4, a row for int8
@@ -36,6 +38,7 @@ class WeightRecipe:
     method: str = "least-squares"  # how codes and scales are chosen
     sparsity: str | None = None  # 2:4 and 4:8 keep so many of so many inputs, 50% makes zeros of half
     pruning: str = SPARSEGPT  # how zeros are chosen: magnitude, wanda, or sparsegpt, which needs the method gptq
+    channels: str | None = None  # the share of a stage's feed-forward channels that is kept, such as 75%
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("format", self.format, _FORMATS), ("method", self.method, (*METHODS, GPTQ))):
@@ -51,6 +54,8 @@ class WeightRecipe:
         settings = (self.block_size, self.input_block_size, self.symmetric, self.method, self.sparsity)
         if self.format not in _LINEAR and settings != (None, None, False, "least-squares", None):
             raise EdgebltError(f"{self.format} has no other settings; leave out all but format, or use int8 or int4")
+        if self.channels is not None:
+            kept_percent(self.channels)
         if self.pruning not in PRUNING:
             raise EdgebltError(f"pruning is {self.pruning!r:.40}; use one of {', '.join(PRUNING)}")
         if self.sparsity is not None:
@@ -62,6 +67,7 @@ class WeightRecipe:
 
     @property
     def needs_calibration(self) -> bool:
+        """Whether how a matrix is stored depends on what it reads."""
         prunes_by_inputs = self.sparsity is not None and self.pruning != MAGNITUDE
         return self.format in _LINEAR and (self.method == GPTQ or prunes_by_inputs)
 
@@ -128,6 +134,9 @@ class Recipe:
                 raise EdgebltError(f"{name}: gptq is for matrices; use method least-squares or nearest")
             if part and part.sparsity:
                 raise EdgebltError(f"{name}: sparsity is for matrices; leave it out")
+        for name, part in (("tables", self.tables), ("heads", self.heads), ("embeddings", self.embeddings)):
+            if part and part.channels:
+                raise EdgebltError(f"{name}: channels are those of a stage; give them for {', '.join(STAGES)}")
 
     def stage(self, name: StageName) -> WeightRecipe:
         return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
@@ -155,10 +164,25 @@ class Recipe:
             return replace(format, sparsity="")
         return Floating(16) if isinstance(format, Codebook) and name.endswith(".embedding") else format
 
+    def pruned(self, config: ModelConfig) -> ModelConfig:
+        """The configuration of a model when its channels are removed."""
+
+        def stack(part: WeightRecipe, config: TransformerConfig) -> TransformerConfig:
+            kept = kept_count(part.channels, config.intermediate_size) if part.channels else config.intermediate_size
+            return replace(config, intermediate_size=kept)
+
+        return replace(
+            config,
+            patcher=config.patcher and stack(self.patcher, config.patcher),
+            encoder=stack(self.encoder, config.encoder),
+            global_=stack(self.global_, config.global_),
+            decoder=stack(self.decoder, config.decoder),
+        )
+
     @property
     def needs_calibration(self) -> bool:
         parts = (self.patcher, self.encoder, self.global_, self.decoder, self.heads)
-        return any(part.needs_calibration for part in parts if part)
+        return any(part.needs_calibration or part.channels for part in parts if part)
 
     @property
     def needs_text(self) -> bool:

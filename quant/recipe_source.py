@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.checkpoint import Checkpoint, expected_shapes
 from edgeblt.export.weights import Encoded
 from edgeblt.quant.codebooks import quantize_codebook
 from edgeblt.quant.formats import Floating, Linear, Matrix, WeightFormat
@@ -14,18 +13,16 @@ from edgeblt.quant.recipe import Recipe
 
 
 class RecipeSource:
-    """The `WeightSource` of a floating-point checkpoint under a recipe whose methods need no calibration."""
+    """The `WeightSource` of a floating-point checkpoint under a recipe; of weights only if it needs no calibration."""
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self._checkpoint = checkpoint
         self.recipe = recipe
-
-    @property
-    def config(self) -> ModelConfig:
-        return self._checkpoint.config
+        self.config = recipe.pruned(checkpoint.config)
+        self._shapes = expected_shapes(self.config)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._checkpoint.shape(name)
+        return self._shapes[name]
 
     def format(self, name: str) -> WeightFormat:
         return self.recipe.format(name, self.shape(name))

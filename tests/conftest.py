@@ -111,6 +111,13 @@ def export_oracle(oracle: Any, root: Path) -> Exported:
     return Exported(checkpoint, export_bundle(checkpoint, root / "bundle").path)
 
 
+@pytest.fixture
+def products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles exported and opened meanwhile round no inputs of their int8 and int4 products."""
+    monkeypatch.setattr("edgeblt.export.native_ops.INT8_ACTIVATIONS", 1)  # accuracy_level 1: float32
+    monkeypatch.setattr("edgeblt.native.register", lambda options: "the portable bodies are wanted")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)  # models this small only get slower with more

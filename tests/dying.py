@@ -178,6 +178,7 @@ def write_file(path: str, content: str) -> None:
 OTHERS = {"replace": replace, "replace_bundle": replace_bundle, "write_file": write_file}
 QUICKER: dict[str, Any] = {
     "edgeblt.quant.calibration.TEXT_BYTES": 64,
+    "edgeblt.quant.channels.MULTIPLE": 4,  # so that a tiny model loses some
     "edgeblt.quant.methods.SHARES": (1.0, 0.9),
     "edgeblt.export.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
     "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
