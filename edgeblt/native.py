@@ -23,7 +23,8 @@ LIBRARY_NAME = "libedgeblt.so"
 VARIABLE = "EDGEBLT_NATIVE"
 OFF, BEST = ("0", "off"), ("", "1")
 LEVELS = ("scalar", "avx2", "avx512", "neon")  # by the library's numbers
-OPERATORS = ("EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul")  # by the library's numbers
+# By the library's numbers.
+OPERATORS = ("EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention")
 
 
 @dataclass(frozen=True)

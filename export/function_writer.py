@@ -25,6 +25,12 @@ class FunctionWriter:
     def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self._tape.op(op_type, inputs, attributes, domain=domain, output=self._new_value())
 
+    def ops(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        values = [self._new_value() for _ in range(outputs)]
+        return self._tape.op_multi_out(op_type, inputs, attributes, domain=domain, outputs=values)
+
     def constant(self, array: NDArray[Any]) -> ir.Value:
         return self.op("Constant", value=ir.tensor(array))
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from edgeblt.config import TransformerConfig
 from edgeblt.contract import padded_head_dim
-from edgeblt.export.graph import MICROSOFT, StageGraph
+from edgeblt.export.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.native_ops import ATTENTION, window_attention_function
 from edgeblt.export.weights import Weights, WeightSource
 
 
@@ -93,13 +94,13 @@ class TransformerStack:
         projected = self.weights.linear(value, [f"{prefix}.{name}" for name in ("query", "key", "value")])
         count = config.head_count + 2 * config.kv_head_count
         projected = self.heads.pad(projected, [1, -1, count * self.heads.padded])
+        graph.uses(window_attention_function(OPSET))
         attended, present_key, present_value = graph.ops(
-            "GroupQueryAttention", projected, None, None,
+            ATTENTION, projected,
             graph.inputs[f"past_key_{index}"], graph.inputs[f"past_value_{index}"],
             self._last_slot, graph.inputs["total_length"], graph.inputs["cosines"], graph.inputs["sines"],
-            outputs=3, domain=MICROSOFT, num_heads=config.head_count, kv_num_heads=config.kv_head_count,
-            scale=config.head_dim**-0.5, local_window_size=-1 if config.window is None else config.window,
-            do_rotary=1, rotary_interleaved=1,
+            outputs=3, domain=EDGEBLT, num_heads=config.head_count, kv_num_heads=config.kv_head_count,
+            scale=config.head_dim**-0.5, window=-1 if config.window is None else config.window,
         )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
         attended = self.heads.unpad(attended, [1, -1, config.head_count * config.head_dim])

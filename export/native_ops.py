@@ -30,6 +30,7 @@ from edgeblt.quant.sparse_layout import TILE
 DOMAIN = "edgeblt"
 MICROSOFT = "com.microsoft"
 DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
+ATTENTION = "WindowAttention"
 COMMON_ATTRIBUTES = ("K", "N", "bits", "block_size", "blocks_per_scale")
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that rounds its inputs
 MIDDLE = 128  # code of zero in 8 bits
@@ -77,6 +78,24 @@ def masked_matmul_function(opset: int = 23) -> ir.Function:
         return _product_of_codes(writer, inputs["x"], codes, inputs["scales"])
 
     return _function(MASKED, ("x", "mask", "values", "offsets", "scales"), COMMON_ATTRIBUTES, body, opset)
+
+
+def window_attention_function(opset: int = 23) -> ir.Function:
+    """`WindowAttention` as GroupQueryAttention, which works in place on the same cache."""
+    names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
+    inputs = {name: ir.Value(name=name) for name in names}
+    writer = FunctionWriter()
+    outputs = writer.ops(
+        "GroupQueryAttention", inputs["projected"], None, None, *(inputs[name] for name in names[1:]),
+        outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
+        scale=ir.RefAttr("scale", "scale", ir.AttributeType.FLOAT),
+        local_window_size=reference("window", "local_window_size"), do_rotary=1, rotary_interleaved=1,
+    )  # fmt: skip
+    opsets = {"": opset, MICROSOFT: 1}
+    graph = ir.Graph(list(inputs.values()), outputs, nodes=writer.nodes, opset_imports=opsets, name=ATTENTION)
+    kinds = {"num_heads": "INT", "kv_num_heads": "INT", "window": "INT", "scale": "FLOAT"}
+    parameters = [ir.Attr(name, ir.AttributeType[kind], None) for name, kind in kinds.items()]
+    return ir.Function(DOMAIN, ATTENTION, graph=graph, attributes=parameters)
 
 
 def _function(

@@ -17,6 +17,7 @@ namespace edgeblt {
 void dense_avx512(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void attend_avx512(const Attention& call, int64_t head, int64_t first, int64_t last);
 void entropies_avx512(const float* logits, int64_t rows, int64_t width, float* out);
 
 namespace {

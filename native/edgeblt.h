@@ -20,7 +20,7 @@ EDGEBLT_API int edgeblt_level_available(int level);
 EDGEBLT_API int edgeblt_use_level(int level);
 
 // How many times kernels of this library have run in this process, by operator: 0 EntropyPatch, 1 DenseMatMul,
-// 2 SparseMatMul, 3 MaskedMatMul. What tells a kernel at work from a portable body.
+// 2 SparseMatMul, 3 MaskedMatMul, 4 WindowAttention. What tells a kernel at work from a portable body.
 EDGEBLT_API unsigned long long edgeblt_runs(int op);
 
 // Null where everything was registered, else one line on why the last RegisterCustomOps did not.

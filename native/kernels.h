@@ -61,6 +61,22 @@ struct MaskedWeights {
 };
 constexpr int64_t kMaskedPadding = 64;
 
+// Queries, rotated, and a cache that holds them all: slot `past` + r belongs to row r of the queries.
+struct Attention {
+  int64_t rows, heads, kv_heads, width, capacity, past;
+  int64_t window;  // slots a row sees, its own among them; -1 for all
+  float scale;
+  const float* queries;  // [rows, heads, width]
+  const float* keys;     // [kv_heads, capacity, width]
+  const float* values;   // the same
+  float* out;            // [rows, heads, width]
+
+  int64_t first_slot(int64_t row) const {
+    const int64_t slot = past + row;
+    return window < 0 || slot < window ? 0 : slot - window + 1;
+  }
+};
+
 struct Kernels {
   // Columns after which the order of codes for 4-bit dense weights repeats: its even columns, then its odd ones.
   int64_t split;
@@ -72,6 +88,8 @@ struct Kernels {
   void (*masked)(const MaskedWeights&, const Inputs&, int64_t first, int64_t last, float* out);
   // Entropy in nats of softmax(logits), row by row: [rows, width] to [rows].
   void (*entropies)(const float* logits, int64_t rows, int64_t width, float* out);
+  // Rows [first, last) of one head's queries.
+  void (*attend)(const Attention&, int64_t head, int64_t first, int64_t last);
 };
 
 // The table of an available level.

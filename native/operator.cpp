@@ -8,7 +8,7 @@
 namespace edgeblt {
 namespace {
 
-constexpr int kOperators = 4;
+constexpr int kOperators = 5;
 std::atomic<unsigned long long> runs[kOperators];
 
 // ONNX Runtime's errors carry a status that we pass on as it is.
@@ -142,6 +142,12 @@ void Call::parallel(size_t count, const std::function<void(size_t)>& task) const
 int64_t Node::attribute(const char* name) const {
   int64_t value = 0;
   check(api_.int_attribute(info_, name, &value));
+  return value;
+}
+
+float Node::float_attribute(const char* name) const {
+  float value = 0;
+  check(api_.float_attribute(info_, name, &value));
   return value;
 }
 

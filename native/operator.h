@@ -55,6 +55,7 @@ class Node {
   Node(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
 
   int64_t attribute(const char* name) const;
+  float float_attribute(const char* name) const;
   // An input that is an initializer; data is null for any other, and for one that is absent.
   Tensor constant(size_t index) const;
 
@@ -91,6 +92,7 @@ const Operator& entropy_patch_operator();
 const Operator& dense_matmul_operator();
 const Operator& sparse_matmul_operator();
 const Operator& masked_matmul_operator();
+const Operator& window_attention_operator();
 
 }  // namespace edgeblt
 

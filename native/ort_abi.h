@@ -58,6 +58,9 @@ struct Api {
   Status* tensor_info(const Value* value, TensorInfo** info) const {
     return at<Status* (*)(const Value*, TensorInfo**)>(65)(value, info);
   }
+  Status* float_attribute(const KernelInfo* info, const char* name, float* value) const {
+    return at<Status* (*)(const KernelInfo*, const char*, float*)>(85)(info, name, value);
+  }
   Status* int_attribute(const KernelInfo* info, const char* name, int64_t* value) const {
     return at<Status* (*)(const KernelInfo*, const char*, int64_t*)>(86)(info, name, value);
   }

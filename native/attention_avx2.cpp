@@ -1,0 +1,10 @@
+// Attention with AVX2 and fused products.
+#include "attention.h"
+
+namespace edgeblt {
+
+void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last) {
+  attend_rows_of_head(call, head, first, last);
+}
+
+}  // namespace edgeblt
