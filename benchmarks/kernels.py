@@ -3,11 +3,11 @@
     python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--dense] [--cold] [--cycles]
 
 Weights are random, the sparse ones half zeros; --dense takes no sparse ones, but all sizes of dense blocks, blocks with
-zero points, and blocks of 16 inputs within 128 weights of one scale. All products take turns; the median and the least of their times per run
-are shown, in microseconds, and the bytes of weights per second of the least. --cold gives every product many copies of
-its weights, more than the caches hold, as a model's other layers push a layer's weights out. --cycles counts the
-processor's cycles in the program itself instead of time (Linux, one thread): on a busy machine these are steadier. The
-last line is JSON.
+zero points, and blocks of 16 inputs within 128 weights of one scale. A run has 8 nodes of a product's weights; with
+--cold many, each with weights of its own, more than the caches hold, as a model's other layers push a layer's weights
+out. All products take turns; the median and the least of their times per node are shown, in microseconds, and the bytes
+of weights per second of the least. --cycles counts the processor's cycles in the program itself instead of time (Linux,
+one thread): on a busy machine these are steadier. The last line is JSON.
 """
 
 import argparse
@@ -37,6 +37,7 @@ Arrays = dict[str, NDArray[Any]]
 ROWS = (1, 2, 3, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
 ROUNDS = 61
 COLD_BYTES = 96 << 20  # of copies of one product's weights
+HOT_NODES = 8  # of one product's weights in a run, so that starting the run counts little
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def measure(
     columns: int, outputs: int, threads: int, rows: list[int], arguments: Any, clock: Callable[[], float]
 ) -> list[dict[str, Any]]:
     products = dense_products(columns, outputs) if arguments.dense else all_products(columns, outputs)
-    copies = {name: 1 + COLD_BYTES // product.bytes if arguments.cold else 1 for name, product in products.items()}
-    sessions = {name: open_session(product, columns, copies[name], threads) for name, product in products.items()}
+    nodes = {n: 1 + COLD_BYTES // p.bytes if arguments.cold else HOT_NODES for n, p in products.items()}
+    sessions = {n: open_session(p, columns, nodes[n], arguments.cold, threads) for n, p in products.items()}
     results = []
     for count in rows:
         inputs = np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
@@ -98,7 +99,7 @@ def measure(
         unit, per = ("thousands of cycles", 1e-3) if arguments.cycles else ("microseconds", 1e6)
         print(f"\n{columns} x {outputs}, {count} row(s) of inputs, {unit}: median, least, and rate")
         for name, durations in times.items():
-            per_run = [value / copies[name] for value in durations]
+            per_run = [value / nodes[name] for value in durations]
             median, least = statistics.median(per_run), min(per_run)
             read = rate(products[name].bytes / least, arguments.cycles)
             print(f"  {name:44}{median * per:9.1f}{least * per:9.1f}  {read}")
@@ -190,32 +191,37 @@ def sparse_parts(values: NDArray[np.int8], bits: int) -> tuple[dict[str, int], N
     return attributes, np.full((rows, -(-columns // 128)), 0.01, np.float16)
 
 
-def open_session(product: Product, columns: int, copies: int, threads: int) -> onnxruntime.InferenceSession:
-    """`copies` of the product of the same inputs, each with weights of its own; the outputs are added up so that all
-    of them are needed."""
+def open_session(
+    product: Product, columns: int, count: int, own_weights: bool, threads: int
+) -> onnxruntime.InferenceSession:
+    """`count` nodes of the product of the same inputs, with weights of their own or all with the same."""
     value = ir.val("x", ir.DataType.FLOAT, ["rows", columns])
     nodes, initializers, outputs = [], [], []
-    for copy in range(copies):
-        weights = []
-        for name, array in product.weights.items():
-            own = array.copy()
-            if own.dtype.itemsize == 1 and name in ("b", "codes", "tiles", "values"):
-                own.flat[0] ^= copy % 127  # ONNX Runtime keeps equal weights once
-            tensor = ir.tensor(own, name=f"{name}_{copy}")
-            weights.append(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
-            weights[-1].shape = ir.Shape(own.shape)
+    weights: list[ir.Value] = []
+    for copy in range(count):
+        if own_weights or not copy:
+            weights = [weight(name, array, copy) for name, array in product.weights.items()]
+            initializers += weights
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
         attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
         nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))
-        initializers += weights
     opsets = {"": 23, MICROSOFT: 1, native_ops.DOMAIN: 1}
     graph = ir.Graph([value], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="product")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # equal nodes would be one
     reason = native.register(options)
     assert reason is None, reason
     model = ir.serde.serialize_model(ir.Model(graph, ir_version=11))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def weight(name: str, array: NDArray[Any], copy: int) -> ir.Value:
+    own = array.copy()
+    if own.dtype.itemsize == 1 and name in ("b", "codes", "tiles", "values"):
+        own.flat[0] ^= copy % 127  # ONNX Runtime keeps equal weights once
+    tensor = ir.tensor(own, name=f"{name}_{copy}")
+    return ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(own.shape))
 
 
 def runner(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> Callable[[], None]:

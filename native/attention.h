@@ -19,87 +19,134 @@ inline __attribute__((always_inline)) Lanes lanes_at(const float* values) {
   return lanes;
 }
 
+#if defined(__clang__)
+#define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shufflevector(lanes, lanes, __VA_ARGS__)
+#else
+#define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shuffle(lanes, IntLanes{__VA_ARGS__})
+#endif
+
+// Always in the same order: halves, quarters, the last two.
 inline __attribute__((always_inline)) float sum_of(const Lanes& lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  const Lanes halves = lanes + EDGEBLT_SHUFFLE(lanes, 4, 5, 6, 7, 0, 1, 2, 3);
+  const Lanes quarters = halves + EDGEBLT_SHUFFLE(halves, 2, 3, 0, 1, 6, 7, 4, 5);
+  return quarters[0] + quarters[1];
 }
 
-// Products of kRows queries with keys [first, last), scaled, to scores[r * stride + slot - first].
+// Products of kRows queries with kKeys keys from `key` on, scaled, to scores[r * stride + k].
+template <int kRows, int kKeys>
+inline __attribute__((always_inline)) void score_keys(
+    const Attention& call, const float* const* queries, const float* key, float* scores, int64_t stride) {
+  Lanes sums[kRows][kKeys] = {};
+  for (int64_t begin = 0; begin < call.width; begin += kLanes) {
+    for (int k = 0; k < kKeys; ++k) {
+      const Lanes part = lanes_at(key + k * call.width + begin);
+      for (int row = 0; row < kRows; ++row) sums[row][k] = lanes_at(queries[row] + begin) * part + sums[row][k];
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int k = 0; k < kKeys; ++k) scores[row * stride + k] = sum_of(sums[row][k]) * call.scale;
+  }
+}
+
+// Products with keys [first, last), to scores[r * stride + slot - first].
 template <int kRows>
 inline void score(
     const Attention& call, const float* const* queries, const float* keys, int64_t first, int64_t last, float* scores,
     int64_t stride) {
-  for (int64_t slot = first; slot < last; ++slot) {
-    const float* key = keys + slot * call.width;
-    Lanes sums[kRows] = {};
-    for (int64_t begin = 0; begin < call.width; begin += kLanes) {
-      const Lanes part = lanes_at(key + begin);
-      for (int row = 0; row < kRows; ++row) sums[row] = lanes_at(queries[row] + begin) * part + sums[row];
-    }
-    for (int row = 0; row < kRows; ++row) scores[row * stride + slot - first] = sum_of(sums[row]) * call.scale;
+  constexpr int kKeys = kRows == 1 ? 4 : 2;
+  int64_t slot = first;
+  for (; slot + kKeys <= last; slot += kKeys) {
+    score_keys<kRows, kKeys>(call, queries, keys + slot * call.width, scores + slot - first, stride);
+  }
+  for (; slot < last; ++slot) {
+    score_keys<kRows, 1>(call, queries, keys + slot * call.width, scores + slot - first, stride);
   }
 }
 
-// e ** (score - largest score) in place of `count` scores; gives their sum. Lanes count from the first score.
+// e ** (score - largest score) in place of `count` scores; gives their sum. Lanes count from the first score. Up to
+// kLanes - 1 scores behind them are overwritten.
 inline float exponentials(float* scores, int64_t count) {
-  float largest = scores[0];
-  for (int64_t i = 1; i < count; ++i) largest = scores[i] > largest ? scores[i] : largest;
-  const Lanes highest = largest + Lanes{};
   constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
+  for (int64_t i = count; i % kLanes; ++i) scores[i] = -HUGE_VALF;
+  Lanes highest = lanes_at(scores);
+  for (int64_t begin = kLanes; begin < count; begin += kLanes) {
+    const Lanes some = lanes_at(scores + begin);
+    highest = some > highest ? some : highest;
+  }
+  float largest = highest[0];
+  for (int64_t lane = 1; lane < kLanes; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
+  highest = largest + Lanes{};
   Lanes total = {};
   for (int64_t begin = 0; begin < count; begin += kLanes) {
-    float some[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) some[lane] = begin + lane < count ? scores[begin + lane] : -HUGE_VALF;
-    Lanes difference = lanes_at(some) - highest, share;
+    Lanes difference = lanes_at(scores + begin) - highest, share;
     const IntLanes counts = difference > kLowest;
     difference = counts ? difference : kLowest;
     exponential(difference, share);
     share = (Lanes)((IntLanes)share & counts);
     total += share;
-    std::memcpy(some, &share, sizeof some);
-    for (int64_t lane = 0; lane < kLanes && begin + lane < count; ++lane) scores[begin + lane] = some[lane];
+    std::memcpy(scores + begin, &share, sizeof share);
   }
   return sum_of(total);
 }
 
-// Sums of values [first, last) by their shares, over `total`, to out; `width` a multiple of kLanes.
-template <int kParts>
-inline void mix(
-    const float* shares, const float* values, int64_t first, int64_t last, int64_t width, float total, float* out) {
-  for (int64_t begin = 0; begin < width; begin += kParts * kLanes) {
-    Lanes sums[kParts] = {};
-    for (int64_t slot = first; slot < last; ++slot) {
-      const float* value = values + slot * width + begin;
-      const Lanes share = shares[slot - first] + Lanes{};
-      for (int part = 0; part < kParts; ++part) sums[part] = share * lanes_at(value + part * kLanes) + sums[part];
+// Sums of the values of slots [first, last) by their shares, over the rows' totals, for kParts * kLanes elements.
+template <int kRows, int kParts>
+inline __attribute__((always_inline)) void mix(
+    const float* shares, int64_t stride, const float* values, int64_t count, int64_t width, const float* totals,
+    float* const* out) {
+  Lanes sums[kRows][kParts] = {};
+  for (int64_t slot = 0; slot < count; ++slot, values += width) {
+    for (int row = 0; row < kRows; ++row) {
+      const Lanes share = shares[row * stride + slot] + Lanes{};
+      for (int part = 0; part < kParts; ++part) {
+        sums[row][part] = share * lanes_at(values + part * kLanes) + sums[row][part];
+      }
     }
+  }
+  for (int row = 0; row < kRows; ++row) {
     for (int part = 0; part < kParts; ++part) {
-      const Lanes mixed = sums[part] / (total + Lanes{});
-      std::memcpy(out + begin + part * kLanes, &mixed, sizeof mixed);
+      const Lanes mixed = sums[row][part] / (totals[row] + Lanes{});
+      std::memcpy(out[row] + part * kLanes, &mixed, sizeof mixed);
     }
   }
 }
 
-// Rows [row, row + kRows) of one head.
+// Rows [row, row + kRows) of one head. Slots that one row sees and another does not count 0 in that other: adding
+// nothing changes no bit.
 template <int kRows>
-inline void attend_rows(const Attention& call, int64_t head, int64_t row, std::vector<float>& scores) {
+inline void attend_rows(const Attention& call, int64_t head, int64_t row, std::vector<float>& buffer) {
+  constexpr int kParts = kRows == 1 ? 8 : 2;
   const int64_t kv = head / (call.heads / call.kv_heads) * call.capacity * call.width;
   const float* queries[kRows];
-  for (int i = 0; i < kRows; ++i) queries[i] = call.queries + ((row + i) * call.heads + head) * call.width;
-  const int64_t first = call.first_slot(row), last = call.past + row + kRows, stride = last - first;
-  scores.resize(static_cast<size_t>(kRows * stride));
-  score<kRows>(call, queries, call.keys + kv, first, last, scores.data(), stride);
+  float *out[kRows], totals[kRows];
   for (int i = 0; i < kRows; ++i) {
-    const int64_t begin = call.first_slot(row + i), end = call.past + row + i + 1;
-    float* own = scores.data() + i * stride + begin - first;
-    const float total = exponentials(own, end - begin);
-    float* out = call.out + ((row + i) * call.heads + head) * call.width;
-    if (call.width % (8 * kLanes) == 0) {
-      mix<8>(own, call.values + kv, begin, end, call.width, total, out);
-    } else if (call.width % (2 * kLanes) == 0) {
-      mix<2>(own, call.values + kv, begin, end, call.width, total, out);
-    } else {
-      mix<1>(own, call.values + kv, begin, end, call.width, total, out);
-    }
+    const int64_t place = ((row + i) * call.heads + head) * call.width;
+    queries[i] = call.queries + place;
+    out[i] = call.out + place;
+  }
+  const int64_t first = call.first_slot(row), last = call.past + row + kRows, stride = last - first + kLanes;
+  if (buffer.size() < static_cast<size_t>(kRows * stride)) buffer.resize(static_cast<size_t>(kRows * stride));
+  float* scores = buffer.data();
+  score<kRows>(call, queries, call.keys + kv, first, last, scores, stride);
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t begin = call.first_slot(row + i) - first, end = call.past + row + i + 1 - first;
+    float* own = scores + i * stride;
+    totals[i] = exponentials(own + begin, end - begin);
+    for (int64_t slot = 0; slot < begin; ++slot) own[slot] = 0;
+    for (int64_t slot = end; slot < last - first; ++slot) own[slot] = 0;
+  }
+  const float* values = call.values + kv + first * call.width;
+  int64_t begin = 0;
+  const auto advance = [&](int64_t width) {
+    begin += width;
+    values += width;
+    for (float*& place : out) place += width;
+  };
+  for (; begin + kParts * kLanes <= call.width; advance(kParts * kLanes)) {
+    mix<kRows, kParts>(scores, stride, values, last - first, call.width, totals, out);
+  }
+  for (; begin < call.width; advance(kLanes)) {
+    mix<kRows, 1>(scores, stride, values, last - first, call.width, totals, out);
   }
 }
 

@@ -20,6 +20,15 @@ inline void store_totals(__m256* totals, int64_t count, float* out, int64_t stri
   }
 }
 
+// The sums of the rows of weights that fill four totals, to out[0], .. of each row of inputs.
+template <int kInputs>
+inline void store_rows(const __m256* totals, float* out, int64_t stride) {
+  const __m128 sums = four_lane_sums(totals);
+  if constexpr (kInputs == 1) return _mm_storeu_ps(out, sums);
+  _mm_storel_pi(reinterpret_cast<__m64*>(out), _mm_shuffle_ps(sums, sums, 0xd8));
+  _mm_storeh_pi(reinterpret_cast<__m64*>(out + stride), _mm_shuffle_ps(sums, sums, 0xd8));
+}
+
 // How a row's scales are stored: halves, one a block; halves, one for 2 ** shift blocks, which may be read 8 at a time;
 // or, whatever they were, as floats, one a lane.
 enum Stored { kEveryBlock, kShared, kLanes };
@@ -132,17 +141,21 @@ __attribute__((noinline)) void multiply(
     }
     halves += rows.scale_count;
     if (points) points += rows.point_bytes;
-    if constexpr (kInputs == 1) {
-      totals[row % 4] = some[0];
-      if (row % 4 == 3) _mm_storeu_ps(out + row - 3, four_lane_sums(totals));
-    } else if constexpr (kInputs == 2) {
-      out[row] = lane_sum(some[0]);
-      out[stride + row] = lane_sum(some[1]);
+    if constexpr (kInputs) {
+      constexpr int kTogether = 4 / kInputs;
+      const int64_t place = row % kTogether;
+      EDGEBLT_UNROLL for (int m = 0; m < kInputs; ++m) totals[place * kInputs + m] = some[m];
+      if (place == kTogether - 1) store_rows<kInputs>(totals, out + row - place, stride);
     } else {
       store_totals(totals, inputs, out + row, stride);
     }
   }
-  if (kInputs == 1 && count % 4) store_some(four_lane_sums(totals), count % 4, out + count / 4 * 4);
+  if constexpr (kInputs) {
+    const int64_t rest = count % (4 / kInputs);
+    for (int64_t i = 0; i < rest * kInputs; ++i) {
+      out[i % kInputs * stride + count - rest + i / kInputs] = lane_sum(totals[i]);
+    }
+  }
 }
 
 // A value for each block as one for each lane. `some`: 8 floats may be read from any block's.

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,16 @@ from numpy.typing import NDArray
 
 import patching_oracle
 import test_entropy_patch as patching
+import tiny_models
+from conftest import Exported
 from edgeblt import native, providers
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.doctor import diagnose
 from edgeblt.errors import EdgebltError
 from edgeblt.export import native_ops
+from edgeblt.export.export_bundle import export_bundle
+from edgeblt.model import load
+from edgeblt.prepare import prepare
 from edgeblt.quant import sparse_layout
 from edgeblt.quant.formats import BLOCK_SIZES, pack
 
@@ -430,6 +435,33 @@ def test_sessions_of_bundles_use_the_kernels() -> None:
     before = native.runs(native_ops.MASKED)
     session.run(None, {"x": np.ones((1, 40), np.float32)})
     assert native.runs(native_ops.MASKED) == before + 1
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("seed", [10, 12, 27])
+def test_chunks_change_no_bit(bits: int, seed: int, exported: Callable[[int], Exported], tmp_path: Path) -> None:
+    """Of an int8 or int4 model: decoding, reading a prompt and checking drafts give the very same logits."""
+    parts = ("patcher", "encoder", "global", "decoder", "tables")
+    recipe = "".join(f'[{part}]\nformat = "int{bits}"\nblock_size = 32\n' for part in parts)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    model = load(export_bundle(exported(seed).checkpoint, tmp_path / "bundle", tmp_path / "recipe.toml").path)
+    ids = tiny_models.random_ids(seed, 150)
+    session = model.session()
+    expected = np.concatenate([session.feed([id]) for id in ids])
+    for size in (2, 3, 5, 33, 150):
+        session = model.session()
+        found = np.concatenate([session.feed(ids[start : start + size]) for start in range(0, len(ids), size)])
+        np.testing.assert_array_equal(found, expected)
+
+
+@needs_library
+def test_what_was_read_natively_needs_no_preparing(exported: Callable[[int], Exported], tmp_path: Path) -> None:
+    parts = ("patcher", "encoder", "global", "decoder", "tables")
+    recipe = "".join(f'[{part}]\nformat = "int8"\nblock_size = 32\n' for part in parts)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    export_bundle(exported(10).checkpoint, tmp_path / "bundle", tmp_path / "recipe.toml")
+    assert {outcome.bytes for outcome in prepare(tmp_path / "bundle").stages} == {0}
 
 
 @needs_library
