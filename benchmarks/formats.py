@@ -1,6 +1,6 @@
 """Decoding rate of the weight formats where weights exceed the caches.
 
-    python benchmarks/formats.py [--folder FOLDER] [--new-bytes 48] [--repeats 5]
+    python benchmarks/formats.py [RECIPE ...] [--folder FOLDER] [--new-bytes 48] [--repeats 5]
 
 A model of random weights: local width 1,024, global 2,048 x 8 layers, hash tables of 50,000 rows, a patch every four
 bytes. Recipes of the package, each tensor rounded to the nearest (and pruned by magnitude) instead of calibrated, which
@@ -49,13 +49,14 @@ CONFIG = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=RECIPES, help="the first is what the others are compared with")
     parser.add_argument("--folder", type=Path, help="where the checkpoint and bundles stay for another run")
     parser.add_argument("--new-bytes", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        models = {name: load(bundle(folder, name)) for name in RECIPES}
+        models = {name: load(bundle(folder, name)) for name in arguments.recipes}
         report(models, measure(models, arguments.new_bytes, arguments.repeats))
 
 
@@ -118,14 +119,15 @@ def measure(models: dict[str, Model], new_bytes: int, repeats: int) -> dict[str,
 
 def report(models: dict[str, Model], rates: dict[str, list[float]]) -> None:
     result: dict[str, object] = {"device": device_name(), "cores": usable_cores()}
+    first = next(iter(models))
     for name, model in models.items():
-        ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates["fp32"], strict=True))
+        ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates[first], strict=True))
         rate, size = statistics.median(rates[name]), model.bundle.size
-        share = size / models["fp32"].bundle.size
+        share = size / models[first].bundle.size
         stages = {stage: sum((model.bundle.path / name).stat().st_size for name in entry.weights)
                   for stage, entry in model.bundle.manifest.stages.items()}  # fmt: skip
         print(
-            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times fp32; bundle {size / 1e6:8.1f} MB, {share:.4f} of it; "
+            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times {first}; bundle {size / 1e6:8.1f} MB, {share:.4f}; "
             f"global stage {stages['global'] / 1e6:.1f} MB"
         )
         result[name] = {

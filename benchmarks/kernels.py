@@ -27,6 +27,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeblt import native
+from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.benchmark import device_name
 from edgeblt.export import native_ops
 from edgeblt.export.native_ops import MICROSOFT
@@ -76,13 +77,18 @@ def main() -> None:
         native.use_level(arguments.level)
     print(f"{device_name()}, kernels of level {arguments.level or native.status().level}")
     results: list[dict[str, Any]] = []
+    bandwidths: dict[int, float] = {}  # bytes per second, by threads
     for threads in map(int, arguments.threads.split(",")):
-        bandwidth = read_bandwidth(clock)
-        print(f"\n{threads} thread(s); one thread of numpy reads {rate(bandwidth, arguments.cycles)} from memory")
+        print(f"\n{threads} thread(s)")
+        if not arguments.cycles:
+            bandwidths[threads] = measure_bandwidth(threads).bytes_per_s
+            print(f"memory is read at {rate(bandwidths[threads], False)}")
         for shape in arguments.shapes.split(","):
             columns, rows = map(int, shape.split("x"))
             results += measure(columns, rows, threads, list(map(int, arguments.rows.split(","))), arguments, clock)
-    print(json.dumps({"device": device_name(), "cold": arguments.cold, "results": results}))
+    print(json.dumps({
+        "device": device_name(), "cold": arguments.cold, "bandwidths": bandwidths, "results": results,
+    }))  # fmt: skip
 
 
 def measure(
@@ -252,17 +258,6 @@ def once(run: Callable[[], None]) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
-
-
-def read_bandwidth(clock: Callable[[], float]) -> float:
-    """Bytes per unit of the clock that numpy's dot product of two long vectors reads, the best of several tries."""
-    first, second = np.ones(16 << 20, np.float32), np.ones(16 << 20, np.float32)
-    best = 0.0
-    for _ in range(5):
-        begin = clock()
-        np.dot(first, second)
-        best = max(best, (first.nbytes + second.nbytes) / (clock() - begin))
-    return best
 
 
 def rate(bytes_per_unit: float, cycles: bool) -> str:

@@ -22,7 +22,7 @@ class RecipeSource:
         self._shapes = expected_shapes(self.config)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._shapes.get(name) or self._checkpoint.shape(name)  # of what the model does not use
 
     def format(self, name: str) -> WeightFormat:
         return self.recipe.format(name, self.shape(name))

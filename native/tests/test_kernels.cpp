@@ -174,6 +174,35 @@ void one_round(const char* level, const Kernels& table) {
   }
 }
 
+void attention_round(const char* level, const Kernels& table) {
+  const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), rows = any(1, 9);
+  const int64_t past = any(0, 40), capacity = past + rows, window = any(0, 2) ? any(1, 30) : -1;
+  Block<float> queries(rows * heads * width), keys(kv_heads * capacity * width), values(keys.count);
+  for (Block<float>* block : {&queries, &keys, &values}) {
+    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
+  }
+  Block<float> expected(queries.count), actual(queries.count), single(queries.count);
+  Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, keys.data, values.data, nullptr};
+  for (int64_t head = 0; head < heads; ++head) {
+    call.out = expected.data;
+    kScalarKernels.attend(call, head, 0, rows);
+    call.out = actual.data;
+    table.attend(call, head, 0, rows);
+    call.out = single.data;
+    for (int64_t row = 0; row < rows; ++row) table.attend(call, head, row, row + 1);
+  }
+  for (int64_t i = 0; i < expected.count; ++i) {
+    const double error = std::fabs(expected.data[i] - actual.data[i]);
+    if (!(error <= 2e-5)) fail("attention", level, rows, width, past, error);
+    if (actual.data[i] != single.data[i]) fail("attention in parts", level, rows, width, past, i);
+  }
+}
+
+void all_rounds(const char* level, const Kernels& table) {
+  one_round(level, table);
+  attention_round(level, table);
+}
+
 }  // namespace
 }  // namespace edgeblt
 
@@ -181,16 +210,16 @@ int main(int count, char** arguments) {
   using namespace edgeblt;
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
   for (int round = 0; round < rounds; ++round) {
-    one_round("scalar", kScalarKernels);
+    all_rounds("scalar", kScalarKernels);
 #if defined(__x86_64__)
-    if (level_available(kAvx2)) one_round("avx2", kAvx2Kernels);
+    if (level_available(kAvx2)) all_rounds("avx2", kAvx2Kernels);
 #if defined(EDGEBLT_EMULATED)
-    one_round("avx512, emulated", kAvx512Kernels);
+    all_rounds("avx512, emulated", kAvx512Kernels);
 #else
-    if (level_available(kAvx512)) one_round("avx512", kAvx512Kernels);
+    if (level_available(kAvx512)) all_rounds("avx512", kAvx512Kernels);
 #endif
 #elif defined(__aarch64__)
-    if (level_available(kNeon)) one_round("neon", kNeonKernels);
+    if (level_available(kNeon)) all_rounds("neon", kNeonKernels);
 #endif
   }
   std::printf("%d rounds agree; levels:", rounds);
