@@ -1,5 +1,6 @@
 """Drafts change the time a text takes, and nothing else."""
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -42,13 +43,13 @@ def continuation(model: Model, prompt: list[int], draft: str, sampling: Sampling
 
 @pytest.mark.parametrize("seed", SEEDS)
 @settings(deadline=None, max_examples=8)
-@given(data=st.data())
-def test_reading_ahead_changes_nothing(seed: int, tiny: Callable[[int], Model], data: st.DataObject) -> None:
+@given(choices=st.integers(0, 2**32 - 1))
+def test_reading_ahead_changes_nothing(seed: int, tiny: Callable[[int], Model], choices: int) -> None:
     """Whatever is read ahead, tried with the decoder alone, rolled back or forked between: the logits of feeding."""
     model, ids = tiny(seed), np.array(tiny_models.random_ids(seed, 100))
     expected = model.session().feed(ids)
     scale = float(np.abs(expected).max())
-    session, other, chance = model.session(), np.array(tiny_models.random_ids(seed + 1, 100)), data.draw(st.randoms())
+    session, other, chance = model.session(), np.array(tiny_models.random_ids(seed + 1, 100)), random.Random(choices)
     while session.position < len(ids):
         here = session.position
         step = chance.randint(1, min(12, len(ids) - here))
@@ -111,14 +112,12 @@ def test_the_bundled_model_says_the_same(draft: str, temperature: float, demo: M
         assert continuation(demo, prompt, draft, sampling, 50) == continuation(demo, prompt, NONE, sampling, 50)
 
 
-@needs_library
-def test_repetition_takes_few_passes(demo: Model) -> None:
-    """A text that repeats itself is recognised, and long drafts are accepted."""
-    session = demo.session()
-    line = b"for name in names:\n    print(name)\n"
-    logits = session.feed([BOS, *encode(line * 12).tolist()])[-1]
-    counts = DraftCounts()
-    generated = list(generate_ids(session, logits, Sampler(Sampling()), "ngram", 120, counts))
+def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greedy text of a small model ends up repeating itself: that is recognised, and long drafts are accepted."""
+    monkeypatch.setattr(Costs, "share", 0.2)
+    session = tiny(10).session()
+    logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], DraftCounts()
+    generated = list(generate_ids(session, logits, Sampler(Sampling()), "ngram", 300, counts))
     assert len(generated) / counts.passes > 2 and counts.accepted <= counts.drafted
 
 
