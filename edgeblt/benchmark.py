@@ -1,20 +1,33 @@
-"""How fast a bundle is on this machine: time to the first byte, prefill, and each byte after."""
+"""How fast a bundle is on this machine: time to the first byte, prefill, each byte after, and what that costs."""
 
+import itertools
 import platform
 import resource
+import statistics
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgeblt.bandwidth import measure_bandwidth
+from edgeblt.contract import STAGES, StageName
+from edgeblt.energy import Energy
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
+from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory
-from edgeblt.model import Model
+from edgeblt.model import Model, load
+from edgeblt.progress import progress
+from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
+from edgeblt.speculation import AUTO, DraftCounts, check_draft, generate_ids
+from edgeblt.work import StageWork, weight_bytes_read
+
+_SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -25,8 +38,35 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The lowest and the highest of the runs."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one row of a benchmark is measured with."""
+
+    provider: str = "cpu"
+    threads: int | None = None  # None: what suits each stage's size
+    draft: str = AUTO
+    threshold: float | None = None  # None: the bundle's own
+    prompt_bytes: int = 1024
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Field by field the JSON of `edgeblt bench`; times in seconds unless the name says otherwise.
+
+    Rates and times are medians over the runs, `spread` their extremes. Bytes of a draft arrive together, the first
+    after all the time it took: so says `inter_byte_latency_ms`.
+
+    `weight_bytes_per_byte` counts what the stages' runs read per byte generated, `bandwidth_share` is that times the
+    rate over what this machine's memory gives (None where it was not measured); it says how near to the limit decoding
+    is where weights exceed the caches, and nothing where they do not. `cpu_s_per_byte` is processor time of all
+    threads, `energy_j_per_byte` what the whole processor package took (None where the machine does not tell).
 
     `load_time_s` is what `load` took, with the model's files in the page cache or not, as it was. `anonymous_bytes`
     and `mapped_bytes` are by how much the resident memory of the process had grown after the runs since `load` began:
@@ -35,72 +75,222 @@ class Benchmark:
     the system can drop; None where the system does not tell. `peak_rss_bytes` is of the whole process, both together.
     """
 
+    bundle: str  # the directory's name
+    bundle_id: str
+    recipe: str
+    provider: str
+    device: str
+    threads: int | None
+    draft: str
+    threshold: float | None
+    text: str
+    prompt_bytes: int
+    new_bytes: int
+    repeats: int
     load_time_s: float
     time_to_first_byte_s: float
     prefill_bytes_per_s: float
     decode_bytes_per_s: float
+    spread: dict[str, Spread]  # of the three above, by name
     inter_byte_latency_ms: Percentiles
+    inter_byte_latency_quantiles_ms: tuple[float, ...]  # at 0, 1, ... 100 percent
     bytes_per_patch: float
+    bytes_per_pass: float  # bytes that one pass of the model gives; 1 without drafts
+    draft_acceptance: float | None  # share of drafted bytes that were kept; None where none was drafted
+    weight_bytes_per_byte: float
+    bandwidth_bytes_per_s: float | None
+    bandwidth_share: float | None
+    cpu_s_per_byte: float
+    energy_j_per_byte: float | None
+    cost_per_million_bytes: float | None  # generated, in the currency of the price an hour
+    stage_s_per_byte: dict[StageName, float]  # generated; the rest of a byte's time is spent between the stages
+    stage_bytes: dict[StageName, int]
     anonymous_bytes: int | None
     mapped_bytes: int | None
     peak_rss_bytes: int
     prepared: bool  # whether weights packed by `edgeblt prepare` were used
     unprepared_because: str | None
     bundle_bytes: int
-    provider: str
-    device: str
 
 
-def bench(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, repeats: int = 3) -> Benchmark:
-    """Medians over `repeats` runs, after one to warm up. The prompt is English prose; bytes are chosen greedily.
+def bench(
+    bundle: str | Path,
+    settings: Sequence[Setting] = (Setting(),),
+    new_bytes: int = 256,
+    repeats: int = 5,
+    text: Text | None = None,
+    price_per_hour: float | None = None,
+    with_bandwidth: bool = True,
+) -> tuple[Benchmark, ...]:
+    """Open a bundle once for each way of opening it in `settings`, and time each setting, `repeats` times in turn.
 
-    Raises EdgebltError for counts below 1.
+    A run of each to warm up comes first. The prompt is the beginning of `text`, repeated where it is short, by default
+    English prose; bytes are chosen greedily. Raises EdgebltError for counts below 1 and what `load` refuses.
     """
-    for name, value in (("prompt_bytes", prompt_bytes), ("new_bytes", new_bytes), ("repeats", repeats)):
+    text = text or Text("prose", held_out_text("prose"))
+    _check(settings, new_bytes, repeats, text, price_per_hour)
+    models: dict[tuple[str, int | None, float | None], Model] = {}
+    benches = []
+    with progress("timing", len(settings) * (repeats + 1), "runs") as advance:
+        for setting in settings:
+            key = (setting.provider, setting.threads, setting.threshold)
+            if key not in models:
+                models[key] = load(bundle, setting.provider, setting.threads, threshold=setting.threshold)
+            benches.append(_Bench(models[key], setting, text, new_bytes))
+            advance(1)
+        for _, timed in itertools.product(range(repeats), benches):
+            timed.run()
+            advance(1)
+    bandwidths: dict[int | None, float] = {}
+    for setting in settings if with_bandwidth else ():
+        if setting.threads not in bandwidths:
+            bandwidths[setting.threads] = measure_bandwidth(setting.threads).bytes_per_s
+    return tuple(timed.result(bandwidths.get(timed.setting.threads), price_per_hour) for timed in benches)
+
+
+def bench_model(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, repeats: int = 5) -> Benchmark:
+    """As `bench`, of an open model on English prose, without the machine's bandwidth."""
+    text = Text("prose", held_out_text("prose"))
+    setting = Setting(model.provider_name, model.threads, AUTO, model.threshold, prompt_bytes)
+    _check((setting,), new_bytes, repeats, text, None)
+    timed = _Bench(model, setting, text, new_bytes)
+    for _ in range(repeats):
+        timed.run()
+    return timed.result(None, None)
+
+
+def _check(settings: Iterable[Setting], new_bytes: int, repeats: int, text: Text, price_per_hour: float | None) -> None:
+    counts = [("new_bytes", new_bytes), ("repeats", repeats)]
+    for setting in settings:
+        counts.append(("prompt_bytes", setting.prompt_bytes))
+        check_draft(setting.draft)
+    for name, value in counts:
         if value < 1:
             raise EdgebltError(f"{name} is {value}; it must be at least 1")
-    prose = held_out_text("prose")
-    prompt = (prose * (prompt_bytes // len(prose) + 1))[:prompt_bytes]
-    runs = [_run(model, prompt, new_bytes) for _ in range(repeats + 1)][1:]
-    latencies = np.concatenate([run.latencies for run in runs])
-    first_byte = float(np.median([run.first_byte for run in runs]))
-    p50, p95, p99 = (float(value) * 1e3 for value in np.percentile(latencies, [50, 95, 99]))
-    before, after = model.memory_before, resident_memory()
-    return Benchmark(
-        load_time_s=model.load_seconds,
-        time_to_first_byte_s=first_byte,
-        prefill_bytes_per_s=len(prompt) / first_byte,
-        decode_bytes_per_s=float(np.median([1 / run.latencies.mean() for run in runs])),
-        inter_byte_latency_ms=Percentiles(p50, p95, p99),
-        bytes_per_patch=runs[-1].bytes_per_patch,
-        anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
-        mapped_bytes=after.mapped - before.mapped if before and after else None,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        prepared=model.prepared.unused_because is None,
-        unprepared_because=model.prepared.unused_because,
-        bundle_bytes=model.bundle.size,
-        provider=model.provider_name,
-        device=device_name(),
-    )
+    if not text.data:
+        raise EdgebltError(f"{text.name} is empty; give a text to take the prompt from")
+    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
+        raise EdgebltError(f"the price is {price_per_hour} an hour; give 0 or more")
 
 
 @dataclass(frozen=True)
 class _Run:
     first_byte: float  # seconds from the prompt to the first new byte
     latencies: "np.ndarray[tuple[int], np.dtype[np.float64]]"  # seconds for each byte after it
+    cpu: float  # seconds, after the first byte
+    joules: float | None
+    work: dict[StageName, StageWork]  # after the first byte
+    counts: DraftCounts
     bytes_per_patch: float
 
 
-def _run(model: Model, prompt: bytes, new_bytes: int) -> _Run:
-    """The model's end of text is passed over, so that every run makes as many bytes."""
-    session, sampler = model.session(), Sampler(Sampling(), endless=True)
-    started = time.perf_counter()
-    chosen = sampler.choose(session.feed(np.concatenate([[BOS], encode(prompt)]))[-1])
-    moments = [time.perf_counter()]
-    for _ in range(new_bytes):
-        chosen = sampler.choose(session.feed([chosen])[0])
-        moments.append(time.perf_counter())
-    return _Run(moments[0] - started, np.diff(moments), session.position / max(session.patch_count, 1))
+class _Bench:
+    """The runs of one setting, after one to warm up."""
+
+    def __init__(self, model: Model, setting: Setting, text: Text, new_bytes: int) -> None:
+        self.setting = setting
+        self._model, self._text, self._new_bytes = model, text, new_bytes
+        times = setting.prompt_bytes // len(text.data) + 1
+        self._prompt = np.concatenate([[BOS], encode((text.data * times)[: setting.prompt_bytes])])
+        self._runs: list[_Run] = []
+        self.run()
+        self._runs.clear()
+        self._memory = resident_memory()  # before other models are opened
+
+    def run(self) -> None:
+        """The model's end of text is passed over, so that every run makes as many bytes."""
+        session, counts, energy = self._model.session(), DraftCounts(), Energy()
+        started = time.perf_counter()
+        logits = session.feed(self._prompt)[-1]
+        sampler = Sampler(Sampling(), endless=True)
+        new_ids = generate_ids(session, logits, sampler, self.setting.draft, self._new_bytes + 1, counts)
+        next(new_ids)
+        moments = [time.perf_counter()]
+        before, cpu, joules = session.work, time.process_time(), energy.joules()
+        for _ in new_ids:
+            moments.append(time.perf_counter())
+        cpu, after = time.process_time() - cpu, energy.joules()
+        self._runs.append(
+            _Run(
+                moments[0] - started,
+                np.diff(moments),
+                cpu,
+                after - joules if after is not None and joules is not None else None,
+                {name: work.since(before[name]) for name, work in session.work.items()},
+                counts,
+                session.position / max(session.patch_count, 1),
+            )
+        )
+
+    def result(self, bandwidth: float | None, price_per_hour: float | None) -> Benchmark:
+        runs, model, setting, count = self._runs, self._model, self.setting, self._new_bytes
+        firsts = [run.first_byte for run in runs]
+        rates = [count / float(run.latencies.sum()) for run in runs]
+        prefills = [setting.prompt_bytes / first for first in firsts]
+        latencies = np.concatenate([run.latencies for run in runs]) * 1e3
+        quantiles = tuple(float(value) for value in np.percentile(latencies, range(101)))
+        stages = bundle_plan(model.bundle, 1.0).stages
+        read = _median(weight_bytes_read(stages, run.work) / count for run in runs)
+        rate, drafted = _median(rates), sum(run.counts.drafted for run in runs)
+        joules = [run.joules / count for run in runs if run.joules is not None]
+        before, after = model.memory_before, self._memory
+        return Benchmark(
+            bundle=model.bundle.path.resolve().name,
+            bundle_id=model.bundle.id,
+            recipe=model.bundle.manifest.recipe,
+            provider=model.provider_name,
+            device=device_name(),
+            threads=setting.threads,
+            draft=setting.draft,
+            threshold=setting.threshold,
+            text=self._text.name,
+            prompt_bytes=setting.prompt_bytes,
+            new_bytes=count,
+            repeats=len(runs),
+            load_time_s=model.load_seconds,
+            time_to_first_byte_s=_median(firsts),
+            prefill_bytes_per_s=_median(prefills),
+            decode_bytes_per_s=rate,
+            spread={
+                "time_to_first_byte_s": _spread(firsts),
+                "prefill_bytes_per_s": _spread(prefills),
+                "decode_bytes_per_s": _spread(rates),
+            },
+            inter_byte_latency_ms=Percentiles(quantiles[50], quantiles[95], quantiles[99]),
+            inter_byte_latency_quantiles_ms=quantiles,
+            bytes_per_patch=_median(run.bytes_per_patch for run in runs),
+            bytes_per_pass=count * len(runs) / sum(run.counts.passes for run in runs),
+            draft_acceptance=sum(run.counts.accepted for run in runs) / drafted if drafted else None,
+            weight_bytes_per_byte=read,
+            bandwidth_bytes_per_s=bandwidth,
+            bandwidth_share=rate * read / bandwidth if bandwidth else None,
+            cpu_s_per_byte=_median(run.cpu / count for run in runs),
+            energy_j_per_byte=statistics.median(joules) if joules else None,
+            cost_per_million_bytes=price_per_hour / _SECONDS_PER_HOUR / rate * 1e6
+            if price_per_hour is not None
+            else None,
+            stage_s_per_byte={name: _median(run.work[name].seconds / count for run in runs) for name in STAGES},
+            stage_bytes={name: stages[name].bytes for name in STAGES},
+            anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
+            mapped_bytes=after.mapped - before.mapped if before and after else None,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024),
+            prepared=model.prepared.unused_because is None,
+            unprepared_because=model.prepared.unused_because,
+            bundle_bytes=model.bundle.size,
+        )
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(statistics.median(values))
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(min(values), max(values))
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def device_name() -> str:

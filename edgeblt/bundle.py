@@ -70,6 +70,11 @@ class Bundle:
         """Bytes of all files the manifest names."""
         return sum(record.size for record in self.manifest.files.values())
 
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits: the same for every copy of a bundle, and for no other."""
+        return checksum(dataclass_document(self.manifest))[:12]
+
 
 def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
     """Read and check a bundle: names, file sizes, the graphs' hashes and whose weights they use.

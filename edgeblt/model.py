@@ -1,5 +1,6 @@
 """Opening a bundle and using it: generate, stream, score."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,15 +49,22 @@ class Model:
     """
 
     def __init__(
-        self, path: str | Path, provider: str, threads: int | None, verify: bool, prepared: Prepared | None = None
+        self,
+        path: str | Path,
+        provider: str,
+        threads: int | None,
+        verify: bool,
+        prepared: Prepared | None = None,
+        threshold: float | None = None,
     ) -> None:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
         self.memory_before, started = resident_memory(), time.perf_counter()
         self.bundle = open_bundle(path, verify)
-        self.provider_name = provider
+        self.provider_name, self.threads, self.threshold = provider, threads, threshold
         provider_id = resolve_provider(provider)
         self.prepared = prepared or find_prepared(self.bundle, provider, verify)
         self.config: ModelConfig = self.bundle.manifest.config
+        _check_threshold(self.bundle, threshold)
         self._contracts = stage_contracts(self.config)
         self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
@@ -68,7 +76,7 @@ class Model:
 
     def session(self) -> Session:
         """A new, empty sequence."""
-        return Session(self.config, self._graphs, self._contracts)
+        return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def generate(
         self,
@@ -125,13 +133,22 @@ class Model:
         return scores
 
 
-def load(path: str | Path, provider: str = "cpu", threads: int | None = None, verify: bool = False) -> Model:
+def load(
+    path: str | Path,
+    provider: str = "cpu",
+    threads: int | None = None,
+    verify: bool = False,
+    threshold: float | None = None,
+) -> Model:
     """Open a bundle. `threads` None takes what suits each stage's size; `verify` checks the hash of every file.
 
+    `threshold` replaces the patching rule's own, in nats: a higher one makes patches longer, decoding faster and the
+    model less accurate; `edgeblt tune` measures by how much.
+
     What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
-    for a damaged bundle, damaged prepared weights, or a provider that is not available.
+    for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
     """
-    return Model(path, provider, threads, verify)
+    return Model(path, provider, threads, verify, threshold=threshold)
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
@@ -139,6 +156,15 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
+
+
+def _check_threshold(bundle: Bundle, threshold: float | None) -> None:
+    if threshold is None:
+        return
+    if not math.isfinite(threshold):
+        raise EdgebltError(f"threshold is {threshold}; give a number of nats, such as 1.5")
+    if not bundle.manifest.config.patching.rule.needs_entropies:
+        raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")
 
 
 def _as_bytes(prompt: bytes | str) -> bytes:

@@ -46,9 +46,11 @@ class Patching:
 class Patcher:
     """Reads ids in order, each once: what was read ahead is kept until the session is fed the same ids, or others."""
 
-    def __init__(self, config: ModelConfig, stage: Stage, rollback: int) -> None:
+    def __init__(self, config: ModelConfig, stage: Stage, rollback: int, threshold: float | None) -> None:
+        """`threshold` is one to use instead of the graph's own."""
         self.stage = stage
         self._config, self._rollback = config, rollback
+        self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
         self._states = RowHistory(STATE_WIDTH)  # by position, those read ahead too
         self._ahead_ids: list[int] = []
         self._ahead = Patching.empty(config, rollback)
@@ -127,14 +129,14 @@ class Patcher:
         buffers.inputs["position"][0] = position
         if position:
             buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
-        inputs, outputs = buffers.inputs, buffers.outputs
+        inputs, outputs = buffers.inputs | self._settings, buffers.outputs
         if self.stage.cache:
             self.stage.reserve(count)
             self.stage.cache.length += count
             buffers.total_length[0] = self.stage.cache.length
             inputs = inputs | {"total_length": buffers.total_length}
             outputs = outputs | {"logits": buffers.found.logits}
-        self.stage.run(inputs, outputs, 0 if count == 1 else MANY)
+        self.stage.run(inputs, outputs, 0 if count == 1 else MANY, count, 0)
         self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found
 

@@ -7,7 +7,7 @@ that were completed, the global transformer turns those into latents, and the de
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
-from edgeblt.contract import StageContract, StageName, cross_row_width
+from edgeblt.contract import STAGES, StageContract, StageName, cross_row_width
 from edgeblt.errors import EdgebltError
 from edgeblt.patcher import Patcher, Patching
 from edgeblt.stage import MANY, Stage, StageGraph
+from edgeblt.work import StageWork
 
 ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
 CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
@@ -47,12 +48,13 @@ class Session:
         config: ModelConfig,
         graphs: dict[StageName, StageGraph],
         contracts: dict[StageName, StageContract],
+        threshold: float | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._threshold = config, threshold
         self._graphs, self._contracts = graphs, contracts
         self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
-        self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES)
+        self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
         self._byte_vectors = RowHistory(config.encoder.hidden_size)  # by position
         self._latents = RowHistory(config.global_.hidden_size)  # by patch
         self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
@@ -133,7 +135,7 @@ class Session:
     def fork(self) -> "Session":
         """An independent session in the same state."""
         self._settle()
-        other = Session(self.config, self._graphs, self._contracts)
+        other = Session(self.config, self._graphs, self._contracts, self._threshold)
         other._position = self._position
         other._patch_starts = self._patch_starts.copy()
         other._carried_patch = self._carried_patch
@@ -212,6 +214,12 @@ class Session:
             assert cache is not None
             cache.rewind(self._position)
         self._unsettled = None
+
+    @property
+    def work(self) -> dict[StageName, StageWork]:
+        """What each stage has done for this session so far, a copy."""
+        stages = {"patcher": self._patcher.stage, **self._stages}
+        return {name: replace(stages[name].work) for name in STAGES}
 
     @property
     def cache_bytes(self) -> dict[StageName, int]:
@@ -308,7 +316,7 @@ class Session:
         open_vectors = self._byte_vectors.rows(self._patch_starts[-1]) if patches.count else self._empty_vectors
         inputs["open_vectors"] = open_vectors
         outputs = {"byte_vectors": buffers.outputs["byte_vectors"], "patch_vectors": patches.vectors}
-        stage.run(inputs, outputs, buffers.variant(patches.count))
+        stage.run(inputs, outputs, buffers.variant(patches.count), buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> NDArray[np.float32]:
         """Latents [P, width] of the patches that the pieces completed."""
@@ -323,7 +331,8 @@ class Session:
             stage.cache.length += patches.count
             patches.total_length[0] = first_patch + patches.count
             inputs: Arrays = {"patch_vectors": patches.vectors, "total_length": patches.total_length}
-            stage.run(inputs, {"latents": patches.latents}, min(patches.count, MANY))
+            variant = min(patches.count, MANY)
+            stage.run(inputs, {"latents": patches.latents}, variant, patches.count, patches.count)
         return patches.latents
 
     def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -342,7 +351,7 @@ class Session:
         inputs["latents"] = latents
         inputs["carried_row"] = self._carried_row
         outputs = {"logits": buffers.outputs["logits"], "cross_rows": cross_rows}
-        stage.run(inputs, outputs, buffers.variant(piece.patches.count))
+        stage.run(inputs, outputs, buffers.variant(piece.patches.count), buffers.count, len(cross_rows))
         if len(cross_rows):
             self._carried_row[0] = cross_rows[-1]
             self._carried_patch = piece.first_patch + piece.patches.count - 1

@@ -1,5 +1,6 @@
 """One stage of one session: ONNX Runtime bindings whose buffers stay bound while they do not change."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
+from edgeblt.work import StageWork
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Stage:
     def __init__(self, graph: StageGraph, contract: StageContract, rollback: int) -> None:
         self.name = contract.name
         self.cache = KeyValueCache(contract.cache, rollback) if contract.cache else None
+        self.work = StageWork()
         self._graph = graph
         self._bindings: dict[int, _Binding] = {}
 
@@ -39,17 +42,27 @@ class Stage:
         if self.cache and self.cache.reserve(count):
             self._bindings.clear()
 
-    def run(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]], variant: int) -> None:
+    def run(
+        self,
+        inputs: dict[str, NDArray[Any]],
+        outputs: dict[str, NDArray[Any]],
+        variant: int,
+        positions: int,
+        patches: int,
+    ) -> None:
         """Run on these arrays, contiguous and of the contract's types, writing into `outputs`.
 
         Binding an array takes longer than a small node computes. Calls of one `variant` share a binding, in which only
         arrays that are other objects than in its last call are bound again. The variant MANY is for many positions.
+        `positions` and `patches` are how many are read: for `work`.
         """
         binding = self._bindings.get(variant)
         if binding is None:
             graph = self._graph.many if variant == MANY else self._graph.one
             binding = self._bindings[variant] = _Binding(graph, self.cache)
+        started = time.perf_counter()
         binding.run(inputs, outputs)
+        self.work.add(positions, patches, time.perf_counter() - started)
 
     def clear(self) -> None:
         """Back to an empty sequence."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeblt.benchmark import Benchmark, bench
+from edgeblt.benchmark import Benchmark, bench_model
 from edgeblt.bundle import Bundle
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
@@ -47,7 +47,7 @@ def run_demo(bundle: str | Path, recipe: str | Path = "fp32") -> Demo:
     model, reference = load(exported.path), TransformersReference(DEMO_CHECKPOINT)
     (accuracy,) = validate([model], ComputedRows(reference, held_out_texts()))
     prefill, decode = _time_transformers(reference)
-    return Demo(exported, accuracy, bench(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
+    return Demo(exported, accuracy, bench_model(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
 
 
 def _export(bundle: str | Path, recipe: str | Path) -> Bundle:
