@@ -3,15 +3,16 @@
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
     from edgeblt.validation import Limits, Report
 
+Value = TypeVar("Value", str, int, float)
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -30,6 +33,7 @@ app = typer.Typer(
     epilog="To see all of it on the model that comes with the package: edgeblt demo",
 )
 
+DRAFTS = "none, patcher, decoder, ngram, auto"
 RECIPES = "int8, int4, int4-small, sparse-int8, sparse-int4, nf4"
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
 Patcher = Annotated[
@@ -292,25 +296,74 @@ def prepare(bundle: BundlePath, provider: Provider = "cpu", json_file: JsonFile 
 @app.command()
 def bench(
     bundle: BundlePath,
-    provider: Provider = "cpu",
-    prompt_bytes: Annotated[int, typer.Option(help="Bytes of English prose to read first.")] = 1024,
+    provider: Annotated[str, typer.Option(help="Execution providers, with commas between: cpu.")] = "cpu",
+    threads: Annotated[
+        str | None, typer.Option(help="Threads, with commas between; by default what suits each stage's size.")
+    ] = None,
+    draft: Annotated[str, typer.Option(help=f"Ways to draft, with commas between: {DRAFTS}.")] = "auto",
+    threshold: Annotated[
+        str | None, typer.Option(help="Thresholds of patches, with commas between; by default the bundle's own.")
+    ] = None,
+    prompt_bytes: Annotated[str, typer.Option(help="Bytes to read first, with commas between.")] = "1024",
     new_bytes: Annotated[int, typer.Option(help="Bytes to generate after the first.")] = 256,
-    repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 3,
-    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 5,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the prompt is taken from; by default English prose.")
+    ] = None,
+    bandwidth: Annotated[
+        bool, typer.Option("--bandwidth/--no-bandwidth", help="Measure the memory's bandwidth too, with 512 MB.")
+    ] = True,
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="What the machine costs: gives the cost of a million bytes.")
+    ] = None,
     json_file: JsonFile = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the results as CSV; - is stdout.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Time a bundle on this machine.
 
     Measured are the time to open it, that to the first byte, the speed of reading the prompt and of every byte after,
-    and how much memory the process holds: its own, and mapped from files, which processes share.
-    """
-    from edgeblt import load
-    from edgeblt.benchmark import bench as bench_model
+    what part of the memory's bandwidth that takes, and how much memory the process holds: its own, and mapped from
+    files, which processes share. Where options list several values, all combinations are timed, in turn. For example:
 
-    result = bench_model(load(bundle, provider, threads), prompt_bytes, new_bytes, repeats)
-    if not _print_json(json_file, result):
-        printing.show_benchmark(result)
+    edgeblt bench my-bundle --draft none,auto --prompt-bytes 128,4096 --markdown
+    """
+    from edgeblt.benchmark import Setting
+    from edgeblt.benchmark import bench as bench_bundle
+    from edgeblt.benchmark_rows import csv_text
+    from edgeblt.benchmark_rows import markdown as markdown_table
+    from edgeblt.reference import Text
+
+    if str(json_file) == str(csv_file) == "-":
+        raise EdgebltError("--json and --csv both want stdout; give one of them a file")
+    settings = tuple(
+        itertools.starmap(
+            Setting,
+            itertools.product(
+                _listed("--provider", provider, str),
+                _listed("--threads", threads, int) or (None,),
+                _listed("--draft", draft, str),
+                _listed("--threshold", threshold, float) or (None,),
+                _listed("--prompt-bytes", prompt_bytes, int),
+            ),
+        )
+    )
+    prompt = Text(printing.printable(text.name), _read(text)) if text else None
+    results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth)
+    result = results[0] if len(results) == 1 else results
+    if not (_print_json(json_file, result) or _print_text(csv_file, csv_text(results))):
+        if markdown:
+            print(markdown_table(results), end="", flush=True)
+        elif len(results) == 1:
+            printing.show_benchmark(results[0])
+        else:
+            printing.show_benchmarks(results)
+    if str(json_file) != "-":
         _write_json(json_file, result)
+    if csv_file and str(csv_file) != "-":
+        _write_text(csv_file, csv_text(results))
 
 
 @app.command()
@@ -326,6 +379,9 @@ def generate(
         float | None, typer.Option(help="Draw from the likeliest bytes that add up to this share.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    draft: Annotated[
+        str, typer.Option(help=f"How to guess bytes ahead, which changes nothing but the time: {DRAFTS}.")
+    ] = "auto",
     provider: Provider = "cpu",
     threads: Threads = None,
     verify: Verify = False,
@@ -340,7 +396,8 @@ def generate(
     from edgeblt.utf8 import utf8_pieces
 
     start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
-    stream = load(bundle, provider, threads, verify).stream(start, max_new_bytes, temperature, top_k, top_p, seed)
+    model = load(bundle, provider, threads, verify)
+    stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, draft)
     for piece in utf8_pieces(stream):
         print(piece, end="", flush=True)
     print()
@@ -435,19 +492,34 @@ def _read(path: Path) -> bytes:
         raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a text file") from None
 
 
+def _listed(option: str, values: str | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:
+    """The values of an option that takes several, each once; none where it is not given."""
+    try:
+        return tuple(dict.fromkeys(kind(value.strip()) for value in values.split(","))) if values is not None else ()
+    except ValueError:
+        raise EdgebltError(f"{option} is {values!r:.60}; give numbers, with commas between") from None
+
+
 def _print_json(path: Path | None, result: Any) -> bool:
     """True if the result went to stdout, where nothing else may go then."""
+    return _print_text(path, _json(result) + "\n")
+
+
+def _print_text(path: Path | None, text: str) -> bool:
     if str(path) != "-":
         return False
-    print(_json(result), flush=True)
+    print(text, end="", flush=True)
     return True
 
 
 def _write_json(path: Path | None, result: Any) -> None:
-    if path is None:
-        return
+    if path is not None:
+        _write_text(path, _json(result) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     try:
-        path.write_text(_json(result) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise EdgebltError(f"{path} cannot be written ({error.strerror}); choose another place") from None
 

@@ -70,9 +70,23 @@ def show_benchmark(result: "Benchmark") -> None:
     table.add_row("opening", f"{result.load_time_s * 1e3:,.0f} ms")
     table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
     table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
-    table.add_row("decoding", f"{result.decode_bytes_per_s:,.0f} bytes/s")
+    spread = result.spread["decode_bytes_per_s"]
+    rate = f"{result.decode_bytes_per_s:,.0f} bytes/s (runs {spread.low:,.0f} .. {spread.high:,.0f})"
+    table.add_row("decoding", rate)
     table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
+    table.add_row(f"bytes a pass, drafts: {result.draft}", f"{result.bytes_per_pass:.2f}")
+    if result.draft_acceptance is not None:
+        table.add_row("drafted bytes kept", f"{result.draft_acceptance:.0%}")
+    table.add_row("weights read for a byte", _size(result.weight_bytes_per_byte))
+    if result.bandwidth_share is not None and result.bandwidth_bytes_per_s is not None:
+        bandwidth = f"{result.bandwidth_share:.0%} of {_size(result.bandwidth_bytes_per_s)}/s"
+        table.add_row("  of the memory's bandwidth", bandwidth)
+    table.add_row("processor time for a byte", f"{result.cpu_s_per_byte * 1e3:.2f} ms")
+    if result.energy_j_per_byte is not None:
+        table.add_row("energy for a byte", f"{result.energy_j_per_byte * 1e3:.2f} mJ")
+    if result.cost_per_million_bytes is not None:
+        table.add_row("cost of a million bytes", f"{result.cost_per_million_bytes:.4g}")
     table.add_row("memory of its own", _size_or_unknown(result.anonymous_bytes))
     table.add_row("memory mapped from files", _size_or_unknown(result.mapped_bytes))
     table.add_row("peak resident memory", _size(result.peak_rss_bytes))
@@ -82,6 +96,27 @@ def show_benchmark(result: "Benchmark") -> None:
     _print(table)
     if result.unprepared_because:
         _print(printable(f"prepared weights are not used: {result.unprepared_because}"))
+
+
+def show_benchmarks(results: "Sequence[Benchmark]") -> None:
+    """One table for each group of columns, or no screen would hold it."""
+    from edgeblt.benchmark_rows import table
+
+    headings, rows = table(results)
+    named = [name for name in ("provider", "threads", "threshold", "draft", "prompt") if name in headings]
+    changing = [name for name in named if len({row[headings.index(name)] for row in rows}) > 1]
+    figures = headings[headings.index("prompt") + 1 :]
+    half = len(figures) // 2
+    for title, group in (("speed", figures[:half]), ("what it takes", figures[half:])):
+        shown = _table(title, *changing, *group)
+        for row in rows:
+            _add(shown, *(row[headings.index(name)] for name in (*changing, *group)))
+        _print(shown)
+    first = results[0]
+    _print(printable(f"{first.bundle}, recipe {first.recipe}, {_size(first.bundle_bytes)}, on {first.device}"))
+    _print(
+        f"Medians of {first.repeats} runs in turn, {first.new_bytes:,} bytes after a prompt of {printable(first.text)}"
+    )
 
 
 def show_preparation(result: "Preparation") -> None:

@@ -31,7 +31,8 @@ OPTIONS = {
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
     "prepare": ["BUNDLE", "--provider", "--json"],
-    "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
+    "bench": ["BUNDLE", "--provider", "--threads", "--draft", "--threshold", "--prompt-bytes", "--new-bytes", "--repeats",
+              "--text", "--bandwidth", "--price-per-hour", "--json", "--csv", "--markdown"],  # fmt: skip
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import patching_oracle
 import tiny_models
 from conftest import Exported, export_oracle, tiny_oracle
-from edgeblt.benchmark import bench
+from edgeblt.benchmark import Setting, bench, bench_model
 from edgeblt.errors import EdgebltError
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOE, BOS, BPE_DELIMITER, EOS, OFFSET, VOCAB_SIZE, encode
@@ -274,7 +274,7 @@ def test_bench_feeds_what_it_is_asked_to(tiny: Exported, monkeypatch: pytest.Mon
         return feed(session, ids)
 
     monkeypatch.setattr(Session, "feed", watched)
-    result = bench(tiny.model, prompt_bytes=40, new_bytes=5, repeats=2)
+    (result,) = bench(tiny.bundle, [Setting(draft="none", prompt_bytes=40)], 5, 2, with_bandwidth=False)
     prompts = [ids for ids in fed if len(ids) > 1]
     assert prompts == [[BOS, *encode(held_out_text("prose")[:40]).tolist()]] * 3  # one to warm up
     assert [len(ids) for ids in fed] == [41, 1, 1, 1, 1, 1] * 3
@@ -294,13 +294,13 @@ def test_bench_feeds_what_it_is_asked_to(tiny: Exported, monkeypatch: pytest.Mon
 
 def test_bench_takes_longer_prompts_than_there_is_text(tiny: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeblt.benchmark.held_out_text", lambda name: b"abc")
-    assert bench(tiny.model, prompt_bytes=8, new_bytes=1, repeats=1).prefill_bytes_per_s > 0
+    assert bench_model(tiny.model, prompt_bytes=8, new_bytes=1, repeats=1).prefill_bytes_per_s > 0
 
 
 @pytest.mark.parametrize("name", ["prompt_bytes", "new_bytes", "repeats"])
 def test_bench_refuses_counts_below_one(tiny: Exported, name: str) -> None:
     with pytest.raises(EdgebltError, match=f"^{name} is 0; it must be at least 1$"):
-        bench(tiny.model, **{name: 0})
+        bench_model(tiny.model, **{name: 0})
 
 
 def test_load_takes_text_paths_and_threads(tiny: Exported, tmp_path: Path) -> None:

@@ -539,17 +539,17 @@ def test_resident_memory() -> None:
 
 
 def test_bench_tells_growth(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeblt.benchmark import bench
+    from edgeblt.benchmark import bench_model
 
     model = load(ready, threads=1)
     assert model.load_seconds > 0
     model.memory_before = Memory(1000, 50)
     monkeypatch.setattr("edgeblt.benchmark.resident_memory", lambda: Memory(7000, 80))
-    result = bench(model, prompt_bytes=4, new_bytes=2, repeats=1)
+    result = bench_model(model, prompt_bytes=4, new_bytes=2, repeats=1)
     assert (result.anonymous_bytes, result.mapped_bytes) == (6000, 30)
     assert (result.load_time_s, result.prepared, result.unprepared_because) == (model.load_seconds, True, None)
     monkeypatch.setattr("edgeblt.benchmark.resident_memory", lambda: None)
-    result = bench(model, prompt_bytes=4, new_bytes=2, repeats=1)
+    result = bench_model(model, prompt_bytes=4, new_bytes=2, repeats=1)
     assert result.anonymous_bytes is None and result.mapped_bytes is None
 
 
