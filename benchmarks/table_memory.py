@@ -59,7 +59,7 @@ def read_random_rows(stage: Stage, config: ModelConfig, count: int) -> None:
             "completed": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
         }
-        stage.run(inputs, outputs, 0, 1, 0)
+        stage.run(inputs, outputs, 1, 0)
 
 
 def show(moment: str) -> dict[str, int]:

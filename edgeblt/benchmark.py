@@ -203,7 +203,8 @@ class _Bench:
         started = time.perf_counter()
         logits = session.feed(self._prompt)[-1]
         sampler = Sampler(Sampling(), endless=True)
-        new_ids = generate_ids(session, logits, sampler, self.setting.draft, self._new_bytes + 1, counts)
+        experience = self._model.experience(self.setting.draft)
+        new_ids = generate_ids(session, logits, sampler, experience, self._new_bytes + 1, counts)
         next(new_ids)
         moments = [time.perf_counter()]
         before, cpu, joules = session.work, time.process_time(), energy.joules()
@@ -249,7 +250,7 @@ class _Bench:
             repeats=len(runs),
             load_time_s=model.load_seconds,
             time_to_first_byte_s=_median(firsts),
-            prefill_bytes_per_s=_median(prefills),
+            prefill_bytes_per_s=setting.prompt_bytes / _median(firsts),
             decode_bytes_per_s=rate,
             spread={
                 "time_to_first_byte_s": _spread(firsts),

@@ -131,8 +131,12 @@ class RowHistory:
     def rewind(self, end: int) -> None:
         self.end = end
 
+    def restart(self, index: int) -> None:
+        """Forget all rows; the next one is that of `index`."""
+        self.first = self.end = index
+
     def clear(self) -> None:
-        self.first = self.end = 0
+        self.restart(0)
 
     def copy_from(self, other: "RowHistory") -> None:
         self.first, self.end, self._rows = other.first, other.end, other._rows.copy()
@@ -143,14 +147,17 @@ class IdHistory:
 
     def __init__(self, context: int) -> None:
         self._context = context
-        self._ids: NDArray[np.int64] = np.zeros(context + 1024, np.int64)
+        self._keep(np.zeros(context + 1024, np.int64))
+
+    def _keep(self, ids: NDArray[np.int64]) -> None:
+        self._ids, self._windows = ids, sliding_window_view(ids, self._context + 1)
 
     def store(self, position: int, ids: NDArray[np.int64]) -> None:
         end = self._context + position + len(ids)
         if end > len(self._ids):
             larger = np.zeros(2 * end, np.int64)
             larger[: len(self._ids)] = self._ids
-            self._ids = larger
+            self._keep(larger)
         self._ids[self._context + position : end] = ids
 
     def ids(self, end: int) -> NDArray[np.int64]:
@@ -159,8 +166,7 @@ class IdHistory:
 
     def windows(self, start: int, count: int) -> NDArray[np.int64]:
         """Ids start .. start + count, each behind the context its n-grams read: a view [count, context + 1]."""
-        ids = self._ids[start : start + self._context + count]
-        return ids[None] if count == 1 else sliding_window_view(ids, self._context + 1)
+        return self._windows[start : start + count]
 
     def copy_from(self, other: "IdHistory") -> None:
-        self._ids = other._ids.copy()
+        self._keep(other._ids.copy())

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from edgeblt.session import Session
 
 MOST_DRAFTED = 24  # fewer than a session rolls back at once
-LENGTHS = (16, 8, 5)  # of the ids by which `ngram` recognises a place, the longest first
+LENGTHS = (16, 8, 6, 4)  # of the ids by which `ngram` recognises a place, the longest first
 _ID_BITS = 9
+_BINS = 8  # of probabilities, in which it is counted how often they were right
 
 Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 """The id to guess from logits [vocab] as the n-th after the pending one, and how likely these make it."""
@@ -44,29 +45,32 @@ class _Stepwise:
     """Guesses one id after the other by logits of a smaller model, as long as it is sure enough of them."""
 
     def __init__(self) -> None:
-        self._trust = 1.0  # by which its own probabilities are too high, or too low
-        self._expected = 0.0
+        # How often guesses of about such a probability were tried and right; to begin with, as often as they say.
+        self._tried = np.full(_BINS, 4.0)
+        self._right = self._tried * (np.arange(_BINS) + 0.5) / _BINS
+        self._bins: list[int] = []  # of the last draft
 
     def append(self, id: int) -> None:
         pass
 
     def judge(self, drafted: int, accepted: int) -> None:
-        if drafted:
-            ratio = min(max((accepted + 0.5) / (self._expected + 0.5), 0.5), 1.5)
-            self._trust += 0.05 * (ratio * self._trust - self._trust)
-            self._trust = min(max(self._trust, 0.3), 1.2)
+        for index, place in enumerate(self._bins[: min(accepted + 1, drafted)]):
+            self._tried[place] = 0.98 * self._tried[place] + 1
+            self._right[place] = 0.98 * self._right[place] + (index < accepted)
 
     def _guess(
         self, step: Callable[[list[int]], NDArray[np.float32]], pending: int, pick: Pick, needed: float
     ) -> list[int]:
-        ids, chance, self._expected = [pending], 1.0, 0.0
+        ids, chance = [pending], 1.0
+        self._bins = []
         while len(ids) <= MOST_DRAFTED:
             chosen, probability = pick(step(ids), len(ids) - 1)
-            chance *= min(probability * self._trust, 1.0)
+            place = min(int(probability * _BINS), _BINS - 1)
+            chance *= float(self._right[place] / self._tried[place])
             if chance <= needed:
                 break
-            self._expected += chance
             ids.append(chosen)
+            self._bins.append(place)
         return ids[1:]
 
 
@@ -92,7 +96,7 @@ class NgramDrafter:
         self._ids: list[int] = []
         self._keys = dict.fromkeys(LENGTHS, 0)  # of the newest ids, as one number
         self._places: dict[int, dict[int, int]] = {length: {} for length in LENGTHS}  # by key: the index after it
-        self._right = dict.fromkeys(LENGTHS, 0.8)  # chance of one more id
+        self._right = {length: 1 - 1 / length for length in LENGTHS}  # chance of one more id
         self._length = LENGTHS[0]  # by which the last place was found
 
     def append(self, id: int) -> None:

@@ -21,7 +21,7 @@ from edgeblt.prepared import Prepared, find_prepared
 from edgeblt.providers import resolve_provider, session_options, thread_counts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
-from edgeblt.speculation import AUTO, DraftCounts, check_draft, generate_ids
+from edgeblt.speculation import AUTO, Experience, check_draft, generate_ids
 from edgeblt.stage import StageGraph
 
 Float = TypeVar("Float", np.float32, np.float64)
@@ -66,6 +66,7 @@ class Model:
         self.config: ModelConfig = self.bundle.manifest.config
         _check_threshold(self.bundle, threshold)
         self._contracts = stage_contracts(self.config)
+        self._experiences: dict[str, Experience] = {}
         self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
             self._graphs[name] = _open_stage(
@@ -77,6 +78,13 @@ class Model:
     def session(self) -> Session:
         """A new, empty sequence."""
         return Session(self.config, self._graphs, self._contracts, self.threshold)
+
+    def experience(self, draft: str) -> Experience:
+        """What drafting of this kind has cost and brought on this model. Raises EdgebltError for an unknown kind."""
+        check_draft(draft)
+        if draft not in self._experiences:
+            self._experiences[draft] = Experience(draft, self.config.patcher is not None)
+        return self._experiences[draft]
 
     def generate(
         self,
@@ -117,7 +125,7 @@ class Model:
         logits = np.empty(0, np.float32)
         for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
             logits = chunk.logits[-1]
-        for chosen in generate_ids(session, logits, sampler, draft, max_new_bytes, DraftCounts()):
+        for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
             if chosen != EOS:
                 yield bytes([chosen - OFFSET])
 

@@ -14,7 +14,7 @@ from edgeblt.stage import MANY, Stage
 
 @dataclass(frozen=True)
 class Patching:
-    """What the patcher makes of some ids. Those of a single id are overwritten when it next reads a single one."""
+    """What the patcher makes of some ids. It may be overwritten when as many are read again."""
 
     logits: NDArray[np.float32]  # [T, vocab]: for the id after each id; all 0 where the patching rule uses none
     entropies: NDArray[np.float32]  # [T] nats
@@ -54,7 +54,7 @@ class Patcher:
         self._states = RowHistory(STATE_WIDTH)  # by position, those read ahead too
         self._ahead_ids: list[int] = []
         self._ahead = Patching.empty(config, rollback)
-        self._one = _Buffers(config, 1)
+        self._kept_buffers: dict[int, _Buffers] = {}
 
     def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
         """What follows from `ids`, which the session is fed at `position`."""
@@ -124,7 +124,7 @@ class Patcher:
 
     def _run(self, position: int, ids: NDArray[np.int64]) -> Patching:
         count = len(ids)
-        buffers = self._one if count == 1 else _Buffers(self._config, count)
+        buffers = self._buffers(count)
         buffers.inputs["ids"][:] = ids
         buffers.inputs["position"][0] = position
         if position:
@@ -136,9 +136,17 @@ class Patcher:
             buffers.total_length[0] = self.stage.cache.length
             inputs = inputs | {"total_length": buffers.total_length}
             outputs = outputs | {"logits": buffers.found.logits}
-        self.stage.run(inputs, outputs, 0 if count == 1 else MANY, count, 0)
+        self.stage.run(inputs, outputs, count, 0)
         self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found
+
+    def _buffers(self, count: int) -> "_Buffers":
+        buffers = self._kept_buffers.get(count)
+        if buffers is None:
+            buffers = _Buffers(self._config, count)
+            if count < MANY:
+                self._kept_buffers[count] = buffers
+        return buffers
 
 
 class _Buffers:

@@ -56,9 +56,10 @@ class Session:
         self._ids = IdHistory(config.hashes.context)
         self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
         self._byte_vectors = RowHistory(config.encoder.hidden_size)  # by position
-        self._latents = RowHistory(config.global_.hidden_size)  # by patch
+        self._cross_rows = RowHistory(cross_row_width(config))  # by patch
         self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
-        self._single = _Buffers(config, 1)
+        self._kept_buffers: dict[int, _Buffers] = {}
+        self._single = self._buffers(1)
         self._empty_vectors = np.zeros((0, config.encoder.hidden_size), np.float32)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
         self._clear()
@@ -68,7 +69,7 @@ class Session:
         self._patch_starts = [0]  # positions known to start a patch
         self._carried_patch = -1  # the patch whose latent `_carried_row` comes from
         self._patcher.clear()
-        for history in (self._byte_vectors, self._latents):
+        for history in (self._byte_vectors, self._cross_rows):
             history.clear()
         for stage in self._stages.values():
             stage.clear()
@@ -144,7 +145,7 @@ class Session:
         self._patcher.rewind(self._position)
         other._patcher.copy_from(self._patcher)
         other._byte_vectors.copy_from(self._byte_vectors)
-        other._latents.copy_from(self._latents)
+        other._cross_rows.copy_from(self._cross_rows)
         for name, stage in self._stages.items():
             other._stages[name].copy_from(stage)
         return other
@@ -167,7 +168,7 @@ class Session:
                 stage.cache.rewind(patch_count if name == "global" else position)
         self._patcher.rewind(position)
         self._byte_vectors.rewind(position)
-        self._latents.rewind(patch_count)
+        self._cross_rows.rewind(patch_count)
         if self._carried_patch >= patch_count:
             self._carried_patch = -1
         self._position = position
@@ -233,7 +234,7 @@ class Session:
             position > 0
             and self._patcher.can_rewind(position)
             and self._byte_vectors.first <= self._patch_starts[patch_count]
-            and (patch_count == 0 or self._latents.first <= patch_count - 1)
+            and (patch_count == 0 or self._cross_rows.first <= patch_count - 1)
             and all(
                 stage.cache.can_rewind(position)
                 for name, stage in self._stages.items()
@@ -250,10 +251,10 @@ class Session:
             return np.zeros(0, np.int64)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise EdgebltError(f"ids must be a sequence of integers, not {array.dtype} of shape {array.shape}")
-        lowest, highest = (array[0], array[0]) if len(array) == 1 else (array.min(), array.max())
-        if lowest < 0 or highest >= self.config.vocab_size:
-            raise EdgebltError(f"ids must lie in 0..{self.config.vocab_size - 1}, not {lowest}..{highest}")
-        return array.astype(np.int64, copy=False)
+        ids = array.astype(np.int64, copy=False)
+        if ids.view(np.uint64).max() >= self.config.vocab_size:  # negative ones are the largest then
+            raise EdgebltError(f"ids must lie in 0..{self.config.vocab_size - 1}, not {array.min()}..{array.max()}")
+        return ids
 
     def _run_chunk(self, ids: NDArray[np.int64]) -> list[Chunk]:
         self._settle()
@@ -277,14 +278,12 @@ class Session:
             patch_latents = latents[start : start + piece.patches.count] if len(pieces) > 1 else latents
             logits, patching = self._decode(piece, patch_latents), piece.patching
             chunks.append(Chunk(piece.position, logits, patching.entropies, patching.patch_starts))
-        oldest_patch = bisect_right(self._patch_starts, max(self._position - ROLLBACK_BYTES, 0)) - 1
-        self._latents.append(latents, oldest_patch - 1)
         return chunks
 
     def _encode(self, ids: NDArray[np.int64]) -> "_Piece":
         """Patch starts, byte vectors and patch vectors of the next ids."""
         count = len(ids)
-        buffers = self._single if count == 1 else _Buffers(self.config, count)
+        buffers = self._buffers(count)
         self._ids.store(self._position, ids)
         buffers.inputs["windows"][:] = self._ids.windows(self._position, count)
         patching = self._patcher.read(self._position, ids)
@@ -316,7 +315,7 @@ class Session:
         open_vectors = self._byte_vectors.rows(self._patch_starts[-1]) if patches.count else self._empty_vectors
         inputs["open_vectors"] = open_vectors
         outputs = {"byte_vectors": buffers.outputs["byte_vectors"], "patch_vectors": patches.vectors}
-        stage.run(inputs, outputs, buffers.variant(patches.count), buffers.count, patches.count)
+        stage.run(inputs, outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> NDArray[np.float32]:
         """Latents [P, width] of the patches that the pieces completed."""
@@ -331,8 +330,7 @@ class Session:
             stage.cache.length += patches.count
             patches.total_length[0] = first_patch + patches.count
             inputs: Arrays = {"patch_vectors": patches.vectors, "total_length": patches.total_length}
-            variant = min(patches.count, MANY)
-            stage.run(inputs, {"latents": patches.latents}, variant, patches.count, patches.count)
+            stage.run(inputs, {"latents": patches.latents}, patches.count, patches.count)
         return patches.latents
 
     def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -340,10 +338,8 @@ class Session:
         buffers, cross_rows = piece.buffers, piece.patches.cross_rows
         if piece.first_patch == 0:
             self._carried_row[:] = 0  # there is no latent yet; nothing of a text rolled back may stay
-        elif self._carried_patch != piece.first_patch - 1:  # rolled back: project it again
-            latents = np.concatenate([self._latents.rows(piece.first_patch - 1), latents])
-            cross_rows = np.empty((len(latents), cross_rows.shape[1]), np.float32)
-            buffers.inputs["latent_index"] += 1
+        elif self._carried_patch != piece.first_patch - 1:  # rolled back
+            self._carried_row[:] = self._cross_rows.rows(piece.first_patch - 1, piece.first_patch)
         stage = self._stages["decoder"]
         inputs = buffers.pick("latent_index")
         inputs["total_length"] = self._reserve(stage, buffers)
@@ -351,12 +347,29 @@ class Session:
         inputs["latents"] = latents
         inputs["carried_row"] = self._carried_row
         outputs = {"logits": buffers.outputs["logits"], "cross_rows": cross_rows}
-        stage.run(inputs, outputs, buffers.variant(piece.patches.count), buffers.count, len(cross_rows))
+        stage.run(inputs, outputs, buffers.count, piece.patches.count)
         if len(cross_rows):
             self._carried_row[0] = cross_rows[-1]
-            self._carried_patch = piece.first_patch + piece.patches.count - 1
+            self._keep_cross_rows(piece.first_patch, cross_rows)
+        self._carried_patch = piece.first_patch + piece.patches.count - 1
         logits: NDArray[np.float32] = buffers.outputs["logits"]
         return logits
+
+    def _keep_cross_rows(self, first_patch: int, rows: NDArray[np.float32]) -> None:
+        """No more of a long chunk's than may be rolled back to."""
+        skipped = max(len(rows) - ROLLBACK_BYTES - 1, 0)
+        if skipped:
+            self._cross_rows.restart(first_patch + skipped)
+        oldest_patch = bisect_right(self._patch_starts, max(self._position - ROLLBACK_BYTES, 0)) - 1
+        self._cross_rows.append(rows[skipped:], oldest_patch - 1)
+
+    def _buffers(self, count: int) -> "_Buffers":
+        buffers = self._kept_buffers.get(count)
+        if buffers is None:
+            buffers = _Buffers(self.config, count)
+            if count < MANY:
+                self._kept_buffers[count] = buffers
+        return buffers
 
     def _reserve(self, stage: Stage, buffers: "_Buffers") -> NDArray[np.int32]:
         """Room for the piece in the stage's cache, which the next run fills; gives the stage's `total_length`."""
@@ -404,10 +417,6 @@ class _Buffers:
         if count not in self._patches:
             self._patches[count] = _PatchBuffers(self._config, count)
         return self._patches[count]
-
-    def variant(self, patch_count: int) -> int:
-        """Which binding of a stage to use: chunks of one byte that complete no or one patch have their own."""
-        return patch_count if self.count == 1 else MANY
 
 
 class _PatchBuffers:

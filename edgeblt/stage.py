@@ -12,19 +12,19 @@ from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
 from edgeblt.work import StageWork
 
+MANY = 33  # positions from which on work is worth all cores, and its buffers are not kept
+_OF_MANY = (MANY, 0)
+
 
 @dataclass(frozen=True)
 class StageGraph:
-    """A stage's graph, opened once for runs on one position and once for those on many, or once for both.
+    """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
 
     ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers.
     """
 
-    one: onnxruntime.InferenceSession
+    few: onnxruntime.InferenceSession
     many: onnxruntime.InferenceSession
-
-
-MANY = 2  # the binding variant of runs on many positions
 
 
 class Stage:
@@ -35,57 +35,77 @@ class Stage:
         self.cache = KeyValueCache(contract.cache, rollback) if contract.cache else None
         self.work = StageWork()
         self._graph = graph
-        self._bindings: dict[int, _Binding] = {}
+        self._bindings: dict[tuple[int, int], _Binding] = {}
+        self._cache_values: _CacheValues | None = None
 
     def reserve(self, count: int) -> None:
         """Make room in the cache for `count` positions."""
         if self.cache and self.cache.reserve(count):
-            self._bindings.clear()
+            self._forget_bindings()
 
     def run(
         self,
         inputs: dict[str, NDArray[Any]],
         outputs: dict[str, NDArray[Any]],
-        variant: int,
         positions: int,
         patches: int,
     ) -> None:
         """Run on these arrays, contiguous and of the contract's types, writing into `outputs`.
 
-        Binding an array takes longer than a small node computes. Calls of one `variant` share a binding, in which only
-        arrays that are other objects than in its last call are bound again. The variant MANY is for many positions.
-        `positions` and `patches` are how many are read: for `work`.
+        Binding an array takes longer than a small node computes. Calls on as many `positions` that complete as many
+        `patches` share a binding, in which only arrays that are other objects than in its last call are bound again;
+        so do all calls on MANY positions or more.
         """
-        binding = self._bindings.get(variant)
+        key = (positions, patches) if positions < MANY else _OF_MANY
+        binding = self._bindings.get(key)
         if binding is None:
-            graph = self._graph.many if variant == MANY else self._graph.one
-            binding = self._bindings[variant] = _Binding(graph, self.cache)
+            graph = self._graph.few if positions < MANY else self._graph.many
+            if self.cache and self._cache_values is None:
+                self._cache_values = _CacheValues(self.cache)
+            binding = self._bindings[key] = _Binding(graph, self._cache_values)
         started = time.perf_counter()
         binding.run(inputs, outputs)
         self.work.add(positions, patches, time.perf_counter() - started)
 
     def clear(self) -> None:
         """Back to an empty sequence."""
-        self._bindings.clear()
+        self._forget_bindings()
         if self.cache:
             self.cache.clear()
 
     def copy_from(self, other: "Stage") -> None:
         if self.cache and other.cache:
             self.cache.copy_from(other.cache)
-            self._bindings.clear()
+            self._forget_bindings()
+
+    def _forget_bindings(self) -> None:
+        """The cache has other buffers now."""
+        self._bindings.clear()
+        self._cache_values = None
+
+
+class _CacheValues:
+    """A cache's buffers as ONNX Runtime's values, made once for all bindings; they share the arrays' memory."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # which the values do not keep
+        *buffers, cosines, sines = map(onnxruntime.OrtValue.ortvalue_from_numpy, self._arrays)
+        names = cache.spec.names
+        self.inputs = dict(zip(names("past"), buffers, strict=True)) | {"cosines": cosines, "sines": sines}
+        self.outputs = dict(zip(names("present"), buffers, strict=True))
 
 
 class _Binding:
-    def __init__(self, graph: onnxruntime.InferenceSession, cache: KeyValueCache | None) -> None:
+    def __init__(self, graph: onnxruntime.InferenceSession, cache: _CacheValues | None) -> None:
         self._graph = graph
         self._binding = graph.io_binding()
         self._inputs: dict[str, NDArray[Any]] = {}
         self._outputs: dict[str, NDArray[Any]] = {}
         if cache:
-            past = dict(zip(cache.spec.names("past"), cache.buffers, strict=True))
-            present = dict(zip(cache.spec.names("present"), cache.buffers, strict=True))
-            self._bind(past | {"cosines": cache.cosines, "sines": cache.sines}, present)
+            for name, value in cache.inputs.items():
+                self._binding.bind_ortvalue_input(name, value)
+            for name, value in cache.outputs.items():
+                self._binding.bind_ortvalue_output(name, value)
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> None:
         self._bind(inputs, outputs)

@@ -105,7 +105,8 @@ def test_walks_go_everywhere(exported: Callable[[int], Exported], monkeypatch: p
 
 
 def windowed(session: Session) -> list[Any]:
-    stages = [stage for stage in session._stages.values() if stage.cache and stage.cache.spec.window]
+    stages = [session._patcher.stage, *session._stages.values()]
+    stages = [stage for stage in stages if stage.cache and stage.cache.spec.window]
     assert len(stages) == 3
     return stages
 

@@ -1,7 +1,9 @@
 """Drafts change the time a text takes, and nothing else."""
 
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 import tiny_models
 from conftest import Exported
 from edgeblt import native
+from edgeblt.costs import Costs, Mean, Trials
 from edgeblt.drafting import DRAFTERS, LENGTHS, NgramDrafter
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
@@ -19,7 +22,7 @@ from edgeblt.model import Model, load
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_texts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import ROLLBACK_BYTES, Session
-from edgeblt.speculation import AUTO, DRAFTS, NONE, Costs, DraftCounts, generate_ids
+from edgeblt.speculation import AUTO, DRAFTS, NONE, DraftCounts, generate_ids
 
 SEEDS = (2, 5, 10, 12, 15, 16)  # windows or none, maximum patch lengths, k from 1 to 4, no patcher (15)
 needs_library = pytest.mark.skipif(not native.status().levels, reason="no native library")
@@ -35,10 +38,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(export_bundle(DEMO_CHECKPOINT, tmp_path_factory.mktemp("demo") / "bundle", "int8").path)
 
 
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts as long as they may be, however unlikely."""
+    monkeypatch.setattr(Costs, "needed", lambda *_: 0.0)
+
+
 def continuation(model: Model, prompt: list[int], draft: str, sampling: Sampling, count: int = 60) -> list[int]:
     session = model.session()
     logits = session.feed(prompt)[-1]
-    return list(generate_ids(session, logits, Sampler(sampling), draft, count, DraftCounts()))
+    return list(generate_ids(session, logits, Sampler(sampling), model.experience(draft), count))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -112,13 +121,77 @@ def test_the_bundled_model_says_the_same(draft: str, temperature: float, demo: M
         assert continuation(demo, prompt, draft, sampling, 50) == continuation(demo, prompt, NONE, sampling, 50)
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_long_wrong_drafts_leave_no_trace(seed: int, draft: str, tiny: Callable[[int], Model]) -> None:
+    model, prompt = tiny(seed), tiny_models.random_ids(seed + 1, 30)
+    for sampling in (Sampling(), Sampling(0.8, seed=3)):
+        assert continuation(model, prompt, draft, sampling) == continuation(model, prompt, NONE, sampling)
+
+
+@pytest.mark.slow
+@needs_library
+@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
+def test_two_hundred_prompts(draft: str, demo: Model) -> None:
+    """Six languages and kinds of text, greedy; each text goes on from a prompt that was rolled back to."""
+    texts = held_out_texts()
+    for number in range(200):
+        data = texts[number % len(texts)].data[37 * number :][:50]
+        prompt = [BOS, *encode(data).tolist()]
+        plain = continuation(demo, prompt, NONE, Sampling(), 40)
+        session = demo.session()
+        session.feed(prompt)
+        session.feed(plain[:20])
+        session.rollback(len(prompt) - 1)
+        logits = session.feed(prompt[-1:])[0]
+        assert list(generate_ids(session, logits, Sampler(Sampling()), demo.experience(draft), 40)) == plain
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
+def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]) -> None:
+    """Chi-squared of what is drawn, three ids at a time, against the exact probabilities of all such threes."""
+    model, prompt, kept = tiny(10), tiny_models.random_ids(10, 30), 3
+    sampling = Sampling(1.0, top_k=kept)
+    distribution = Sampler(sampling, endless=True).distribution
+    session = model.session()
+    first = session.feed(prompt)[-1]
+
+    def expand(ids: tuple[int, ...], chance: float, logits: np.ndarray) -> dict[tuple[int, ...], float]:
+        chances = distribution(logits)
+        found: dict[tuple[int, ...], float] = {}
+        for id in np.flatnonzero(chances).tolist():
+            longer = (*ids, id)
+            if len(longer) == 3:
+                found[longer] = chance * float(chances[id])
+                continue
+            found |= expand(longer, chance * float(chances[id]), session.feed([id])[0])
+            session.rollback(len(prompt) + len(ids))
+        return found
+
+    exact = expand((), 1.0, first)
+    assert len(exact) == kept**3 and math.isclose(sum(exact.values()), 1.0)
+    drawn = dict.fromkeys(exact, 0)
+    counts, draws = DraftCounts(), 800
+    sampler, experience = Sampler(replace(sampling, seed=5), endless=True), model.experience(draft)
+    for _ in range(draws):
+        ids = tuple(generate_ids(session, first, sampler, experience, 5, counts))  # drafts reach beyond the three
+        drawn[ids[:3]] += 1
+        session.rollback(len(prompt))
+    statistic = sum((drawn[ids] - draws * chance) ** 2 / (draws * chance) for ids, chance in exact.items())
+    assert statistic < 66  # of 26 degrees of freedom: 2e-5
+    assert counts.drafted > draws or draft == "ngram"
+
+
 def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """A greedy text of a small model ends up repeating itself: that is recognised, and long drafts are accepted."""
-    monkeypatch.setattr(Costs, "share", 0.2)
+    monkeypatch.setattr(Costs, "needed", lambda *_: 0.3)
     session = tiny(10).session()
     logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], DraftCounts()
-    generated = list(generate_ids(session, logits, Sampler(Sampling()), "ngram", 300, counts))
-    assert len(generated) / counts.passes > 2 and counts.accepted <= counts.drafted
+    experience = tiny(10).experience("ngram")
+    generated = list(generate_ids(session, logits, Sampler(Sampling(), endless=True), experience, 300, counts))
+    assert len(generated) == 300 and 300 / counts.passes > 2 and counts.accepted <= counts.drafted
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
@@ -150,9 +223,37 @@ def test_ngrams_find_the_newest_place(tiny: Callable[[int], Model]) -> None:
     assert drafter.draft(session, context[-1], pick, 0.5) == []
 
 
-@given(st.floats(1e-5, 1e-1), st.floats(0.02, 1.0))
-def test_costs_are_a_line_through_what_was_measured(single: float, share: float) -> None:
+# What is learned from what drafts cost.
+
+
+@given(st.floats(1e-5, 1e-1), st.floats(0.02, 1.0), st.floats(0.0, 1.0))
+def test_an_id_is_drafted_where_it_saves_time(single: float, share: float, kept: float) -> None:
+    """One more id costs `share` of a pass: it is worth that where it is likelier than that over what a byte takes."""
     costs = Costs()
-    for count in [1, 1, 5, 1, 9, 3] * 20:
-        costs.add(count, single * (1 + share * (count - 1)))
-    assert abs(costs.share - share) < 0.05
+    assert costs.needed("patcher") == 1.0
+    costs.add_plain(single)
+    assert costs.needed("patcher") == pytest.approx(0.3)
+    for _ in range(200):
+        costs.add_drafted("patcher", 4, 1 + round(4 * kept), single * (1 + 4 * share))
+    a_byte = single * (1 + 4 * share) / (1 + round(4 * kept))
+    assert costs.needed("patcher") == pytest.approx(min(share * single / min(a_byte, single), 1.0), rel=1e-3)
+    assert costs.needed("ngram") >= 0.3
+
+
+def test_the_best_way_is_found_and_kept_to() -> None:
+    seconds = {"none": 3.0, "patcher": 2.0, "decoder": 5.0}
+    trials, used = Trials(list(seconds)), dict.fromkeys(seconds, 0)
+    for index in range(4000):
+        if index == 2000:
+            seconds["decoder"] = 1.0  # the text has changed
+        name = trials.choose()
+        used[name] += 1
+        trials.add(name, 2, 2 * seconds[name])
+    assert used["none"] < 120 and used["patcher"] > 1850 and used["decoder"] > 1500
+
+
+def test_one_slow_pass_does_not_decide() -> None:
+    mean = Mean()
+    for value in [1.0, 1.0, 1000.0, 1.0]:
+        mean.add(value)
+    assert mean.value is not None and mean.value < 1.4
