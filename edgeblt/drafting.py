@@ -112,10 +112,15 @@ class NgramDrafter:
             if place is not None:
                 self._length = length
                 count, chance = 0, self._right[length]
-                while count < MOST_DRAFTED and place + count < len(self._ids) and chance > needed:
+                while count < MOST_DRAFTED and chance > needed:
                     count, chance = count + 1, chance * self._right[length]
-                return self._ids[place : place + count]
+                return self._following(place, count)
         return []
+
+    def _following(self, place: int, count: int) -> list[int]:
+        """As many ids from `place` on; where the text ends, it is as if it went on repeating itself from there."""
+        period = self._ids[place:]
+        return (period * (count // len(period) + 1))[:count] if len(period) < count else period[:count]
 
     def judge(self, drafted: int, accepted: int) -> None:
         right = self._right[self._length]

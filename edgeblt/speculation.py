@@ -110,10 +110,8 @@ class _Speculation:
                 self._ngrams.append(id)
         if drafted:
             self._drafters[name].judge(len(drafted), accepted)
-        if not drafted and name in (NONE, PATCHER):  # what the patcher reads, it would have read
-            self._costs.add_plain(seconds)
-        else:
-            self._costs.add_drafted(name, len(drafted), len(chosen), seconds)
+        plain = not drafted and name in (NONE, PATCHER)  # what the patcher reads, it would have read
+        self._costs.add(None if plain else name, len(drafted), len(chosen), seconds)
         if name != NGRAM:
             self._trials.add(name, len(chosen), seconds)
         self._counts.passes += 1
