@@ -38,6 +38,13 @@ Patcher = Annotated[
 ]
 Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NATS", help="Start patches where the patcher is less certain than this, instead of the bundle's own; "
+        "higher is faster and less accurate: see `edgeblt tune`.",
+    ),
+]  # fmt: skip
 MemoryLimit = Annotated[
     float,
     typer.Option(
@@ -169,6 +176,7 @@ def validate(
     ] = False,
     provider: Annotated[str, typer.Option(help="ONNX Runtime execution providers, with commas between: cpu.")] = "cpu",
     threads: Threads = None,
+    threshold: Threshold = None,
     json_file: JsonFile = None,
     save_reference_logits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the reference for devices without transformers.")
@@ -209,12 +217,13 @@ def validate(
     providers = dict.fromkeys(name.strip() for name in provider.split(","))
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
-        reports = validate_models([load(bundle, name, threads) for name in providers], recorded)
+        reports = validate_models([load(bundle, name, threads, threshold=threshold) for name in providers], recorded)
     else:
         assert reference
         _require_workbench()
         texts = _texts(text, noise)
-        models = [load(bundle, name, threads) for name in providers]  # first: quicker to fail than torch to load
+        # First: quicker to fail than torch to load.
+        models = [load(bundle, name, threads, threshold=threshold) for name in providers]
         from edgeblt.export.reference import validate_against
 
         reports = validate_against(reference, models, texts, save_reference_logits, patcher)
@@ -328,6 +337,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     provider: Provider = "cpu",
     threads: Threads = None,
+    threshold: Threshold = None,
     verify: Verify = False,
 ) -> None:
     """Continue a text.
@@ -340,7 +350,8 @@ def generate(
     from edgeblt.utf8 import utf8_pieces
 
     start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
-    stream = load(bundle, provider, threads, verify).stream(start, max_new_bytes, temperature, top_k, top_p, seed)
+    model = load(bundle, provider, threads, verify, threshold)
+    stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed)
     for piece in utf8_pieces(stream):
         print(piece, end="", flush=True)
     print()

@@ -29,11 +29,11 @@ OPTIONS = {
     "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target", "--memory-limit", "--patcher"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
-                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
+                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold"],
     "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
-                 "--threads", "--verify"],
+                 "--threads", "--threshold", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
     "doctor": ["--json"],
 }  # fmt: skip
