@@ -323,6 +323,41 @@ def bench(
 
 
 @app.command()
+def tune(
+    bundle: BundlePath,
+    max_bpb_increase: Annotated[
+        float, typer.Option(metavar="BITS", help="Bits that a byte may cost more than at the bundle's own threshold.")
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text like those the model will write, a few thousand bytes; may be repeated. By default English "
+            "prose.",
+        ),
+    ] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find the threshold that decodes cheapest.
+
+    Where the patcher is less certain than a threshold, a patch starts and the large global stage runs. A higher one
+    makes patches longer: decoding is faster, and the model less accurate. This tries thresholds on a text and chooses
+    the one that reads the fewest bytes of weights for a byte while bits per byte rise by no more than you allow.
+    Speeds are measured too, but decide nothing. For example:
+
+    edgeblt tune my-bundle --max-bpb-increase 0.02
+    """
+    from edgeblt.tuning import tune as tune_bundle
+
+    result = tune_bundle(bundle, max_bpb_increase, _texts(text, False) if text else (), provider, threads)
+    if not _print_json(json_file, result):
+        printing.show_tuning(result, bundle)
+        _write_json(json_file, result)
+
+
+@app.command()
 def generate(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],

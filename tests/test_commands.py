@@ -22,7 +22,7 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect", "doctor")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "generate", "inspect", "doctor")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
@@ -32,6 +32,7 @@ OPTIONS = {
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold"],
     "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
+    "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--threshold", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
