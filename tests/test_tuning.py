@@ -20,7 +20,7 @@ from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.model import Model, load
+from edgeblt.model import Model, Scores, load
 from edgeblt.reference import Text
 from edgeblt.tuning import Point, Tuning, candidates, choose, compared_values, tune
 from edgeblt.work import weight_bytes_read
@@ -29,8 +29,8 @@ from test_exactness import thresholds
 
 SEED = 12  # the rule threshold, no maximum length
 WITHOUT_ENTROPIES = 14
-TEXTS = (Text("first", bytes(id - 4 for id in tiny_models.random_ids(3, 701)[1:])),
-         Text("second", bytes(id - 4 for id in tiny_models.random_ids(4, 601)[1:])))  # fmt: skip
+TEXTS = (Text("first", bytes(id - 4 for id in tiny_models.random_ids(3, 521)[1:])),
+         Text("second", bytes(id - 4 for id in tiny_models.random_ids(4, 501)[1:])))  # fmt: skip
 BUDGET = 0.05
 FIELDS = ["bundle", "bundle_id", "recipe", "provider", "device", "text", "bytes", "threshold", "chosen_threshold",
           "max_bpb_increase", "points"]  # fmt: skip
@@ -82,7 +82,7 @@ def test_the_curve_is_that_of_bundles_exported_with_each_threshold(
     points = found.result.points
     assert len(points) >= 5
     own = load(found.bundle)
-    for number, point in enumerate([points[0], points[-2], found_point(found.result)]):
+    for number, point in enumerate([points[-2], found_point(found.result)]):
         patching = dataclasses.replace(found.patching, threshold=point.threshold)
         model = exported(SEED).with_rule(patching, tmp_path / str(number))
         assert point.bits_per_byte == pytest.approx(bits_per_byte(model, TEXTS), abs=1e-9)
@@ -109,7 +109,7 @@ def test_a_tuning_is_whole(tuned: Callable[[Rule], Tuned], rule: Rule) -> None:
     assert list(by_threshold) == sorted(by_threshold) and len(by_threshold) == len(result.points)
     own, chosen = by_threshold[result.threshold], by_threshold[result.chosen_threshold]
     assert result.threshold == tuned(rule).patching.threshold and own.increase == 0
-    assert (result.text, result.bytes) == ("first, second", 1300)
+    assert (result.text, result.bytes) == ("first, second", 1020)
     assert chosen.increase <= BUDGET and chosen.weight_bytes_per_byte <= own.weight_bytes_per_byte
     for point in result.points:
         assert point.increase > BUDGET or point.weight_bytes_per_byte >= chosen.weight_bytes_per_byte
@@ -143,11 +143,32 @@ def test_two_tunings_choose_the_same(tuned: Callable[[Rule], Tuned]) -> None:
 
 def test_more_budget_never_reads_more(tuned: Callable[[Rule], Tuned]) -> None:
     found = tuned(Rule.THRESHOLD)
-    results = [tune(found.bundle, budget, TEXTS[:1]) for budget in (0.0, 0.01, 1e9)]
+    results = [tune(found.bundle, budget, TEXTS[:1]) for budget in (0.0, 1e9)]
     reads = [found_point(result).weight_bytes_per_byte for result in results]
     assert reads == sorted(reads, reverse=True)
     assert found_point(results[0]).increase <= 0
-    assert results[2].chosen_threshold == max(results[2].points, key=lambda point: point.bytes_per_patch).threshold
+    assert results[1].chosen_threshold == max(results[1].points, key=lambda point: point.bytes_per_patch).threshold
+
+
+@pytest.mark.parametrize("budget", [0.5, 2.0, 5.0])
+def test_the_budget_is_used_up(tuned: Callable[[Rule], Tuned], monkeypatch: pytest.MonkeyPatch, budget: float) -> None:
+    """Where a byte costs as many bits as a patch has bytes, the patches are nearly as long as the budget allows."""
+
+    def costly(model: Model, data: bytes) -> Scores:
+        values = np.sort(compared_values(found.patching, own.entropies))
+        assert model.threshold is not None
+        starts = np.arange(len(data)) < np.count_nonzero(values > np.float32(model.threshold)) + 1
+        logprobs = np.full(len(data), -math.log(2) * len(data) / starts.sum(), np.float32)
+        return Scores(logprobs, own.entropies, starts)
+
+    found = tuned(Rule.THRESHOLD)
+    own = load(found.bundle).score(TEXTS[0].data)
+    monkeypatch.setattr(Model, "score", costly)
+    result = tune(found.bundle, budget, TEXTS[:1])
+    present = next(point for point in result.points if point.threshold == result.threshold).bytes_per_patch
+    lengths = [len(TEXTS[0].data) / patches for patches in range(1, len(TEXTS[0].data) + 1)]
+    longest = max(length for length in lengths if length <= present + budget)
+    assert 0.93 * longest < found_point(result).bytes_per_patch <= present + budget
 
 
 # The choice.
