@@ -42,6 +42,13 @@ Patcher = Annotated[
 ]
 Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NATS", help="Start patches where the patcher is less certain than this, instead of the bundle's own; "
+        "higher is faster and less accurate: see `edgeblt tune`.",
+    ),
+]  # fmt: skip
 MemoryLimit = Annotated[
     float,
     typer.Option(
@@ -173,6 +180,7 @@ def validate(
     ] = False,
     provider: Annotated[str, typer.Option(help="ONNX Runtime execution providers, with commas between: cpu.")] = "cpu",
     threads: Threads = None,
+    threshold: Threshold = None,
     json_file: JsonFile = None,
     save_reference_logits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the reference for devices without transformers.")
@@ -213,12 +221,13 @@ def validate(
     providers = dict.fromkeys(name.strip() for name in provider.split(","))
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
-        reports = validate_models([load(bundle, name, threads) for name in providers], recorded)
+        reports = validate_models([load(bundle, name, threads, threshold=threshold) for name in providers], recorded)
     else:
         assert reference
         _require_workbench()
         texts = _texts(text, noise)
-        models = [load(bundle, name, threads) for name in providers]  # first: quicker to fail than torch to load
+        # First: quicker to fail than torch to load.
+        models = [load(bundle, name, threads, threshold=threshold) for name in providers]
         from edgeblt.export.reference import validate_against
 
         reports = validate_against(reference, models, texts, save_reference_logits, patcher)
@@ -367,6 +376,41 @@ def bench(
 
 
 @app.command()
+def tune(
+    bundle: BundlePath,
+    max_bpb_increase: Annotated[
+        float, typer.Option(metavar="BITS", help="Bits that a byte may cost more than at the bundle's own threshold.")
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text like those the model will write, a few thousand bytes; may be repeated. By default English "
+            "prose.",
+        ),
+    ] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find the threshold that decodes cheapest.
+
+    Where the patcher is less certain than a threshold, a patch starts and the large global stage runs. A higher one
+    makes patches longer: decoding is faster, and the model less accurate. This tries thresholds on a text and chooses
+    the one that reads the fewest bytes of weights for a byte while bits per byte rise by no more than you allow.
+    Speeds are measured too, but decide nothing. For example:
+
+    edgeblt tune my-bundle --max-bpb-increase 0.02
+    """
+    from edgeblt.tuning import tune as tune_bundle
+
+    result = tune_bundle(bundle, max_bpb_increase, _texts(text, False) if text else (), provider, threads)
+    if not _print_json(json_file, result):
+        printing.show_tuning(result, bundle)
+        _write_json(json_file, result)
+
+
+@app.command()
 def generate(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
@@ -384,6 +428,7 @@ def generate(
     ] = "auto",
     provider: Provider = "cpu",
     threads: Threads = None,
+    threshold: Threshold = None,
     verify: Verify = False,
 ) -> None:
     """Continue a text.
@@ -396,7 +441,7 @@ def generate(
     from edgeblt.utf8 import utf8_pieces
 
     start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
-    model = load(bundle, provider, threads, verify)
+    model = load(bundle, provider, threads, verify, threshold)
     stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, draft)
     for piece in utf8_pieces(stream):
         print(piece, end="", flush=True)

@@ -129,14 +129,14 @@ def bench(
     """
     text = text or Text("prose", held_out_text("prose"))
     _check(settings, new_bytes, repeats, text, price_per_hour)
-    models: dict[tuple[str, int | None, float | None], Model] = {}
+    models: dict[tuple[str, int | None], Model] = {}
     benches = []
     with progress("timing", len(settings) * (repeats + 1), "runs") as advance:
         for setting in settings:
-            key = (setting.provider, setting.threads, setting.threshold)
+            key = (setting.provider, setting.threads)
             if key not in models:
-                models[key] = load(bundle, setting.provider, setting.threads, threshold=setting.threshold)
-            benches.append(_Bench(models[key], setting, text, new_bytes))
+                models[key] = load(bundle, *key)
+            benches.append(_Bench(models[key].with_threshold(setting.threshold), setting, text, new_bytes))
             advance(1)
         for _, timed in itertools.product(range(repeats), benches):
             timed.run()

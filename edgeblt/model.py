@@ -1,6 +1,6 @@
 """Opening a bundle and using it: generate, stream, score."""
 
-import math
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +74,13 @@ class Model:
             )
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
+
+    def with_threshold(self, threshold: float | None) -> "Model":
+        """The same open graphs with another threshold, as `load` takes it; None: the bundle's own."""
+        _check_threshold(self.bundle, threshold)
+        other = copy.copy(self)
+        other.threshold = threshold
+        return other
 
     def session(self) -> Session:
         """A new, empty sequence."""
@@ -169,7 +176,7 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
 def _check_threshold(bundle: Bundle, threshold: float | None) -> None:
     if threshold is None:
         return
-    if not math.isfinite(threshold):
+    if not abs(threshold) <= float(np.finfo(np.float32).max):  # the graph compares in float32
         raise EdgebltError(f"threshold is {threshold}; give a number of nats, such as 1.5")
     if not bundle.manifest.config.patching.rule.needs_entropies:
         raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")

@@ -1,6 +1,7 @@
 """Results as tables for people."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.prepare import Preparation
     from edgeblt.reference_file import Recording
     from edgeblt.roofline import WeightPlan
+    from edgeblt.tuning import Tuning
     from edgeblt.validation import Report, Validation
 
 BOUNDARY = "|"
@@ -117,6 +119,30 @@ def show_benchmarks(results: "Sequence[Benchmark]") -> None:
     _print(
         f"Medians of {first.repeats} runs in turn, {first.new_bytes:,} bytes after a prompt of {printable(first.text)}"
     )
+
+
+def show_tuning(result: "Tuning", bundle: Path) -> None:
+    columns = ("bytes a patch", "bits/byte", "increase", "weight bytes a byte", "decoding, bytes/s", "")
+    table = _table("", "threshold", *columns)
+    marked = {result.threshold: ["own"]}
+    marked.setdefault(result.chosen_threshold, []).append("chosen")
+    for point in result.points:
+        table.add_row(
+            f"{point.threshold:g}",
+            f"{point.bytes_per_patch:.2f}",
+            f"{point.bits_per_byte:.5f}",
+            f"{point.increase:+.5f}",
+            f"{point.weight_bytes_per_byte:,.0f}",
+            f"{point.decode_bytes_per_s:,.0f}",
+            ", ".join(marked.get(point.threshold, ())),
+        )
+    _print(table)
+    _print(printable(f"on {result.bytes:,} bytes of {result.text}, {result.provider}, {result.device}"))
+    if result.chosen_threshold == result.threshold:
+        _print("No other threshold is cheaper within the budget: the bundle is best as it is.")
+        _print(printable(f"  edgeblt generate {bundle} PROMPT"))
+    else:
+        _print(printable(f"  edgeblt generate {bundle} PROMPT --threshold {result.chosen_threshold:g}"))
 
 
 def show_preparation(result: "Preparation") -> None:

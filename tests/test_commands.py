@@ -23,19 +23,20 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect", "doctor")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "generate", "inspect", "doctor")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
     "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target", "--memory-limit", "--patcher"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
-                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
+                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold"],
     "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--threads", "--draft", "--threshold", "--prompt-bytes", "--new-bytes",
               "--repeats", "--text", "--bandwidth", "--price-per-hour", "--json", "--csv", "--markdown"],
+    "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--draft",
-                 "--provider", "--threads", "--verify"],
+                 "--provider", "--threads", "--threshold", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
     "doctor": ["--json"],
 }  # fmt: skip
