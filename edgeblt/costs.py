@@ -1,14 +1,17 @@
 """What drafts cost and bring, as measured while they are made."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-_NEW = 0.1  # share of the newest measurement in a mean
+_NEW = 0.05  # share of the newest measurement in a mean
 _KEPT = 0.98  # of the weight of earlier measurements, in a line through them
 _FIRST_GUESS = 0.3  # what one more id costs of a pass, before anything is known
 _GUESS_WEIGHT = 20.0  # of that guess: as much as squares of ids' distances from their mean that add up to this
 _OUTLIER = 4.0  # a measurement further above what is expected counts as if it were so far: something else took the time
+_PLAIN_EVERY = 48  # passes with drafts, after which one without is measured again
+_FORGOTTEN_AFTER = 256  # passes without drafts, after which what drafts cost may have changed
 _TRIED = 4  # passes of a trial
 _KEPT_TO = 160  # passes between trials
 
@@ -29,60 +32,67 @@ class Mean:
 
 
 class Line:
-    """Seconds of a pass by the ids it drafted: a straight line through what was measured, the newest counting most."""
+    """Seconds of a pass by the ids it checks: a straight line through what was measured, the newest counting most."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(5)  # of 1, ids, ids squared, seconds, ids times seconds
 
-    def add(self, drafted: int, seconds: float) -> None:
+    def add(self, ids: int, seconds: float, slope: float) -> None:
+        """`slope` is what an id is thought to take before it is known."""
         if self._sums[0]:
-            single, more = self.fit()
-            seconds = min(seconds, _OUTLIER * (single + more * drafted))
+            start, more = self.fit(slope)
+            seconds = min(seconds, _OUTLIER * (start + more * ids))
         self._sums *= _KEPT
-        self._sums += (1, drafted, drafted * drafted, seconds, drafted * seconds)
+        self._sums += (1, ids, ids * ids, seconds, ids * seconds)
 
-    def fit(self) -> tuple[float, float]:
-        """Seconds of a pass of one id, and of one more id. Only after the first `add`."""
+    def fit(self, slope: float) -> tuple[float, float]:
+        """Where the line starts, and what an id adds: not less than nothing. Only after the first `add`."""
         count, ids, squares, seconds, products = self._sums.tolist()
         mean, mean_ids = seconds / count, ids / count
-        guess = _FIRST_GUESS * mean / (1 + _FIRST_GUESS * mean_ids)
         covariance, variance = products - ids * mean, squares - ids * mean_ids
-        more = (covariance + guess * _GUESS_WEIGHT) / (variance + _GUESS_WEIGHT)
-        more = min(max(more, 0.0), mean / (1 + mean_ids))  # an id costs no more than a pass of its own
+        more = max((covariance + slope * _GUESS_WEIGHT) / (variance + _GUESS_WEIGHT), 0.0)
         return mean - more * mean_ids, more
 
 
+@dataclass(frozen=True)
+class Price:
+    """What a draft must bring to be worth its time, in ids that are kept."""
+
+    start: float  # for a draft at all
+    id: float  # for each id in it
+
+
 class Costs:
-    """Seconds of passes with each drafter's drafts, and of a generated id."""
+    """Seconds of passes without drafts, with each drafter's drafts, and of a generated id."""
 
     def __init__(self) -> None:
-        self._generated = Mean()
-        self._plain: list[float] = []  # until there is a line to add them to
+        self._plain, self._generated = Mean(), Mean()
         self._lines: dict[str, Line] = {}
+        self._since_plain = self._since_draft = 0
 
     def add(self, name: str | None, drafted: int, generated: int, seconds: float) -> None:
         """A pass that checked ids drafted by `name`, None for one without; `seconds` are those of the draft too."""
         self._generated.add(seconds / generated)
-        if name is not None:
-            self._line(name).add(drafted, seconds)
+        if name is None:
+            self._plain.add(seconds)
+            self._since_plain, self._since_draft = 0, self._since_draft + 1
+            if self._since_draft > _FORGOTTEN_AFTER:
+                self._lines.clear()
             return
-        self._plain = [*self._plain[-9:], seconds]
-        for line in self._lines.values():
-            line.add(0, seconds)
+        self._since_plain, self._since_draft = self._since_plain + 1, 0
+        if drafted and self._plain.value is not None:
+            self._lines.setdefault(name, Line()).add(drafted, seconds, _FIRST_GUESS * self._plain.value)
 
-    def needed(self, name: str) -> float:
-        """The chance from which on drafting another id is worth its time."""
-        if self._generated.value is None or not self._plain:
-            return 1.0  # the first pass has no draft: it is what others are compared with
-        single, more = self._line(name).fit()
-        return min(more / min(self._generated.value, single), 1.0) if more else 0.0
-
-    def _line(self, name: str) -> Line:
+    def price(self, name: str) -> Price | None:
+        """Of a draft by `name`; None where a pass without any is due, to know what those take now."""
+        plain = self._plain.value
+        if plain is None or self._generated.value is None or self._since_plain > _PLAIN_EVERY:
+            return None
+        value = min(self._generated.value, plain)
         if name not in self._lines:
-            line = self._lines[name] = Line()
-            for seconds in self._plain:
-                line.add(0, seconds)
-        return self._lines[name]
+            return Price(0.0, _FIRST_GUESS)
+        start, more = self._lines[name].fit(_FIRST_GUESS * plain)
+        return Price(max(start - plain, 0.0) / value, more / value)
 
 
 class Trials:

@@ -8,6 +8,7 @@ No guess changes what is generated: `speculation.py` checks all of them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,13 +25,19 @@ Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 """The id to guess from logits [vocab] as the n-th after the pending one, and how likely these make it."""
 
 
+@dataclass(frozen=True)
+class Draft:
+    ids: list[int]
+    expected: float  # how many of them are thought to be kept
+
+
 class Drafter(Protocol):
     """One way to guess, for one sequence."""
 
     def append(self, id: int) -> None:
         """The text has got another id."""
 
-    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> list[int]:
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
 
         An id is guessed where the chance that it and all before it are right is above `needed`.
@@ -60,8 +67,8 @@ class _Stepwise:
 
     def _guess(
         self, step: Callable[[list[int]], NDArray[np.float32]], pending: int, pick: Pick, needed: float
-    ) -> list[int]:
-        ids, chance = [pending], 1.0
+    ) -> Draft:
+        ids, chance, expected = [pending], 1.0, 0.0
         self._bins = []
         while len(ids) <= MOST_DRAFTED:
             chosen, probability = pick(step(ids), len(ids) - 1)
@@ -70,21 +77,22 @@ class _Stepwise:
             if chance <= needed:
                 break
             ids.append(chosen)
+            expected += chance
             self._bins.append(place)
-        return ids[1:]
+        return Draft(ids[1:], expected)
 
 
 class PatcherDrafter(_Stepwise):
     """What the patcher finds likeliest. Its reading is not lost where the guess is right."""
 
-    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> list[int]:
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         return self._guess(session.read_ahead, pending, pick, needed)
 
 
 class DecoderDrafter(_Stepwise):
     """What encoder and decoder find likeliest with the latents there are."""
 
-    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> list[int]:
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         with session.within_patch() as feed:
             return self._guess(lambda ids: feed(ids[-1]), pending, pick, needed)
 
@@ -106,16 +114,16 @@ class NgramDrafter:
             self._keys[length] = (self._keys[length] << _ID_BITS | id) & ((1 << _ID_BITS * length) - 1)
         self._ids.append(id)
 
-    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> list[int]:
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         for length in LENGTHS:
             place = self._places[length].get(self._keys[length]) if len(self._ids) >= length else None
             if place is not None:
                 self._length = length
-                count, chance = 0, self._right[length]
+                count, chance, expected = 0, self._right[length], 0.0
                 while count < MOST_DRAFTED and chance > needed:
-                    count, chance = count + 1, chance * self._right[length]
-                return self._following(place, count)
-        return []
+                    count, chance, expected = count + 1, chance * self._right[length], expected + chance
+                return Draft(self._following(place, count), expected)
+        return Draft([], 0.0)
 
     def _following(self, place: int, count: int) -> list[int]:
         """As many ids from `place` on; where the text ends, it is as if it went on repeating itself from there."""

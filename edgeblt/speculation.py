@@ -4,9 +4,9 @@ What is generated is what the model would have generated id by id: a guess is ke
 sampler chooses from the model's own logits, with the chance numbers that belong to its place. So drafts change
 neither a greedy text nor the distribution of a sampled one, nor what a seed gives.
 
-How far to guess follows from what is measured on the way (`costs.py`): another id is worth its check where the chance
-that it is kept, times what a byte takes now, is more than what drafting and checking it takes. A model keeps what it
-has learned so from one text to the next.
+Whether and how far to guess follows from what is measured on the way (`costs.py`): another id is worth its check where
+the chance that it is kept, times what a byte takes now, is more than what drafting and checking it takes. A model keeps
+what it has learned so from one text to the next.
 """
 
 import time
@@ -120,15 +120,23 @@ class _Speculation:
         return chosen
 
     def _draft(self, pending: int, most: int) -> tuple[str, list[int]]:
-        """Which drafter was asked last, and what it said."""
+        """Which drafter was asked last, and what it said that is worth its check."""
         if self._ngrams and most:
-            drafted = self._ngrams.draft(self._session, pending, self._pick, self._costs.needed(NGRAM))
+            drafted = self._drafted_by(NGRAM, pending)
             if drafted:
                 return NGRAM, drafted[:most]
         name = self._trials.choose()
         if name == NONE or not most:
             return name, []
-        return name, self._drafters[name].draft(self._session, pending, self._pick, self._costs.needed(name))[:most]
+        return name, self._drafted_by(name, pending)[:most]
+
+    def _drafted_by(self, name: str, pending: int) -> list[int]:
+        price = self._costs.price(name)
+        if price is None:
+            return []
+        draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
+        worth = draft.expected - price.id * len(draft.ids) >= price.start
+        return draft.ids if worth else []
 
     def _check(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
         chosen: list[int] = []

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import tiny_models
 from conftest import Exported
 from edgeblt import native
-from edgeblt.costs import Costs, Mean, Trials
-from edgeblt.drafting import DRAFTERS, LENGTHS, MOST_DRAFTED, NgramDrafter
+from edgeblt.costs import Costs, Mean, Price, Trials
+from edgeblt.drafting import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, encode
@@ -41,7 +41,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts as long as they may be, however unlikely."""
-    monkeypatch.setattr(Costs, "needed", lambda *_: 0.0)
+    monkeypatch.setattr(Costs, "price", lambda *_: Price(0.0, 0.0))
 
 
 def continuation(model: Model, prompt: list[int], draft: str, sampling: Sampling, count: int = 60) -> list[int]:
@@ -186,7 +186,7 @@ def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]
 
 def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """A greedy text of a small model ends up repeating itself: that is recognised, and long drafts are accepted."""
-    monkeypatch.setattr(Costs, "needed", lambda *_: 0.3)
+    monkeypatch.setattr(Costs, "price", lambda *_: Price(0.3, 0.3))
     session = tiny(10).session()
     logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], DraftCounts()
     experience = tiny(10).experience("ngram")
@@ -216,42 +216,46 @@ def test_ngrams_find_the_newest_place(tiny: Callable[[int], Model]) -> None:
     def pick(logits: object, ahead: int) -> tuple[int, float]:
         raise AssertionError
 
-    assert drafter.draft(session, context[-1], pick, 0.3)[:3] == [200, 201, 202]
-    assert drafter.draft(session, context[-1], pick, 0.99) == []
+    assert drafter.draft(session, context[-1], pick, 0.3).ids[:3] == [200, 201, 202]
+    assert drafter.draft(session, context[-1], pick, 0.99) == Draft([], 0.0)
     period = [*range(200, 203), *context]  # the text goes round
-    assert drafter.draft(session, context[-1], pick, 0.0) == (period * 9)[:MOST_DRAFTED]
+    assert drafter.draft(session, context[-1], pick, 0.0).ids == (period * 9)[:MOST_DRAFTED]
     for _ in range(40):  # it learns that this is never right
         drafter.judge(3, 0)
-    assert drafter.draft(session, context[-1], pick, 0.5) == []
+    assert drafter.draft(session, context[-1], pick, 0.5) == Draft([], 0.0)
 
 
 # What is learned from what drafts cost.
 
 
-@given(st.floats(1e-5, 1e-1), st.floats(0.02, 1.0))
-def test_an_id_is_drafted_where_it_saves_time(single: float, share: float) -> None:
-    """One more id costs `share` of a pass: it is worth that where it is likelier than that over what a byte takes."""
+@given(st.floats(1e-5, 1e-1), st.floats(0.0, 1.0), st.floats(0.02, 1.0))
+def test_drafts_are_priced_by_what_passes_took(plain: float, start: float, more: float) -> None:
     costs = Costs()
-    assert costs.needed("patcher") == 1.0
-    costs.add(None, 0, 1, single)
-    assert costs.needed("patcher") == pytest.approx(0.3)
-    lengths = [0, 4, 1, 9, 0, 2] * 40
-    for drafted in lengths:
-        costs.add("patcher" if drafted else None, drafted, 1, single * (1 + share * drafted))
-    assert costs.needed("patcher") == pytest.approx(share, abs=0.08)
-    for _ in range(100):  # nearly all are kept: a byte takes less, and another id must be likelier to be worth it
-        costs.add("patcher", 9, 9, single * (1 + 9 * share))
-    assert costs.needed("patcher") == pytest.approx(min(share / min((1 + 9 * share) / 9, 1), 1), abs=0.15)
+    assert costs.price("patcher") is None  # the first pass tells what a byte is worth
+    costs.add(None, 0, 1, plain)
+    assert costs.price("patcher") == Price(0.0, 0.3)
+    for drafted in [4, 1, 9, 2] * 60:
+        costs.add("patcher", drafted, 1, plain * (1 + start + more * drafted))
+        costs.add(None, 0, 1, plain)
+    price = costs.price("patcher")
+    assert price and price.start == pytest.approx(start, abs=0.3) and price.id == pytest.approx(more, abs=0.1)
+    for _ in range(100):  # nearly all are kept: a byte takes less time than before, so its draft must bring more
+        costs.add("patcher", 9, 9, plain * (1 + start + more * 9))
+        costs.add(None, 0, 1, plain)
+    later = costs.price("patcher")
+    assert price and later and later.id >= 0.9 * price.id
 
 
-def test_costs_are_learned_from_drafts_alone() -> None:
-    """The only pass without a draft took long: what later ones say counts more and more."""
+def test_passes_without_drafts_are_measured_again() -> None:
     costs = Costs()
-    costs.add(None, 0, 1, 5.0)
-    for _ in range(100):
-        for drafted in (1, 4, 8):
-            costs.add("ngram", drafted, 1, 1 + 0.5 * drafted)
-    assert costs.needed("ngram") == pytest.approx(0.5, rel=0.1)
+    costs.add(None, 0, 1, 1.0)
+    passes = 0
+    while costs.price("ngram"):
+        costs.add("ngram", 5, 6, 2.0)
+        passes += 1
+    assert 10 < passes < 100
+    costs.add(None, 0, 1, 1.0)
+    assert costs.price("ngram")
 
 
 def test_the_best_way_is_found_and_kept_to() -> None:
