@@ -115,7 +115,9 @@ class Trials:
         return best if since < _KEPT_TO or not others else others[round_ % len(others)]
 
     def add(self, name: str, generated: int, seconds: float) -> None:
-        """A pass in the way `name` gave `generated` ids."""
+        """A pass in the way `name` gave `generated` ids; only those that are compared count."""
+        if name not in self._seconds:
+            return
         self._passes += 1
         if name != self._last and name != self._best():  # a trial begins: what was seen long ago says little
             self._seconds[name] = Mean()

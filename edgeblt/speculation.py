@@ -23,7 +23,7 @@ from edgeblt.ids import EOS
 from edgeblt.sampling import Sampler
 from edgeblt.session import Session
 
-NONE, AUTO, NGRAM, PATCHER = "none", "auto", "ngram", "patcher"
+NONE, AUTO, NGRAM, PATCHER, DECODER = "none", "auto", "ngram", "patcher", "decoder"
 DRAFTS = (NONE, *DRAFTERS, AUTO)
 
 
@@ -110,33 +110,26 @@ class _Speculation:
                 self._ngrams.append(id)
         if drafted:
             self._drafters[name].judge(len(drafted), accepted)
-        plain = not drafted and name in (NONE, PATCHER)  # what the patcher reads, it would have read
+        plain = not drafted and name != DECODER  # what the patcher reads, it would have read anyway
         self._costs.add(None if plain else name, len(drafted), len(chosen), seconds)
-        if name != NGRAM:
-            self._trials.add(name, len(chosen), seconds)
+        self._trials.add(name, len(chosen), seconds)
         self._counts.passes += 1
         self._counts.drafted += len(drafted)
         self._counts.accepted += accepted
         return chosen
 
     def _draft(self, pending: int, most: int) -> tuple[str, list[int]]:
-        """Which drafter was asked last, and what it said that is worth its check."""
-        if self._ngrams and most:
-            drafted = self._drafted_by(NGRAM, pending)
-            if drafted:
-                return NGRAM, drafted[:most]
-        name = self._trials.choose()
-        if name == NONE or not most:
-            return name, []
-        return name, self._drafted_by(name, pending)[:most]
-
-    def _drafted_by(self, name: str, pending: int) -> list[int]:
-        price = self._costs.price(name)
-        if price is None:
-            return []
-        draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
-        worth = draft.expected - price.id * len(draft.ids) >= price.start
-        return draft.ids if worth else []
+        """What the first drafter says that has something worth its check; else who took time to say nothing."""
+        asked = NONE
+        for name in [NGRAM] * bool(self._ngrams) + [self._trials.choose()]:
+            price = self._costs.price(name)
+            if name == NONE or price is None or not most:
+                continue
+            draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
+            asked = asked if name == NGRAM else name  # it takes none
+            if draft.ids and draft.expected - price.id * len(draft.ids) >= price.start:
+                return name, draft.ids[:most]
+        return asked, []
 
     def _check(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
         chosen: list[int] = []
