@@ -25,7 +25,7 @@ from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.speculation import AUTO, DraftCounts, check_draft, generate_ids
-from edgeblt.work import StageWork, weight_bytes_read
+from edgeblt.work import StageWork, weight_bytes_by_stage, weight_bytes_read
 
 _SECONDS_PER_HOUR = 3600
 
@@ -104,6 +104,7 @@ class Benchmark:
     energy_j_per_byte: float | None
     cost_per_million_bytes: float | None  # generated, in the currency of the price an hour
     stage_s_per_byte: dict[StageName, float]  # generated; the rest of a byte's time is spent between the stages
+    stage_weight_bytes_per_byte: dict[StageName, float]  # generated
     stage_bytes: dict[StageName, int]
     anonymous_bytes: int | None
     mapped_bytes: int | None
@@ -271,6 +272,9 @@ class _Bench:
             if price_per_hour is not None
             else None,
             stage_s_per_byte={name: _median(run.work[name].seconds / count for run in runs) for name in STAGES},
+            stage_weight_bytes_per_byte={
+                name: _median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
+            },
             stage_bytes={name: stages[name].bytes for name in STAGES},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
             mapped_bytes=after.mapped - before.mapped if before and after else None,

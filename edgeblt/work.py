@@ -29,11 +29,18 @@ class StageWork:
         )
 
 
-def weight_bytes_read(weights: Mapping[StageName, StageWeights], work: Mapping[StageName, StageWork]) -> int:
+def weight_bytes_by_stage(
+    weights: Mapping[StageName, StageWeights], work: Mapping[StageName, StageWork]
+) -> dict[StageName, int]:
     """Bytes of weights that this work read from memory, where they exceed the caches: once a run, of any length."""
-    return sum(
-        weights[name].read_per_byte * done.runs
+    return {
+        name: weights[name].read_per_byte * done.runs
         + weights[name].read_per_patch * done.patch_runs
         + weights[name].rows_per_byte * done.positions
         for name, done in work.items()
-    )
+    }
+
+
+def weight_bytes_read(weights: Mapping[StageName, StageWeights], work: Mapping[StageName, StageWork]) -> int:
+    """Of all stages together."""
+    return sum(weight_bytes_by_stage(weights, work).values())

@@ -1,0 +1,94 @@
+"""Where a byte's time goes: operator by operator within each stage.
+
+    python benchmarks/byte_profile.py BUNDLE [--bytes N] [--context N] [--threads N]
+
+`edgeblt bench --draft none` says how much of a byte's time each stage takes, and how much lies between them; this opens
+the graphs with ONNX Runtime's profiler and says by which operators. Bytes of held-out prose are fed one by one. The
+profiler itself takes time for every node, so shares of operators say more than their times. The last line is JSON.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edgeblt import model as model_module
+from edgeblt.benchmark import device_name
+from edgeblt.contract import STAGES
+from edgeblt.ids import BOS, encode
+from edgeblt.model import load
+from edgeblt.providers import session_options
+from edgeblt.samples import held_out_text
+
+SHOWN = 6  # operators of a stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--bytes", type=int, default=400)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = profile(options.bundle, options.threads, options.context, options.bytes, Path(folder))
+    for stage, operators in found.items():
+        whole = sum(microseconds for microseconds, _ in operators.values())
+        print(f"{stage}: {whole:,.0f} us a byte under the profiler")
+        for name, (microseconds, nodes) in list(operators.items())[:SHOWN]:
+            print(f"  {name:32} {microseconds:8,.1f} us  {microseconds / whole:4.0%}  {nodes:5.1f} nodes a byte")
+    print(json.dumps({"device": device_name(), "bundle": str(options.bundle), "stages": found}))
+
+
+def profile(
+    bundle: Path, threads: int | None, context: int, count: int, folder: Path
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """By stage and operator, those that take longest first: microseconds and nodes for each of `count` bytes."""
+    opened: list[onnxruntime.InferenceSession] = []
+
+    def profiled(threads: int) -> onnxruntime.SessionOptions:
+        options = session_options(threads)
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / f"{len(opened)}-")
+        return options
+
+    def remembered(*arguments: Any, **named: Any) -> onnxruntime.InferenceSession:
+        opened.append(plain_session(*arguments, **named))
+        return opened[-1]
+
+    plain_session = onnxruntime.InferenceSession
+    setattr(model_module, "session_options", profiled)  # noqa: B010  (no public name of that module)
+    onnxruntime.InferenceSession = remembered
+    model = load(bundle, threads=threads)
+    onnxruntime.InferenceSession = plain_session
+    session = model.session()
+    ids = np.concatenate([[BOS], encode(held_out_text("prose"))])[: context + 1 + count]
+    session.feed(ids[: context + 1])
+    fed = {name: work.runs for name, work in session.work.items()}
+    for id in ids[context + 1 :]:
+        session.feed([id])
+    graphs = {name: model._graphs[name].few for name in STAGES}
+    first = {name: fed[name] if graph is model._graphs[name].many else 0 for name, graph in graphs.items()}
+    return {name: _operators(Path(graph.end_profiling()), first[name], count) for name, graph in graphs.items()}
+
+
+def _operators(trace: Path, skipped: int, count: int) -> dict[str, tuple[float, float]]:
+    """Of all runs of a graph but the first `skipped`."""
+    events = json.loads(trace.read_text())
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    begin = starts[skipped] if skipped < len(starts) else float("inf")
+    spent, nodes = Counter[str](), Counter[str]()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= begin:
+            name = event["args"]["op_name"]
+            spent[name] += event["dur"]
+            nodes[name] += 1
+    return {name: (microseconds / count, nodes[name] / count) for name, microseconds in spent.most_common()}
+
+
+if __name__ == "__main__":
+    main()
