@@ -104,13 +104,11 @@ def show_benchmark(result: "Benchmark") -> None:
 def _byte_table(result: "Benchmark") -> Table:
     """Where the time of a byte goes, beside what reading the weights alone would take."""
     whole, bandwidth = 1 / result.decode_bytes_per_s, result.bandwidth_bytes_per_s
-    table = _table(
-        "where a byte's time goes", "", "us", "share", "weights read", *(["us, reading alone"] if bandwidth else [])
-    )
-    seconds = dict[str, float](result.stage_s_per_byte)
-    seconds["between them"] = max(whole - sum(seconds.values()), 0.0)
-    for name, taken in seconds.items():
-        read = dict[str, float](result.stage_weight_bytes_per_byte).get(name, 0.0)
+    limit = ["us, reading alone"] if bandwidth else []
+    table = _table("where a byte's time goes", "", "us", "share", "weights read", *limit)
+    rows = [(name, taken, result.stage_weight_bytes_per_byte[name]) for name, taken in result.stage_s_per_byte.items()]
+    between = max(whole - sum(result.stage_s_per_byte.values()), 0.0)
+    for name, taken, read in (*rows, ("between them", between, 0.0)):
         alone = [f"{read / bandwidth * 1e6:,.0f}"] if bandwidth else []
         table.add_row(name, f"{taken * 1e6:,.0f}", f"{taken / whole:.0%}", _size(read), *alone)
     return table
