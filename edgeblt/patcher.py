@@ -1,7 +1,6 @@
 """The patcher of one session: which positions start a patch. It may read ahead of what the session has been fed."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from edgeblt.contract import STATE_WIDTH
 from edgeblt.stage import MANY, Stage
 
 
-@dataclass(frozen=True)
-class Patching:
+class Patching(NamedTuple):
     """What the patcher makes of some ids. It may be overwritten when as many are read again."""
 
     logits: NDArray[np.float32]  # [T, vocab]: for the id after each id; all 0 where the patching rule uses none
@@ -129,37 +127,38 @@ class Patcher:
         buffers.inputs["position"][0] = position
         if position:
             buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
-        inputs, outputs = buffers.inputs | self._settings, buffers.outputs
         if self.stage.cache:
             self.stage.reserve(count)
             self.stage.cache.length += count
             buffers.total_length[0] = self.stage.cache.length
-            inputs = inputs | {"total_length": buffers.total_length}
-            outputs = outputs | {"logits": buffers.found.logits}
-        self.stage.run(inputs, outputs, count, 0)
+        self.stage.run(buffers.inputs, buffers.outputs, count, 0)
         self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found
 
     def _buffers(self, count: int) -> "_Buffers":
         buffers = self._kept_buffers.get(count)
         if buffers is None:
-            buffers = _Buffers(self._config, count)
+            buffers = _Buffers(self._config, count, self._settings)
             if count < MANY:
                 self._kept_buffers[count] = buffers
         return buffers
 
 
 class _Buffers:
-    def __init__(self, config: ModelConfig, count: int) -> None:
+    def __init__(self, config: ModelConfig, count: int, settings: dict[str, NDArray[Any]]) -> None:
+        self.total_length = np.zeros(1, np.int32)
+        self.found = Patching.empty(config, count)
         self.inputs: dict[str, NDArray[Any]] = {
             "ids": np.zeros(count, np.int64),
             "position": np.zeros(1, np.int64),
             "state": np.zeros(STATE_WIDTH, np.float32),
+            **settings,
         }
-        self.total_length = np.zeros(1, np.int32)
-        self.found = Patching.empty(config, count)
         self.outputs: dict[str, NDArray[Any]] = {
             "entropies": self.found.entropies,
             "patch_starts": self.found.patch_starts,
             "states": self.found.states,
         }
+        if config.patcher:
+            self.inputs["total_length"] = self.total_length
+            self.outputs["logits"] = self.found.logits

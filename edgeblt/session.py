@@ -7,9 +7,9 @@ that were completed, the global transformer turns those into latents, and the de
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,8 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 _NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """What the stages give for ids `position` ..: views that later ones may overwrite."""
 
     position: int
@@ -60,7 +59,6 @@ class Session:
         self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
         self._kept_buffers: dict[int, _Buffers] = {}
         self._single = self._buffers(1)
-        self._empty_vectors = np.zeros((0, config.encoder.hidden_size), np.float32)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
         self._clear()
 
@@ -202,7 +200,7 @@ class Session:
         def feed(id: int) -> NDArray[np.float32]:
             nonlocal ahead
             self._ids.store(self._position + ahead, np.array([id]))
-            self._single.inputs["windows"][:] = self._ids.windows(self._position + ahead, 1)
+            self._single.windows[:] = self._ids.windows(self._position + ahead, 1)
             piece = _Piece(self._position, self._completed, self._single, _NO_PATCHING, self._single.patches(0))
             self._run_encoder(piece)
             ahead += 1
@@ -285,7 +283,7 @@ class Session:
         count = len(ids)
         buffers = self._buffers(count)
         self._ids.store(self._position, ids)
-        buffers.inputs["windows"][:] = self._ids.windows(self._position, count)
+        buffers.windows[:] = self._ids.windows(self._position, count)
         patching = self._patcher.read(self._position, ids)
         patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
         piece = _Piece(self._position, self._completed, buffers, patching, patches)
@@ -293,7 +291,7 @@ class Session:
 
         keep = max(self._position + count - ROLLBACK_BYTES, 0)
         oldest_patch = bisect_right(self._patch_starts, keep) - 1
-        self._byte_vectors.append(buffers.outputs["byte_vectors"], self._patch_starts[oldest_patch])
+        self._byte_vectors.append(buffers.byte_vectors, self._patch_starts[oldest_patch])
         if patches.count:
             starts = np.flatnonzero(patching.patch_starts) + (self._position + 1)
             self._patch_starts.extend(starts.tolist())
@@ -303,25 +301,22 @@ class Session:
     def _run_encoder(self, piece: "_Piece") -> None:
         buffers, patches = piece.buffers, piece.patches
         if buffers.count == 1:
-            buffers.inputs["latent_index"][0] = patches.count  # patch_index stays 0
+            buffers.latent_index[0] = patches.count  # patch_index stays 0
         else:
             starts = piece.patching.patch_starts
-            np.cumsum(starts, out=buffers.inputs["latent_index"])
-            np.subtract(buffers.inputs["latent_index"], starts, out=buffers.inputs["patch_index"])
+            np.cumsum(starts, out=buffers.latent_index)
+            np.subtract(buffers.latent_index, starts, out=buffers.patch_index)
         stage = self._stages["encoder"]
-        inputs = buffers.pick("windows", "patch_index")
-        inputs["total_length"] = self._reserve(stage, buffers)
-        inputs["completed"] = patches.completed
-        open_vectors = self._byte_vectors.rows(self._patch_starts[-1]) if patches.count else self._empty_vectors
-        inputs["open_vectors"] = open_vectors
-        outputs = {"byte_vectors": buffers.outputs["byte_vectors"], "patch_vectors": patches.vectors}
-        stage.run(inputs, outputs, buffers.count, patches.count)
+        self._reserve(stage, buffers)
+        if patches.count:
+            patches.encoder_inputs["open_vectors"] = self._byte_vectors.rows(self._patch_starts[-1])
+        stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> NDArray[np.float32]:
         """Latents [P, width] of the patches that the pieces completed."""
         patches = pieces[0].patches
         if len(pieces) > 1:
-            patches = _PatchBuffers(self.config, sum(piece.patches.count for piece in pieces))
+            patches = _PatchBuffers(self.config, None, sum(piece.patches.count for piece in pieces))
             np.concatenate([piece.patches.vectors for piece in pieces], out=patches.vectors)
         if patches.count:
             stage = self._stages["global"]
@@ -329,31 +324,26 @@ class Session:
             assert stage.cache is not None
             stage.cache.length += patches.count
             patches.total_length[0] = first_patch + patches.count
-            inputs: Arrays = {"patch_vectors": patches.vectors, "total_length": patches.total_length}
-            stage.run(inputs, {"latents": patches.latents}, patches.count, patches.count)
+            stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
 
     def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a piece, given the latents of the patches it completed."""
-        buffers, cross_rows = piece.buffers, piece.patches.cross_rows
+        buffers, patches = piece.buffers, piece.patches
         if piece.first_patch == 0:
             self._carried_row[:] = 0  # there is no latent yet; nothing of a text rolled back may stay
         elif self._carried_patch != piece.first_patch - 1:  # rolled back
             self._carried_row[:] = self._cross_rows.rows(piece.first_patch - 1, piece.first_patch)
         stage = self._stages["decoder"]
-        inputs = buffers.pick("latent_index")
-        inputs["total_length"] = self._reserve(stage, buffers)
-        inputs["byte_vectors"] = buffers.outputs["byte_vectors"]
-        inputs["latents"] = latents
-        inputs["carried_row"] = self._carried_row
-        outputs = {"logits": buffers.outputs["logits"], "cross_rows": cross_rows}
-        stage.run(inputs, outputs, buffers.count, piece.patches.count)
-        if len(cross_rows):
-            self._carried_row[0] = cross_rows[-1]
-            self._keep_cross_rows(piece.first_patch, cross_rows)
-        self._carried_patch = piece.first_patch + piece.patches.count - 1
-        logits: NDArray[np.float32] = buffers.outputs["logits"]
-        return logits
+        self._reserve(stage, buffers)
+        patches.decoder_inputs["latents"] = latents
+        patches.decoder_inputs["carried_row"] = self._carried_row
+        stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)
+        if patches.count:
+            self._carried_row[0] = patches.cross_rows[-1]
+            self._keep_cross_rows(piece.first_patch, patches.cross_rows)
+        self._carried_patch = piece.first_patch + patches.count - 1
+        return buffers.logits
 
     def _keep_cross_rows(self, first_patch: int, rows: NDArray[np.float32]) -> None:
         """No more of a long chunk's than may be rolled back to."""
@@ -371,18 +361,15 @@ class Session:
                 self._kept_buffers[count] = buffers
         return buffers
 
-    def _reserve(self, stage: Stage, buffers: "_Buffers") -> NDArray[np.int32]:
-        """Room for the piece in the stage's cache, which the next run fills; gives the stage's `total_length`."""
+    def _reserve(self, stage: Stage, buffers: "_Buffers") -> None:
+        """Room for the piece in the stage's cache, which the next run fills."""
         stage.reserve(buffers.count)
         assert stage.cache is not None
         stage.cache.length += buffers.count
-        total_length = buffers.total_length[stage.name]
-        total_length[0] = stage.cache.length
-        return total_length
+        buffers.total_length[stage.name][0] = stage.cache.length
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Some ids between encoder and decoder."""
 
     position: int
@@ -393,39 +380,49 @@ class _Piece:
 
 
 class _Buffers:
-    """Inputs and outputs of the stages for chunks of `count` bytes."""
+    """What the stages read and write for chunks of `count` bytes."""
 
     def __init__(self, config: ModelConfig, count: int) -> None:
         self.count = count
         self._config = config
-        self.inputs: Arrays = {
-            "windows": np.zeros((count, config.hashes.context + 1), np.int64),
-            "patch_index": np.zeros(count, np.int64),
-            "latent_index": np.zeros(count, np.int64),
-        }
-        self.outputs: Arrays = {
-            "byte_vectors": np.empty((count, config.encoder.hidden_size), np.float32),
-            "logits": np.empty((count, config.vocab_size), np.float32),
-        }
+        self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
+        self.patch_index = np.zeros(count, np.int64)
+        self.latent_index = np.zeros(count, np.int64)
+        self.byte_vectors = np.empty((count, config.encoder.hidden_size), np.float32)
+        self.logits = np.empty((count, config.vocab_size), np.float32)
         self.total_length = {name: np.zeros(1, np.int32) for name in ("encoder", "decoder")}
         self._patches: dict[int, _PatchBuffers] = {}
 
-    def pick(self, *names: str) -> Arrays:
-        return {name: self.inputs[name] for name in names}
-
     def patches(self, count: int) -> "_PatchBuffers":
         if count not in self._patches:
-            self._patches[count] = _PatchBuffers(self._config, count)
+            self._patches[count] = _PatchBuffers(self._config, self, count)
         return self._patches[count]
 
 
 class _PatchBuffers:
-    """Inputs and outputs of the stages for chunks that complete `count` patches."""
+    """What they read and write for chunks that complete `count` patches; by stage, all of its arrays."""
 
-    def __init__(self, config: ModelConfig, count: int) -> None:
+    def __init__(self, config: ModelConfig, buffers: _Buffers | None, count: int) -> None:
         self.count = count
-        self.completed = np.array([count], np.int64)
         self.vectors = np.empty((count, config.patch_width), np.float32)
         self.total_length = np.zeros(1, np.int32)
         self.latents = np.empty((count, config.global_.hidden_size), np.float32)
+        self.global_inputs: Arrays = {"patch_vectors": self.vectors, "total_length": self.total_length}
+        self.global_outputs: Arrays = {"latents": self.latents}
+        if buffers is None:  # of several pieces: only for the global stage
+            return
         self.cross_rows = np.empty((count, cross_row_width(config)), np.float32)
+        self.encoder_inputs: Arrays = {
+            "windows": buffers.windows,
+            "patch_index": buffers.patch_index,
+            "total_length": buffers.total_length["encoder"],
+            "completed": np.array([count], np.int64),
+            "open_vectors": np.zeros((0, config.encoder.hidden_size), np.float32),
+        }
+        self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
+        self.decoder_inputs: Arrays = {
+            "latent_index": buffers.latent_index,
+            "total_length": buffers.total_length["decoder"],
+            "byte_vectors": buffers.byte_vectors,
+        }
+        self.decoder_outputs: Arrays = {"logits": buffers.logits, "cross_rows": self.cross_rows}
