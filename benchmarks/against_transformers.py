@@ -1,10 +1,11 @@
 """Decoding and prefill of the bundled model beside transformers on the same machine.
 
-    python benchmarks/against_transformers.py [--repeats N]
+    python benchmarks/against_transformers.py [--recipes NAME ...] [--repeats N]
 
-Both in one run, interleaved; medians and ratios. transformers runs `generate(use_cache=False)`, the only way it can
-decode a BLT, and one forward pass for prefill, each with its default threads; edgeblt with its own defaults.
-The last line is JSON.
+All in one run, in turn; medians and ratios. transformers runs `generate(use_cache=False)`, the only way it can decode a
+BLT, and one forward pass for prefill, each with its default threads; edgeblt with its own defaults, decoding without
+drafts and with `auto`. Both decode greedily after 1,024 bytes of held-out prose; edgeblt's bundle of fp32 writes what
+transformers writes, byte by byte. The last line is JSON.
 """
 
 import argparse
@@ -24,53 +25,76 @@ from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
 from edgeblt.providers import usable_cores
+from edgeblt.quant.compress import quantize_checkpoint
+from edgeblt.quant.recipe import load_recipe
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
+from edgeblt.sampling import Sampler, Sampling
+from edgeblt.speculation import AUTO, NONE, generate_ids
 
 CONTEXT_BYTES = 1024
 NEW_BYTES = 128
 PREFILL_BYTES = 4096
+DRAFTS = (NONE, AUTO)
+
+Timed = Callable[[], float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=["fp32", "int8", "int4"])
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    options = parser.parse_args()
     prose = np.concatenate([[BOS], encode(held_out_text("prose"))])
     context, long_text = prose[: CONTEXT_BYTES + 1], prose[: PREFILL_BYTES + 1]
     assert len(long_text) == PREFILL_BYTES + 1
     reference = TransformersReference(DEMO_CHECKPOINT)
-    with tempfile.TemporaryDirectory() as directory:
-        model = load(export_bundle(DEMO_CHECKPOINT, Path(directory) / "bundle").path)
-        decoding = interleaved(
-            repeats, lambda: time_decoding(model, context), lambda: time_reference_decoding(reference, context)
-        )
-        prefill = interleaved(
-            repeats, lambda: time_prefill(model, long_text), lambda: time_reference_prefill(reference, long_text)
-        )
-    report(decoding, prefill, repeats)
+    decoding: dict[str, Timed] = {"transformers": lambda: time_reference_decoding(reference, context)}
+    prefill: dict[str, Timed] = {"transformers": lambda: time_reference_prefill(reference, long_text)}
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in options.recipes:
+            model = open_recipe(recipe, Path(folder))
+            for draft in DRAFTS:
+                decoding[f"{recipe}, draft {draft}"] = lambda model=model, draft=draft: time_decoding(  # type: ignore[misc]
+                    model, context, draft
+                )
+            prefill[recipe] = lambda model=model: time_prefill(model, long_text)  # type: ignore[misc]
+        result: dict[str, object] = {"device": device_name(), "cores": usable_cores(), "repeats": options.repeats}
+        result["transformers_threads"] = torch.get_num_threads()
+        result["decode"] = report("decode", NEW_BYTES, in_turn(options.repeats, decoding))
+        result["prefill"] = report("prefill", PREFILL_BYTES, in_turn(options.repeats, prefill))
+    print(json.dumps(result))
 
 
-def interleaved(
-    repeats: int, ours: Callable[[], float], theirs: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """Seconds of `repeats` runs of each, in turn, after one of ours to warm up."""
-
-    def rested(run: Callable[[], float]) -> float:
-        time.sleep(1)  # no thread of the run before is still waiting for work
-        return run()
-
-    ours()
-    pairs = [(rested(ours), rested(theirs)) for _ in range(repeats)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+def open_recipe(recipe: str, folder: Path) -> Model:
+    """The bundled model in a recipe's formats, calibrated as `edgeblt demo` does."""
+    if not load_recipe(recipe).needs_calibration:
+        return load(export_bundle(DEMO_CHECKPOINT, folder / recipe, recipe).path)
+    compressed = quantize_checkpoint(DEMO_CHECKPOINT, folder / f"{recipe}-checkpoint", recipe)
+    return load(export_bundle(compressed, folder / recipe).path)
 
 
-def time_decoding(model: Model, context: np.ndarray) -> float:
-    """Seconds for NEW_BYTES greedy bytes; the context is read before the clock starts."""
+def in_turn(repeats: int, runs: dict[str, Timed]) -> dict[str, list[float]]:
+    """Seconds of `repeats` runs of each, after one to warm up of all but transformers."""
+    for name, run in runs.items():
+        if name != "transformers":
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            time.sleep(1)  # no thread of the run before is still waiting for work
+            seconds[name].append(run())
+    return seconds
+
+
+def time_decoding(model: Model, context: np.ndarray, draft: str) -> float:
+    """Seconds for NEW_BYTES greedy bytes after the first; the context is read before the clock starts."""
     session = model.session()
     logits = session.feed(context)[-1]
+    sampler = Sampler(Sampling(), endless=True)
+    new_ids = generate_ids(session, logits, sampler, model.experience(draft), NEW_BYTES + 1)
+    next(new_ids)
     started = time.perf_counter()
-    for _ in range(NEW_BYTES):
-        logits = session.feed([int(logits.argmax())])[0]
+    assert sum(1 for _ in new_ids) == NEW_BYTES
     return time.perf_counter() - started
 
 
@@ -99,26 +123,16 @@ def time_reference_prefill(reference: TransformersReference, ids: np.ndarray) ->
     return time.perf_counter() - started
 
 
-def report(decoding: tuple[list[float], list[float]], prefill: tuple[list[float], list[float]], repeats: int) -> None:
-    result: dict[str, object] = {
-        "device": device_name(),
-        "cores": usable_cores(),
-        "transformers_threads": torch.get_num_threads(),
-        "repeats": repeats,
-    }
-    for name, (ours, theirs), count in (("decode", decoding, NEW_BYTES), ("prefill", prefill, PREFILL_BYTES)):
-        rates = count / statistics.median(ours), count / statistics.median(theirs)
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        print(
-            f"{name} {count} bytes: edgeblt {rates[0]:,.1f} bytes/s, transformers {rates[1]:,.1f}, ratio {ratio:,.1f}"
-        )
-        print(f"  edgeblt {min(ours):.3f} .. {max(ours):.3f} s, transformers {min(theirs):.2f} .. {max(theirs):.2f} s")
-        result |= {
-            f"{name}_bytes_per_s": round(rates[0], 1),
-            f"transformers_{name}_bytes_per_s": round(rates[1], 2),
-            f"{name}_ratio": round(ratio, 2),
-        }
-    print(json.dumps(result))
+def report(what: str, count: int, seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Prints rates, and ratios to transformers run by run."""
+    rows = {}
+    print(f"{what} {count} bytes:")
+    for name, runs in seconds.items():
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(runs, seconds["transformers"], strict=True))
+        rate = count / statistics.median(runs)
+        print(f"  {name:22} {rate:9,.1f} bytes/s, {ratio:7,.1f} times; runs {min(runs):.3f} .. {max(runs):.3f} s")
+        rows[name] = {"bytes_per_s": round(rate, 2), "ratio": round(ratio, 2)}
+    return rows
 
 
 if __name__ == "__main__":
