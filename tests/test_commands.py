@@ -20,7 +20,7 @@ from edgeblt.model import load
 from edgeblt.noise import NOISES
 from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
-from edgeblt.validation import Report, Validation
+from edgeblt.validation import Passage, Report, Validation
 
 COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect", "doctor")
 OPTIONS = {
@@ -39,6 +39,7 @@ OPTIONS = {
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
+REPORT_FIELDS = ["bundle", "bundle_id", "recipe", "bundle_bytes", "device", "threshold", "texts", "passage"]
 BENCHMARK_FIELDS = ["load_time_s", "time_to_first_byte_s", "prefill_bytes_per_s", "decode_bytes_per_s",
                     "inter_byte_latency_ms", "bytes_per_patch", "anonymous_bytes", "mapped_bytes", "peak_rss_bytes",
                     "prepared", "unprepared_because", "bundle_bytes", "provider", "device"]  # fmt: skip
@@ -181,7 +182,7 @@ def test_generate_where_stdout_cannot_show_it(bundle: Path) -> None:
 
 def assert_validation(document: Any, texts: dict[str, int]) -> None:
     """The figures of a bundle that is exact, on texts of these sizes."""
-    assert list(document) == [*VALIDATION_FIELDS, "texts"]
+    assert list(document) == [*VALIDATION_FIELDS, *REPORT_FIELDS]
     assert {name: figures["bytes"] for name, figures in document["texts"].items()} == texts
     assert document["bytes"] == sum(texts.values())
     for figures in (document, *document["texts"].values()):
@@ -283,7 +284,9 @@ def test_validate_beyond_limits(
     tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     worse = Validation(2.5, 2.25, 0.75, 0.125, 0.5, 0.625, 1.0, 10, "cpu")
-    report = Report(**vars(worse), texts={"text.txt": worse})
+    passage = Passage("text.txt", "x", (0.5,), (True,), None)
+    report = Report(**vars(worse), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="", threshold=None,
+                    texts={"text.txt": worse}, passage=passage)  # fmt: skip
     monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_: (report,))
     arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
     rise = "edgeblt: bits per byte rise by 0.250000, more than 0.2\n"
