@@ -333,7 +333,7 @@ def report(
 
     edgeblt report accuracy.json speed.json -o report.html
     """
-    from edgeblt.report_page import write_report
+    from edgeblt.report.page import write_report
 
     print(printing.printable(f"Written to {write_report(results, out)}."))
 

@@ -15,6 +15,7 @@
         font: { family: 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif', size: 13, color: ink },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
         hoverlabel: { align: "left", bgcolor: isDark ? "#2a3038" : "#ffffff", font: { color: ink } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: isDark ? "#5d6772" : "#b3bbc4", activecolor: ink },
         xaxis: axis, yaxis: axis,
       },
     };

@@ -64,9 +64,15 @@ class Results:
 class Row:
     """A bundle in one setting on one device: its benchmark, its validation or both."""
 
-    label: str  # of all rows on its device no other has the same
+    bundle: str  # its name, and its id where another bundle has the name too
+    setting: str  # what differs between benchmarks; empty where nothing does
     benchmark: Benchmark | None
     validation: Report | None
+
+    @property
+    def label(self) -> str:
+        """No other row of the device has the same."""
+        return ", ".join(filter(None, (self.bundle, self.setting)))
 
     @property
     def result(self) -> Benchmark | Report:
@@ -102,7 +108,9 @@ def join(results: Results) -> tuple[Row, ...]:
     pairs = [(benchmark, _partner(benchmark, results.validations)) for benchmark in results.benchmarks]
     used = [partner for _, partner in pairs]
     alone = [validation for validation in results.validations if not any(validation is other for other in used)]
-    rows = [Row("", benchmark, validation) for benchmark, validation in [*pairs, *((None, other) for other in alone)]]
+    rows = [
+        Row("", "", benchmark, validation) for benchmark, validation in [*pairs, *((None, other) for other in alone)]
+    ]
     devices = list(dict.fromkeys(row.result.device for row in rows))
     rows.sort(key=lambda row: devices.index(row.result.device))
     return _labelled(rows)
@@ -151,24 +159,27 @@ def _partner(benchmark: Benchmark, validations: Iterable[Report]) -> Report | No
     return max(candidates, key=lambda other: (other.device == benchmark.device, other.bytes), default=None)
 
 
+def differing_settings(benchmarks: Iterable[Benchmark]) -> list[str]:
+    """Those of the fields of `setting` that are not the same for all."""
+    settings = [setting(benchmark) for benchmark in benchmarks]
+    return [name for name in (settings[0] if settings else ()) if len({each[name] for each in settings}) > 1]
+
+
 def _labelled(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The bundle's name, its id where others have the name too, and of the setting what differs between rows."""
     ids: dict[str, set[str]] = {}
     for row in rows:
         ids.setdefault(row.result.bundle, set()).add(row.result.bundle_id)
-    settings = [setting(row.benchmark) for row in rows if row.benchmark]
-    differing = [name for name in (settings[0] if settings else ()) if len({each[name] for each in settings}) > 1]
-    seen: Counter[tuple[str, str]] = Counter()
+    differing = differing_settings(row.benchmark for row in rows if row.benchmark)
+    seen: Counter[tuple[str, str, str]] = Counter()
     labelled = []
     for row in rows:
-        name, id_ = row.result.bundle, row.result.bundle_id
-        parts = [name if len(ids[name]) == 1 else f"{name} {id_}"]
-        if row.benchmark:
-            parts += [setting(row.benchmark)[field] for field in differing]
-        label = ", ".join(parts)
-        seen[row.result.device, label] += 1
-        count = seen[row.result.device, label]
-        labelled.append(dataclasses.replace(row, label=label if count == 1 else f"{label} ({count})"))
+        name = row.result.bundle if len(ids[row.result.bundle]) == 1 else f"{row.result.bundle} {row.result.bundle_id}"
+        words = [setting(row.benchmark)[field] for field in differing] if row.benchmark else []
+        key = (row.result.device, name, ", ".join(words))
+        seen[key] += 1
+        if seen[key] > 1:
+            words.append(f"again ({seen[key]})")
+        labelled.append(dataclasses.replace(row, bundle=name, setting=", ".join(words)))
     return tuple(labelled)
 
 

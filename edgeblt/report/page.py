@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing but itself: tables, text, and charts that plotly.js, inlined, draws."""
+"""A report as one HTML page that needs nothing but itself: tables, text, and charts drawn by plotly.js, inlined."""
 
 import base64
 import hashlib
@@ -18,22 +18,14 @@ from edgeblt.benchmark import Benchmark
 from edgeblt.errors import EdgebltError
 from edgeblt.files import whole_file
 from edgeblt.printing import printable
-from edgeblt.report import Results, Row, join, read_results, setting, text_sizes
-from edgeblt.report_charts import (
-    PALETTE,
-    Chart,
-    devices_of,
-    latency_chart,
-    passage_chart,
-    size_chart,
-    speed_chart,
-    stage_size_chart,
-    stage_time_chart,
-    tuning_chart,
-)
+from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
+from edgeblt.report.charts import Chart, colour, devices_of
+from edgeblt.report.passage import passage_chart
+from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
+from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
 from edgeblt.validation import Passage, Report
 
-_DATA = Path(__file__).parent / "data" / "report"
+_DATA = Path(__file__).parents[1] / "data" / "report"
 _UNKNOWN = "–"  # noqa: RUF001 - a dash as in tables of figures
 _VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
 
@@ -104,9 +96,8 @@ def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Ite
         charts.extend(there)
         return "".join(map(_figure, there))
 
-    benchmarks = results.benchmarks
     yield "Summary", _summary(rows) + _notes(results, rows) if rows else ""
-    yield "Accuracy, size and speed", shown(size_chart(results.validations), speed_chart(rows))
+    yield "Accuracy, size and speed", shown(size_chart(rows), speed_chart(rows))
     yield "Latency", shown(latency_chart(rows))
     yield (
         "Entropy and patches",
@@ -115,7 +106,7 @@ def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Ite
             for number, (label, passage) in enumerate(_passages(results.validations), 1)
         ),
     )
-    yield "Stages", shown(stage_time_chart(rows), stage_size_chart(benchmarks))
+    yield "Stages", shown(stage_time_chart(rows), stage_size_chart(rows))
     yield "Patching threshold", shown(tuning_chart(results.tunings))
 
 
@@ -126,7 +117,8 @@ def _counts(results: Results) -> str:
         (len(results.tunings), "tuning"),
     )
     said = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
-    devices = {result.device for result in (*results.validations, *results.benchmarks)}
+    devices = {validation.device for validation in results.validations}
+    devices |= {benchmark.device for benchmark in results.benchmarks}
     return "From " + ", ".join(said) + (f", on {len(devices)} devices." if len(devices) > 1 else ".")
 
 
@@ -134,7 +126,7 @@ def _figure(chart: Chart) -> str:
     name = _text(chart.name)
     return (
         f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{_text(chart.title)}</h3><div class="scroll">'
-        f'<div id="{name}" class="chart" role="img" aria-label="{_text(html.unescape(chart.alternative))}" '
+        f'<div id="{name}" class="chart" role="img" aria-label="{_text(chart.alternative)}" '
         f'style="height:{chart.height}px;min-width:{chart.least_width}px"></div></div>'
         f"<figcaption>{_text(chart.caption)}</figcaption></figure>"
     )
@@ -147,18 +139,17 @@ def _summary(rows: Sequence[Row]) -> str:
     """A row a bundle and setting, under the device; columns of which no row has anything are left out."""
     cells = [{title: cell(row) for title, cell in _COLUMNS.items()} for row in rows]
     titles = [title for title in _COLUMNS if any(of_row[title] != _UNKNOWN for of_row in cells)]
-    head = "".join(f"<th scope='col'>{_text(title)}</th>" for title in ("Bundle", *titles))
+    head = "".join(f"<th{_CLASSES.get(title, '')} scope='col'>{_text(title)}</th>" for title in ("Bundle", *titles))
     bodies = []
     for number, device in enumerate(devices_of(rows)):
-        colour = PALETTE[number % len(PALETTE)]
         lines = [
-            f'<tr><th class="device" scope="rowgroup" colspan="{len(titles) + 1}" style="--colour:{colour}">'
+            f'<tr><th class="device" scope="rowgroup" colspan="{len(titles) + 1}" style="--colour:{colour(number)}">'
             f"<strong>{_text(device or 'unknown device')}</strong></th></tr>"
         ]
         for row, of_row in zip(rows, cells, strict=True):
             if row.result.device == device:
                 columns = "".join(f"<td{_CLASSES.get(title, '')}>{of_row[title]}</td>" for title in titles)
-                lines.append(f'<tr><th scope="row">{_text(row.result.bundle)}</th>{columns}</tr>')
+                lines.append(f'<tr><th scope="row">{_text(row.bundle)}</th>{columns}</tr>')
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return (
         f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Summary">'
@@ -169,10 +160,11 @@ def _summary(rows: Sequence[Row]) -> str:
 
 _SUMMARY_WORDS = (
     "Each line is a bundle in one setting. Bits per byte: what the model needs on average for the next byte of the "
-    "validation's texts, less is better; increase: over the uncompressed reference. Boundary agreement: share of bytes at "
-    "which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, the median of the runs and "
-    "below it the lowest and the highest. Percentiles: half, 95% and 99% of the bytes came within that time. Weights read: "
-    "bytes of weights that generating one byte reads from memory."
+    "texts it was validated on, less is better; increase: over the reference it was made from. Boundary agreement: "
+    "share of bytes at which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, "
+    "the median of the runs, and below it the slowest and the fastest. p50, p95, p99: half, 95% and 99% of the bytes "
+    "came within that time of the byte before. Drafts kept: share of the bytes guessed ahead that turned out right. "
+    "Weights read: what generating a byte reads of the weights."
 )
 
 
@@ -192,12 +184,8 @@ def _decoding(benchmark: Benchmark) -> str:
 
 def _percentiles(benchmark: Benchmark) -> str:
     latency = benchmark.inter_byte_latency_ms
-    return " / ".join(_number(value, ".3g") for value in (latency.p50, latency.p95, latency.p99))
-
-
-def _setting(benchmark: Benchmark) -> str:
-    words = setting(benchmark)
-    return _text(", ".join(words[field] for field in ("threads", "draft", "threshold", "prompt_bytes", "prepared")))
+    upper = f"{_number(latency.p95, '.3g')}, {_number(latency.p99, '.3g')}"
+    return f'{_number(latency.p50, ".3g")}<span class="range">{upper}</span>'
 
 
 def _share(value: float | None) -> str:
@@ -206,15 +194,15 @@ def _share(value: float | None) -> str:
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Recipe": lambda row: _text(row.result.recipe),
-    "Setting": _of_benchmark(_setting),
+    "Setting": lambda row: _text(row.setting) or _UNKNOWN,
     "Provider": lambda row: _text(row.result.provider),
-    "Size": lambda row: decimal(max(row.result.bundle_bytes, 0)),
+    "Size": lambda row: decimal(max(row.result.bundle_bytes, 0)).replace(" ", "\N{NO-BREAK SPACE}"),
     "Bits per byte": _of_validation(lambda result: _number(result.bits_per_byte, ".4f")),
-    "Increase": _of_validation(lambda result: _number(result.bits_per_byte_increase, "+.5f")),
+    "Increase": _of_validation(lambda result: _number(result.bits_per_byte_increase, "+z.5f")),
     "Boundary agreement": _of_validation(lambda result: _share(result.boundary_agreement)),
     "Decoding, bytes/s": _of_benchmark(_decoding),
     "To first byte, ms": _of_benchmark(lambda result: _number(result.time_to_first_byte_s * 1e3, ",.1f")),
-    "Between bytes, p50 / p95 / p99, ms": _of_benchmark(_percentiles),
+    "Between bytes, p50; p95, p99, ms": _of_benchmark(_percentiles),
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
     "Drafts kept": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),
@@ -223,8 +211,12 @@ _CLASSES = dict.fromkeys(("Recipe", "Setting", "Provider"), ' class="words"')
 
 
 def _notes(results: Results, rows: Sequence[Row]) -> str:
-    """What was not joined, and what is not comparable."""
+    """What all benchmarks share, what was not joined, and what is not comparable."""
     notes = []
+    if results.benchmarks:
+        differing, first = differing_settings(results.benchmarks), results.benchmarks[0]
+        same = [words for field, words in setting(first).items() if field not in differing]
+        notes.append(f"All benchmarks: {', '.join(same)}.")
     for what, other, alone in (
         ("benchmark", "validation", [row for row in rows if not row.validation]),
         ("validation", "benchmark", [row for row in rows if not row.benchmark]),
@@ -235,13 +227,16 @@ def _notes(results: Results, rows: Sequence[Row]) -> str:
                 f"No {other} of the same bundle, provider and threshold was given for the {what} of: {names}. "
                 "Accuracy against speed leaves these out."
             )
+    elsewhere: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.benchmark and row.validation and row.benchmark.device != row.validation.device:
-            notes.append(f"The accuracy of {row.label} on {row.result.device} was measured on {row.validation.device}.")
+            elsewhere.setdefault((row.benchmark.device, row.validation.device), []).append(row.label)
+    for (device, other), labels in elsewhere.items():
+        notes.append(f"On {device}, the accuracy of these was measured on {other}: {'; '.join(labels)}.")
     if len({text_sizes(validation) for validation in results.validations}) > 1:
         notes.append(
-            "The validations are not all on the same texts: their bits per byte cannot be compared with each other, and "
-            "each choice of texts has a Pareto front of its own."
+            "The validations are not all on the same texts: their bits per byte cannot be compared with each other. "
+            "Each choice of texts has a Pareto front of its own."
         )
     items = "".join(f"<li>{_text(note)}</li>" for note in dict.fromkeys(notes))
     return f'<ul class="notes">{items}</ul>' if items else ""
@@ -264,8 +259,8 @@ def _passages(validations: Iterable[Report]) -> Iterable[tuple[str, Passage]]:
 def _passage(label: str, passage: Passage) -> str:
     patches = "".join(f'<span class="patch">{_patch(patch)}</span>' for patch in passage.patches)
     return (
-        f'<figure><p class="passage">{patches}</p><figcaption>{_text(passage.text)} as {_text(label)} cuts it: an upright '
-        "line is where a patch starts.</figcaption></figure>"
+        f'<figure><p class="passage">{patches}</p><figcaption>The beginning of {_text(passage.text)} as {_text(label)} '
+        "cuts it: an upright line is where a patch starts.</figcaption></figure>"
     )
 
 
