@@ -22,7 +22,7 @@ from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
 from edgeblt.validation import Passage, Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "generate", "inspect", "doctor")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "report", "generate", "inspect", "doctor")
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
@@ -32,6 +32,7 @@ OPTIONS = {
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
     "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
+    "report": ["RESULTS...", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],

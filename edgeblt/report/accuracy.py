@@ -133,7 +133,7 @@ def _horizontal(title: str, values: Sequence[float]) -> Json:
     if low <= 0 or high / low < _WIDE:
         return {"title": {"text": title}, "rangemode": "tozero"}
     ends = [math.log10(low / 1.3), math.log10(high * 1.3)]
-    return {"title": {"text": f"{title} (logarithmic scale)"}, "type": "log", "range": ends, "tickformat": ",~r"}
+    return {"title": {"text": f"{title} (logarithmic scale)"}, "type": "log", "range": ends, "exponentformat": "none"}
 
 
 def _fronts(points: Sequence[_Point], less_is_better: bool) -> list[list[_Point]]:
