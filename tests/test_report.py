@@ -26,7 +26,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.reference import ComputedRows, Text
 from edgeblt.report import page
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
-from edgeblt.report.charts import Chart, stacked_panels
+from edgeblt.report.charts import Chart, logarithmic, stacked_panels
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, Tuning, TuningPoint, join, pareto_front, read_results
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
@@ -407,6 +407,46 @@ def test_text_from_files_stays_text(name: str) -> None:
     assert [(tag, sorted(values), ids) for tag, values, ids in odd.found] == [
         (tag, sorted(values), ids) for tag, values, ids in plain.found
     ]
+
+
+def floats_replaced(result: Any, draw: Any) -> Any:
+    """The same result with every float in it drawn anew."""
+    if isinstance(result, float):
+        return draw()
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        values = {
+            field.name: floats_replaced(getattr(result, field.name), draw) for field in dataclasses.fields(result)
+        }
+        return dataclasses.replace(result, **values)
+    if isinstance(result, dict):
+        return {key: floats_replaced(value, draw) for key, value in result.items()}
+    return tuple(floats_replaced(value, draw) for value in result) if isinstance(result, tuple) else result
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(), min_size=1), st.integers(-(10**18), 10**18))
+def test_no_number_breaks_the_page(values: list[float], size: int) -> None:
+    endless = itertools.cycle([*values, 1.0])
+    results = Results(
+        tuple(floats_replaced(benchmark(device=device, bundle_bytes=size), lambda: next(endless)) for device in "ab"),
+        tuple(floats_replaced(validation(device=device, bundle_bytes=size), lambda: next(endless)) for device in "ab"),
+        (floats_replaced(tuning(), lambda: next(endless)),),
+    )
+    source = page.report_page(results, "")
+    (charts,) = re.findall(r'id="charts">(.*?)</script>', source)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(charts, parse_constant=refuse)
+
+
+def test_ticks_of_a_logarithmic_axis() -> None:
+    few = logarithmic(0.3, 40.0)
+    assert few["ticktext"] == ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50", "100", "200", "500"]
+    assert few["tickvals"] == pytest.approx([float(text) for text in few["ticktext"]])
+    assert few["range"] == pytest.approx([math.log10(0.3), math.log10(40)])
+    assert logarithmic(1.0, 1e7)["ticktext"][-2:] == ["1,000,000", "10,000,000"]
 
 
 def test_the_page_names_nothing_elsewhere() -> None:

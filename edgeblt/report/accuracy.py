@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeblt.printing import printable
-from edgeblt.report.charts import GREY, LEGEND_BELOW, Chart, Json, colour, dash, devices_of, shortened, shown
+from edgeblt.report.charts import (
+    GREY,
+    LEGEND_BELOW,
+    Chart,
+    Json,
+    colour,
+    dash,
+    devices_of,
+    logarithmic,
+    shortened,
+    shown,
+)
 from edgeblt.report.results import Row, TextSizes, Tuning, pareto_front, text_sizes
 from edgeblt.validation import Report
 
@@ -111,20 +122,28 @@ def _front_chart(
     style = _Style(list(dict.fromkeys(row.bundle for row in rows)), list(devices))
     fronts = _fronts(points, less_is_better)
     data = [_line(front, style.line_colour(front[0].device), "hv" if less_is_better else "vh") for front in fronts]
-    seen: list[str] = []
-    for point in sorted(points, key=lambda point: (style.bundles.index(point.bundle), point.device, point.x)):
-        mark = _mark(point, style, above=seen.count(style.name(point)) % 2 == 0, worded=len(points) <= _MOST_WORDS)
-        data.append(mark | {"showlegend": style.name(point) not in seen})
-        seen.append(style.name(point))
+    names = list(dict.fromkeys(map(style.name, points)))
+    for name_ in names:
+        some = sorted((point for point in points if style.name(point) == name_), key=lambda point: point.x)
+        for number, point in enumerate(some):
+            mark = _mark(point, style, _position(number, len(some)), worded=len(points) <= _MOST_WORDS)
+            data.append(mark | {"showlegend": number == 0})
     layout: Json = {
         "xaxis": _horizontal(x_title, [point.x for point in points]),
         "yaxis": {"title": {"text": "bits per byte (lower is better)"}},
         "legend": dict(LEGEND_BELOW),
-        "margin": {"t": 20, "r": 24},
+        "margin": {"t": 20, "r": 40},
     }
     best = [" ".join(filter(None, (point.bundle, point.words))) for front in fronts for point in front]
     alternative = f"{title}: {len(points)} marks; on the Pareto front: {', '.join(map(shortened, best))}."
-    return Chart(name, title, caption, alternative, 440 + 8 * len(set(seen)), tuple(data), layout)
+    return Chart(name, title, caption, alternative, 440 + 8 * len(names), tuple(data), layout)
+
+
+def _position(number: int, count: int) -> str:
+    """Where words stand beside a mark of several from left to right, often at one height: apart from each other."""
+    if count < 3 or 0 < number < count - 1:
+        return "top center" if number % 2 == 0 else "bottom center"
+    return "top right" if number else "top left"
 
 
 def _horizontal(title: str, values: Sequence[float]) -> Json:
@@ -132,8 +151,7 @@ def _horizontal(title: str, values: Sequence[float]) -> Json:
     low, high = min(values), max(values)
     if low <= 0 or high / low < _WIDE:
         return {"title": {"text": title}, "rangemode": "tozero"}
-    ends = [math.log10(low / 1.3), math.log10(high * 1.3)]
-    return {"title": {"text": f"{title} (logarithmic scale)"}, "type": "log", "range": ends, "exponentformat": "none"}
+    return {"title": {"text": f"{title} (logarithmic scale)"}} | logarithmic(low / 1.4, high * 1.4)
 
 
 def _fronts(points: Sequence[_Point], less_is_better: bool) -> list[list[_Point]]:
@@ -159,7 +177,7 @@ def _line(front: Sequence[_Point], line_colour: str, shape: str) -> Json:
     }
 
 
-def _mark(point: _Point, style: _Style, above: bool, worded: bool) -> Json:
+def _mark(point: _Point, style: _Style, position: str, worded: bool) -> Json:
     name = style.name(point)
     return {
         "type": "scatter",
@@ -169,7 +187,7 @@ def _mark(point: _Point, style: _Style, above: bool, worded: bool) -> Json:
         "x": [point.x],
         "y": [point.y],
         "text": [shown(point.words)],
-        "textposition": "top center" if above else "bottom center",
+        "textposition": position,
         "textfont": {"size": 11},
         "customdata": [f"<b>{name}</b><br>{point.hover}"],
         "hovertemplate": "%{customdata}<extra></extra>",

@@ -1,6 +1,7 @@
 """What charts are made of: plain JSON that plotly.js reads and the page draws. A chart with nothing to draw is None."""
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ LEGEND_BELOW: Mapping[str, Any] = MappingProxyType(
     {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"}
 )
 _LONGEST_LABEL = 48
+_FEW_DECADES = 6
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ def axis(name: str, panel: int) -> str:
 def axes(panel: int) -> Json:
     """What puts a trace into a panel."""
     return {"xaxis": axis("x", panel), "yaxis": axis("y", panel)}
+
+
+def logarithmic(low: float, high: float) -> Json:
+    """A logarithmic axis over a range above 0, with ticks at 1, 2 and 5 of each decade; of many decades at 1."""
+    low, high = max(low, 1e-300), min(high, 1e300)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if len(decades) <= _FEW_DECADES else (1,)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    return {
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,.10g}" for tick in ticks],
+        "tickangle": 0,
+    }
 
 
 def stacked_panels(heights: Sequence[float], gap: float) -> Json:

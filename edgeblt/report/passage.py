@@ -35,7 +35,7 @@ def passage_chart(number: int, label: str, passage: Passage) -> Chart | None:
         _caption(passage.threshold),
         f"{len(data)} bytes of {shortened(passage.text)} in {starts} patches, on average "
         f"{len(data) / max(starts, 1):.2f} bytes each. The text with its patches follows.",
-        114 * len(lines) + 50,
+        104 * len(lines) + 50,
         tuple(figure),
         layout,
         least_width=820,

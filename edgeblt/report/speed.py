@@ -6,12 +6,24 @@ from dataclasses import dataclass
 
 from edgeblt.benchmark import Benchmark
 from edgeblt.contract import STAGES
-from edgeblt.report.charts import GREY, Chart, Json, axes, axis, colour, dash, device_panels, shortened, shown
+from edgeblt.report.charts import (
+    GREY,
+    Chart,
+    Json,
+    axes,
+    axis,
+    colour,
+    dash,
+    device_panels,
+    logarithmic,
+    shortened,
+    shown,
+)
 from edgeblt.report.results import Row
 
 _REST = "between the stages"
 _TICKS = (0, 25, 50, 75, 95)  # percent
-_DECADES = 3  # shown at most: what took less than a thousandth of the longest is no wait at all
+_LEAST = 1e-3  # of the longest time: what took less is no wait at all
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,7 @@ def latency_chart(rows: Sequence[Row]) -> Chart | None:
         latency = benchmark.inter_byte_latency_ms
         words.append(f"{shortened(row.label)}: half within {latency.p50:.3g} ms, 99% within {latency.p99:.3g} ms.")
     for panel in range(len(devices)):
-        layout[axis("xaxis", panel)] |= {"type": "log", "exponentformat": "none", "tickangle": 0}
-        layout[axis("xaxis", panel)] |= _decades(benchmark for _, benchmark in timed)
+        layout[axis("xaxis", panel)] |= _times_axis(benchmark for _, benchmark in timed)
         layout[axis("yaxis", panel)] |= {"range": [0, 102], "title": {"text": "share of bytes"}}
         layout[axis("yaxis", panel)] |= {"tickvals": list(_TICKS), "ticktext": [f"{tick}%" for tick in _TICKS]}
     return Chart(
@@ -71,15 +82,14 @@ def _latency_curve(label: str, benchmark: Benchmark, number: int, panel: int) ->
     }
 
 
-def _decades(benchmarks: Iterable[Benchmark]) -> Json:
-    """The range of a logarithmic axis, and ticks that leave room for their labels."""
-    times = [time for benchmark in benchmarks for time in benchmark.inter_byte_latency_quantiles_ms]
-    logs = [math.log10(time) for time in times if 0 < time < math.inf]
-    if not logs:
-        return {}
-    high = max(logs) + 0.05
-    low = max(min(logs) - 0.05, high - _DECADES)
-    return {"range": [low, high], "dtick": "D1" if high - low < 1 else "D2"}
+def _times_axis(benchmarks: Iterable[Benchmark]) -> Json:
+    """The axis of times, from the least that is a wait."""
+    quantiles = (time for benchmark in benchmarks for time in benchmark.inter_byte_latency_quantiles_ms)
+    times = [time for time in quantiles if 0 < time < math.inf]
+    if not times:
+        return {"type": "log"}
+    high = max(times)
+    return logarithmic(max(min(times), high * _LEAST) / 1.1, high * 1.1)
 
 
 def stage_time_chart(rows: Sequence[Row]) -> Chart | None:
