@@ -316,7 +316,7 @@ def bench(
 @app.command()
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="JSON files that validate, bench or tune wrote.")
+        list[Path], typer.Argument(metavar="RESULTS", help="JSON files that validate, bench or tune wrote.")
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write; one that is there is replaced.")

@@ -32,7 +32,7 @@ OPTIONS = {
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement"],
     "prepare": ["BUNDLE", "--provider", "--json"],
     "bench": ["BUNDLE", "--provider", "--prompt-bytes", "--new-bytes", "--repeats", "--threads", "--json"],
-    "report": ["RESULTS...", "--out"],
+    "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--provider",
                  "--threads", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
@@ -112,9 +112,10 @@ def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]
     assert len(" ".join(description.split())) > 80
     for option in OPTIONS[command]:
         # On its line or the next: words that say what it is for.
-        described = re.search(rf"^  {re.escape(option)}( <?\w+>?)?\s+[A-Z0-9].*\w", result.stdout, re.MULTILINE)
+        line = rf"^  (?:-\w, )?{re.escape(option)}( <?[\w\[\]]+>?)?\s+[A-Z0-9].*\w"
+        described = re.search(line, result.stdout, re.MULTILINE)
         assert described, f"{option} has no help in {result.stdout}"
-    shown = re.findall(r"^  (--[a-z0-9-]+(?: / --[a-z0-9-]+)?)", listing, re.MULTILINE)
+    shown = re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+(?: / --[a-z0-9-]+)?)", listing, re.MULTILINE)
     assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
 
 
