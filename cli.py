@@ -411,6 +411,31 @@ def tune(
 
 
 @app.command()
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS", help="JSON files that validate, bench or tune wrote.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write; one that is there is replaced.")
+    ] = Path("report.html"),
+) -> None:
+    """Draw results as one HTML page.
+
+    It compares bundles, settings and devices: a summary, accuracy against size and speed, latency, entropy and patches
+    of a passage, time and size by stage. The page needs no network. Needs edgeblt[report]. For example:
+
+    edgeblt validate my-bundle --reference path/to/checkpoint --json accuracy.json
+
+    edgeblt bench my-bundle --json speed.json
+
+    edgeblt report accuracy.json speed.json -o report.html
+    """
+    from edgeblt.report.page import write_report
+
+    print(printing.printable(f"Written to {write_report(results, out)}."))
+
+
+@app.command()
 def generate(
     bundle: BundlePath,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],

@@ -56,13 +56,14 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
 
-    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, if
-    another process is writing it, or if it cannot be written.
+    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, and
+    `replace` is false, if another process is writing it, or if it cannot be written.
     """
-    _refuse_existing(path)
+    if not replace:
+        _refuse_existing(path)
     partial = _hidden(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 with open(descriptor, "r+b", closefd=False) as file:
                     yield file
                 os.fsync(descriptor)  # its name must not be on the disk before its content
-                _refuse_existing(path)
+                if not replace:
+                    _refuse_existing(path)
                 partial.rename(path)
             except BaseException:
                 with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -10,11 +11,42 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.benchmark import device_name
+from edgeblt.config import Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, log_softmax
 from edgeblt.progress import progress
 from edgeblt.reference import ReferenceRow, Rows, TextRow, greedy_continuation
 from edgeblt.session import Chunk
+
+PASSAGE_BYTES = 400
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The beginning of the first text as the bundle's patcher sees it; entry t is about byte t, given those before it.
+
+    Raises EdgebltError where an entry is missing, or a character is no byte.
+    """
+
+    text: str  # its name
+    data: str  # its bytes as Latin-1, so that JSON holds any of them
+    entropies: tuple[float, ...] | None  # nats; None where the patching rule uses none
+    patch_starts: tuple[bool, ...]
+    threshold: float | None  # what an entropy must exceed for a patch to start; None where the rule has none such
+
+    def __post_init__(self) -> None:
+        if not len(self.data) == len(self.patch_starts) == len(self.data if self.entropies is None else self.entropies):
+            raise EdgebltError("a passage needs an entropy and a patch start for each byte; validate the bundle again")
+        if any(ord(character) > 255 for character in self.data):
+            raise EdgebltError("a passage is bytes, one a character up to U+00FF; validate the bundle again")
+
+    @property
+    def patches(self) -> list[bytes]:
+        """The bytes, cut where patches start; the first and the last may be parts of one."""
+        data = self.data.encode("latin-1")
+        cuts = [0, *(index for index, start in enumerate(self.patch_starts) if start and index), len(data)]
+        return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
 
 
 @dataclass(frozen=True)
@@ -38,9 +70,19 @@ class Validation:
 
 @dataclass(frozen=True)
 class Report(Validation):
-    """Field by field the JSON of `edgeblt validate`: the figures over all texts, and those of each by its name."""
+    """Field by field the JSON of `edgeblt validate`: the figures over all texts, and those of each by its name.
 
+    With the bundle, the device and the threshold, a benchmark of the same is found.
+    """
+
+    bundle: str  # the directory's name
+    bundle_id: str
+    recipe: str
+    bundle_bytes: int
+    device: str
+    threshold: float | None  # None: the bundle's own
     texts: dict[str, Validation]
+    passage: Passage
 
 
 @dataclass(frozen=True)
@@ -89,19 +131,49 @@ def validate(
     that of a model, and what `rows` raises.
     """
     sums = [dict.fromkeys(rows.sizes, _Sums()) for _ in models]
+    passages: list[Passage] = []
     with progress("validating the bundle", sum(rows.sizes.values()), "bytes") as advance:
         for row in rows.rows():
+            passages = passages or [_passage(row, model) for model in models]
             for model, by_text in zip(models, sums, strict=True):
                 by_text[row.text] += _compare(row, model)
             if record:
                 record(row)
             advance(len(row.data))
-    return tuple(_report(by_text, model.provider_name) for model, by_text in zip(models, sums, strict=True))
+    return tuple(itertools.starmap(_report, zip(models, sums, passages, strict=True)))
 
 
-def _report(by_text: "dict[str, _Sums]", provider: str) -> Report:
-    total = functools.reduce(operator.add, by_text.values()).result(provider)
-    return Report(**vars(total), texts={name: sums.result(provider) for name, sums in by_text.items()})
+def _report(model: Model, by_text: "dict[str, _Sums]", passage: Passage) -> Report:
+    total = functools.reduce(operator.add, by_text.values()).result(model.provider_name)
+    return Report(
+        **vars(total),
+        bundle=model.bundle.path.resolve().name,
+        bundle_id=model.bundle.id,
+        recipe=model.bundle.manifest.recipe,
+        bundle_bytes=model.bundle.size,
+        device=device_name(),
+        threshold=model.threshold,
+        texts={name: sums.result(model.provider_name) for name, sums in by_text.items()},
+        passage=passage,
+    )
+
+
+def _passage(row: TextRow, model: Model) -> Passage:
+    data = row.data[:PASSAGE_BYTES]
+    entropies: list[float] = []
+    patch_starts: list[bool] = []
+    for chunk in model.session().run(row.ids[: len(data)]):
+        entropies += chunk.entropies.tolist()
+        patch_starts += chunk.patch_starts.tolist()
+    patching = model.config.patching
+    own = patching.threshold if model.threshold is None else model.threshold
+    return Passage(
+        text=row.text,
+        data=data.decode("latin-1"),
+        entropies=tuple(entropies) if patching.rule.needs_entropies else None,
+        patch_starts=tuple(patch_starts),
+        threshold=own if patching.rule in (Rule.THRESHOLD, Rule.THRESHOLD_AND_RISE) else None,
+    )
 
 
 @dataclass(frozen=True)

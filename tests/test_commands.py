@@ -21,9 +21,10 @@ from edgeblt.model import load
 from edgeblt.noise import NOISES
 from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
-from edgeblt.validation import Report, Validation
+from edgeblt.validation import Passage, Report, Validation
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "generate", "inspect", "doctor")
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "inspect",
+            "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
@@ -35,6 +36,7 @@ OPTIONS = {
     "bench": ["BUNDLE", "--provider", "--threads", "--draft", "--threshold", "--prompt-bytes", "--new-bytes",
               "--repeats", "--text", "--bandwidth", "--price-per-hour", "--json", "--csv", "--markdown"],
     "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json"],
+    "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--draft",
                  "--provider", "--threads", "--threshold", "--verify"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
@@ -42,6 +44,7 @@ OPTIONS = {
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip
+REPORT_FIELDS = ["bundle", "bundle_id", "recipe", "bundle_bytes", "device", "threshold", "texts", "passage"]
 BENCHMARK_FIELDS = [field.name for field in fields(Benchmark)]
 
 HIDE_WORKBENCH = """
@@ -111,9 +114,10 @@ def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]
     assert len(" ".join(description.split())) > 80
     for option in OPTIONS[command]:
         # On its line or the next: words that say what it is for.
-        described = re.search(rf"^  {re.escape(option)}( <?\w+>?)?\s+[A-Z0-9].*\w", result.stdout, re.MULTILINE)
+        line = rf"^  (?:-\w, )?{re.escape(option)}( <?[\w\[\]]+>?)?\s+[A-Z0-9].*\w"
+        described = re.search(line, result.stdout, re.MULTILINE)
         assert described, f"{option} has no help in {result.stdout}"
-    shown = re.findall(r"^  (--[a-z0-9-]+(?: / --[a-z0-9-]+)?)", listing, re.MULTILINE)
+    shown = re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+(?: / --[a-z0-9-]+)?)", listing, re.MULTILINE)
     assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
 
 
@@ -182,7 +186,7 @@ def test_generate_where_stdout_cannot_show_it(bundle: Path) -> None:
 
 def assert_validation(document: Any, texts: dict[str, int]) -> None:
     """The figures of a bundle that is exact, on texts of these sizes."""
-    assert list(document) == [*VALIDATION_FIELDS, "texts"]
+    assert list(document) == [*VALIDATION_FIELDS, *REPORT_FIELDS]
     assert {name: figures["bytes"] for name, figures in document["texts"].items()} == texts
     assert document["bytes"] == sum(texts.values())
     for figures in (document, *document["texts"].values()):
@@ -284,7 +288,9 @@ def test_validate_beyond_limits(
     tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     worse = Validation(2.5, 2.25, 0.75, 0.125, 0.5, 0.625, 1.0, 10, "cpu")
-    report = Report(**vars(worse), texts={"text.txt": worse})
+    passage = Passage("text.txt", "x", (0.5,), (True,), None)
+    report = Report(**vars(worse), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="", threshold=None,
+                    texts={"text.txt": worse}, passage=passage)  # fmt: skip
     monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_: (report,))
     arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
     rise = "edgeblt: bits per byte rise by 0.250000, more than 0.2\n"

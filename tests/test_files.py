@@ -152,6 +152,19 @@ def test_a_file_appears_at_the_end(tmp_path: Path) -> None:
     assert path.read_bytes() == b"x" and list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "whole"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), whole_file(path, replace=True) as file:
+        file.write(b"new")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    with whole_file(path, replace=True) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), EdgebltError("y")])
 def test_an_exception_leaves_no_file(error: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(error)) as caught, whole_file(tmp_path / "whole") as file:

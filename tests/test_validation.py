@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,19 +13,25 @@ from numpy.typing import NDArray
 
 import tiny_models
 from conftest import Exported
+from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, VOCAB_SIZE, encode
 from edgeblt.model import Model
 from edgeblt.reference import CONTINUATION_BYTES, ComputedRows, ReferenceRow, Text, TextRow
 from edgeblt.samples import HELD_OUT_TEXTS, held_out_text, held_out_texts
 from edgeblt.session import Chunk
-from edgeblt.validation import Limits, Report, Validation, validate
+from edgeblt.validation import PASSAGE_BYTES, Limits, Passage, Report, Validation, validate
 
+NOT_ACCURACY = ("bundle", "bundle_id", "recipe", "bundle_bytes", "device", "threshold", "passage")
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])
 
 
 class Scripted:
     """A model and a reference at once; its logits and patch starts are drawn from the ids so far."""
+
+    bundle = SimpleNamespace(path=Path("bundle"), id="0123456789ab", size=17, manifest=SimpleNamespace(recipe="int8"))
+    config = SimpleNamespace(patching=PatchingRule(Rule.THRESHOLD, 1.5))
+    threshold: float | None = None
 
     def __init__(self, seed: int, vocab_size: int = VOCAB_SIZE, provider: str = "cpu") -> None:
         self.seed, self.vocab_size, self.provider_name = seed, vocab_size, provider
@@ -52,9 +60,11 @@ class ScriptedSession:
 
     def run(self, ids: NDArray[np.int64]) -> Iterator[Chunk]:
         whole = self.model.all_after(ids.tolist())
+        entropies = np.empty(3, np.float32)  # written over by the next chunk, as a session may
         for start in range(0, len(ids), 3):  # the last chunk may be shorter
             logits, starts = whole.logits[start : start + 3], whole.patch_starts[start : start + 3]
-            yield Chunk(start, logits, np.zeros(len(logits), np.float32), starts)
+            entropies[: len(logits)] = start + np.arange(len(logits))
+            yield Chunk(start, logits, entropies[: len(logits)], starts)
 
     def feed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         before, self.ids = len(self.ids), self.ids + ids.tolist()
@@ -122,7 +132,8 @@ def test_figures_are_those_of_plain_python() -> None:
     model, reference = Scripted(1), Scripted(2)
     texts = {"first": [b"abcdefg", b"hijklmn", b"op"], "second": [b"\xff\x00"], "third": [b"abcdefg", b"z"]}
     rows = ComputedRows(reference, [Text(name, b"".join(text)) for name, text in texts.items()], row_bytes=7, prompts=2)
-    document = dataclasses.asdict(compare(model, rows))
+    result = compare(model, rows)
+    document = {name: value for name, value in dataclasses.asdict(result).items() if name not in NOT_ACCURACY}
     by_text = {name: plain_figures(model, reference, [text]) for name, text in texts.items()}
     assert document == plain_figures(model, reference, list(texts.values())) | {"texts": by_text}
     assert 0 < document["greedy_agreement"] < 1 and 0 < document["top1_agreement"] < 1  # else little is tested
@@ -172,6 +183,66 @@ def test_a_model_that_gives_no_numbers() -> None:
     result = compare(broken, ComputedRows(Scripted(2), [Text("text", b"ab"), Text("other", b"c")]))
     assert all(map(math.isnan, [result.bits_per_byte, result.mean_kl, result.max_abs_logit_difference]))
     assert len(Limits(max_bpb_increase=100, max_kl=100).passed_by(result)) == 2
+
+
+# What the figures belong to, and the passage.
+
+
+def test_what_was_compared_is_named(exported: Callable[[int], Exported]) -> None:
+    tiny = exported(10)
+    (result,) = validate([tiny.model], ComputedRows(tiny.reference, [Text("text", TEXT)], row_bytes=300))
+    files = sum(path.stat().st_size for path in tiny.bundle.iterdir() if path.name != "bundle.json")
+    assert (result.bundle, result.bundle_id, result.recipe) == (tiny.bundle.name, tiny.model.bundle.id, "fp32")
+    assert (result.bundle_bytes, result.threshold, bool(result.device)) == (files, None, True)
+
+
+def test_the_passage_is_the_beginning_of_the_first_text(exported: Callable[[int], Exported]) -> None:
+    tiny = exported(10)
+    assert tiny.model.config.patching.rule is Rule.THRESHOLD
+    texts = [Text("first", TEXT), Text("second", b"other bytes")]
+    passage = validate([tiny.model], ComputedRows(tiny.reference, texts))[0].passage
+    data, scores = TEXT[:PASSAGE_BYTES], tiny.model.score(TEXT[:PASSAGE_BYTES])
+    assert (passage.text, passage.data.encode("latin-1")) == ("first", data)
+    assert passage.entropies == pytest.approx(scores.entropies.tolist(), abs=1e-5)
+    assert list(passage.patch_starts) == scores.patch_starts.tolist()
+    assert passage.threshold == tiny.model.config.patching.threshold
+    assert b"".join(passage.patches) == data and len(passage.patches) == sum(passage.patch_starts) > 1
+    assert len(passage.patches[0]) == passage.patch_starts.index(True, 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "has_entropies", "own"),
+    [
+        (Rule.THRESHOLD, True, 1.5),
+        (Rule.THRESHOLD_AND_RISE, True, 1.5),
+        (Rule.MONOTONIC, True, None),
+        (Rule.SPACE, False, None),
+    ],
+)
+def test_what_a_passage_has_depends_on_the_rule(rule: Rule, has_entropies: bool, own: float | None) -> None:
+    model = Scripted(1)
+    model.config = SimpleNamespace(patching=PatchingRule(rule, 1.5))
+    rows = ComputedRows(Scripted(2), [Text("text", b"\xff seven")])
+    passage = compare(model, rows).passage
+    assert passage.entropies == ((0, 1, 2, 3, 4, 5, 6) if has_entropies else None) and passage.threshold == own
+    model.threshold = 0.5
+    assert compare(model, rows).passage.threshold == (None if own is None else 0.5)
+    assert compare(model, rows).threshold == 0.5
+
+
+def test_patches_of_a_passage_that_starts_within_one() -> None:
+    passage = Passage("text", "a\xe9bc", None, (False, False, True, True), None)
+    assert passage.patches == [b"a\xe9", b"b", b"c"]
+    assert Passage("text", "", (), (), None).patches == []
+
+
+@pytest.mark.parametrize(
+    ("data", "entropies", "starts"),
+    [("ab", (0.5,), (True, True)), ("ab", None, (True,)), ("a", (0.5, 0.5), (True, True)), ("\u0100", None, (True,))],
+)
+def test_a_passage_that_cannot_be(data: str, entropies: tuple[float, ...] | None, starts: tuple[bool, ...]) -> None:
+    with pytest.raises(EdgebltError, match=r"^a passage .*; validate the bundle again$"):
+        Passage("text", data, entropies, starts, None)
 
 
 # Limits.

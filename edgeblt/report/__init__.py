@@ -1,0 +1,1 @@
+"""Results of `edgeblt validate`, `bench` and `tune` as one HTML page."""
