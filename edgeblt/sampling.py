@@ -58,7 +58,8 @@ class Sampler:
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
         """The id that `choose` would give for these logits after `ahead` other ids."""
         if self._sampling.temperature == 0:
-            return int(np.argmax(self._allowed(logits)))
+            likeliest = int(logits[:VOCAB_SIZE].argmax())  # a model may have more ids, which stand for no byte
+            return likeliest if likeliest not in self._never else int(self._allowed(logits).argmax())
         while len(self._times) <= ahead:
             self._times.append(self._random.standard_exponential(VOCAB_SIZE))
         # Of events with these rates the first is each with its probability.
@@ -87,6 +88,6 @@ class Sampler:
         return weights
 
     def _allowed(self, logits: NDArray[Float]) -> NDArray[Float]:
-        allowed = logits[:VOCAB_SIZE].copy()  # a model may have more ids, which stand for no byte
+        allowed = logits[:VOCAB_SIZE].copy()
         allowed[self._never] = -np.inf
         return allowed
