@@ -33,7 +33,7 @@ def encoder_graph(source: WeightSource) -> Stage:
         return [graph.constant(np.zeros((0, config.patch_width), np.float32))]
 
     pooling = Pooling(graph, stack.weights, config, byte_vectors)
-    any_completed = graph.op("Squeeze", graph.op("Cast", graph.inputs["completed"], to=ir.DataType.BOOL))
+    any_completed = graph.op("Cast", graph.inputs["completed"], to=ir.DataType.BOOL)
     (patch_vectors,) = graph.branch(any_completed, pooling.patch_vectors, no_patches)
     return graph.finish({"byte_vectors": byte_vectors, "patch_vectors": patch_vectors, **stack.presents})
 
