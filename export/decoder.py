@@ -24,13 +24,13 @@ def decoder_graph(source: WeightSource) -> Stage:
     graph = StageGraph(stage_contracts(config)["decoder"])
     stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
-    hidden = Residual(graph.op("Unsqueeze", graph.inputs["byte_vectors"], graph.constant([0])))
+    hidden = Residual(graph.inputs["byte_vectors"])
     for layer in range(config.decoder.layer_count):
         if layer < config.decoder_cross_count:
             hidden = cross.attend(layer, hidden)
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "decoder.norm")
-    logits = graph.op("Squeeze", stack.weights.linear(normed, ["decoder.head"]), graph.constant([0]))
+    logits = stack.weights.linear(normed, ["decoder.head"])
     return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
 
 
@@ -50,7 +50,7 @@ class CrossAttention:
         (self.new_rows,) = self.graph.branch(any_latents, self._project_latents, self._no_rows)
 
     def attend(self, layer: int, hidden: Residual) -> Residual:
-        """Cross-attention of `hidden` [1, T, width]: 2 * hidden + attention (module and caller each add the input)."""
+        """Cross-attention of `hidden` [T, width]: 2 * hidden + attention (module and caller each add the input)."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
         graph.uses(latent_attention_function(OPSET))
         prefix = f"decoder.cross.{layer}"
@@ -59,9 +59,9 @@ class CrossAttention:
         if heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
             return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
-        query = heads.pad(weights.linear(normed, products[0]), [1, -1, decoder.head_count * heads.padded])
+        query = heads.pad(weights.linear(normed, products[0]), [-1, decoder.head_count * heads.padded])
         attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
-        attended = heads.unpad(attended, [1, -1, decoder.head_count * decoder.head_dim])
+        attended = heads.unpad(attended, [-1, decoder.head_count * decoder.head_dim])
         return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
 
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:

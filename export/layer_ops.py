@@ -2,13 +2,13 @@
 
 A node costs ONNX Runtime about as long as a small product takes, so where a layer's weights are all dense int8 or int4
 its kernel computes all of it. Bodies are made of the operators of `native_ops`, which a model must carry too. Values
-are [1, T, width], float32. Weights, `ProductInputs` in the order of the products, and norms are initializers.
+are [T, width], float32. Weights, `ProductInputs` in the order of the products, and norms are initializers.
 
     DenseLayer           x, past_key, past_value, total_length, cosines, sines    as WindowAttention
                          attention_norm, mlp_norm [width], weights of query (with key and value below it), output,
                          gate, up, down
                          gives y, present_key, present_value
-    LatentAttention      query [1, T, heads * head_dim]
+    LatentAttention      query [T, heads * head_dim]
                          carried_row [1, R], new_rows [L, R]     keys and values of latents, of all layers
                          latent_index int64 [T]                  0: the carried row; j: new_rows[j - 1]
                          gives attended, as query
@@ -105,7 +105,7 @@ def latent_attention_function(opset: int = 23) -> ir.Function:
     products = writer.op("MatMul", query, part(offset, head_dim, vectors))
     scores = writer.op("Mul", products, writer.op("Constant", value_float=reference("scale", "value_float", FLOAT)))
     attended = writer.op("MatMul", writer.op("Softmax", scores, axis=-1), part(middle, vectors, head_dim))
-    flat = writer.op("Concat", writer.ints(1, -1), writer.op("Mul", heads, head_dim), axis=0)
+    flat = writer.op("Concat", writer.ints(-1), writer.op("Mul", heads, head_dim), axis=0)
     outputs = [writer.op("Reshape", attended, flat)]
     return function((DOMAIN, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
 

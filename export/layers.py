@@ -1,4 +1,4 @@
-"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [1, T, width].
+"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [T, width].
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
 over weights laid side by side. A layer whose weights are all dense int8 or int4 is one operator (`layer_ops.py`).
@@ -140,7 +140,7 @@ class TransformerStack:
         config, graph = self.config, self.graph
         projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count
-        projected = self.heads.pad(projected, [1, -1, count * self.heads.padded])
+        projected = self.heads.pad(projected, [-1, count * self.heads.padded])
         graph.uses(window_attention_function(OPSET))
         attended, present_key, present_value = graph.ops(
             ATTENTION, projected,
@@ -149,7 +149,7 @@ class TransformerStack:
             outputs=3, domain=EDGEBLT, **self._attention_attributes,
         )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
-        attended = self.heads.unpad(attended, [1, -1, config.head_count * config.head_dim])
+        attended = self.heads.unpad(attended, [-1, config.head_count * config.head_dim])
         return self.weights.linear(attended, [f"{prefix}.output"])
 
     def _mlp(self, prefix: str, value: ir.Value) -> ir.Value:

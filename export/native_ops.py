@@ -83,16 +83,18 @@ def masked_matmul_function(opset: int = 23) -> ir.Function:
 
 
 def window_attention_function(opset: int = 23) -> ir.Function:
-    """`WindowAttention` as GroupQueryAttention, which works in place on the same cache."""
+    """`WindowAttention`, of rows [T, ..], as GroupQueryAttention, which works in place on the same cache."""
     names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
-    outputs = writer.ops(
-        "GroupQueryAttention", inputs["projected"], None, None, *(inputs[name] for name in names[1:]),
+    batch = writer.op("Unsqueeze", inputs["projected"], writer.ints(0))
+    attended, *presents = writer.ops(
+        "GroupQueryAttention", batch, None, None, *(inputs[name] for name in names[1:]),
         outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
         scale=reference("scale", kind=FLOAT), local_window_size=reference("window", "local_window_size"), do_rotary=1,
         rotary_interleaved=1,
     )  # fmt: skip
+    outputs = [writer.op("Squeeze", attended, writer.ints(0)), *presents]
     opsets = {"": opset, MICROSOFT: 1}
     return function((DOMAIN, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)
 

@@ -17,8 +17,8 @@ class DenseCrossAttention final : public Kernel {
 
   void compute(const Call& call) override {
     const Tensor x = call.input(0);
-    require(x, "x", ort::kFloat, {1, -1, width_});
-    const int64_t rows = x.shape[1], attended_width = latents_.attended_width();
+    require(x, "x", ort::kFloat, {-1, width_});
+    const int64_t rows = x.shape[0], attended_width = latents_.attended_width();
     const LatentInputs inputs{call.input(1), call.input(2), call.input(3)};
     latents_.check(inputs, rows);
     query_.check(call);

@@ -18,8 +18,8 @@ class DenseLayer final : public Kernel {
 
   void compute(const Call& call) override {
     const Tensor x = call.input(0);
-    require(x, "x", ort::kFloat, {1, -1, width_});
-    const int64_t rows = x.shape[1];
+    require(x, "x", ort::kFloat, {-1, width_});
+    const int64_t rows = x.shape[0];
     const CacheInputs cache{call.input(1), call.input(2), call.input(3), call.input(4), call.input(5)};
     const int64_t head_width = attention_.check(cache, rows);
     if (attention_.attended_width(head_width) != attended_ || attention_.projected_width(head_width) != projected_) {

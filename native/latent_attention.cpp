@@ -63,11 +63,11 @@ class LatentAttentionKernel final : public Kernel {
 
   void compute(const Call& call) override {
     const Tensor query = call.input(0);
-    require(query, "query", ort::kFloat, {1, -1, rows_.attended_width()});
+    require(query, "query", ort::kFloat, {-1, rows_.attended_width()});
     const LatentInputs inputs{call.input(1), call.input(2), call.input(3)};
-    rows_.check(inputs, query.shape[1]);
+    rows_.check(inputs, query.shape[0]);
     auto* attended = call.output<float>(0, query.shape);
-    rows_.run(call, inputs, query.shape[1], static_cast<const float*>(query.data), attended);
+    rows_.run(call, inputs, query.shape[0], static_cast<const float*>(query.data), attended);
   }
 
  private:

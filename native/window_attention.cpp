@@ -11,11 +11,15 @@ class WindowAttention final : public Kernel {
 
   void compute(const Call& call) override {
     const Tensor projected = call.input(0);
-    require(projected, "projected", ort::kFloat, {1, -1, -1});
+    const bool batch = projected.shape.size() == 3;  // of one, in bundles of earlier versions
+    require(projected, "projected", ort::kFloat, batch ? Shape{1, -1, -1} : Shape{-1, -1});
     const CacheInputs cache{call.input(1), call.input(2), call.input(4), call.input(5), call.input(6)};
-    const int64_t rows = projected.shape[1], width = attention_.check(cache, rows);
-    require(projected, "projected", ort::kFloat, {1, rows, attention_.projected_width(width)});
-    auto* attended = call.output<float>(0, {1, rows, attention_.attended_width(width)});
+    Shape shape = projected.shape;
+    const int64_t rows = shape[batch], width = attention_.check(cache, rows);
+    shape.back() = attention_.projected_width(width);
+    require(projected, "projected", ort::kFloat, shape);
+    shape.back() = attention_.attended_width(width);
+    auto* attended = call.output<float>(0, shape);
     attention_.run(call, cache, rows, static_cast<const float*>(projected.data), attended);
   }
 

@@ -42,14 +42,14 @@ class Case:
     def model(self) -> bytes:
         kinds = {"last_slot": ir.DataType.INT32, "total_length": ir.DataType.INT32}
         names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
-        ranks = (3, 4, 4, 1, 1, 2, 2)
+        ranks = (2, 4, 4, 1, 1, 2, 2)
         inputs = [
             ir.val(name, kinds.get(name, ir.DataType.FLOAT), [f"{name}_{axis}" for axis in range(rank)])
             for name, rank in zip(names, ranks, strict=True)
         ]
         outputs = [
             ir.val(name, ir.DataType.FLOAT, [f"{name}_{axis}" for axis in range(rank)])
-            for name, rank in (("attended", 3), ("present_key", 4), ("present_value", 4))
+            for name, rank in (("attended", 2), ("present_key", 4), ("present_value", 4))
         ]
         attributes: list[ir.Attr] = [
             ir.AttrInt64("num_heads", self.heads), ir.AttrInt64("kv_num_heads", self.kv_heads),
@@ -67,10 +67,10 @@ class Case:
         keys, values = self.keys[None].copy(), self.values[None].copy()
         parts = []
         for start, end in zip([0, *cuts], [*cuts, len(self.rows)], strict=True):
-            out = np.empty((1, end - start, self.heads * self.width), np.float32)
+            out = np.empty((end - start, self.heads * self.width), np.float32)
             binding = session.io_binding()
             inputs: dict[str, NDArray[Any]] = {
-                "projected": self.rows[None, start:end].reshape(1, end - start, -1).copy(),
+                "projected": self.rows[start:end].reshape(end - start, -1).copy(),
                 "past_key": keys, "past_value": values,
                 "last_slot": np.array([self.past + end - 1], np.int32),
                 "total_length": np.array([self.past + end], np.int32),
@@ -181,7 +181,7 @@ def test_past_and_present_apart() -> None:
     case = some_case()
     session = open_model(case.model(), kernel=True)
     attended, keys, values = session.run(None, {
-        "projected": case.rows[None].reshape(1, len(case.rows), -1), "past_key": case.keys[None],
+        "projected": case.rows.reshape(len(case.rows), -1), "past_key": case.keys[None],
         "past_value": case.values[None], "last_slot": np.array([219], np.int32),
         "total_length": np.array([220], np.int32), "cosines": np.cos(case.angles), "sines": np.sin(case.angles),
     })  # fmt: skip
@@ -194,14 +194,14 @@ def test_past_and_present_apart() -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"total_length": np.array([301], np.int32)}, "do not fit a cache"),
     ({"total_length": np.array([19], np.int32)}, "do not fit a cache"),
-    ({"projected": np.zeros((1, 20, 64), np.float32)}, "projected is 1 x 20 x 64"),
+    ({"projected": np.zeros((20, 64), np.float32)}, "projected is 20 x 64"),
     ({"past_value": np.zeros((1, 2, 299, 64), np.float32)}, "past_value is"),
     ({"sines": np.zeros((300, 16), np.float32)}, "sines is"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(change: dict[str, NDArray[Any]], said: str) -> None:
     case = some_case()
     feeds = {
-        "projected": case.rows[None].reshape(1, 20, -1), "past_key": case.keys[None], "past_value": case.values[None],
+        "projected": case.rows.reshape(20, -1), "past_key": case.keys[None], "past_value": case.values[None],
         "last_slot": np.array([219], np.int32), "total_length": np.array([220], np.int32),
         "cosines": np.cos(case.angles), "sines": np.sin(case.angles),
     }  # fmt: skip
