@@ -130,7 +130,7 @@ class TransformerStack:
             LAYER, value, *cache, *norms, *side_by_side(dense), outputs=3, domain=EDGEBLT,
             **self._attention_attributes, **named_attributes(LAYER_PRODUCTS, dense), epsilon=config.norm_epsilon,
             width=config.hidden_size, projected=dense[0].shape[0], attended=dense[1].shape[1],
-            intermediate=config.intermediate_size,
+            intermediate=dense[2].shape[0],
         )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
         return y

@@ -1,5 +1,5 @@
-// edgeblt::DenseLayer: a whole transformer layer whose weights are dense, in one call: norm, self-attention, norm, gated
-// MLP, each of the two added to what it read. export/layer_ops.py has the same in the operators it is made of.
+// edgeblt::DenseLayer: a whole transformer layer whose weights are dense, in one call: norm, self-attention, norm,
+// gated MLP, each of the two added to what it read. export/layer_ops.py has the same in the operators it is made of.
 #include "cached_attention.h"
 #include "dense_product.h"
 
@@ -13,8 +13,9 @@ class DenseLayer final : public Kernel {
         projected_(positive(node, "projected")), intermediate_(positive(node, "intermediate")),
         epsilon_(node.float_attribute("epsilon")), attention_norm_(norm_weight(node, 6, "attention_norm", width_)),
         mlp_norm_(norm_weight(node, 7, "mlp_norm", width_)), query_(product(node, "query_", width_, projected_, 0)),
-        output_(product(node, "output_", attended_, width_, 1)), gate_(product(node, "gate_", width_, intermediate_, 2)),
-        up_(product(node, "up_", width_, intermediate_, 3)), down_(product(node, "down_", intermediate_, width_, 4)) {}
+        output_(product(node, "output_", attended_, width_, 1)),
+        gate_(product(node, "gate_", width_, intermediate_, 2)), up_(product(node, "up_", width_, intermediate_, 3)),
+        down_(product(node, "down_", intermediate_, width_, 4)) {}
 
   void compute(const Call& call) override {
     const Tensor x = call.input(0);

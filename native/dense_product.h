@@ -44,7 +44,8 @@ class DenseProduct {
     const auto named = [&](const char* name) { return prefix + name; };
     require(codes, named("codes").c_str(), ort::kUint8, {form_.rows, form_.blocks, form_.block_size * form_.bits / 8});
     if (zero_points) {
-      require(zero_points, named("zero_points").c_str(), ort::kUint8, {form_.rows, (form_.blocks * form_.bits + 7) / 8});
+      const int64_t bytes = (form_.blocks * form_.bits + 7) / 8;
+      require(zero_points, named("zero_points").c_str(), ort::kUint8, {form_.rows, bytes});
     }
     weights_ = {form_.rows, form_.columns, form_.block_size, form_.blocks, static_cast<int>(form_.bits),
                 static_cast<const uint8_t*>(codes.data), static_cast<const uint8_t*>(zero_points.data),

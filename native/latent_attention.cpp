@@ -45,7 +45,8 @@ void LatentRows::run(
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   const int64_t width = attended_width(), row_width = inputs.carried.shape[1];
   const int64_t wanted = bytes * width * attention_.vectors / kTaskProducts;
-  const int64_t tasks = std::clamp<int64_t>(wanted, 1, std::min(bytes, kMostTasks)), portion = (bytes + tasks - 1) / tasks;
+  const int64_t tasks = std::clamp<int64_t>(wanted, 1, std::min(bytes, kMostTasks));
+  const int64_t portion = (bytes + tasks - 1) / tasks;
   call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
     const int64_t begin = static_cast<int64_t>(task) * portion;
     for (int64_t byte = begin; byte < std::min(bytes, begin + portion); ++byte) {

@@ -64,10 +64,11 @@ Inputs round_rows(
 template <typename Multiply>
 void multiply_rows(const Call& call, const Form& form, int64_t inputs, const Multiply& multiply) {
   constexpr int64_t kRowUnit = 16;
-  const double products = static_cast<double>(form.rows) * static_cast<double>(form.columns) * static_cast<double>(inputs);
+  const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs);
   const int64_t units = (form.rows + kRowUnit - 1) / kRowUnit;
   const auto wanted = static_cast<int64_t>(std::min<double>(products / kTaskProducts, kMostTasks));
-  const int64_t portion = (units + std::clamp<int64_t>(wanted, 1, units) - 1) / std::clamp<int64_t>(wanted, 1, units);
+  const int64_t tasks = std::clamp<int64_t>(wanted, 1, units);
+  const int64_t portion = (units + tasks - 1) / tasks;
   call.parallel(static_cast<size_t>((units + portion - 1) / portion), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * portion * kRowUnit;
     multiply(first, std::min(form.rows, first + portion * kRowUnit));

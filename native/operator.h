@@ -28,7 +28,9 @@ class Shape {
     for (const int64_t size : sizes) sizes_[axis++] = size;
   }
   void resize(size_t rank) {
-    if (rank > kMost) throw OperatorError("a tensor has " + std::to_string(rank) + " dimensions; export the model again");
+    if (rank > kMost) {
+      throw OperatorError("a tensor has " + std::to_string(rank) + " dimensions; export the model again");
+    }
     rank_ = rank;
   }
   size_t size() const { return rank_; }

@@ -1,5 +1,5 @@
 // What layers compute row by row beside products and attention over a cache, for every level to compile for its
-// instructions. A row's results depend on nothing but the row. In an unnamed namespace for the reason given in common.h.
+// instructions. A row's results depend on nothing but the row. In an unnamed namespace for common.h's reason.
 #ifndef EDGEBLT_ROWS_H
 #define EDGEBLT_ROWS_H
 
@@ -61,7 +61,8 @@ inline void gate_row(const float* gate, const float* up, int64_t width, float* o
 // See Kernels::attend_latent.
 inline void attend_vectors(const LatentAttention& call, const float* queries, const float* keys, float* out) {
   thread_local std::vector<float> buffer;
-  if (buffer.size() < static_cast<size_t>(call.vectors + kLanes)) buffer.resize(static_cast<size_t>(call.vectors + kLanes));
+  const auto needed = static_cast<size_t>(call.vectors + kLanes);
+  if (buffer.size() < needed) buffer.resize(needed);
   float* scores = buffer.data();
   const int64_t size = call.width * call.vectors, group = call.heads / call.kv_heads;
   const float* values = keys + call.kv_heads * size;

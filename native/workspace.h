@@ -11,8 +11,8 @@ namespace edgeblt {
 // What a workspace is for: those of one purpose and type are one.
 enum Purpose { kCodes, kScales, kSums, kQueries, kLayer };
 
-// `count` elements, 64-byte aligned. Grows, is never given back, and belongs to the calling thread: one operator runs in
-// it at a time.
+// `count` elements, 64-byte aligned. Grows, is never given back, and belongs to the calling thread: one operator runs
+// in it at a time.
 template <typename T, Purpose kPurpose>
 T* workspace(int64_t count) {
   thread_local std::vector<T> buffer;
