@@ -24,7 +24,10 @@ VARIABLE = "EDGEBLT_NATIVE"
 OFF, BEST = ("0", "off"), ("", "1")
 LEVELS = ("scalar", "avx2", "avx512", "neon")  # by the library's numbers
 # By the library's numbers.
-OPERATORS = ("EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention")
+OPERATORS = (
+    "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",
+    "DenseCrossAttention",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

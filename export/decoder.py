@@ -5,8 +5,16 @@ import onnx_ir as ir
 
 from edgeblt.config import ModelConfig
 from edgeblt.contract import cross_row_width, stage_contracts
-from edgeblt.export.graph import Stage, StageGraph
-from edgeblt.export.layers import Residual, TransformerStack, rms_norm
+from edgeblt.export.graph import EDGEBLT, OPSET, Stage, StageGraph
+from edgeblt.export.layer_ops import (
+    CROSS,
+    CROSS_PRODUCTS,
+    LATENT,
+    dense_cross_attention_function,
+    latent_attention_function,
+)
+from edgeblt.export.layers import Residual, TransformerStack, named_attributes, rms_norm, side_by_side
+from edgeblt.export.native_ops import dense_matmul_function
 from edgeblt.export.weights import WeightSource
 
 
@@ -16,13 +24,13 @@ def decoder_graph(source: WeightSource) -> Stage:
     graph = StageGraph(stage_contracts(config)["decoder"])
     stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
-    hidden = Residual(graph.op("Unsqueeze", graph.inputs["byte_vectors"], graph.constant([0])))
+    hidden = Residual(graph.inputs["byte_vectors"])
     for layer in range(config.decoder.layer_count):
         if layer < config.decoder_cross_count:
             hidden = cross.attend(layer, hidden)
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "decoder.norm")
-    logits = graph.op("Squeeze", stack.weights.linear(normed, ["decoder.head"]), graph.constant([0]))
+    logits = stack.weights.linear(normed, ["decoder.head"])
     return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
 
 
@@ -30,41 +38,59 @@ class CrossAttention:
     """Every byte attends to the `cross_attention_k` vectors of one latent.
 
     Their keys and values are computed once a latent, for all layers, as one row: for each layer the keys
-    [kv heads, head_dim, k], then the values [kv heads, k, head_dim]. A byte gathers the row of its latent.
+    [kv heads, head_dim, k], then the values [kv heads, k, head_dim]. A byte reads the row of its latent.
     """
 
     def __init__(self, stack: TransformerStack, config: ModelConfig) -> None:
         self.stack, self.config, self.graph = stack, config, stack.graph
         self.row_width = cross_row_width(config)
         any_latents = self.graph.op(
-            "Squeeze",
-            self.graph.op("Cast", self.graph.op("Shape", self.graph.inputs["latents"], end=1), to=ir.DataType.BOOL),
+            "Cast", self.graph.op("Shape", self.graph.inputs["latents"], end=1), to=ir.DataType.BOOL
         )
         (self.new_rows,) = self.graph.branch(any_latents, self._project_latents, self._no_rows)
-        rows = self.graph.op("Concat", self.graph.inputs["carried_row"], self.new_rows, axis=0)
-        gathered = self.graph.op("Gather", rows, self.graph.inputs["latent_index"], axis=0)  # [T, row_width]
-        count = 2 * config.decoder_cross_count
-        self.parts = self.graph.ops("Split", gathered, outputs=count, axis=1, num_outputs=count)
 
     def attend(self, layer: int, hidden: Residual) -> Residual:
-        """Cross-attention of `hidden` [1, T, width]: 2 * hidden + attention (module and caller each add the input)."""
-        decoder, heads, graph = self.config.decoder, self.stack.heads, self.graph
-        group, k = decoder.head_count // decoder.kv_head_count, self.config.cross_attention_k
+        """Cross-attention of `hidden` [T, width]: 2 * hidden + attention (module and caller each add the input)."""
+        decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
+        graph.uses(latent_attention_function(OPSET))
         prefix = f"decoder.cross.{layer}"
+        products = [[f"{prefix}.{name}"] for name in CROSS_PRODUCTS]
+        heads = self.stack.heads
+        if heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
+            return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
-        query = self.stack.weights.linear(normed, [f"{prefix}.query"])
-        query = heads.pad(query, [1, -1, decoder.head_count * heads.padded])
-        query = graph.op("Reshape", query, graph.constant([-1, decoder.kv_head_count, group, heads.padded]))
-        key = graph.op("Reshape", self.parts[2 * layer], graph.constant([-1, decoder.kv_head_count, heads.padded, k]))
-        value = graph.op(
-            "Reshape", self.parts[2 * layer + 1], graph.constant([-1, decoder.kv_head_count, k, heads.padded])
-        )
-        scores = graph.op("Mul", graph.op("MatMul", query, key), graph.constant(decoder.head_dim**-0.5))
-        attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
-        attended = graph.op("Reshape", attended, graph.constant([1, -1, decoder.head_count * heads.padded]))
-        attended = heads.unpad(attended, [1, -1, decoder.head_count * decoder.head_dim])
-        output = self.stack.weights.linear(attended, [f"{prefix}.output"])
-        return Residual(output, graph.op("Add", total, total))
+        query = heads.pad(weights.linear(normed, products[0]), [-1, decoder.head_count * heads.padded])
+        attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
+        attended = heads.unpad(attended, [-1, decoder.head_count * decoder.head_dim])
+        return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
+
+    def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
+        """All of it as one operator."""
+        decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
+        for function in (dense_matmul_function, dense_cross_attention_function):
+            graph.uses(function(OPSET))
+        norm = weights.vector(f"{prefix}.query_norm")
+        dense = [weights.dense(names) for names in products]
+        return graph.op(
+            CROSS, value, *self._rows, norm, *side_by_side(dense), domain=EDGEBLT,
+            **self._attributes(layer), **named_attributes(CROSS_PRODUCTS, dense), epsilon=decoder.norm_epsilon,
+            width=decoder.hidden_size, attended=decoder.head_count * decoder.head_dim,
+        )  # fmt: skip
+
+    @property
+    def _rows(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        return self.graph.inputs["carried_row"], self.new_rows, self.graph.inputs["latent_index"]
+
+    def _attributes(self, layer: int) -> dict[str, int | float]:
+        decoder = self.config.decoder
+        return {
+            "num_heads": decoder.head_count,
+            "kv_num_heads": decoder.kv_head_count,
+            "head_dim": self.stack.heads.padded,
+            "vectors": self.config.cross_attention_k,
+            "offset": layer * (self.row_width // self.config.decoder_cross_count),
+            "scale": decoder.head_dim**-0.5,
+        }
 
     def _project_latents(self) -> list[ir.Value]:
         graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k

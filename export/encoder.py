@@ -24,16 +24,16 @@ def encoder_graph(source: WeightSource) -> Stage:
     config = source.config
     graph = StageGraph(stage_contracts(config)["encoder"])
     stack = TransformerStack(graph, source, config.encoder)
-    hidden = Residual(graph.op("Unsqueeze", _embeddings(graph, stack.weights, config), graph.constant([0])))
+    hidden = Residual(_embeddings(graph, stack.weights, config))
     for layer in range(config.encoder.layer_count):
         hidden = stack.layer(layer, hidden)
-    byte_vectors = graph.op("Squeeze", stack.total(hidden), graph.constant([0]))
+    byte_vectors = stack.total(hidden)
 
     def no_patches() -> list[ir.Value]:
         return [graph.constant(np.zeros((0, config.patch_width), np.float32))]
 
     pooling = Pooling(graph, stack.weights, config, byte_vectors)
-    any_completed = graph.op("Squeeze", graph.op("Cast", graph.inputs["completed"], to=ir.DataType.BOOL))
+    any_completed = graph.op("Cast", graph.inputs["completed"], to=ir.DataType.BOOL)
     (patch_vectors,) = graph.branch(any_completed, pooling.patch_vectors, no_patches)
     return graph.finish({"byte_vectors": byte_vectors, "patch_vectors": patch_vectors, **stack.presents})
 

@@ -1,13 +1,15 @@
 """Bodies of model-local ONNX functions, node by node."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
+
+INT, FLOAT = "INT", "FLOAT"  # kinds of attributes
 
 
 class FunctionWriter:
@@ -58,6 +60,21 @@ class FunctionWriter:
 Branch = Callable[[FunctionWriter], list[ir.Value]]
 
 
-def reference(name: str, parameter: str | None = None) -> ir.Attr:
-    """A node's integer attribute `parameter`, by default of the same name, that is the function's attribute `name`."""
-    return ir.RefAttr(parameter or name, name, ir.AttributeType.INT)
+def reference(name: str, parameter: str | None = None, kind: str = INT) -> ir.Attr:
+    """A node's attribute `parameter`, by default of the same name, that is the function's attribute `name`."""
+    return ir.RefAttr(parameter or name, name, ir.AttributeType[kind])
+
+
+def function(
+    identity: tuple[str, str],
+    attributes: Mapping[str, str],
+    inputs: Mapping[str, ir.Value],
+    outputs: Sequence[ir.Value],
+    writer: FunctionWriter,
+    opsets: dict[str, int],
+) -> ir.Function:
+    """The function `identity` (domain, name) of what was written; `attributes` maps names to kinds, all required."""
+    domain, name = identity
+    graph = ir.Graph(list(inputs.values()), outputs, nodes=writer.nodes, opset_imports=opsets, name=name)
+    parameters = [ir.Attr(attribute, ir.AttributeType[kind], None) for attribute, kind in attributes.items()]
+    return ir.Function(domain, name, graph=graph, attributes=parameters)

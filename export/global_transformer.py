@@ -11,11 +11,10 @@ def global_graph(source: WeightSource) -> Stage:
     config = source.config
     graph = StageGraph(stage_contracts(config)["global"])
     stack = TransformerStack(graph, source, config.global_)
-    value = graph.op("Unsqueeze", graph.inputs["patch_vectors"], graph.constant([0]))
+    value = graph.inputs["patch_vectors"]
     if config.has_global_projection:
         value = stack.weights.linear(value, ["global.projection"])
     hidden = Residual(value)
     for layer in range(config.global_.layer_count):
         hidden = stack.layer(layer, hidden)
-    latents = graph.op("Squeeze", stack.total(hidden), graph.constant([0]))
-    return graph.finish({"latents": latents, **stack.presents})
+    return graph.finish({"latents": stack.total(hidden), **stack.presents})

@@ -1,10 +1,13 @@
-"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [1, T, width].
+"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [T, width].
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
-over weights laid side by side.
+over weights laid side by side. A layer whose weights are all dense int8 or int4 is one operator (`layer_ops.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +15,14 @@ import onnx_ir as ir
 from edgeblt.config import TransformerConfig
 from edgeblt.contract import padded_head_dim
 from edgeblt.export.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
-from edgeblt.export.native_ops import ATTENTION, window_attention_function
-from edgeblt.export.weights import Weights, WeightSource
+from edgeblt.export.layer_ops import (
+    CACHE_INPUTS,
+    LAYER,
+    LAYER_PRODUCTS,
+    dense_layer_function,
+)
+from edgeblt.export.native_ops import ATTENTION, dense_matmul_function, window_attention_function
+from edgeblt.export.weights import Dense, Weights, WeightSource
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,13 @@ class TransformerStack:
         self.config = config
         self.heads = Heads.of(graph, config)
         self.presents: dict[str, ir.Value] = {}
-        self._last_slot = graph.op("Sub", graph.inputs["total_length"], graph.constant(np.array([1], np.int32)))
 
     def layer(self, index: int, hidden: Residual) -> Residual:
         """One pre-norm layer: attention, then MLP, each added to what it read."""
         prefix = f"{self.graph.contract.name}.layers.{index}"
+        products = self._dense_products(prefix)
+        if products:
+            return Residual(self._dense_layer(index, prefix, self.total(hidden), products))
         normed, total = self.norm(hidden, f"{prefix}.attention_norm")
         attended = self._attention(index, prefix, normed)
         normed, total = self.norm(Residual(attended, total), f"{prefix}.mlp_norm")
@@ -88,28 +99,80 @@ class TransformerStack:
     def total(self, hidden: Residual) -> ir.Value:
         return hidden.value if hidden.residual is None else self.graph.op("Add", hidden.value, hidden.residual)
 
+    @cached_property
+    def _last_slot(self) -> ir.Value:
+        return self.graph.op("Sub", self.graph.inputs["total_length"], self.graph.constant(np.array([1], np.int32)))
+
+    @property
+    def _attention_attributes(self) -> dict[str, int | float]:
+        config = self.config
+        return {
+            "num_heads": config.head_count,
+            "kv_num_heads": config.kv_head_count,
+            "scale": config.head_dim**-0.5,
+            "window": -1 if config.window is None else config.window,
+        }
+
+    def _dense_products(self, prefix: str) -> list[list[str]]:
+        """The weights of `LAYER_PRODUCTS` if the layer can be one operator, else nothing."""
+        names = [_projected(prefix), *([f"{prefix}.{name}"] for name in LAYER_PRODUCTS[1:])]
+        fits = self.config.activation == "silu" and self.heads.head_dim == self.heads.padded
+        return names if fits and all(map(self.weights.is_dense, names)) else []
+
+    def _dense_layer(self, index: int, prefix: str, value: ir.Value, products: list[list[str]]) -> ir.Value:
+        config, graph = self.config, self.graph
+        for function in (dense_matmul_function, window_attention_function, dense_layer_function):
+            graph.uses(function(OPSET))
+        cache = (graph.inputs[name if name in graph.inputs else f"{name}_{index}"] for name in CACHE_INPUTS)
+        norms = [self.weights.vector(f"{prefix}.{name}") for name in ("attention_norm", "mlp_norm")]
+        dense = [self.weights.dense(names) for names in products]
+        y, present_key, present_value = graph.ops(
+            LAYER, value, *cache, *norms, *side_by_side(dense), outputs=3, domain=EDGEBLT,
+            **self._attention_attributes, **named_attributes(LAYER_PRODUCTS, dense), epsilon=config.norm_epsilon,
+            width=config.hidden_size, projected=dense[0].shape[0], attended=dense[1].shape[1],
+            intermediate=dense[2].shape[0],
+        )  # fmt: skip
+        self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
+        return y
+
     def _attention(self, index: int, prefix: str, value: ir.Value) -> ir.Value:
         """Rotation by the cache slots' angles, attention within the window, and the cache's new values."""
         config, graph = self.config, self.graph
-        projected = self.weights.linear(value, [f"{prefix}.{name}" for name in ("query", "key", "value")])
+        projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count
-        projected = self.heads.pad(projected, [1, -1, count * self.heads.padded])
+        projected = self.heads.pad(projected, [-1, count * self.heads.padded])
         graph.uses(window_attention_function(OPSET))
         attended, present_key, present_value = graph.ops(
             ATTENTION, projected,
             graph.inputs[f"past_key_{index}"], graph.inputs[f"past_value_{index}"],
             self._last_slot, graph.inputs["total_length"], graph.inputs["cosines"], graph.inputs["sines"],
-            outputs=3, domain=EDGEBLT, num_heads=config.head_count, kv_num_heads=config.kv_head_count,
-            scale=config.head_dim**-0.5, window=-1 if config.window is None else config.window,
+            outputs=3, domain=EDGEBLT, **self._attention_attributes,
         )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
-        attended = self.heads.unpad(attended, [1, -1, config.head_count * config.head_dim])
+        attended = self.heads.unpad(attended, [-1, config.head_count * config.head_dim])
         return self.weights.linear(attended, [f"{prefix}.output"])
 
     def _mlp(self, prefix: str, value: ir.Value) -> ir.Value:
         gate = activation(self.graph, self.config.activation, self.weights.linear(value, [f"{prefix}.gate"]))
         up = self.weights.linear(value, [f"{prefix}.up"])
         return self.weights.linear(self.graph.op("Mul", gate, up), [f"{prefix}.down"])
+
+
+def _projected(prefix: str) -> list[str]:
+    return [f"{prefix}.{name}" for name in ("query", "key", "value")]
+
+
+def side_by_side(products: Sequence[Dense]) -> list[ir.Value | None]:
+    """Inputs of an operator of several products: all codes, then all scales, then all zero points, if there are any."""
+    return [value for part in zip_longest(*(product.inputs for product in products)) for value in part]
+
+
+def named_attributes(names: Sequence[str], products: Sequence[Dense]) -> dict[str, int]:
+    return {
+        f"{name}_{attribute}": value
+        for name, product in zip(names, products, strict=True)
+        for attribute, value in product.attributes.items()
+    }
 
 
 def rms_norm(graph: StageGraph, value: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:

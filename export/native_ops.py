@@ -24,14 +24,16 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from edgeblt.export.function_writer import FunctionWriter, reference
+from edgeblt.export.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.quant.sparse_layout import TILE
 
 DOMAIN = "edgeblt"
 MICROSOFT = "com.microsoft"
 DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
 ATTENTION = "WindowAttention"
-COMMON_ATTRIBUTES = ("K", "N", "bits", "block_size", "blocks_per_scale")
+ATTENTION_ATTRIBUTES = {"num_heads": INT, "kv_num_heads": INT, "window": INT, "scale": FLOAT}
+ROUNDING_ATTRIBUTES = ("bits", "block_size", "blocks_per_scale")
+COMMON_ATTRIBUTES = ("K", "N", *ROUNDING_ATTRIBUTES)
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that rounds its inputs
 MIDDLE = 128  # code of zero in 8 bits
 
@@ -81,21 +83,20 @@ def masked_matmul_function(opset: int = 23) -> ir.Function:
 
 
 def window_attention_function(opset: int = 23) -> ir.Function:
-    """`WindowAttention` as GroupQueryAttention, which works in place on the same cache."""
+    """`WindowAttention`, of rows [T, ..], as GroupQueryAttention, which works in place on the same cache."""
     names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
-    outputs = writer.ops(
-        "GroupQueryAttention", inputs["projected"], None, None, *(inputs[name] for name in names[1:]),
+    batch = writer.op("Unsqueeze", inputs["projected"], writer.ints(0))
+    attended, *presents = writer.ops(
+        "GroupQueryAttention", batch, None, None, *(inputs[name] for name in names[1:]),
         outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
-        scale=ir.RefAttr("scale", "scale", ir.AttributeType.FLOAT),
-        local_window_size=reference("window", "local_window_size"), do_rotary=1, rotary_interleaved=1,
+        scale=reference("scale", kind=FLOAT), local_window_size=reference("window", "local_window_size"), do_rotary=1,
+        rotary_interleaved=1,
     )  # fmt: skip
+    outputs = [writer.op("Squeeze", attended, writer.ints(0)), *presents]
     opsets = {"": opset, MICROSOFT: 1}
-    graph = ir.Graph(list(inputs.values()), outputs, nodes=writer.nodes, opset_imports=opsets, name=ATTENTION)
-    kinds = {"num_heads": "INT", "kv_num_heads": "INT", "window": "INT", "scale": "FLOAT"}
-    parameters = [ir.Attr(name, ir.AttributeType[kind], None) for name, kind in kinds.items()]
-    return ir.Function(DOMAIN, ATTENTION, graph=graph, attributes=parameters)
+    return function((DOMAIN, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)
 
 
 def _function(
@@ -110,9 +111,7 @@ def _function(
     output = body(writer, inputs)
     output.name = "y"
     opsets = {"": opset, MICROSOFT: 1}
-    graph = ir.Graph(list(inputs.values()), [output], nodes=writer.nodes, opset_imports=opsets, name=name)
-    parameters = [ir.Attr(attribute, ir.AttributeType.INT, None) for attribute in attributes]
-    return ir.Function(DOMAIN, name, graph=graph, attributes=parameters)
+    return function((DOMAIN, name), dict.fromkeys(attributes, INT), inputs, [output], writer, opsets)
 
 
 def _repeated_scales(writer: FunctionWriter, scales: ir.Value, blocks: ir.Value) -> ir.Value:

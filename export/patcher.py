@@ -38,9 +38,8 @@ def patcher_graph(source: WeightSource) -> Stage:
 
 
 def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
-    embedded = stack.weights.lookup("patcher.embedding", graph.inputs["ids"])
-    hidden = Residual(graph.op("Unsqueeze", embedded, graph.constant([0])))
+    hidden = Residual(stack.weights.lookup("patcher.embedding", graph.inputs["ids"]))
     for layer in range(config.layer_count):
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "patcher.norm")
-    return graph.op("Squeeze", stack.weights.linear(normed, ["patcher.head"]), graph.constant([0]))
+    return stack.weights.linear(normed, ["patcher.head"])

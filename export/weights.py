@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
-from edgeblt.export.native_ops import dense_matmul_function
+from edgeblt.export.native_ops import DENSE, dense_matmul_function
 from edgeblt.export.sparse_weights import SparseStored
 from edgeblt.export.weight_file import Arrays, Piece
 from edgeblt.quant.codebooks import CodebookQuantized
@@ -114,14 +114,34 @@ class Weights:
         formats = [self.source.format(name) for name in names]
         if len(set(formats)) > 1 or (len(names) > 1 and not self._joins(names, formats[0])):
             return self.graph.op("Concat", *(self.linear(value, [name]) for name in names), axis=-1)
-        shape = (sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1])
+        shape = self._joined_shape(names)
         match formats[0]:
             case Floating(bits):
                 return self._floating_product(value, names, shape, f"float{bits}")
+            case Linear(sparsity="") as format:
+                return self._dense_product(value, self.dense(names))
             case Linear() as format:
-                return self._linear_product(value, names, format, shape)
+                return self._sparse_product(value, names, format, shape)
             case Codebook() as format:
                 return self._codebook_product(value, names[0], format, shape)
+
+    def is_dense(self, names: list[str]) -> bool:
+        """Whether the product with these weights, side by side, is one DenseMatMul."""
+        formats = {self.source.format(name) for name in names}
+        (format, *others) = formats
+        return not others and isinstance(format, Linear) and not format.sparsity
+
+    def dense(self, names: list[str]) -> "Dense":
+        """What the DenseMatMul with these weights reads."""
+        assert self.is_dense(names)
+        format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
+        block = _input_block(format, shape[1])
+        blocked = (-(-shape[1] // block), block * format.bits // 8)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
+        return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
+
+    def _joined_shape(self, names: list[str]) -> tuple[int, int]:
+        return sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1]
 
     def _joins(self, names: list[str], format: WeightFormat) -> bool:
         """Blocks of a codebook run over the ends of rows, and sparse rows are stored in pairs."""
@@ -144,20 +164,18 @@ class Weights:
         self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
         return self.graph.op("MatMul", value, self._as_float32(weight, dtype))
 
-    def _linear_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+    def _dense_product(self, value: ir.Value, dense: "Dense") -> ir.Value:
+        self.graph.uses(dense_matmul_function(OPSET))
+        rows, columns = dense.shape
+        return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
+
+    def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
-        block = _input_block(format, columns)
-        stored: _Stored | SparseStored
-        if format.sparsity:
-            stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
-        else:
-            blocked = (-(-columns // block), block * format.bits // 8)
-            stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
+        stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
         self.graph.uses(stored.function)
         return self.graph.op(
             stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
-            bits=format.bits, block_size=block, blocks_per_scale=-(-(format.block_size or columns) // block),
-            **stored.attributes,
+            **_product_attributes(format, columns), **stored.attributes,
         )  # fmt: skip
 
     def _codebook_product(self, value: ir.Value, name: str, format: Codebook, shape: tuple[int, int]) -> ir.Value:
@@ -202,6 +220,15 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """What a DenseMatMul reads beside its input: codes, scales and, where there are any, zero points."""
+
+    inputs: tuple[ir.Value, ...]
+    shape: tuple[int, int]  # [out, in]
+    attributes: dict[str, int]  # `native_ops.ROUNDING_ATTRIBUTES`
+
+
+@dataclass(frozen=True)
 class _Stored:
     """Matrices in a linear format, one below the other, as an operator reads them."""
 
@@ -211,16 +238,6 @@ class _Stored:
     shape: tuple[int, int]
     block_size: int  # the operator's; a block of the format spans one or many
     code_shape: tuple[int, ...]  # of a row
-
-    @property
-    def function(self) -> ir.Function:
-        """The product's portable body."""
-        return dense_matmul_function(OPSET)
-
-    @property
-    def attributes(self) -> dict[str, int]:
-        """Of the product, besides those that all products have."""
-        return {}
 
     @property
     def block_count(self) -> int:
@@ -273,6 +290,12 @@ def _input_block(format: Linear, columns: int) -> int:
     if format.input_block_size or format.block_size:
         return format.input_block_size or format.block_size or 0
     return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])
+
+
+def _product_attributes(format: Linear, columns: int) -> dict[str, int]:
+    block = _input_block(format, columns)
+    per_scale = -(-(format.block_size or columns) // block)
+    return {"bits": format.bits, "block_size": block, "blocks_per_scale": per_scale}
 
 
 def _joined(names: list[str] | tuple[str, ...]) -> str:

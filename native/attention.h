@@ -4,6 +4,7 @@
 #ifndef EDGEBLT_ATTENTION_H
 #define EDGEBLT_ATTENTION_H
 
+#include <type_traits>
 #include <vector>
 
 #include "entropies.h"
@@ -19,10 +20,16 @@ inline __attribute__((always_inline)) Lanes lanes_at(const float* values) {
   return lanes;
 }
 
+typedef float FourLanes __attribute__((vector_size(4 * sizeof(float))));
+typedef int32_t FourIntLanes __attribute__((vector_size(4 * sizeof(int32_t))));
+
+// EDGEBLT_PICK: four of the eight lanes of two.
 #if defined(__clang__)
 #define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shufflevector(lanes, lanes, __VA_ARGS__)
+#define EDGEBLT_PICK(first, second, ...) __builtin_shufflevector(first, second, __VA_ARGS__)
 #else
 #define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shuffle(lanes, IntLanes{__VA_ARGS__})
+#define EDGEBLT_PICK(first, second, ...) __builtin_shuffle(first, second, FourIntLanes{__VA_ARGS__})
 #endif
 
 // Always in the same order: halves, quarters, the last two.
@@ -30,6 +37,23 @@ inline __attribute__((always_inline)) float sum_of(const Lanes& lanes) {
   const Lanes halves = lanes + EDGEBLT_SHUFFLE(lanes, 4, 5, 6, 7, 0, 1, 2, 3);
   const Lanes quarters = halves + EDGEBLT_SHUFFLE(halves, 2, 3, 0, 1, 6, 7, 4, 5);
   return quarters[0] + quarters[1];
+}
+
+// Sums of the halves of eight lanes.
+inline __attribute__((always_inline)) FourLanes halves_of(const Lanes& lanes) {
+  FourLanes halves[2];
+  std::memcpy(halves, &lanes, sizeof halves);
+  return halves[0] + halves[1];
+}
+
+// The four `sum_of`s, in the same order of additions.
+inline __attribute__((always_inline)) FourLanes four_sums(const Lanes* lanes) {
+  FourLanes quarters[2];
+  for (int pair = 0; pair < 2; ++pair) {
+    const FourLanes first = halves_of(lanes[2 * pair]), second = halves_of(lanes[2 * pair + 1]);
+    quarters[pair] = EDGEBLT_PICK(first, second, 0, 1, 4, 5) + EDGEBLT_PICK(first, second, 2, 3, 6, 7);
+  }
+  return EDGEBLT_PICK(quarters[0], quarters[1], 0, 2, 4, 6) + EDGEBLT_PICK(quarters[0], quarters[1], 1, 3, 5, 7);
 }
 
 // Products of kRows queries with kKeys keys from `key` on, scaled, to scores[r * stride + k].
@@ -44,7 +68,12 @@ inline __attribute__((always_inline)) void score_keys(
     }
   }
   for (int row = 0; row < kRows; ++row) {
-    for (int k = 0; k < kKeys; ++k) scores[row * stride + k] = sum_of(sums[row][k]) * call.scale;
+    if constexpr (kKeys == 4) {
+      const FourLanes scaled = four_sums(sums[row]) * call.scale;
+      std::memcpy(scores + row * stride, &scaled, sizeof scaled);
+    } else {
+      for (int k = 0; k < kKeys; ++k) scores[row * stride + k] = sum_of(sums[row][k]) * call.scale;
+    }
   }
 }
 
@@ -115,7 +144,6 @@ inline __attribute__((always_inline)) void mix(
 // nothing changes no bit.
 template <int kRows>
 inline void attend_rows(const Attention& call, int64_t head, int64_t row, std::vector<float>& buffer) {
-  constexpr int kParts = kRows == 1 ? 8 : 2;
   const int64_t kv = head / (call.heads / call.kv_heads) * call.capacity * call.width;
   const float* queries[kRows];
   float *out[kRows], totals[kRows];
@@ -137,17 +165,21 @@ inline void attend_rows(const Attention& call, int64_t head, int64_t row, std::v
   }
   const float* values = call.values + kv + first * call.width;
   int64_t begin = 0;
-  const auto advance = [&](int64_t width) {
-    begin += width;
-    values += width;
-    for (float*& place : out) place += width;
+  // As many parts at a time as there are: a sum waits for itself, several do not wait for each other.
+  const auto mix_parts = [&](auto parts) {
+    constexpr int kParts = decltype(parts)::value;
+    for (; begin + kParts * kLanes <= call.width; begin += kParts * kLanes) {
+      float* places[kRows];
+      for (int i = 0; i < kRows; ++i) places[i] = out[i] + begin;
+      mix<kRows, kParts>(scores, stride, values + begin, last - first, call.width, totals, places);
+    }
   };
-  for (; begin + kParts * kLanes <= call.width; advance(kParts * kLanes)) {
-    mix<kRows, kParts>(scores, stride, values, last - first, call.width, totals, out);
+  if constexpr (kRows == 1) {
+    mix_parts(std::integral_constant<int, 8>());
+    mix_parts(std::integral_constant<int, 4>());
   }
-  for (; begin < call.width; advance(kLanes)) {
-    mix<kRows, 1>(scores, stride, values, last - first, call.width, totals, out);
-  }
+  mix_parts(std::integral_constant<int, 2>());
+  mix_parts(std::integral_constant<int, 1>());
 }
 
 inline void attend_rows_of_head(const Attention& call, int64_t head, int64_t first, int64_t last) {

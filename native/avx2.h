@@ -15,6 +15,11 @@ void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t fir
 void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last);
 void entropies_avx2(const float* logits, int64_t rows, int64_t width, float* out);
+void normalize_avx2(
+    const float* values, const float* addend, const float* weight, int64_t width, float epsilon, float* total,
+    float* out);
+void gate_avx2(const float* gate, const float* up, int64_t width, float* out);
+void attend_latent_avx2(const LatentAttention& call, const float* queries, const float* row, float* out);
 
 namespace {
 

@@ -77,6 +77,13 @@ struct Attention {
   }
 };
 
+// Attention of a byte to the vectors of its latent: keys [kv_heads, width, vectors], then values
+// [kv_heads, vectors, width]; width is a multiple of 8.
+struct LatentAttention {
+  int64_t heads, kv_heads, width, vectors;
+  float scale;
+};
+
 struct Kernels {
   // Columns after which the order of codes for 4-bit dense weights repeats: its even columns, then its odd ones.
   int64_t split;
@@ -90,6 +97,14 @@ struct Kernels {
   void (*entropies)(const float* logits, int64_t rows, int64_t width, float* out);
   // Rows [first, last) of one head's queries.
   void (*attend)(const Attention&, int64_t head, int64_t first, int64_t last);
+  // RMSNorm of a row, total / sqrt(mean of total ** 2 + epsilon) * weight: of `values`, or where there is an addend of
+  // the sum of both, which is then written to `total`.
+  void (*normalize)(const float* values, const float* addend, const float* weight, int64_t width, float epsilon,
+                    float* total, float* out);
+  // gate * sigmoid(gate) * up; `out` may be one of them.
+  void (*gate)(const float* gate, const float* up, int64_t width, float* out);
+  // One byte's queries [heads, width], and what they attend to.
+  void (*attend_latent)(const LatentAttention&, const float* queries, const float* row, float* out);
 };
 
 // The table of an available level.

@@ -12,12 +12,12 @@ class MaskedMatMul final : public MatMul {
 
  protected:
   void bind(const std::vector<Tensor>& weights) override {
-    require(weights[0], "mask", ort::kUint8, {rows_, mask_bytes(columns_)});
+    require(weights[0], "mask", ort::kUint8, {form_.rows, mask_bytes(form_.columns)});
     require(weights[1], "values", ort::kUint8, {-1});
-    require(weights[2], "offsets", ort::kInt32, {rows_ + 1});
-    weights_ = {rows_, columns_, block_size_, blocks_, static_cast<int>(bits_),
+    require(weights[2], "offsets", ort::kInt32, {form_.rows + 1});
+    weights_ = {form_.rows, form_.columns, form_.block_size, form_.blocks, static_cast<int>(form_.bits),
                 static_cast<const uint8_t*>(weights[0].data), static_cast<const uint8_t*>(weights[1].data),
-                static_cast<const int32_t*>(weights[2].data), bind_scales(weights[3])};
+                static_cast<const int32_t*>(weights[2].data), form_.scales(weights[3])};
     check_rows(weights[1].count());
   }
 
@@ -30,17 +30,17 @@ class MaskedMatMul final : public MatMul {
   void check_rows(int64_t bytes) const {
     int64_t end = weights_.offsets[0];
     bool fits = end == 0;
-    for (int64_t row = 0; row < rows_ && fits; ++row) {
-      const uint8_t* mask = weights_.mask + row * mask_bytes(columns_);
+    for (int64_t row = 0; row < form_.rows && fits; ++row) {
+      const uint8_t* mask = weights_.mask + row * mask_bytes(form_.columns);
       int64_t count = 0;
-      for (int64_t word = 0; word < mask_bytes(columns_); word += 4) {
+      for (int64_t word = 0; word < mask_bytes(form_.columns); word += 4) {
         uint32_t bits;
         std::memcpy(&bits, mask + word, sizeof bits);
         count += __builtin_popcount(bits);
-        const int64_t inside = columns_ - word * 8;
+        const int64_t inside = form_.columns - word * 8;
         if (inside < 32 && bits >> inside) fits = false;
       }
-      end += (count * bits_ + 7) / 8;
+      end += (count * form_.bits + 7) / 8;
       fits = fits && weights_.offsets[row + 1] == end;
     }
     if (!fits || bytes < end + kMaskedPadding) {

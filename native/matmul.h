@@ -3,11 +3,79 @@
 #ifndef EDGEBLT_MATMUL_H
 #define EDGEBLT_MATMUL_H
 
+#include <algorithm>
+#include <string>
+
 #include "kernels.h"
 #include "operator.h"
+#include "workspace.h"
 
 namespace edgeblt {
 
+constexpr int64_t kTaskProducts = 65536;  // below this, handing work to a thread takes longer than it saves
+constexpr int64_t kMostTasks = 16;
+
+// An attribute that is at least 1 and below 2 ** 31; raises OperatorError for any other.
+int64_t positive(const Node& node, const char* name);
+
+// Sizes of a product with weights [rows, columns], and the blocks in which its inputs are rounded.
+struct Form {
+  // Reads the attributes `prefix`bits, `prefix`block_size and `prefix`blocks_per_scale; raises OperatorError.
+  Form(const Node& node, int64_t columns, int64_t rows, const std::string& prefix = "");
+
+  // Scales [rows, count], or [ceil(rows / 2), count, 2] where rows go in pairs.
+  Scales scales(const Tensor& scales, bool pairs = false, const char* name = "scales") const;
+
+  int64_t columns, rows, bits, block_size, blocks_per_scale, blocks;
+};
+
+// Memory of the calling thread for rounded inputs, which the next ones overwrite.
+class Rounding {
+ public:
+  Rounding(const Form& form, bool split, int64_t rows);
+  void round(const Kernels& table, int64_t row, const float* values) const;
+  Inputs inputs() const { return {rows_, padded_, form_.block_size, form_.blocks, stride_, codes_, scales_, sums_}; }
+
+ private:
+  const Form& form_;
+  bool split_;  // the columns, as 4-bit codes come apart
+  int64_t rows_, padded_, stride_;
+  int8_t* codes_;
+  float *scales_, *sums_;
+};
+
+// Rounds values(row), a pointer to `form.columns` floats, for all rows, on the session's threads where there is work
+// for several.
+template <typename Values>
+Inputs round_rows(
+    const Call& call, const Kernels& table, const Form& form, bool split, int64_t rows, const Values& values) {
+  const Rounding rounding(form, split, rows);
+  const int64_t tasks = std::clamp<int64_t>(rows * form.columns / kTaskProducts, 1, kMostTasks);
+  const int64_t portion = (rows + tasks - 1) / tasks;
+  call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * portion;
+    for (int64_t row = begin; row < std::min(rows, begin + portion); ++row) rounding.round(table, row, values(row));
+  });
+  return rounding.inputs();
+}
+
+// multiply(first, last) for all rows of the weights, times so many rows of inputs, in portions that start at multiples
+// of 16.
+template <typename Multiply>
+void multiply_rows(const Call& call, const Form& form, int64_t inputs, const Multiply& multiply) {
+  constexpr int64_t kRowUnit = 16;
+  const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs);
+  const int64_t units = (form.rows + kRowUnit - 1) / kRowUnit;
+  const auto wanted = static_cast<int64_t>(std::min<double>(products / kTaskProducts, kMostTasks));
+  const int64_t tasks = std::clamp<int64_t>(wanted, 1, units);
+  const int64_t portion = (units + tasks - 1) / tasks;
+  call.parallel(static_cast<size_t>((units + portion - 1) / portion), [&](size_t task) {
+    const int64_t first = static_cast<int64_t>(task) * portion * kRowUnit;
+    multiply(first, std::min(form.rows, first + portion * kRowUnit));
+  });
+}
+
+// An operator that is one product.
 class MatMul : public Kernel {
  public:
   explicit MatMul(const Node& node);
@@ -22,14 +90,10 @@ class MatMul : public Kernel {
 
   // To be called last by constructors: weights that are initializers are checked once, others at every run.
   void bind_constants(const Node& node, size_t count, size_t required);
-  // Scales [N, count], or [ceil(N / 2), count, 2] where rows go in pairs.
-  Scales bind_scales(const Tensor& scales, bool pairs = false) const;
 
-  int64_t columns_, rows_, bits_, block_size_, blocks_per_scale_, blocks_;
+  const Form form_;
 
  private:
-  Inputs round_inputs(const Call& call, const Kernels& table, const float* values, int64_t rows) const;
-
   size_t weight_count_ = 0;
   bool bound_ = false;
 };

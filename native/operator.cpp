@@ -2,13 +2,14 @@
 
 #include <atomic>
 #include <exception>
+#include <memory>
 
 #include "edgeblt.h"
 
 namespace edgeblt {
 namespace {
 
-constexpr int kOperators = 5;
+constexpr int kOperators = 8;
 std::atomic<unsigned long long> runs[kOperators];
 
 // ONNX Runtime's errors carry a status that we pass on as it is.
@@ -33,18 +34,22 @@ ort::Status* guarded(const ort::Api& api, const char* name, Function function) n
   }
 }
 
+struct Release {
+  const ort::Api* api;
+  void operator()(ort::TensorInfo* info) const { api->release_tensor_info(info); }
+};
+
 Tensor read_tensor(const ort::Api& api, const ort::Value* value) {
   Tensor tensor;
   if (!value) return tensor;
   ort::TensorInfo* info = nullptr;
   check(api.tensor_info(value, &info));
+  const std::unique_ptr<ort::TensorInfo, Release> owner(info, Release{&api});
   size_t rank = 0;
-  ort::Status* status = api.dimension_count(info, &rank);
+  check(api.dimension_count(info, &rank));
   tensor.shape.resize(rank);
-  if (!status) status = api.dimensions(info, tensor.shape.data(), rank);
-  if (!status) status = api.element_type(info, &tensor.type);
-  api.release_tensor_info(info);
-  check(status);
+  check(api.dimensions(info, tensor.shape.data(), rank));
+  check(api.element_type(info, &tensor.type));
   void* data = nullptr;
   check(api.tensor_data(const_cast<ort::Value*>(value), &data));
   static const char kNothing[64] = {};  // an empty tensor may have no address
@@ -116,13 +121,21 @@ int64_t Tensor::count() const {
   return product;
 }
 
+Call::Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {
+  check(api_.input_count(context_, &inputs_));
+}
+
 Tensor Call::input(size_t index) const {
-  size_t count = 0;
-  check(api_.input_count(context_, &count));
-  if (index >= count) return {};
+  if (index >= inputs_) return {};
   const ort::Value* value = nullptr;
   check(api_.input(context_, index, &value));
   return read_tensor(api_, value);
+}
+
+bool Call::has(size_t index) const {
+  const ort::Value* value = nullptr;
+  if (index < inputs_) check(api_.input(context_, index, &value));
+  return value != nullptr;
 }
 
 void* Call::output_data(size_t index, const Shape& shape) const {
@@ -133,10 +146,8 @@ void* Call::output_data(size_t index, const Shape& shape) const {
   return data;
 }
 
-void Call::parallel(size_t count, const std::function<void(size_t)>& task) const {
-  if (count == 1) return task(0);
-  const auto run = [](void* data, size_t index) { (*static_cast<const std::function<void(size_t)>*>(data))(index); };
-  check(api_.parallel_for(context_, run, count, count, const_cast<std::function<void(size_t)>*>(&task)));
+void Call::run_parallel(size_t count, void (*task)(void*, size_t), void* data) const {
+  check(api_.parallel_for(context_, task, count, count, data));
 }
 
 int64_t Node::attribute(const char* name) const {

@@ -4,7 +4,7 @@
 #define EDGEBLT_OPERATOR_H
 
 #include <cstdint>
-#include <functional>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,11 +13,40 @@
 
 namespace edgeblt {
 
-using Shape = std::vector<int64_t>;
-
 // One line on what is wrong; becomes the status that the session reports.
 struct OperatorError : std::runtime_error {
   using std::runtime_error::runtime_error;
+};
+
+// Sizes of a tensor's dimensions, in place: every run reads several.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> sizes) {
+    resize(sizes.size());
+    size_t axis = 0;
+    for (const int64_t size : sizes) sizes_[axis++] = size;
+  }
+  void resize(size_t rank) {
+    if (rank > kMost) {
+      throw OperatorError("a tensor has " + std::to_string(rank) + " dimensions; export the model again");
+    }
+    rank_ = rank;
+  }
+  size_t size() const { return rank_; }
+  bool empty() const { return rank_ == 0; }
+  int64_t* data() { return sizes_; }
+  const int64_t* data() const { return sizes_; }
+  const int64_t* begin() const { return sizes_; }
+  const int64_t* end() const { return sizes_ + rank_; }
+  int64_t operator[](size_t axis) const { return sizes_[axis]; }
+  int64_t& back() { return sizes_[rank_ - 1]; }
+  int64_t back() const { return sizes_[rank_ - 1]; }
+
+ private:
+  static constexpr size_t kMost = 8;
+  size_t rank_ = 0;
+  int64_t sizes_[kMost];
 };
 
 struct Tensor {
@@ -32,21 +61,29 @@ struct Tensor {
 // One run of an operator.
 class Call {
  public:
-  Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
+  Call(const ort::Api& api, ort::KernelContext* context);
 
   Tensor input(size_t index) const;
+  bool has(size_t index) const;
   template <typename T>
   T* output(size_t index, const Shape& shape) const {
     return static_cast<T*>(output_data(index, shape));
   }
   // task(0) to task(count - 1), on the session's threads where there are several; tasks must not throw.
-  void parallel(size_t count, const std::function<void(size_t)>& task) const;
+  template <typename Task>
+  void parallel(size_t count, const Task& task) const {
+    if (count == 1) return task(0);
+    const auto run = [](void* data, size_t index) { (*static_cast<const Task*>(data))(index); };
+    run_parallel(count, run, const_cast<Task*>(&task));
+  }
 
  private:
   void* output_data(size_t index, const Shape& shape) const;
+  void run_parallel(size_t count, void (*task)(void*, size_t), void* data) const;
 
   const ort::Api& api_;
   ort::KernelContext* context_;
+  size_t inputs_ = 0;
 };
 
 // What is known of a node when its session opens.
@@ -93,6 +130,9 @@ const Operator& dense_matmul_operator();
 const Operator& sparse_matmul_operator();
 const Operator& masked_matmul_operator();
 const Operator& window_attention_operator();
+const Operator& dense_layer_operator();
+const Operator& latent_attention_operator();
+const Operator& dense_cross_attention_operator();
 
 }  // namespace edgeblt
 

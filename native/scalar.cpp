@@ -1,6 +1,6 @@
 // The plain definition of every kernel: what the vector levels are tested against, and what runs elsewhere.
-#include "attention.h"
 #include "common.h"
+#include "rows.h"
 
 namespace edgeblt {
 namespace {
@@ -123,6 +123,7 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
 
 }  // namespace
 
-const Kernels kScalarKernels = {kSplit, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head};
+const Kernels kScalarKernels = {kSplit, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head,
+                                normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

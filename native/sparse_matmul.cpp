@@ -13,11 +13,11 @@ class SparseMatMul final : public MatMul {
 
  protected:
   void bind(const std::vector<Tensor>& weights) override {
-    const int group = static_cast<int>(group_), bits = static_cast<int>(bits_);
-    const int64_t pairs = (rows_ + 1) / 2, tiles = (columns_ + kTile - 1) / kTile;
+    const int group = static_cast<int>(group_), bits = static_cast<int>(form_.bits);
+    const int64_t pairs = (form_.rows + 1) / 2, tiles = (form_.columns + kTile - 1) / kTile;
     require(weights[0], "tiles", ort::kUint8, {pairs, tiles, tile_bytes(group, bits)});
-    weights_ = {rows_, columns_, block_size_, blocks_, bits, group, static_cast<const uint8_t*>(weights[0].data),
-                bind_scales(weights[1], true)};
+    weights_ = {form_.rows, form_.columns, form_.block_size, form_.blocks, bits, group,
+                static_cast<const uint8_t*>(weights[0].data), form_.scales(weights[1], true)};
   }
 
   void multiply(const Kernels& table, const Inputs& inputs, int64_t first, int64_t last, float* out) const override {

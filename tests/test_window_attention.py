@@ -39,17 +39,18 @@ class Case:
     def scale(self) -> float:
         return float(np.float32(self.width**-0.5))
 
-    def model(self) -> bytes:
+    def model(self, batch: bool = False) -> bytes:
+        """With a `batch` of one around rows, as bundles of earlier versions have it; these need the kernel."""
         kinds = {"last_slot": ir.DataType.INT32, "total_length": ir.DataType.INT32}
         names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
-        ranks = (3, 4, 4, 1, 1, 2, 2)
+        ranks = (2 + batch, 4, 4, 1, 1, 2, 2)
         inputs = [
             ir.val(name, kinds.get(name, ir.DataType.FLOAT), [f"{name}_{axis}" for axis in range(rank)])
             for name, rank in zip(names, ranks, strict=True)
         ]
         outputs = [
             ir.val(name, ir.DataType.FLOAT, [f"{name}_{axis}" for axis in range(rank)])
-            for name, rank in (("attended", 3), ("present_key", 4), ("present_value", 4))
+            for name, rank in (("attended", 2 + batch), ("present_key", 4), ("present_value", 4))
         ]
         attributes: list[ir.Attr] = [
             ir.AttrInt64("num_heads", self.heads), ir.AttrInt64("kv_num_heads", self.kv_heads),
@@ -58,7 +59,8 @@ class Case:
         node = ir.Node(native_ops.DOMAIN, native_ops.ATTENTION, inputs, attributes, outputs=outputs)
         opsets = {"": 23, native_ops.MICROSOFT: 1, native_ops.DOMAIN: 1}
         graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports=opsets, name="attention")
-        model = ir.Model(graph, ir_version=11, functions=[native_ops.window_attention_function()])
+        functions = [] if batch else [native_ops.window_attention_function()]
+        model = ir.Model(graph, ir_version=11, functions=functions)
         serialized: bytes = ir.serde.serialize_model(model).SerializeToString()
         return serialized
 
@@ -67,10 +69,10 @@ class Case:
         keys, values = self.keys[None].copy(), self.values[None].copy()
         parts = []
         for start, end in zip([0, *cuts], [*cuts, len(self.rows)], strict=True):
-            out = np.empty((1, end - start, self.heads * self.width), np.float32)
+            out = np.empty((end - start, self.heads * self.width), np.float32)
             binding = session.io_binding()
             inputs: dict[str, NDArray[Any]] = {
-                "projected": self.rows[None, start:end].reshape(1, end - start, -1).copy(),
+                "projected": self.rows[start:end].reshape(end - start, -1).copy(),
                 "past_key": keys, "past_value": values,
                 "last_slot": np.array([self.past + end - 1], np.int32),
                 "total_length": np.array([self.past + end], np.int32),
@@ -181,7 +183,7 @@ def test_past_and_present_apart() -> None:
     case = some_case()
     session = open_model(case.model(), kernel=True)
     attended, keys, values = session.run(None, {
-        "projected": case.rows[None].reshape(1, len(case.rows), -1), "past_key": case.keys[None],
+        "projected": case.rows.reshape(len(case.rows), -1), "past_key": case.keys[None],
         "past_value": case.values[None], "last_slot": np.array([219], np.int32),
         "total_length": np.array([220], np.int32), "cosines": np.cos(case.angles), "sines": np.sin(case.angles),
     })  # fmt: skip
@@ -191,17 +193,29 @@ def test_past_and_present_apart() -> None:
 
 
 @needs_library
+def test_bundles_of_earlier_versions_run() -> None:
+    case = some_case()
+    attended, *_ = open_model(case.model(batch=True), kernel=True).run(None, {
+        "projected": case.rows.reshape(1, 20, -1), "past_key": case.keys[None], "past_value": case.values[None],
+        "last_slot": np.array([219], np.int32), "total_length": np.array([220], np.int32),
+        "cosines": np.cos(case.angles), "sines": np.sin(case.angles),
+    })  # fmt: skip
+    assert attended.shape == (1, 20, 256)
+    np.testing.assert_array_equal(attended.reshape(20, 4, 64), case.run(open_model(case.model(), kernel=True), []))
+
+
+@needs_library
 @pytest.mark.parametrize(("change", "said"), [
     ({"total_length": np.array([301], np.int32)}, "do not fit a cache"),
     ({"total_length": np.array([19], np.int32)}, "do not fit a cache"),
-    ({"projected": np.zeros((1, 20, 64), np.float32)}, "projected is 1 x 20 x 64"),
+    ({"projected": np.zeros((20, 64), np.float32)}, "projected is 20 x 64"),
     ({"past_value": np.zeros((1, 2, 299, 64), np.float32)}, "past_value is"),
     ({"sines": np.zeros((300, 16), np.float32)}, "sines is"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(change: dict[str, NDArray[Any]], said: str) -> None:
     case = some_case()
     feeds = {
-        "projected": case.rows[None].reshape(1, 20, -1), "past_key": case.keys[None], "past_value": case.values[None],
+        "projected": case.rows.reshape(20, -1), "past_key": case.keys[None], "past_value": case.values[None],
         "last_slot": np.array([219], np.int32), "total_length": np.array([220], np.int32),
         "cosines": np.cos(case.angles), "sines": np.sin(case.angles),
     }  # fmt: skip

@@ -198,9 +198,59 @@ void attention_round(const char* level, const Kernels& table) {
   }
 }
 
+// Rows of layers, in buffers that end where they do.
+void rows_round(const char* level, const Kernels& table) {
+  const int64_t width = any(1, 70);
+  Block<float> values(width), addend(width), weight(width), expected(width), actual(width), sum(width), total(width);
+  for (Block<float>* block : {&values, &addend, &weight}) {
+    for (int64_t i = 0; i < width; ++i) {
+      block->data[i] = std::normal_distribution<float>()(chance) * (any(0, 9) ? 1.0F : 200.0F);
+    }
+  }
+  const auto agree = [&](const char* what, const Block<float>& one, const Block<float>& other, double size) {
+    for (int64_t i = 0; i < one.count; ++i) {
+      const double error = std::fabs(double(one.data[i]) - double(other.data[i]));
+      if (!(error <= 1e-6 * (size + std::fabs(one.data[i])))) fail(what, level, 1, width, i, error);
+    }
+  };
+  kScalarKernels.gate(values.data, addend.data, width, expected.data);
+  table.gate(values.data, addend.data, width, actual.data);
+  agree("gate", expected, actual, 0);
+  for (int64_t i = 0; i < width; ++i) {
+    const double x = values.data[i], exact = x / (1 + std::exp(-x)) * addend.data[i];
+    // Below -87 the exponential stays where it is: next to nothing.
+    if (!(std::fabs(exact - actual.data[i]) <= 1e-6 * std::fabs(exact) + 1e-30)) fail("silu", level, 1, width, i, x);
+  }
+  const float* added = any(0, 1) ? addend.data : nullptr;
+  kScalarKernels.normalize(values.data, added, weight.data, width, 1e-5F, sum.data, expected.data);
+  table.normalize(values.data, added, weight.data, width, 1e-5F, total.data, actual.data);
+  agree("norm", expected, actual, 1);
+  if (added && std::memcmp(sum.data, total.data, static_cast<size_t>(width) * sizeof(float))) {
+    fail("the sum before a norm", level, 1, width, 0, 0);
+  }
+}
+
+void latent_round(const char* level, const Kernels& table) {
+  const int64_t kv_heads = any(1, 3), heads = kv_heads * any(1, 3), width = 8 * any(1, 9), vectors = any(1, 20);
+  Block<float> queries(heads * width), row(2 * kv_heads * width * vectors);
+  Block<float> expected(queries.count), actual(queries.count);
+  for (Block<float>* block : {&queries, &row}) {
+    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
+  }
+  const LatentAttention call{heads, kv_heads, width, vectors, 0.2F};
+  kScalarKernels.attend_latent(call, queries.data, row.data, expected.data);
+  table.attend_latent(call, queries.data, row.data, actual.data);
+  for (int64_t i = 0; i < expected.count; ++i) {
+    const double error = std::fabs(expected.data[i] - actual.data[i]);
+    if (!(error <= 2e-5)) fail("attention to latents", level, heads, width, vectors, error);
+  }
+}
+
 void all_rounds(const char* level, const Kernels& table) {
   one_round(level, table);
   attention_round(level, table);
+  rows_round(level, table);
+  latent_round(level, table);
 }
 
 }  // namespace

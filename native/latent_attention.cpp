@@ -1,0 +1,88 @@
+// edgeblt::LatentAttention: each byte attends to the few vectors of one latent. export/layer_ops.py has the same in
+// standard operators.
+#include <algorithm>
+
+#include "latent_rows.h"
+#include "matmul.h"
+
+namespace edgeblt {
+
+LatentRows::LatentRows(const Node& node)
+    : attention_{positive(node, "num_heads"), positive(node, "kv_num_heads"), positive(node, "head_dim"),
+                 positive(node, "vectors"), node.float_attribute("scale")},
+      offset_(node.attribute("offset")) {
+  if (attention_.heads % attention_.kv_heads || attention_.width % 8 || offset_ < 0) {
+    throw OperatorError(std::to_string(attention_.heads) + " heads of " + std::to_string(attention_.width) +
+                        " elements at " + std::to_string(offset_) + " do not share " +
+                        std::to_string(attention_.kv_heads) + " of keys; export the model again");
+  }
+}
+
+void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
+  const int64_t end = offset_ + 2 * attention_.kv_heads * attention_.width * attention_.vectors;
+  require(inputs.carried, "carried_row", ort::kFloat, {1, -1});
+  require(inputs.rows, "new_rows", ort::kFloat, {-1, inputs.carried.shape[1]});
+  require(inputs.index, "latent_index", ort::kInt64, {bytes});
+  if (inputs.carried.shape[1] < end) {
+    throw OperatorError("carried_row is " + describe(inputs.carried.shape) + ", the layer ends at " +
+                        std::to_string(end) + "; export the model again");
+  }
+  const auto* index = static_cast<const int64_t*>(inputs.index.data);
+  for (int64_t byte = 0; byte < bytes; ++byte) {
+    if (index[byte] < 0 || index[byte] > inputs.rows.shape[0]) {
+      throw OperatorError("latent_index is " + std::to_string(index[byte]) + " for " +
+                          std::to_string(inputs.rows.shape[0]) + " new rows; it must be 0 to their count");
+    }
+  }
+}
+
+void LatentRows::run(
+    const Call& call, const LatentInputs& inputs, int64_t bytes, const float* queries, float* attended) const {
+  if (!bytes) return;
+  const Kernels& table = kernels(current_level());
+  const auto* carried = static_cast<const float*>(inputs.carried.data);
+  const auto* rows = static_cast<const float*>(inputs.rows.data);
+  const auto* index = static_cast<const int64_t*>(inputs.index.data);
+  const int64_t width = attended_width(), row_width = inputs.carried.shape[1];
+  const int64_t wanted = bytes * width * attention_.vectors / kTaskProducts;
+  const int64_t tasks = std::clamp<int64_t>(wanted, 1, std::min(bytes, kMostTasks));
+  const int64_t portion = (bytes + tasks - 1) / tasks;
+  call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * portion;
+    for (int64_t byte = begin; byte < std::min(bytes, begin + portion); ++byte) {
+      const float* row = index[byte] ? rows + (index[byte] - 1) * row_width : carried;
+      table.attend_latent(attention_, queries + byte * width, row + offset_, attended + byte * width);
+    }
+  });
+}
+
+namespace {
+
+class LatentAttentionKernel final : public Kernel {
+ public:
+  explicit LatentAttentionKernel(const Node& node) : rows_(node) {}
+
+  void compute(const Call& call) override {
+    const Tensor query = call.input(0);
+    require(query, "query", ort::kFloat, {-1, rows_.attended_width()});
+    const LatentInputs inputs{call.input(1), call.input(2), call.input(3)};
+    rows_.check(inputs, query.shape[0]);
+    auto* attended = call.output<float>(0, query.shape);
+    rows_.run(call, inputs, query.shape[0], static_cast<const float*>(query.data), attended);
+  }
+
+ private:
+  LatentRows rows_;
+};
+
+}  // namespace
+
+const Operator& latent_attention_operator() {
+  using namespace ort;
+  static const Operator op(
+      "LatentAttention", 6, {kFloat, kFloat, kFloat, kInt64}, 4, {kFloat},
+      [](const Node& node) -> Kernel* { return new LatentAttentionKernel(node); });
+  return op;
+}
+
+}  // namespace edgeblt
