@@ -86,7 +86,7 @@ def measure(
 ) -> list[dict[str, object]]:
     """A row for each drafter; `none` is what the others are compared with, run by run."""
     ids = np.concatenate([[BOS], encode(text_of(name, CONTEXT + count + 64))])
-    by_time = {draft: Experience(draft, model.config.patcher is not None) for draft in DRAFTS}
+    by_time = {draft: model.experience(draft) for draft in DRAFTS}
     runs: dict[str, list[Found]] = {draft: [] for draft in DRAFTS}
     for _ in range(repeats + 1):
         for draft in DRAFTS:

@@ -7,7 +7,7 @@
 No guess changes what is generated: `speculation.py` checks all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,8 @@ from edgeblt.session import Session
 MOST_DRAFTED = 24  # fewer than a session rolls back at once
 LENGTHS = (16, 8, 6, 4)  # of the ids by which `ngram` recognises a place, the longest first
 _ID_BITS = 9
-_BINS = 8  # of probabilities, in which it is counted how often they were right
+_MASKS = tuple((1 << _ID_BITS * length) - 1 for length in LENGTHS)
+_BINS = 8  # of probabilities, by which it is counted how often a guess was right
 
 Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 """The id to guess from logits [vocab] as the n-th after the pending one, and how likely these make it."""
@@ -29,6 +30,24 @@ Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 class Draft:
     ids: list[int]
     expected: float  # how many of them are thought to be kept
+
+
+class Rates:
+    """How often guesses of each kind were right, the newest counting most; a model keeps them from text to text."""
+
+    _FIRST_WEIGHT = 4.0  # guesses that the rates to begin with are worth
+    _KEPT = 0.98
+
+    def __init__(self, first: Sequence[float]) -> None:
+        self._tried = [self._FIRST_WEIGHT] * len(first)
+        self._right = [self._FIRST_WEIGHT * rate for rate in first]
+
+    def __getitem__(self, kind: int) -> float:
+        return self._right[kind] / self._tried[kind]
+
+    def add(self, kind: int, right: bool) -> None:
+        self._tried[kind] = self._KEPT * self._tried[kind] + 1
+        self._right[kind] = self._KEPT * self._right[kind] + right
 
 
 class Drafter(Protocol):
@@ -51,19 +70,16 @@ class Drafter(Protocol):
 class _Stepwise:
     """Guesses one id after the other by logits of a smaller model, as long as it is sure enough of them."""
 
-    def __init__(self) -> None:
-        # How often guesses of about such a probability were tried and right; to begin with, as often as they say.
-        self._tried = np.full(_BINS, 4.0)
-        self._right = self._tried * (np.arange(_BINS) + 0.5) / _BINS
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
         self._bins: list[int] = []  # of the last draft
 
     def append(self, id: int) -> None:
         pass
 
     def judge(self, drafted: int, accepted: int) -> None:
-        for index, place in enumerate(self._bins[: min(accepted + 1, drafted)]):
-            self._tried[place] = 0.98 * self._tried[place] + 1
-            self._right[place] = 0.98 * self._right[place] + (index < accepted)
+        for index, kind in enumerate(self._bins[: min(accepted + 1, drafted)]):
+            self._rates.add(kind, index < accepted)
 
     def _guess(
         self, step: Callable[[list[int]], NDArray[np.float32]], pending: int, pick: Pick, needed: float
@@ -72,13 +88,13 @@ class _Stepwise:
         self._bins = []
         while len(ids) <= MOST_DRAFTED:
             chosen, probability = pick(step(ids), len(ids) - 1)
-            place = min(int(probability * _BINS), _BINS - 1)
-            chance *= float(self._right[place] / self._tried[place])
+            kind = min(int(probability * _BINS), _BINS - 1)
+            chance *= self._rates[kind]
             if chance <= needed:
                 break
             ids.append(chosen)
             expected += chance
-            self._bins.append(place)
+            self._bins.append(kind)
         return Draft(ids[1:], expected)
 
 
@@ -98,47 +114,56 @@ class DecoderDrafter(_Stepwise):
 
 
 class NgramDrafter:
-    """What followed the newest place in the text that ended in the same ids."""
+    """What followed the newest place in the text that ended in the same ids.
 
-    def __init__(self) -> None:
+    Rates are by the length that was recognised: of the first id, and of each that follows right ones.
+    """
+
+    def __init__(self, rates: Rates) -> None:
+        self._rates = rates
         self._ids: list[int] = []
-        self._keys = dict.fromkeys(LENGTHS, 0)  # of the newest ids, as one number
-        self._places: dict[int, dict[int, int]] = {length: {} for length in LENGTHS}  # by key: the index after it
-        self._right = {length: 1 - 1 / length for length in LENGTHS}  # chance of one more id
-        self._length = LENGTHS[0]  # by which the last place was found
+        self._keys = [0] * len(LENGTHS)  # of the newest ids, as one number
+        self._places: list[dict[int, int]] = [{} for _ in LENGTHS]  # by key: the index after it
+        self._kind = 0  # which length found the last place
 
     def append(self, id: int) -> None:
-        for length in LENGTHS:
-            if self._ids:  # an n-gram is known once another id follows it, or every text would find itself
-                self._places[length][self._keys[length]] = len(self._ids)
-            self._keys[length] = (self._keys[length] << _ID_BITS | id) & ((1 << _ID_BITS * length) - 1)
+        index = len(self._ids)
+        for kind, (key, mask) in enumerate(zip(self._keys, _MASKS, strict=True)):
+            if index:  # an n-gram is known once another id follows it, or every text would find itself
+                self._places[kind][key] = index
+            self._keys[kind] = (key << _ID_BITS | id) & mask
         self._ids.append(id)
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
-        for length in LENGTHS:
-            place = self._places[length].get(self._keys[length]) if len(self._ids) >= length else None
+        for kind, key in enumerate(self._keys):
+            place = self._places[kind].get(key) if len(self._ids) >= LENGTHS[kind] else None
             if place is not None:
-                self._length = length
-                count, chance, expected = 0, self._right[length], 0.0
+                self._kind = kind
+                count, chance, expected = 0, self._rates[2 * kind], 0.0
                 while count < MOST_DRAFTED and chance > needed:
-                    count, chance, expected = count + 1, chance * self._right[length], expected + chance
+                    count, chance, expected = count + 1, chance * self._rates[2 * kind + 1], expected + chance
                 return Draft(self._following(place, count), expected)
         return Draft([], 0.0)
 
+    def judge(self, drafted: int, accepted: int) -> None:
+        for index in range(min(accepted + 1, drafted)):
+            self._rates.add(2 * self._kind + (index > 0), index < accepted)
+
     def _following(self, place: int, count: int) -> list[int]:
         """As many ids from `place` on; where the text ends, it is as if it went on repeating itself from there."""
-        period = self._ids[place:]
-        return (period * (count // len(period) + 1))[:count] if len(period) < count else period[:count]
-
-    def judge(self, drafted: int, accepted: int) -> None:
-        right = self._right[self._length]
-        for index in range(min(accepted + 1, drafted)):
-            right += 0.1 * ((index < accepted) - right)
-        self._right[self._length] = min(max(right, 0.05), 0.98)
+        period = self._ids[place : place + count]
+        return (period * (count // len(period) + 1))[:count] if len(period) < count else period
 
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {
+DRAFTERS: dict[str, Callable[[Rates], Drafter]] = {
     "patcher": PatcherDrafter,
     "decoder": DecoderDrafter,
     "ngram": NgramDrafter,
 }
+
+
+def first_rates(name: str) -> Rates:
+    """What is thought of a drafter's guesses before any was checked: of smaller models what they say themselves."""
+    if name == "ngram":
+        return Rates([rate for length in LENGTHS for rate in (1 - 2 / length, 1 - 1 / length)])
+    return Rates([(bin + 0.5) / _BINS for bin in range(_BINS)])

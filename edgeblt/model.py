@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 from edgeblt.bundle import Bundle, open_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
 from edgeblt.prepared import Prepared, find_prepared
 from edgeblt.providers import resolve_provider, session_options, thread_counts
+from edgeblt.roofline import typical_bytes_per_patch
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
-from edgeblt.speculation import AUTO, Experience, check_draft, generate_ids
+from edgeblt.speculation import AUTO, DECODER, PATCHER, Experience, check_draft, generate_ids
 from edgeblt.stage import StageGraph
+
+LARGEST_DRAFTER = 1 / 3  # of the weights that a byte reads: guesses by a larger model cost more than they save
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -90,8 +95,20 @@ class Model:
         """What drafting of this kind has cost and brought on this model. Raises EdgebltError for an unknown kind."""
         check_draft(draft)
         if draft not in self._experiences:
-            self._experiences[draft] = Experience(draft, self.config.patcher is not None)
+            self._experiences[draft] = Experience(draft, self._usable_drafters(draft))
         return self._experiences[draft]
+
+    def _usable_drafters(self, draft: str) -> list[str]:
+        """A rule that reads no text has no patcher to ask. `auto` asks no model that reads too much for a guess."""
+        usable = [name for name in DRAFTERS if name != PATCHER or self.config.patcher]
+        if draft != AUTO:
+            return usable
+        plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching))
+        read: dict[str, tuple[StageName, ...]] = {PATCHER: ("patcher",), DECODER: ("encoder", "decoder")}
+        most = LARGEST_DRAFTER * plan.weight_bytes_per_byte
+        return [
+            name for name in usable if sum(plan.stages[stage].read_per_byte for stage in read.get(name, ())) <= most
+        ]
 
     def generate(
         self,

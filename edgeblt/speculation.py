@@ -10,14 +10,14 @@ what it has learned so from one text to the next.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.costs import Costs, Trials
-from edgeblt.drafting import DRAFTERS, Drafter
+from edgeblt.drafting import DRAFTERS, Drafter, first_rates
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS
 from edgeblt.sampling import Sampler
@@ -25,6 +25,7 @@ from edgeblt.session import Session
 
 NONE, AUTO, NGRAM, PATCHER, DECODER = "none", "auto", "ngram", "patcher", "decoder"
 DRAFTS = (NONE, *DRAFTERS, AUTO)
+_STANDS_FOR: dict[str, tuple[str, ...]] = {NONE: (), AUTO: tuple(DRAFTERS)}
 
 
 @dataclass
@@ -39,11 +40,13 @@ class DraftCounts:
 class Experience:
     """What drafts of one kind have cost and brought on one model so far, by a clock that tells seconds, or the like."""
 
-    def __init__(self, draft: str, has_patcher: bool = True, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`draft` is one of DRAFTS."""
+    def __init__(
+        self, draft: str, usable: Collection[str] = tuple(DRAFTERS), clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`draft` is one of DRAFTS; of the drafters it stands for only those that are `usable` are asked."""
         self.clock = clock
-        names = {NONE: (), AUTO: tuple(DRAFTERS)}.get(draft, (draft,))
-        self.names = tuple(name for name in names if name != PATCHER or has_patcher)
+        self.names = tuple(name for name in _STANDS_FOR.get(draft, (draft,)) if name in usable)
+        self.rates = {name: first_rates(name) for name in self.names}
         smaller_models = [name for name in self.names if name != NGRAM]
         self.costs = Costs()
         self.trials = Trials([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
@@ -87,7 +90,7 @@ class _Speculation:
     def __init__(self, session: Session, sampler: Sampler, experience: Experience, counts: DraftCounts) -> None:
         self._session, self._sampler, self._counts = session, sampler, counts
         self._costs, self._trials, self._clock = experience.costs, experience.trials, experience.clock
-        self._drafters: dict[str, Drafter] = {name: DRAFTERS[name]() for name in experience.names}
+        self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in experience.rates.items()}
         self._ngrams = self._drafters.get(NGRAM)
         if self._ngrams:
             for id in session.ids.tolist():

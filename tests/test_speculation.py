@@ -14,7 +14,7 @@ import tiny_models
 from conftest import Exported
 from edgeblt import native
 from edgeblt.costs import Costs, Mean, Price, Trials
-from edgeblt.drafting import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter
+from edgeblt.drafting import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter, Rates, first_rates
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, encode
@@ -207,7 +207,7 @@ def test_unknown_drafts_are_refused(tiny: Callable[[int], Model]) -> None:
 
 def test_ngrams_find_the_newest_place(tiny: Callable[[int], Model]) -> None:
     session: Session = tiny(10).session()
-    drafter = NgramDrafter()
+    drafter = NgramDrafter(first_rates("ngram"))
     shortest = LENGTHS[-1]
     context = list(range(10, 10 + shortest))
     for id in [*context, 100, 101, 102, *context, 200, 201, 202, *context]:
@@ -268,6 +268,28 @@ def test_the_best_way_is_found_and_kept_to() -> None:
         used[name] += 1
         trials.add(name, 2, 2 * seconds[name])
     assert used["none"] < 120 and used["patcher"] > 1850 and used["decoder"] > 1500
+
+
+def test_rates_are_of_what_was_seen_lately() -> None:
+    rates = Rates([0.5, 0.9])
+    assert (rates[0], rates[1]) == (0.5, 0.9)
+    for _ in range(300):
+        rates.add(0, True)
+    assert rates[0] > 0.99 and rates[1] == 0.9
+    for _ in range(300):
+        rates.add(0, False)
+    assert rates[0] < 0.01
+
+
+def test_auto_asks_no_model_that_is_too_large(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny model every stage is a good part; and what is asked is not asked where there is none."""
+    monkeypatch.setattr("edgeblt.model.LARGEST_DRAFTER", 1.0)
+    assert load(tiny(10).bundle.path).experience(AUTO).names == tuple(DRAFTERS)
+    assert load(tiny(15).bundle.path).experience(AUTO).names == ("decoder", "ngram")
+    assert load(tiny(15).bundle.path).experience("patcher").names == ()
+    monkeypatch.setattr("edgeblt.model.LARGEST_DRAFTER", 0.0)
+    assert load(tiny(10).bundle.path).experience(AUTO).names == ("ngram",)
+    assert load(tiny(10).bundle.path).experience("patcher").names == ("patcher",)
 
 
 def test_one_slow_pass_does_not_decide() -> None:
