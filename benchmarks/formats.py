@@ -4,8 +4,9 @@
 
 A model of random weights: local width 1,024, global 2,048 x 8 layers, hash tables of 50,000 rows, a patch every four
 bytes. Recipes of the package, each tensor rounded to the nearest (and pruned by magnitude) instead of calibrated, which
-changes no time. All in
-turn in one run. Takes about 8 GB of disk, and memory for the fp32 model. The last line is JSON.
+changes no time. All in turn in one run, and the bandwidth of reading memory in between: `of the limit` is the weights
+read for a byte times the rate over that, run by run, medians. Takes about 8 GB of disk, and memory for the fp32 model.
+The last line is JSON.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgeblt import Model, load
+from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.benchmark import device_name
 from edgeblt.contract import STAGES
 from edgeblt.export.checkpoint import expected_shapes
@@ -28,9 +30,11 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.transformers_config import parse_config
 from edgeblt.export.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
+from edgeblt.inspection import bundle_plan
 from edgeblt.providers import usable_cores
 from edgeblt.quant.recipe import Recipe, load_recipe
 from edgeblt.samples import held_out_text
+from edgeblt.work import weight_bytes_read
 
 RECIPES = ("fp32", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small")
 CONTEXT_BYTES = 256
@@ -57,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         models = {name: load(bundle(folder, name)) for name in arguments.recipes}
-        report(models, measure(models, arguments.new_bytes, arguments.repeats))
+        report(models, *measure(models, arguments.new_bytes, arguments.repeats))
 
 
 def bundle(folder: Path, recipe: str) -> Path:
@@ -99,14 +103,19 @@ def without_calibration(recipe: Recipe) -> str:
     return text
 
 
-def measure(models: dict[str, Model], new_bytes: int, repeats: int) -> dict[str, list[float]]:
-    """Bytes per second of each model, `repeats` times, in turn."""
+def measure(
+    models: dict[str, Model], new_bytes: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
+    """Bytes per second of each model, `repeats` times, in turn; weights it reads for a byte; memory's bytes a second."""
     text = np.concatenate([[BOS], encode(held_out_text("prose"))])
     sessions = {name: model.session() for name, model in models.items()}
     for session in sessions.values():
         session.feed(text[:CONTEXT_BYTES])
         session.fork().feed(text[:1])
+    plans = {name: bundle_plan(model.bundle, 1.0).stages for name, model in models.items()}
+    before = {name: weight_bytes_read(plans[name], session.work) for name, session in sessions.items()}
     rates: dict[str, list[float]] = {name: [] for name in models}
+    bandwidths = []
     for repeat in range(repeats):
         start = CONTEXT_BYTES + repeat * new_bytes
         for name, session in sessions.items():
@@ -114,26 +123,38 @@ def measure(models: dict[str, Model], new_bytes: int, repeats: int) -> dict[str,
             for id in text[start : start + new_bytes]:
                 session.feed([id])
             rates[name].append(new_bytes / (time.perf_counter() - began))
-    return rates
+        bandwidths.append(measure_bandwidth(repeats=3).bytes_per_s)
+    read = {
+        name: (weight_bytes_read(plans[name], session.work) - before[name]) / (repeats * new_bytes)
+        for name, session in sessions.items()
+    }
+    return rates, read, bandwidths
 
 
-def report(models: dict[str, Model], rates: dict[str, list[float]]) -> None:
+def report(
+    models: dict[str, Model], rates: dict[str, list[float]], read: dict[str, float], bandwidths: list[float]
+) -> None:
     result: dict[str, object] = {"device": device_name(), "cores": usable_cores()}
     first = next(iter(models))
     for name, model in models.items():
         ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates[first], strict=True))
         rate, size = statistics.median(rates[name]), model.bundle.size
         share = size / models[first].bundle.size
+        limit = statistics.median(
+            ours * read[name] / bandwidth for ours, bandwidth in zip(rates[name], bandwidths, strict=True)
+        )
         stages = {stage: sum((model.bundle.path / name).stat().st_size for name in entry.weights)
                   for stage, entry in model.bundle.manifest.stages.items()}  # fmt: skip
         print(
             f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times {first}; bundle {size / 1e6:8.1f} MB, {share:.4f}; "
-            f"global stage {stages['global'] / 1e6:.1f} MB"
+            f"global stage {stages['global'] / 1e6:.1f} MB; reads {read[name] / 1e6:.1f} MB a byte, {limit:.2f} of the limit"
         )
         result[name] = {
-            "bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size, "stage_bytes": stages
+            "bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size, "stage_bytes": stages,
+            "weight_bytes_per_byte": read[name], "of_the_limit": round(limit, 3), "runs": rates[name],
         }  # fmt: skip
-    print(json.dumps(result))
+    print(f"memory {min(bandwidths) / 1e9:.1f} .. {max(bandwidths) / 1e9:.1f} GB/s")
+    print(json.dumps(result | {"bandwidths": bandwidths}))
 
 
 if __name__ == "__main__":
