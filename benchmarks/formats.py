@@ -106,7 +106,7 @@ def without_calibration(recipe: Recipe) -> str:
 def measure(
     models: dict[str, Model], new_bytes: int, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
-    """Bytes per second of each model, `repeats` times, in turn; weights it reads for a byte; memory's bytes a second."""
+    """Bytes per second of each model, `repeats` times, in turn; weights read for a byte; memory's bandwidth."""
     text = np.concatenate([[BOS], encode(held_out_text("prose"))])
     sessions = {name: model.session() for name, model in models.items()}
     for session in sessions.values():
@@ -147,7 +147,8 @@ def report(
                   for stage, entry in model.bundle.manifest.stages.items()}  # fmt: skip
         print(
             f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times {first}; bundle {size / 1e6:8.1f} MB, {share:.4f}; "
-            f"global stage {stages['global'] / 1e6:.1f} MB; reads {read[name] / 1e6:.1f} MB a byte, {limit:.2f} of the limit"
+            f"global stage {stages['global'] / 1e6:.1f} MB; reads {read[name] / 1e6:.1f} MB a byte, "
+            f"{limit:.2f} of the limit"
         )
         result[name] = {
             "bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size, "stage_bytes": stages,
