@@ -163,7 +163,7 @@ def test_only_the_global_cache_grows(exported: Callable[[int], Exported], at_onc
         assert stage.cache.spec.window is not None
         assert stage.cache.capacity <= max(128, stage.cache.spec.window - 1 + ROLLBACK_BYTES + max(SLACK, largest))
     for rows in (session._patcher._states, session._byte_vectors, session._cross_rows):
-        assert len(rows._rows) <= max(128, 2 * (ROLLBACK_BYTES + longest_patch + 1 + largest))
+        assert len(rows._rows) <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + largest))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
