@@ -1,17 +1,16 @@
 """What drafts cost and bring, as measured while they are made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from typing import NamedTuple
 
 _NEW = 0.05  # share of the newest measurement in a mean
 _KEPT = 0.98  # of the weight of earlier measurements, in a line through them
-_FIRST_GUESS = 0.3  # what one more id costs of a pass, before anything is known
-_GUESS_WEIGHT = 20.0  # of that guess: as much as squares of ids' distances from their mean that add up to this
+_FIRST_START, _FIRST_ID = 0.1, 0.3  # what a draft, and each id in it, are thought to cost of a pass at first
+_GUESSES = 4.0  # passes that guess is worth as to where the line starts,
+_GUESS_WEIGHT = 20.0  # and as to its slope: squares of ids' distances from their mean that add up to this
 _OUTLIER = 4.0  # a measurement further above what is expected counts as if it were so far: something else took the time
 _PLAIN_EVERY = 48  # passes with drafts, after which one without is measured again
-_FORGOTTEN_AFTER = 256  # passes without drafts, after which what drafts cost may have changed
+_FORGOTTEN_AFTER = 1024  # passes without drafts, after which what drafts cost may have changed
 _TRIED = 4  # passes of a trial
 _KEPT_TO = 160  # passes between trials
 
@@ -35,27 +34,32 @@ class Line:
     """Seconds of a pass by the ids it checks: a straight line through what was measured, the newest counting most."""
 
     def __init__(self) -> None:
-        self._sums = np.zeros(5)  # of 1, ids, ids squared, seconds, ids times seconds
+        self._count = self._ids = self._squares = self._seconds = self._products = 0.0  # sums
 
-    def add(self, ids: int, seconds: float, slope: float) -> None:
-        """`slope` is what an id is thought to take before it is known."""
-        if self._sums[0]:
-            start, more = self.fit(slope)
+    def add(self, ids: int, seconds: float, plain: float) -> None:
+        """`plain` is what a pass takes that checks none."""
+        if self._count:
+            start, more = self.fit(plain)
             seconds = min(seconds, _OUTLIER * (start + more * ids))
-        self._sums *= _KEPT
-        self._sums += (1, ids, ids * ids, seconds, ids * seconds)
+        self._count = _KEPT * self._count + 1
+        self._ids = _KEPT * self._ids + ids
+        self._squares = _KEPT * self._squares + ids * ids
+        self._seconds = _KEPT * self._seconds + seconds
+        self._products = _KEPT * self._products + ids * seconds
 
-    def fit(self, slope: float) -> tuple[float, float]:
-        """Where the line starts, and what an id adds: not less than nothing. Only after the first `add`."""
-        count, ids, squares, seconds, products = self._sums.tolist()
-        mean, mean_ids = seconds / count, ids / count
-        covariance, variance = products - ids * mean, squares - ids * mean_ids
-        more = max((covariance + slope * _GUESS_WEIGHT) / (variance + _GUESS_WEIGHT), 0.0)
-        return mean - more * mean_ids, more
+    def fit(self, plain: float) -> tuple[float, float]:
+        """Where the line starts, and what an id adds: not less than nothing.
+
+        Few measurements leave it near a first guess, so it is drawn through that too.
+        """
+        count, seconds = self._count + _GUESSES, self._seconds + _GUESSES * (1 + _FIRST_START) * plain
+        mean, mean_ids = seconds / count, self._ids / count
+        covariance, variance = self._products - self._ids * mean, self._squares - self._ids * mean_ids
+        more = (covariance + _FIRST_ID * plain * _GUESS_WEIGHT) / (variance + _GUESS_WEIGHT)
+        return mean - max(more, 0.0) * mean_ids, max(more, 0.0)
 
 
-@dataclass(frozen=True)
-class Price:
+class Price(NamedTuple):
     """What a draft must bring to be worth its time, in ids that are kept."""
 
     start: float  # for a draft at all
@@ -81,7 +85,7 @@ class Costs:
             return
         self._since_plain, self._since_draft = self._since_plain + 1, 0
         if drafted and self._plain.value is not None:
-            self._lines.setdefault(name, Line()).add(drafted, seconds, _FIRST_GUESS * self._plain.value)
+            self._lines.setdefault(name, Line()).add(drafted, seconds, self._plain.value)
 
     def price(self, name: str) -> Price | None:
         """Of a draft by `name`; None where a pass without any is due, to know what those take now."""
@@ -89,9 +93,7 @@ class Costs:
         if plain is None or self._generated.value is None or self._since_plain > _PLAIN_EVERY:
             return None
         value = min(self._generated.value, plain)
-        if name not in self._lines:
-            return Price(0.0, _FIRST_GUESS)
-        start, more = self._lines[name].fit(_FIRST_GUESS * plain)
+        start, more = self._lines.setdefault(name, Line()).fit(plain)
         return Price(max(start - plain, 0.0) / value, more / value)
 
 
@@ -106,6 +108,8 @@ class Trials:
 
     def choose(self) -> str:
         """The one to use now."""
+        if len(self._names) == 1:
+            return self._names[0]
         turn = self._passes // _TRIED
         if turn < len(self._names):
             return self._names[turn]

@@ -2,32 +2,31 @@
 
     patcher    the patcher reads every byte anyway, and its logits are a distribution of the next one
     decoder    encoder and decoder go on past the end of the open patch, as if it had none
-    ngram      what followed the same few ids the last time
+    ngram      what followed the same few bytes the last time
 
 No guess changes what is generated: `speculation.py` checks all of them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.ids import OFFSET
 from edgeblt.session import Session
 
 MOST_DRAFTED = 24  # fewer than a session rolls back at once
-LENGTHS = (16, 8, 6, 4)  # of the ids by which `ngram` recognises a place, the longest first
-_ID_BITS = 9
-_MASKS = tuple((1 << _ID_BITS * length) - 1 for length in LENGTHS)
+LENGTHS = (4, 6, 8, 16)  # of the bytes by which `ngram` recognises a place
+_NO_BYTE = 0xFF  # stands for ids that stand for none; UTF-8 has no such byte
+_REACH = 8192  # bytes of text that are searched, the newest ones: more takes as long as a pass of a small model
 _BINS = 8  # of probabilities, by which it is counted how often a guess was right
 
 Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 """The id to guess from logits [vocab] as the n-th after the pending one, and how likely these make it."""
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     ids: list[int]
     expected: float  # how many of them are thought to be kept
 
@@ -53,8 +52,8 @@ class Rates:
 class Drafter(Protocol):
     """One way to guess, for one sequence."""
 
-    def append(self, id: int) -> None:
-        """The text has got another id."""
+    def extend(self, ids: Sequence[int]) -> None:
+        """The text has got more ids."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
@@ -74,7 +73,7 @@ class _Stepwise:
         self._rates = rates
         self._bins: list[int] = []  # of the last draft
 
-    def append(self, id: int) -> None:
+    def extend(self, ids: Sequence[int]) -> None:
         pass
 
     def judge(self, drafted: int, accepted: int) -> None:
@@ -114,44 +113,46 @@ class DecoderDrafter(_Stepwise):
 
 
 class NgramDrafter:
-    """What followed the newest place in the text that ended in the same ids.
+    """What followed the newest place in the text that ended in the same bytes, as many as are found.
 
-    Rates are by the length that was recognised: of the first id, and of each that follows right ones.
+    Rates are by the length that was recognised: of the first byte, and of each that follows right ones.
     """
 
     def __init__(self, rates: Rates) -> None:
         self._rates = rates
-        self._ids: list[int] = []
-        self._keys = [0] * len(LENGTHS)  # of the newest ids, as one number
-        self._places: list[dict[int, int]] = [{} for _ in LENGTHS]  # by key: the index after it
+        self._text = bytearray()
         self._kind = 0  # which length found the last place
 
-    def append(self, id: int) -> None:
-        index = len(self._ids)
-        for kind, (key, mask) in enumerate(zip(self._keys, _MASKS, strict=True)):
-            if index:  # an n-gram is known once another id follows it, or every text would find itself
-                self._places[kind][key] = index
-            self._keys[kind] = (key << _ID_BITS | id) & mask
-        self._ids.append(id)
+    def extend(self, ids: Sequence[int]) -> None:
+        self._text.extend(id - OFFSET if id >= OFFSET else _NO_BYTE for id in ids)
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
-        for kind, key in enumerate(self._keys):
-            place = self._places[kind].get(key) if len(self._ids) >= LENGTHS[kind] else None
-            if place is not None:
-                self._kind = kind
-                count, chance, expected = 0, self._rates[2 * kind], 0.0
-                while count < MOST_DRAFTED and chance > needed:
-                    count, chance, expected = count + 1, chance * self._rates[2 * kind + 1], expected + chance
-                return Draft(self._following(place, count), expected)
-        return Draft([], 0.0)
+        place = self._find()
+        if place is None:
+            return Draft([], 0.0)
+        count, chance, expected = 0, self._rates[2 * self._kind], 0.0
+        while count < MOST_DRAFTED and chance > needed:
+            count, chance, expected = count + 1, chance * self._rates[2 * self._kind + 1], expected + chance
+        return Draft([byte + OFFSET for byte in self._following(place, count)], expected)
+
+    def _find(self) -> int | None:
+        """The index after the newest place that ends as the text does."""
+        text, end, found = self._text, len(self._text), None
+        begin = max(end - _REACH, 0)
+        for kind, length in enumerate(LENGTHS):
+            place = text.rfind(text[-length:], begin, end - 1) if end > length else -1
+            if place < 0:
+                break
+            self._kind, found = kind, place + length
+        return found
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index in range(min(accepted + 1, drafted)):
             self._rates.add(2 * self._kind + (index > 0), index < accepted)
 
-    def _following(self, place: int, count: int) -> list[int]:
-        """As many ids from `place` on; where the text ends, it is as if it went on repeating itself from there."""
-        period = self._ids[place : place + count]
+    def _following(self, place: int, count: int) -> bytearray:
+        """As many bytes from `place` on; where the text ends, it is as if it went on repeating itself from there."""
+        period = self._text[place : place + count]
         return (period * (count // len(period) + 1))[:count] if len(period) < count else period
 
 

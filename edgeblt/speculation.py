@@ -91,15 +91,12 @@ class _Speculation:
         self._session, self._sampler, self._counts = session, sampler, counts
         self._costs, self._trials, self._clock = experience.costs, experience.trials, experience.clock
         self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in experience.rates.items()}
-        self._ngrams = self._drafters.get(NGRAM)
-        if self._ngrams:
-            for id in session.ids.tolist():
-                self._ngrams.append(id)
+        self._asked_first = [NGRAM] if NGRAM in self._drafters else []
+        self._extend(session.ids.tolist())
 
     def advance(self, pending: int, most: int) -> list[int]:
         """The next ids, at least one: those of a draft that are right, and the one after them. `pending` is fed."""
-        if self._ngrams:
-            self._ngrams.append(pending)
+        self._extend([pending])
         began = self._clock()
         name, drafted = self._draft(pending, most - 1)
         start = self._session.position
@@ -108,9 +105,7 @@ class _Speculation:
         chosen = self._check(rows, drafted)
         accepted = len(chosen) - 1
         self._session.rollback(start + 1 + accepted)
-        if self._ngrams:
-            for id in chosen[:-1]:
-                self._ngrams.append(id)
+        self._extend(chosen[:-1])
         if drafted:
             self._drafters[name].judge(len(drafted), accepted)
         plain = not drafted and name != DECODER  # what the patcher reads, it would have read anyway
@@ -124,7 +119,7 @@ class _Speculation:
     def _draft(self, pending: int, most: int) -> tuple[str, list[int]]:
         """What the first drafter says that has something worth its check; else who took time to say nothing."""
         asked = NONE
-        for name in [NGRAM] * bool(self._ngrams) + [self._trials.choose()]:
+        for name in (*self._asked_first, self._trials.choose()):
             price = self._costs.price(name)
             if name == NONE or price is None or not most:
                 continue
@@ -133,6 +128,10 @@ class _Speculation:
             if draft.ids and draft.expected - price.id * len(draft.ids) >= price.start:
                 return name, draft.ids[:most]
         return asked, []
+
+    def _extend(self, ids: list[int]) -> None:
+        for drafter in self._drafters.values():
+            drafter.extend(ids)
 
     def _check(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
         chosen: list[int] = []
