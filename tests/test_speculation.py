@@ -186,7 +186,7 @@ def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]
         session.rollback(len(prompt))
     statistic = sum((drawn[ids] - draws * chance) ** 2 / (draws * chance) for ids, chance in exact.items())
     assert statistic < 66  # of 26 degrees of freedom: 2e-5
-    assert counts.drafted > draws or draft == "ngram"
+    assert counts.drafted > {"patcher": draws, "decoder": draws, "auto": 50}.get(draft, 0) or draft == "ngram"
 
 
 def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
