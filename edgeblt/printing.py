@@ -222,7 +222,7 @@ def show_demo(result: "Demo") -> None:
     title = f"accuracy of {printable(result.bundle.manifest.recipe)} against transformers in float32"
     _print(_accuracy_table(title, "held-out text", "transformers", result.accuracy.texts))
     speed = result.benchmark
-    table = _table("speed after 1,024 bytes of context", "", "edgeblt", "transformers", "ratio")
+    table = _table(f"speed after 1,024 bytes of context, drafts: {speed.draft}", "", "edgeblt", "transformers", "ratio")
     for name, ours, theirs in (
         ("prefill, bytes/s", speed.prefill_bytes_per_s, result.reference_prefill_bytes_per_s),
         ("decoding, bytes/s", speed.decode_bytes_per_s, result.reference_decode_bytes_per_s),
