@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,3 +134,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Export
 def tiny_bundle(exported: Callable[[int], Exported]) -> tuple[Path, Path]:
     """A small fp32 model: (checkpoint, bundle). Read them only; copy what a test changes."""
     return exported(10).checkpoint, exported(10).bundle
+
+
+def default_signals() -> None:
+    """For `preexec_fn`: tests run in the background, or without a terminal, hand on that these are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import defs
 from rich.filesize import decimal
 
+from conftest import default_signals
 from edgeblt.bundle import Bundle, FileRecord, Manifest, StageRecord, file_record, open_bundle, write_manifest
 from edgeblt.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
 from edgeblt.contract import STAGES, CacheSpec, StageContract, TensorSpec, stage_contracts
@@ -485,6 +486,7 @@ def test_a_killed_export_is_never_seen(tiny_bundle: tuple[Path, Path], tmp_path:
         [sys.executable, "-c", INTERRUPTED, str(tiny_bundle[0]), str(tmp_path / "whole")],
         input="".join(f"{number} {share} {target}\n" for number, share, target in runs),
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        preexec_fn=default_signals,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     codes = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("CODE ")]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from conftest import default_signals
 from edgeblt import cli, native
 from edgeblt.benchmark import Benchmark
 from edgeblt.bundle import open_bundle
@@ -559,7 +560,7 @@ ENDLESS = "import itertools; from edgeblt.model import Model; Model.stream = lam
 def started(*arguments: object, before: str) -> "subprocess.Popen[bytes]":
     code = f"import sys\n{before}\nfrom edgeblt.cli import main\nmain()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
