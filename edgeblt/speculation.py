@@ -96,6 +96,9 @@ class _Speculation:
 
     def advance(self, pending: int, most: int) -> list[int]:
         """The next ids, at least one: those of a draft that are right, and the one after them. `pending` is fed."""
+        self._counts.passes += 1
+        if not self._drafters:
+            return [self._sampler.choose(self._session.feed([pending])[0])]
         self._extend([pending])
         began = self._clock()
         name, drafted = self._draft(pending, most - 1)
@@ -103,25 +106,28 @@ class _Speculation:
         rows = self._session.feed([pending, *drafted])
         seconds = self._clock() - began
         chosen = self._check(rows, drafted)
-        accepted = len(chosen) - 1
-        self._session.rollback(start + 1 + accepted)
-        self._extend(chosen[:-1])
         if drafted:
-            self._drafters[name].judge(len(drafted), accepted)
+            self._judge(name, drafted, chosen, start + len(chosen))
         plain = not drafted and name != DECODER  # what the patcher reads, it would have read anyway
         self._costs.add(None if plain else name, len(drafted), len(chosen), seconds)
         self._trials.add(name, len(chosen), seconds)
-        self._counts.passes += 1
+        return chosen
+
+    def _judge(self, name: str, drafted: list[int], chosen: list[int], position: int) -> None:
+        """After a draft was checked: back to where it was right."""
+        accepted = len(chosen) - 1
+        self._session.rollback(position)
+        self._extend(chosen[:-1])
+        self._drafters[name].judge(len(drafted), accepted)
         self._counts.drafted += len(drafted)
         self._counts.accepted += accepted
-        return chosen
 
     def _draft(self, pending: int, most: int) -> tuple[str, list[int]]:
         """What the first drafter says that has something worth its check; else who took time to say nothing."""
         asked = NONE
         for name in (*self._asked_first, self._trials.choose()):
-            price = self._costs.price(name)
-            if name == NONE or price is None or not most:
+            price = self._costs.price(name) if most and name != NONE else None
+            if price is None:
                 continue
             draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
             asked = asked if name == NGRAM else name  # it takes none
