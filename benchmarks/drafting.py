@@ -1,6 +1,7 @@
 """What drafts save: weights read for a byte and time for a byte, by drafter and text.
 
-    python benchmarks/drafting.py BUNDLE [--like CHECKPOINT] [--new-bytes N] [--repeats N] [--texts NAME ...]
+    python benchmarks/drafting.py BUNDLE [--like CHECKPOINT] [--new-bytes N] [--repeats N]
+        [--texts NAME ...] [--drafts none NAME ...]
 
 Three ways to go on after 1,024 bytes of a text: greedy, drawn at temperature 0.8, and `given`, as if the model wrote
 what the text goes on with: there drafts meet real text instead of what this model makes of it. `repetitive` is a log
@@ -16,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--new-bytes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", nargs="+", default=["prose", "code", "typos", "german", "russian", "repetitive"])
+    parser.add_argument("--drafts", nargs="+", default=list(DRAFTS))
     options = parser.parse_args()
     model = load(options.bundle)
     weights = bundle_plan(model.bundle, 1.0).stages
@@ -77,19 +79,25 @@ def main() -> None:
     rows = []
     for name in options.texts:
         for way in WAYS:
-            rows += measure(model, weights, name, way, options.new_bytes, options.repeats)
+            rows += measure(model, weights, name, way, options.new_bytes, options.repeats, options.drafts)
     print(json.dumps({"device": device_name(), "bundle": str(options.bundle), "like": str(options.like), "rows": rows}))
 
 
 def measure(
-    model: Model, weights: Mapping[StageName, StageWeights], name: str, way: str, count: int, repeats: int
+    model: Model,
+    weights: Mapping[StageName, StageWeights],
+    name: str,
+    way: str,
+    count: int,
+    repeats: int,
+    drafts: Sequence[str],
 ) -> list[dict[str, object]]:
     """A row for each drafter; `none` is what the others are compared with, run by run."""
     ids = np.concatenate([[BOS], encode(text_of(name, CONTEXT + count + 64))])
-    by_time = {draft: model.experience(draft) for draft in DRAFTS}
-    runs: dict[str, list[Found]] = {draft: [] for draft in DRAFTS}
+    by_time = {draft: model.experience(draft) for draft in drafts}
+    runs: dict[str, list[Found]] = {draft: [] for draft in drafts}
     for _ in range(repeats + 1):
-        for draft in DRAFTS:
+        for draft in drafts:
             runs[draft].append(run(model, weights, ids, way, count, by_time[draft]))
     rows: list[dict[str, object]] = []
     for draft, found in runs.items():

@@ -31,6 +31,9 @@ class Draft(NamedTuple):
     expected: float  # how many of them are thought to be kept
 
 
+NOTHING = Draft([], 0.0)
+
+
 class Rates:
     """How often guesses of each kind were right, the newest counting most; a model keeps them from text to text."""
 
@@ -55,6 +58,10 @@ class Drafter(Protocol):
     def extend(self, ids: Sequence[int]) -> None:
         """The text has got more ids."""
 
+    def knows(self) -> bool:
+        """Whether there is anything to say here."""
+        ...
+
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
 
@@ -75,6 +82,9 @@ class _Stepwise:
 
     def extend(self, ids: Sequence[int]) -> None:
         pass
+
+    def knows(self) -> bool:
+        return True
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index, kind in enumerate(self._bins[: min(accepted + 1, drafted)]):
@@ -122,29 +132,33 @@ class NgramDrafter:
         self._rates = rates
         self._text = bytearray()
         self._kind = 0  # which length found the last place
+        self._place = 0  # the index after it
 
     def extend(self, ids: Sequence[int]) -> None:
-        self._text.extend(id - OFFSET if id >= OFFSET else _NO_BYTE for id in ids)
+        for id in ids:
+            self._text.append(id - OFFSET if id >= OFFSET else _NO_BYTE)
 
-    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
-        place = self._find()
-        if place is None:
-            return Draft([], 0.0)
-        count, chance, expected = 0, self._rates[2 * self._kind], 0.0
-        while count < MOST_DRAFTED and chance > needed:
-            count, chance, expected = count + 1, chance * self._rates[2 * self._kind + 1], expected + chance
-        return Draft([byte + OFFSET for byte in self._following(place, count)], expected)
-
-    def _find(self) -> int | None:
-        """The index after the newest place that ends as the text does."""
-        text, end, found = self._text, len(self._text), None
-        begin = max(end - _REACH, 0)
-        for kind, length in enumerate(LENGTHS):
+    def knows(self) -> bool:
+        """Finds the newest place that ends as the text does."""
+        text, end = self._text, len(self._text)
+        begin, kind = max(end - _REACH, 0), -1
+        for length in LENGTHS:
             place = text.rfind(text[-length:], begin, end - 1) if end > length else -1
             if place < 0:
                 break
-            self._kind, found = kind, place + length
-        return found
+            kind, self._place = kind + 1, place + length
+        self._kind = kind
+        return kind >= 0
+
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
+        """From the place that `knows` has found."""
+        chance, longer = self._rates[2 * self._kind], self._rates[2 * self._kind + 1]
+        if chance <= needed:
+            return NOTHING
+        count, expected = 0, 0.0
+        while count < MOST_DRAFTED and chance > needed:
+            count, chance, expected = count + 1, chance * longer, expected + chance
+        return Draft([byte + OFFSET for byte in self._following(self._place, count)], expected)
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index in range(min(accepted + 1, drafted)):

@@ -126,7 +126,9 @@ class _Speculation:
         """What the first drafter says that has something worth its check; else who took time to say nothing."""
         asked = NONE
         for name in (*self._asked_first, self._trials.choose()):
-            price = self._costs.price(name) if most and name != NONE else None
+            if name == NONE or not most or not self._drafters[name].knows():
+                continue
+            price = self._costs.price(name)
             if price is None:
                 continue
             draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
