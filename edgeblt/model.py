@@ -24,7 +24,7 @@ from edgeblt.providers import resolve_provider, session_options, thread_counts
 from edgeblt.roofline import typical_bytes_per_patch
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
-from edgeblt.speculation import AUTO, DECODER, PATCHER, Experience, check_draft, generate_ids
+from edgeblt.speculation import AUTO, DECODER, NGRAM, PATCHER, Experience, check_draft, generate_ids
 from edgeblt.stage import StageGraph
 
 LARGEST_DRAFTER = 1 / 3  # of the weights that a byte reads: guesses by a larger model cost more than they save
@@ -103,7 +103,10 @@ class Model:
         usable = [name for name in DRAFTERS if name != PATCHER or self.config.patcher]
         if draft != AUTO:
             return usable
-        plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching))
+        try:
+            plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching))
+        except EdgebltError:  # the bundle has gone since it was opened; what is open works on
+            return [NGRAM]
         read: dict[str, tuple[StageName, ...]] = {PATCHER: ("patcher",), DECODER: ("encoder", "decoder")}
         most = LARGEST_DRAFTER * plan.weight_bytes_per_byte
         return [

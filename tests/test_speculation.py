@@ -2,8 +2,10 @@
 
 import math
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,6 +293,14 @@ def test_the_best_way_is_found_and_kept_to() -> None:
         used[name] += 1
         trials.add(name, 2, 2 * seconds[name])
     assert used["none"] < 120 and used["patcher"] > 1850 and used["decoder"] > 1500
+
+
+def test_a_bundle_may_go_once_it_is_open(tiny: Callable[[int], Model], tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny(10).bundle.path, tmp_path / "bundle")
+    model = load(copy)
+    shutil.rmtree(copy)
+    assert model.generate("x", 5) == tiny(10).generate("x", 5)
+    assert model.experience(AUTO).names == ("ngram",)
 
 
 def test_rates_are_of_what_was_seen_lately() -> None:
