@@ -18,8 +18,8 @@ import numpy as np
 import onnxruntime
 
 from edgeblt import model as model_module
-from edgeblt.benchmark import device_name
 from edgeblt.contract import STAGES
+from edgeblt.device import device_name
 from edgeblt.ids import BOS, encode
 from edgeblt.model import load
 from edgeblt.providers import session_options

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.benchmark import device_name
 from edgeblt.contract import StageName
+from edgeblt.device import device_name
 from edgeblt.export.checkpoint import open_checkpoint
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode

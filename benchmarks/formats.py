@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 from edgeblt import Model, load
 from edgeblt.bandwidth import measure_bandwidth
-from edgeblt.benchmark import device_name
 from edgeblt.contract import STAGES
+from edgeblt.device import device_name
 from edgeblt.export.checkpoint import expected_shapes
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.transformers_config import parse_config

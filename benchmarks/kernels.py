@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from edgeblt import native
 from edgeblt.bandwidth import measure_bandwidth
-from edgeblt.benchmark import device_name
+from edgeblt.device import device_name
 from edgeblt.export import native_ops
 from edgeblt.export.native_ops import MICROSOFT
 from edgeblt.quant import sparse_layout

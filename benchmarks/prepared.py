@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgeblt.benchmark import device_name
+from edgeblt.device import device_name
 from edgeblt.prepare import prepare
 
 READER = """

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeblt import Model, load
-from edgeblt.benchmark import device_name
+from edgeblt.device import device_name
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference

@@ -1,7 +1,6 @@
 """How fast a bundle is on this machine: time to the first byte, prefill, each byte after, and what that costs."""
 
 import itertools
-import platform
 import resource
 import statistics
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 
 from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.contract import STAGES, StageName
+from edgeblt.device import device_name
 from edgeblt.energy import Energy
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
@@ -237,7 +237,7 @@ class _Bench:
         joules = [run.joules / count for run in runs if run.joules is not None]
         before, after = model.memory_before, self._memory
         return Benchmark(
-            bundle=model.bundle.path.resolve().name,
+            bundle=model.bundle.directory_name,
             bundle_id=model.bundle.id,
             recipe=model.bundle.manifest.recipe,
             provider=model.provider_name,
@@ -278,8 +278,7 @@ class _Bench:
             stage_bytes={name: stages[name].bytes for name in STAGES},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
             mapped_bytes=after.mapped - before.mapped if before and after else None,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * (1 if sys.platform == "darwin" else 1024),
+            peak_rss_bytes=_peak_memory(),
             prepared=model.prepared.unused_because is None,
             unprepared_because=model.prepared.unused_because,
             bundle_bytes=model.bundle.size,
@@ -296,13 +295,3 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def device_name() -> str:
-    """The processor's name, as the machine gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

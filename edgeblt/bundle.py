@@ -71,6 +71,10 @@ class Bundle:
         return sum(record.size for record in self.manifest.files.values())
 
     @property
+    def directory_name(self) -> str:
+        return self.path.resolve().name
+
+    @property
     def id(self) -> str:
         """12 hexadecimal digits: the same for every copy of a bundle, and for no other."""
         return checksum(dataclass_document(self.manifest))[:12]

@@ -1,8 +1,9 @@
 """Opening a bundle and using it: generate, stream, score."""
 
 import copy
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,6 +167,12 @@ class Model:
             scores.entropies[rows] = chunk.entropies
             scores.patch_starts[rows] = chunk.patch_starts
         return scores
+
+
+def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:
+    """`data` cut before each byte t for which patch_starts[t]; the first and the last may be parts of a patch."""
+    cuts = [0, *(index for index, start in enumerate(patch_starts) if start and index), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
 
 
 def load(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.benchmark import device_name
 from edgeblt.config import PatchingRule, Rule
+from edgeblt.device import device_name
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
@@ -90,7 +90,7 @@ def tune(
     curve = _Curve(model, texts, max_bpb_increase)
     points = _with_speeds(model, curve.points, texts[0].data)
     return Tuning(
-        bundle=model.bundle.path.resolve().name,
+        bundle=model.bundle.directory_name,
         bundle_id=model.bundle.id,
         recipe=model.bundle.manifest.recipe,
         provider=provider,

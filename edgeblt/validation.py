@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.benchmark import device_name
 from edgeblt.config import Rule
+from edgeblt.device import device_name
 from edgeblt.errors import EdgebltError
-from edgeblt.model import Model, log_softmax
+from edgeblt.model import Model, cut_into_patches, log_softmax
 from edgeblt.progress import progress
 from edgeblt.reference import ReferenceRow, Rows, TextRow, greedy_continuation
 from edgeblt.session import Chunk
@@ -44,9 +44,7 @@ class Passage:
     @property
     def patches(self) -> list[bytes]:
         """The bytes, cut where patches start; the first and the last may be parts of one."""
-        data = self.data.encode("latin-1")
-        cuts = [0, *(index for index, start in enumerate(self.patch_starts) if start and index), len(data)]
-        return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
+        return cut_into_patches(self.data.encode("latin-1"), self.patch_starts)
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def _report(model: Model, by_text: "dict[str, _Sums]", passage: Passage) -> Repo
     total = functools.reduce(operator.add, by_text.values()).result(model.provider_name)
     return Report(
         **vars(total),
-        bundle=model.bundle.path.resolve().name,
+        bundle=model.bundle.directory_name,
         bundle_id=model.bundle.id,
         recipe=model.bundle.manifest.recipe,
         bundle_bytes=model.bundle.size,

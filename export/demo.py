@@ -3,7 +3,6 @@
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from edgeblt.bundle import Bundle
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
-from edgeblt.model import Model, load
+from edgeblt.model import Model, cut_into_patches, load
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.reference import ComputedRows
@@ -80,5 +79,4 @@ def _passage(model: Model) -> tuple[bytes, ...]:
     """A prompt and what the model makes of it, cut where patches start."""
     prompt = PASSAGE_PROMPT.encode()
     text = prompt + model.generate(prompt, PASSAGE_BYTES, temperature=0.7, top_p=0.9, seed=4)
-    starts = [0, *np.flatnonzero(model.score(text).patch_starts).tolist(), len(text)]
-    return tuple(text[start:end] for start, end in pairwise(starts) if end > start)
+    return tuple(cut_into_patches(text, model.score(text).patch_starts))

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,7 +28,9 @@ TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])
 class Scripted:
     """A model and a reference at once; its logits and patch starts are drawn from the ids so far."""
 
-    bundle = SimpleNamespace(path=Path("bundle"), id="0123456789ab", size=17, manifest=SimpleNamespace(recipe="int8"))
+    bundle = SimpleNamespace(
+        directory_name="bundle", id="0123456789ab", size=17, manifest=SimpleNamespace(recipe="int8")
+    )
     config = SimpleNamespace(patching=PatchingRule(Rule.THRESHOLD, 1.5))
     threshold: float | None = None
 
