@@ -1,10 +1,13 @@
 """What a session remembers: key-value caches that forget what no window can see, and rows kept for rolling back."""
 
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from edgeblt.contract import CacheSpec
+from edgeblt.device_array import Array, DeviceMemory, empty, zeros
 
 SLACK = 32  # slots a windowed cache may fill beyond what it must keep, before it moves its content to the front
 _INITIAL_CAPACITY = 128
@@ -17,14 +20,16 @@ class KeyValueCache:
     its size is bounded; one without a window doubles as it fills.
     """
 
-    def __init__(self, spec: CacheSpec, rollback: int) -> None:
+    def __init__(self, spec: CacheSpec, rollback: int, memory: DeviceMemory | None = None) -> None:
+        """In `memory`, or on the host."""
         self.spec = spec
+        self._memory = memory
         self.first = 0
         self.length = 0
         self._rollback = rollback
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
-        self.cosines, self.sines = self._rotations(0, _INITIAL_CAPACITY)
+        self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
         self.buffers = [self._allocate(_INITIAL_CAPACITY) for _ in range(2 * spec.layer_count)]
 
     @property
@@ -86,26 +91,38 @@ class KeyValueCache:
         angles[:, : len(self._frequencies)] = positions[:, None] * self._frequencies
         return np.cos(angles), np.sin(angles)
 
+    def _placed(self, tables: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Array, Array]:
+        """In the cache's type and memory."""
+        if self._memory is None and self.spec.dtype == "float32":
+            return tables
+        placed = [empty(table.shape, self.spec.dtype, self._memory) for table in tables]
+        for array, table in zip(placed, tables, strict=True):
+            array[:] = table
+        return placed[0], placed[1]
+
     def _grow(self, capacity: int) -> None:
         larger = [self._allocate(capacity) for _ in self.buffers]
         for new, old in zip(larger, self.buffers, strict=True):
             new[:, :, : self.length] = old[:, :, : self.length]
-        tables = self._rotations(self.first, capacity)
+        tables = self._placed(self._rotations(self.first, capacity))
         self.buffers, (self.cosines, self.sines) = larger, tables  # at once: an interruption leaves one size
 
-    def _allocate(self, capacity: int) -> NDArray[np.float32]:
-        return np.zeros((1, self.spec.kv_head_count, capacity, self.spec.head_dim), np.float32)
+    def _allocate(self, capacity: int) -> Array:
+        shape = (1, self.spec.kv_head_count, capacity, self.spec.head_dim)
+        return zeros(shape, self.spec.dtype, self._memory)  # type: ignore[no-any-return]
 
 
 class RowHistory:
     """Rows [width] by absolute index; the newest are appended, old ones dropped, all kept ones contiguous."""
 
-    def __init__(self, width: int) -> None:
-        self._rows: NDArray[np.float32] = np.empty((_INITIAL_CAPACITY, width), np.float32)
+    def __init__(self, width: int, dtype: DTypeLike = np.float32, memory: DeviceMemory | None = None) -> None:
+        """In `memory`, or on the host."""
+        self._memory = memory
+        self._rows: Array = empty((_INITIAL_CAPACITY, width), dtype, memory)
         self.first = 0  # absolute index of the oldest row kept
         self.end = 0  # absolute index after the newest
 
-    def append(self, rows: NDArray[np.float32], keep_from: int) -> None:
+    def append(self, rows: Array, keep_from: int) -> None:
         """Add rows; those before `keep_from` may be forgotten."""
         used, count = self.end - self.first, len(rows)
         if used + count > len(self._rows):
@@ -113,7 +130,7 @@ class RowHistory:
             kept = self._rows[drop:used]
             needed = len(kept) + count
             if 2 * needed > len(self._rows):
-                larger = np.empty((2 * needed, self._rows.shape[1]), np.float32)
+                larger = empty((2 * needed, self._rows.shape[1]), self._rows.dtype, self._memory)
                 larger[: len(kept)] = kept
                 self._rows = larger
             else:
@@ -123,7 +140,7 @@ class RowHistory:
         self._rows[used : used + count] = rows
         self.end += count
 
-    def rows(self, start: int, end: int | None = None) -> NDArray[np.float32]:
+    def rows(self, start: int, end: int | None = None) -> Any:  # an Array
         """Rows start .. end (default: the newest), as a view that the next `append` may overwrite."""
         assert self.first <= start
         return self._rows[start - self.first : (self.end if end is None else end) - self.first]

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES, StageContract, StageName, cross_row_width
+from edgeblt.contract import STAGES, DType, StageContract, StageName, cross_row_width
+from edgeblt.device_array import Array, DeviceMemory, empty, zeros
 from edgeblt.errors import EdgebltError
 from edgeblt.patcher import Patcher, Patching
 from edgeblt.stage import MANY, Stage, StageGraph
@@ -26,7 +27,7 @@ ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it fe
 CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
 PIECE_BYTES = 128  # the most bytes the other stages see in one run
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Array]
 _NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
 
 
@@ -54,9 +55,11 @@ class Session:
         self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
         self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
-        self._byte_vectors = RowHistory(config.encoder.hidden_size)  # by position
-        self._cross_rows = RowHistory(cross_row_width(config))  # by patch
-        self._carried_row = np.zeros((1, cross_row_width(config)), np.float32)
+        self._homes = _Homes.of(self._stages, contracts)
+        homes, row_width = self._homes, cross_row_width(config)
+        self._byte_vectors = RowHistory(config.encoder.hidden_size, memory=homes.byte_vectors)  # by position
+        self._cross_rows = RowHistory(row_width, homes.row_dtype, homes.rows)  # by patch
+        self._carried_row: Array = zeros((1, row_width), homes.row_dtype, homes.rows)
         self._kept_buffers: dict[int, _Buffers] = {}
         self._single = self._buffers(1)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
@@ -312,12 +315,15 @@ class Session:
             patches.encoder_inputs["open_vectors"] = self._byte_vectors.rows(self._patch_starts[-1])
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
-    def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> NDArray[np.float32]:
+    def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
         """Latents [P, width] of the patches that the pieces completed."""
         patches = pieces[0].patches
         if len(pieces) > 1:
-            patches = _PatchBuffers(self.config, None, sum(piece.patches.count for piece in pieces))
-            np.concatenate([piece.patches.vectors for piece in pieces], out=patches.vectors)
+            patches = _PatchBuffers(self.config, self._homes, None, sum(piece.patches.count for piece in pieces))
+            end = 0
+            for piece in pieces:
+                patches.vectors[end : end + piece.patches.count] = piece.patches.vectors
+                end += piece.patches.count
         if patches.count:
             stage = self._stages["global"]
             stage.reserve(patches.count)
@@ -327,7 +333,7 @@ class Session:
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
 
-    def _decode(self, piece: "_Piece", latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _decode(self, piece: "_Piece", latents: Array) -> NDArray[np.float32]:
         """Logits of a piece, given the latents of the patches it completed."""
         buffers, patches = piece.buffers, piece.patches
         if piece.first_patch == 0:
@@ -340,12 +346,12 @@ class Session:
         patches.decoder_inputs["carried_row"] = self._carried_row
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)
         if patches.count:
-            self._carried_row[0] = patches.cross_rows[-1]
+            self._carried_row[:] = patches.cross_rows[patches.count - 1 :]
             self._keep_cross_rows(piece.first_patch, patches.cross_rows)
         self._carried_patch = piece.first_patch + patches.count - 1
         return buffers.logits
 
-    def _keep_cross_rows(self, first_patch: int, rows: NDArray[np.float32]) -> None:
+    def _keep_cross_rows(self, first_patch: int, rows: Array) -> None:
         """No more of a long chunk's than may be rolled back to."""
         skipped = max(len(rows) - ROLLBACK_BYTES - 1, 0)
         if skipped:
@@ -356,7 +362,7 @@ class Session:
     def _buffers(self, count: int) -> "_Buffers":
         buffers = self._kept_buffers.get(count)
         if buffers is None:
-            buffers = _Buffers(self.config, count)
+            buffers = _Buffers(self.config, self._homes, count)
             if count < MANY:
                 self._kept_buffers[count] = buffers
         return buffers
@@ -367,6 +373,23 @@ class Session:
         assert stage.cache is not None
         stage.cache.length += buffers.count
         buffers.total_length[stage.name][0] = stage.cache.length
+
+
+class _Homes(NamedTuple):
+    """Where what passes between stages lies: on a device if both ends do, else on the host."""
+
+    byte_vectors: DeviceMemory | None
+    patch_vectors: DeviceMemory | None
+    latents: DeviceMemory | None
+    rows: DeviceMemory | None  # the decoder's own
+    row_dtype: DType
+
+    @classmethod
+    def of(cls, stages: dict[StageName, Stage], contracts: dict[StageName, StageContract]) -> "_Homes":
+        encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
+        cache = contracts["decoder"].cache
+        assert cache is not None
+        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.dtype)
 
 
 class _Piece(NamedTuple):
@@ -382,42 +405,42 @@ class _Piece(NamedTuple):
 class _Buffers:
     """What the stages read and write for chunks of `count` bytes."""
 
-    def __init__(self, config: ModelConfig, count: int) -> None:
+    def __init__(self, config: ModelConfig, homes: _Homes, count: int) -> None:
         self.count = count
-        self._config = config
+        self._config, self._homes = config, homes
         self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
         self.patch_index = np.zeros(count, np.int64)
         self.latent_index = np.zeros(count, np.int64)
-        self.byte_vectors = np.empty((count, config.encoder.hidden_size), np.float32)
+        self.byte_vectors: Array = empty((count, config.encoder.hidden_size), np.float32, homes.byte_vectors)
         self.logits = np.empty((count, config.vocab_size), np.float32)
         self.total_length = {name: np.zeros(1, np.int32) for name in ("encoder", "decoder")}
         self._patches: dict[int, _PatchBuffers] = {}
 
     def patches(self, count: int) -> "_PatchBuffers":
         if count not in self._patches:
-            self._patches[count] = _PatchBuffers(self._config, self, count)
+            self._patches[count] = _PatchBuffers(self._config, self._homes, self, count)
         return self._patches[count]
 
 
 class _PatchBuffers:
     """What they read and write for chunks that complete `count` patches; by stage, all of its arrays."""
 
-    def __init__(self, config: ModelConfig, buffers: _Buffers | None, count: int) -> None:
+    def __init__(self, config: ModelConfig, homes: _Homes, buffers: _Buffers | None, count: int) -> None:
         self.count = count
-        self.vectors = np.empty((count, config.patch_width), np.float32)
+        self.vectors: Array = empty((count, config.patch_width), np.float32, homes.patch_vectors)
         self.total_length = np.zeros(1, np.int32)
-        self.latents = np.empty((count, config.global_.hidden_size), np.float32)
+        self.latents: Array = empty((count, config.global_.hidden_size), np.float32, homes.latents)
         self.global_inputs: Arrays = {"patch_vectors": self.vectors, "total_length": self.total_length}
         self.global_outputs: Arrays = {"latents": self.latents}
         if buffers is None:  # of several pieces: only for the global stage
             return
-        self.cross_rows = np.empty((count, cross_row_width(config)), np.float32)
+        self.cross_rows: Array = empty((count, cross_row_width(config)), homes.row_dtype, homes.rows)
         self.encoder_inputs: Arrays = {
             "windows": buffers.windows,
             "patch_index": buffers.patch_index,
             "total_length": buffers.total_length["encoder"],
-            "completed": np.array([count], np.int64),
-            "open_vectors": np.zeros((0, config.encoder.hidden_size), np.float32),
+            "patches": np.arange(count + 1, dtype=np.int64),
+            "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
         }
         self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
         self.decoder_inputs: Arrays = {

@@ -1,6 +1,7 @@
 """One stage of one session: ONNX Runtime bindings whose buffers stay bound while they do not change."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
+from edgeblt.device_array import Array, DeviceArray, DeviceMemory
 from edgeblt.work import StageWork
 
 MANY = 33  # positions from which on work is worth all cores, and its buffers are not kept
@@ -20,11 +22,13 @@ _OF_MANY = (MANY, 0)
 class StageGraph:
     """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
 
-    ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers.
+    ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers. `memory` is
+    that of the device it runs on, None being the host's.
     """
 
     few: onnxruntime.InferenceSession
     many: onnxruntime.InferenceSession
+    memory: DeviceMemory | None = None
 
 
 class Stage:
@@ -32,7 +36,8 @@ class Stage:
 
     def __init__(self, graph: StageGraph, contract: StageContract, rollback: int) -> None:
         self.name = contract.name
-        self.cache = KeyValueCache(contract.cache, rollback) if contract.cache else None
+        self.memory = graph.memory
+        self.cache = KeyValueCache(contract.cache, rollback, graph.memory) if contract.cache else None
         self.work = StageWork()
         self._graph = graph
         self._bindings: dict[tuple[int, int], _Binding] = {}
@@ -45,8 +50,8 @@ class Stage:
 
     def run(
         self,
-        inputs: dict[str, NDArray[Any]],
-        outputs: dict[str, NDArray[Any]],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
         positions: int,
         patches: int,
     ) -> None:
@@ -60,9 +65,11 @@ class Stage:
         binding = self._bindings.get(key)
         if binding is None:
             graph = self._graph.few if positions < MANY else self._graph.many
-            if self.cache and self._cache_values is None:
-                self._cache_values = _CacheValues(self.cache)
-            binding = self._bindings[key] = _Binding(graph, self._cache_values)
+            binding = self._bindings[key] = _Binding(graph, self.memory is None)
+            if self.cache:
+                if self._cache_values is None:
+                    self._cache_values = _CacheValues(self.cache)
+                self._cache_values.bind(binding)
         started = time.perf_counter()
         binding.run(inputs, outputs)
         self.work.add(positions, patches, time.perf_counter() - started)
@@ -89,37 +96,60 @@ class _CacheValues:
 
     def __init__(self, cache: KeyValueCache) -> None:
         self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # which the values do not keep
-        *buffers, cosines, sines = map(onnxruntime.OrtValue.ortvalue_from_numpy, self._arrays)
+        *buffers, cosines, sines = map(_value, self._arrays)
         names = cache.spec.names
-        self.inputs = dict(zip(names("past"), buffers, strict=True)) | {"cosines": cosines, "sines": sines}
-        self.outputs = dict(zip(names("present"), buffers, strict=True))
+        self._inputs = dict(zip(names("past"), buffers, strict=True)) | {"cosines": cosines, "sines": sines}
+        self._outputs = dict(zip(names("present"), buffers, strict=True))
+
+    def bind(self, binding: "_Binding") -> None:
+        for name, value in self._inputs.items():
+            binding.bind_value(name, value, is_input=True)
+        for name, value in self._outputs.items():
+            binding.bind_value(name, value, is_input=False)
 
 
 class _Binding:
-    def __init__(self, graph: onnxruntime.InferenceSession, cache: _CacheValues | None) -> None:
-        self._graph = graph
-        self._binding = graph.io_binding()
-        self._inputs: dict[str, NDArray[Any]] = {}
-        self._outputs: dict[str, NDArray[Any]] = {}
-        if cache:
-            for name, value in cache.inputs.items():
-                self._binding.bind_ortvalue_input(name, value)
-            for name, value in cache.outputs.items():
-                self._binding.bind_ortvalue_output(name, value)
+    """Arrays bound to a graph; `is_on_host` says where the graph runs."""
 
-    def run(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, graph: onnxruntime.InferenceSession, is_on_host: bool) -> None:
+        self._graph, self._is_on_host = graph, is_on_host
+        self._binding = graph.io_binding()
+        self._inputs: dict[str, Array] = {}
+        self._outputs: dict[str, Array] = {}
+
+    def bind_value(self, name: str, value: "onnxruntime.OrtValue | DeviceArray", is_input: bool) -> None:
+        binding = self._binding
+        if isinstance(value, DeviceArray):
+            (binding.bind_input if is_input else binding.bind_output)(name, *_place(value))
+        else:
+            (binding.bind_ortvalue_input if is_input else binding.bind_ortvalue_output)(name, value)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._bind(inputs, outputs)
         self._graph.run_with_iobinding(self._binding)
 
-    def _bind(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> None:
+    def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         for name, array in inputs.items():
-            if self._inputs.get(name) is not array:
-                self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, _address(array))
+            # ONNX Runtime copies what lies on the host to another device when it is bound, not when it runs.
+            if self._inputs.get(name) is not array or not (self._is_on_host or isinstance(array, DeviceArray)):
+                self._binding.bind_input(name, *_place(array))
                 self._inputs[name] = array
         for name, array in outputs.items():
             if self._outputs.get(name) is not array:
-                self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, _address(array))
+                self._binding.bind_output(name, *_place(array))
                 self._outputs[name] = array
+
+
+def _value(array: Array) -> "onnxruntime.OrtValue | DeviceArray":
+    return array if isinstance(array, DeviceArray) else onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _place(array: Array) -> tuple[str, int, type, tuple[int, ...], int]:
+    """Device, its number, type, shape and address, as ONNX Runtime wants them."""
+    if isinstance(array, DeviceArray):
+        assert array.is_contiguous
+        return array.memory.name, 0, array.dtype.type, array.shape, array.address
+    return "cpu", 0, array.dtype.type, array.shape, _address(array)
 
 
 _PLACEHOLDER = np.zeros(1, np.int64)

@@ -1,10 +1,12 @@
 """The decoder stage: byte vectors, each with the newest latent at its place, to next-byte logits."""
 
+from functools import cached_property
+
 import numpy as np
 import onnx_ir as ir
 
 from edgeblt.config import ModelConfig
-from edgeblt.contract import cross_row_width, stage_contracts
+from edgeblt.contract import StageContract, cross_row_width
 from edgeblt.export.graph import EDGEBLT, OPSET, Stage, StageGraph
 from edgeblt.export.layer_ops import (
     CROSS,
@@ -18,19 +20,19 @@ from edgeblt.export.native_ops import dense_matmul_function
 from edgeblt.export.weights import WeightSource
 
 
-def decoder_graph(source: WeightSource) -> Stage:
+def decoder_graph(source: WeightSource, contract: StageContract) -> Stage:
     """`decoder.onnx`: byte vectors and latents to logits (see `edgeblt.contract`)."""
     config = source.config
-    graph = StageGraph(stage_contracts(config)["decoder"])
+    graph = StageGraph(contract)
     stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
-    hidden = Residual(graph.inputs["byte_vectors"])
+    hidden = Residual(graph.computed(graph.inputs["byte_vectors"]))
     for layer in range(config.decoder.layer_count):
         if layer < config.decoder_cross_count:
             hidden = cross.attend(layer, hidden)
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "decoder.norm")
-    logits = stack.weights.linear(normed, ["decoder.head"])
+    logits = graph.float32(stack.weights.linear(normed, ["decoder.head"]))
     return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
 
 
@@ -52,15 +54,19 @@ class CrossAttention:
     def attend(self, layer: int, hidden: Residual) -> Residual:
         """Cross-attention of `hidden` [T, width]: 2 * hidden + attention (module and caller each add the input)."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
-        graph.uses(latent_attention_function(OPSET))
         prefix = f"decoder.cross.{layer}"
         products = [[f"{prefix}.{name}"] for name in CROSS_PRODUCTS]
-        heads = self.stack.heads
-        if heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
+        heads, on_cpu = self.stack.heads, graph.contract.target == "cpu"
+        if on_cpu:
+            graph.uses(latent_attention_function(OPSET))
+        if on_cpu and heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
             return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
         query = heads.pad(weights.linear(normed, products[0]), [-1, decoder.head_count * heads.padded])
-        attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
+        if on_cpu:
+            attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
+        else:
+            attended = self._attend_to_rows(layer, query)
         attended = heads.unpad(attended, [-1, decoder.head_count * decoder.head_dim])
         return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
 
@@ -76,6 +82,27 @@ class CrossAttention:
             **self._attributes(layer), **named_attributes(CROSS_PRODUCTS, dense), epsilon=decoder.norm_epsilon,
             width=decoder.hidden_size, attended=decoder.head_count * decoder.head_dim,
         )  # fmt: skip
+
+    def _attend_to_rows(self, layer: int, query: ir.Value) -> ir.Value:
+        """LatentAttention in standard operators, the rows cut once for all layers."""
+        graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
+        kv_heads, padded = decoder.kv_head_count, self.stack.heads.padded
+        group = decoder.head_count // kv_heads
+        key, value = self._cut_rows[2 * layer : 2 * layer + 2]
+        query = graph.op("Reshape", query, graph.constant([-1, kv_heads, group, padded]))
+        query = graph.op("Mul", query, graph.number(decoder.head_dim**-0.5))
+        scores = graph.op("MatMul", query, graph.op("Reshape", key, graph.constant([-1, kv_heads, padded, k])))
+        value = graph.op("Reshape", value, graph.constant([-1, kv_heads, k, padded]))
+        attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
+        return graph.op("Reshape", attended, graph.constant([-1, decoder.head_count * padded]))
+
+    @cached_property
+    def _cut_rows(self) -> list[ir.Value]:
+        """For each layer the keys and then the values [T, ..] that each byte reads."""
+        carried, new, index = self._rows
+        found = self.graph.op("Gather", self.graph.op("Concat", carried, new, axis=0), index, axis=0)
+        count = 2 * self.config.decoder_cross_count
+        return self.graph.ops("Split", found, outputs=count, axis=1, num_outputs=count)
 
     @property
     def _rows(self) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -95,7 +122,8 @@ class CrossAttention:
     def _project_latents(self) -> list[ir.Value]:
         graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
         heads, weights = self.stack.heads, self.stack.weights
-        projected = weights.linear(graph.inputs["latents"], ["decoder.patch_projection"])
+        latents = graph.computed(graph.inputs["latents"])
+        projected = weights.linear(latents, ["decoder.patch_projection"])
         vectors = graph.op("Reshape", projected, graph.constant([-1, k, decoder.hidden_size]))
         parts = []
         for layer in range(self.config.decoder_cross_count):
@@ -112,4 +140,4 @@ class CrossAttention:
         return [graph.op("Concat", *parts, axis=1)]
 
     def _no_rows(self) -> list[ir.Value]:
-        return [self.graph.constant(np.zeros((0, self.row_width), np.float32))]
+        return [self.graph.number(np.zeros((0, self.row_width)))]

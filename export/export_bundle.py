@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edgeblt.bundle import (
     open_bundle,
     write_manifest,
 )
-from edgeblt.contract import STAGES, StageName
+from edgeblt.contract import STAGES, TARGETS, StageName, Target, stage_contracts
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.decoder import decoder_graph
@@ -29,6 +30,7 @@ from edgeblt.export.patcher import patcher_graph
 from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import WeightSource
 from edgeblt.files import whole_directory
+from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.printing import printable
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
@@ -36,7 +38,6 @@ from edgeblt.quant.recipe import HASH_TABLES, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
-TARGETS = ("cpu",)
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 
 
@@ -51,18 +52,20 @@ def export_bundle(
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, or for a quantized checkpoint its own formats. `patcher`: see
-    `open_checkpoint`. `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run
-    of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown
-    recipe or target, a recipe that needs a text or would quantize again, a limit below what the largest matrix needs,
-    or if `bundle` exists and `replace` is false; what is no bundle is never replaced.
+    `recipe`: a recipe's name or file; None is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own
+    formats. `target`: cpu, cuda, or for some stages such as `global=cuda`, the others cpu; stages for cuda compute in
+    float16, and store in float16 what the recipe leaves in floating point. `patcher`: see `open_checkpoint`.
+    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same export
+    completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a
+    recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists
+    and `replace` is false; what is no bundle is never replaced.
     """
-    if target not in TARGETS:
-        raise EdgebltError(f"target {target!r} is unknown; this version has {', '.join(TARGETS)}")
+    targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+    target = describe_placement(targets)
     opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
-    source, recipe_name = _in_recipe(opened, recipe)
+    source, recipe_name = _in_recipe(opened, recipe or ("fp16" if target == "cuda" else "fp32"), recipe is not None)
     check_export(source, opened.names(), memory_limit)
-    built = {stage: GRAPHS[stage](source) for stage in STAGES}
+    built = build_graphs(source, targets)
     made_by = {name: _version(name) for name in _MADE_BY}
     key = opened.fingerprint(
         source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
@@ -74,7 +77,7 @@ def export_bundle(
         with progress(f"exporting {checkpoint_name(opened)}", total, BYTES) as advance:
             for name, stage in built.items():
                 weights = _write_stage(stage, name, partial, journal, advance)
-                stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name))
+                stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name, targets[name]))
         (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
         names = ("README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights)))
         manifest = Manifest(
@@ -92,13 +95,19 @@ def export_bundle(
     return open_bundle(path)
 
 
-def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[WeightSource, str]:
+def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | None = None) -> dict[StageName, Stage]:
+    """All stages for their targets, None being cpu; no weight is read."""
+    contracts = stage_contracts(source.config, targets)
+    return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
+
+
+def _in_recipe(checkpoint: Checkpoint, recipe: str | Path, asked_for: bool) -> tuple[WeightSource, str]:
     """The weights as they shall be stored, and a name for it."""
     if checkpoint.is_quantized or checkpoint.record:
-        if recipe is not None:
+        if asked_for:
             raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
         return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
-    chosen = load_recipe(recipe or "fp32")
+    chosen = load_recipe(recipe)
     if chosen.needs_text:
         raise EdgebltError(
             f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
@@ -107,7 +116,7 @@ def _in_recipe(checkpoint: Checkpoint, recipe: str | Path | None) -> tuple[Weigh
     return RecipeSource(checkpoint, chosen), chosen.name
 
 
-def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName) -> str:
+def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:
     """The formats of a stage's matrices, most weights first; the hash tables' apart."""
     weights: dict[str, int] = {}
     tables = ""
@@ -115,6 +124,8 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName) -> 
         shape = source.shape(name)
         if name.startswith(f"{stage}.") and len(shape) == 2:
             format = source.format(name).describe()
+            if target == "cuda" and format == "fp32":
+                format = "fp16"
             if name == HASH_TABLES:
                 tables = format
             else:

@@ -1,20 +1,20 @@
 """The global stage: one position a patch, full causal attention."""
 
-from edgeblt.contract import stage_contracts
+from edgeblt.contract import StageContract
 from edgeblt.export.graph import Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
-def global_graph(source: WeightSource) -> Stage:
+def global_graph(source: WeightSource, contract: StageContract) -> Stage:
     """`global.onnx`: patch vectors to latents (see `edgeblt.contract`); no norm follows the last layer."""
     config = source.config
-    graph = StageGraph(stage_contracts(config)["global"])
+    graph = StageGraph(contract)
     stack = TransformerStack(graph, source, config.global_)
-    value = graph.inputs["patch_vectors"]
+    value = graph.computed(graph.inputs["patch_vectors"])
     if config.has_global_projection:
         value = stack.weights.linear(value, ["global.projection"])
     hidden = Residual(value)
     for layer in range(config.global_.layer_count):
         hidden = stack.layer(layer, hidden)
-    return graph.finish({"latents": stack.total(hidden), **stack.presents})
+    return graph.finish({"latents": graph.float32(stack.total(hidden)), **stack.presents})

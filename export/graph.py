@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from edgeblt.contract import StageContract, TensorSpec
+from edgeblt.contract import COMPUTED_IN, DType, StageContract, TensorSpec
 from edgeblt.export.weight_file import Piece, Slot
 
 OPSET = 23
@@ -48,6 +48,7 @@ class StageGraph:
 
     def __init__(self, contract: StageContract) -> None:
         self.contract = contract
+        self.computed_in: DType = COMPUTED_IN[contract.target]
         self.inputs = {spec.name: _value(spec) for spec in contract.all_inputs}
         self._tape = Tape()
         self._numbers = itertools.count()
@@ -67,6 +68,22 @@ class StageGraph:
         name = f"{kind}_{next(self._numbers)}"  # unique over branches too, as theirs may not hide the graph's
         values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
         return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
+
+    def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
+        """`value`, of type `found`, as `wanted`."""
+        return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
+
+    def computed(self, value: ir.Value) -> ir.Value:
+        """A float32 value in the type that the stage computes in."""
+        return self.cast(value, "float32", self.computed_in)
+
+    def float32(self, value: ir.Value) -> ir.Value:
+        """The inverse of `computed`."""
+        return self.cast(value, self.computed_in, "float32")
+
+    def number(self, value: float | NDArray[Any]) -> ir.Value:
+        """A constant in the type that the stage computes in."""
+        return self.constant(np.asarray(value, self.computed_in))
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> ir.Value:
         """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`."""

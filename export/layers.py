@@ -1,7 +1,8 @@
 """What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [T, width].
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
-over weights laid side by side. A layer whose weights are all dense int8 or int4 is one operator (`layer_ops.py`).
+over weights laid side by side. For the target cpu, attention is an operator of our own, and a layer whose weights are
+all dense int8 or int4 is one operator (`layer_ops.py`); for cuda all are ONNX Runtime's, which it has kernels for.
 """
 
 from collections.abc import Sequence
@@ -115,6 +116,8 @@ class TransformerStack:
 
     def _dense_products(self, prefix: str) -> list[list[str]]:
         """The weights of `LAYER_PRODUCTS` if the layer can be one operator, else nothing."""
+        if self.graph.contract.target != "cpu":
+            return []
         names = [_projected(prefix), *([f"{prefix}.{name}"] for name in LAYER_PRODUCTS[1:])]
         fits = self.config.activation == "silu" and self.heads.head_dim == self.heads.padded
         return names if fits and all(map(self.weights.is_dense, names)) else []
@@ -141,13 +144,24 @@ class TransformerStack:
         projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count
         projected = self.heads.pad(projected, [-1, count * self.heads.padded])
-        graph.uses(window_attention_function(OPSET))
-        attended, present_key, present_value = graph.ops(
-            ATTENTION, projected,
+        cache = [
             graph.inputs[f"past_key_{index}"], graph.inputs[f"past_value_{index}"],
             self._last_slot, graph.inputs["total_length"], graph.inputs["cosines"], graph.inputs["sines"],
-            outputs=3, domain=EDGEBLT, **self._attention_attributes,
-        )  # fmt: skip
+        ]  # fmt: skip
+        attributes = self._attention_attributes
+        if graph.contract.target == "cpu":
+            graph.uses(window_attention_function(OPSET))
+            attended, present_key, present_value = graph.ops(
+                ATTENTION, projected, *cache, outputs=3, domain=EDGEBLT, **attributes
+            )
+        else:  # the same, in one node of ONNX Runtime's
+            window = attributes.pop("window")
+            batch = graph.op("Unsqueeze", projected, graph.constant([0]))
+            attended, present_key, present_value = graph.ops(
+                "GroupQueryAttention", batch, None, None, *cache, outputs=3, domain=MICROSOFT, **attributes,
+                local_window_size=window, do_rotary=1, rotary_interleaved=1,
+            )  # fmt: skip
+            attended = graph.op("Squeeze", attended, graph.constant([0]))
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
         attended = self.heads.unpad(attended, [-1, config.head_count * config.head_dim])
         return self.weights.linear(attended, [f"{prefix}.output"])

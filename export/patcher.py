@@ -3,17 +3,17 @@
 import onnx_ir as ir
 
 from edgeblt.config import TransformerConfig
-from edgeblt.contract import stage_contracts
+from edgeblt.contract import StageContract
 from edgeblt.export.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.export.graph import OPSET, Stage, StageGraph
 from edgeblt.export.layers import Residual, TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
-def patcher_graph(source: WeightSource) -> Stage:
+def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
     """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.contract`)."""
     config = source.config
-    graph = StageGraph(stage_contracts(config)["patcher"])
+    graph = StageGraph(contract)
     outputs: dict[str, ir.Value] = {}
     if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
         shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
@@ -42,4 +42,4 @@ def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: Transf
     for layer in range(config.layer_count):
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "patcher.norm")
-    return stack.weights.linear(normed, ["patcher.head"])
+    return graph.float32(stack.weights.linear(normed, ["patcher.head"]))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeblt.contract import STAGES, StageName
+from edgeblt.contract import StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint
-from edgeblt.export.export_bundle import GRAPHS
+from edgeblt.export.export_bundle import build_graphs
 from edgeblt.export.weights import WeightSource
 from edgeblt.quant.recipe import load_recipe, packaged_recipes
 from edgeblt.quant.recipe_source import RecipeSource
@@ -36,8 +36,7 @@ def plan_checkpoint(
 
 def stored_tensors(source: WeightSource) -> dict[StageName, list[StoredTensor]]:
     """The weights that the graphs of `source` hold or refer to, as they are written."""
-    found: dict[StageName, list[StoredTensor]] = {}
-    for stage in STAGES:
-        slots = GRAPHS[stage](source).slots
-        found[stage] = [StoredTensor(name, slot.shape[0], slot.size) for name, slot in slots.items()]
-    return found
+    return {
+        stage: [StoredTensor(name, slot.shape[0], slot.size) for name, slot in built.slots.items()]
+        for stage, built in build_graphs(source).items()
+    }

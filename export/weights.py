@@ -1,11 +1,16 @@
 """Weights in a graph: for every weight format the initializers that hold it and the operator that computes with it.
 
-    fp32      MatMul, Gather
-    fp16      the same behind a Cast, which ONNX Runtime does once, when it opens the graph (tables: after the Gather)
-    int8/4    edgeblt::DenseMatMul, or SparseMatMul or MaskedMatMul where zeros are left out; GatherBlockQuantized
-    nf4/fp4   MatMulBnb4
+    target    cpu                                             cuda
+    fp32      MatMul, Gather                                  as fp16
+    fp16      the same behind a Cast, which ONNX Runtime      MatMul, Gather
+              does once, when it opens the graph
+              (tables: after the Gather)
+    int8/4    edgeblt::DenseMatMul, or SparseMatMul or        MatMulNBits, zeros stored too;
+              MaskedMatMul where zeros are left out;          GatherBlockQuantized
+              GatherBlockQuantized
+    nf4/fp4   MatMulBnb4                                      MatMulBnb4
 
-docs/quantization.md and docs/kernels.md have the measurements behind this.
+docs/quantization.md, docs/kernels.md and docs/cuda.md have the measurements and the reasons behind this.
 """
 
 from collections.abc import Iterator
@@ -37,6 +42,7 @@ from edgeblt.quant.formats import (
 )
 
 AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
+LARGEST_CUDA_BLOCK = 128  # of MatMulNBits with 4 bits
 BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 Encoded = Matrix | Quantized | CodebookQuantized
@@ -83,11 +89,11 @@ class Weights:
     source: WeightSource
 
     def vector(self, name: str) -> ir.Value:
-        """A norm's scale [width], float32."""
-        return self._floating_rows(name, "float32")
+        """A norm's scale [width], in the type the stage computes in."""
+        return self._floating_rows(name, self.graph.computed_in)
 
     def lookup(self, name: str, ids: ir.Value) -> ir.Value:
-        """Rows `ids` of the embedding `name` [rows, width]: float32 [.., width]. Tables stay where they are mapped."""
+        """Rows `ids` of the embedding `name` [rows, width]: [.., width]. Tables stay where they are mapped."""
         format, (rows, width) = self.source.format(name), self.source.shape(name)
         if isinstance(format, Codebook):
             raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
@@ -95,11 +101,12 @@ class Weights:
         if index is not None:
             ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
         if isinstance(format, Floating):
-            dtype = f"float{format.bits}"
-            return self._as_float32(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
+            dtype = self._stored_in(format)
+            return self._computed(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
         # One block for a row of any width; else the format's own blocks.
         block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
-        stored = _Stored(self.source, (name,), format, (rows, width), block, (-(-width * format.bits // 8),))
+        code_shape = (-(-width * format.bits // 8),)
+        stored = _Stored(self.source, (name,), format, (rows, width), block, code_shape, self._scale_dtype(format))
         codes, *parameters = stored.initializers(self.graph)
         found = self.graph.op(
             "GatherBlockQuantized", codes, ids, *parameters, domain=MICROSOFT,
@@ -107,7 +114,7 @@ class Weights:
         )  # fmt: skip
         if width * format.bits % 8:  # an odd number of 4-bit codes
             found = self.graph.op("Slice", found, *(self.graph.constant([value]) for value in (0, width, -1)))
-        return self._as_float32(found, stored.scale_dtype)
+        return self._computed(found, stored.scale_dtype)
 
     def linear(self, value: ir.Value, names: list[str]) -> ir.Value:
         """`value` [.., in] times the named weights [out, in], side by side: [.., sum of out]."""
@@ -116,8 +123,10 @@ class Weights:
             return self.graph.op("Concat", *(self.linear(value, [name]) for name in names), axis=-1)
         shape = self._joined_shape(names)
         match formats[0]:
-            case Floating(bits):
-                return self._floating_product(value, names, shape, f"float{bits}")
+            case Floating() as format:
+                return self._floating_product(value, names, shape, self._stored_in(format))
+            case Linear() as format if self.graph.contract.target == "cuda":
+                return self._blocked_product(value, names, format, shape)
             case Linear(sparsity="") as format:
                 return self._dense_product(value, self.dense(names))
             case Linear() as format:
@@ -137,7 +146,7 @@ class Weights:
         format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
         block = _input_block(format, shape[1])
         blocked = (-(-shape[1] // block), block * format.bits // 8)
-        stored = _Stored(self.source, tuple(names), format, shape, block, blocked)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self._scale_dtype(format))
         return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
 
     def _joined_shape(self, names: list[str]) -> tuple[int, int]:
@@ -156,18 +165,28 @@ class Weights:
             transposed, start = np.empty((columns, rows), dtype), 0  # MatMul's operand is [in, out]
             for name in names:
                 count = self.source.shape(name)[0]
-                transposed[:, start : start + count] = cast(Matrix, self.source.encoded(name, 0, count)).T
+                transposed[:, start : start + count] = self._floats(name, 0, count, dtype).T
                 start += count
             return {joined: transposed}
 
         weight = self.graph.weight(joined, (columns, rows), dtype)
         self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
-        return self.graph.op("MatMul", value, self._as_float32(weight, dtype))
+        return self.graph.op("MatMul", value, self._computed(weight, dtype))
 
     def _dense_product(self, value: ir.Value, dense: "Dense") -> ir.Value:
         self.graph.uses(dense_matmul_function(OPSET))
         rows, columns = dense.shape
         return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
+
+    def _blocked_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        block = min(_own_block(format, columns), LARGEST_CUDA_BLOCK)
+        blocked = (-(-columns // block), block * format.bits // 8)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self.graph.computed_in, True)
+        return self.graph.op(
+            "MatMulNBits", value, *stored.initializers(self.graph), domain=MICROSOFT,
+            K=columns, N=rows, bits=format.bits, block_size=block,
+        )  # fmt: skip
 
     def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
@@ -184,12 +203,12 @@ class Weights:
         block_size = min(format.block_size, BLOCK_SIZES[-1])  # the operator has no larger ones
         block_count = -(-count // block_size)
         codes = self.graph.weight(f"{name}.codes", (-(-count // 2),), "uint8")
-        scales = self.graph.weight(f"{name}.scales", (block_count,))
+        scales = self.graph.weight(f"{name}.scales", (block_count,), self.graph.computed_in)
 
         def make() -> Arrays:
             encoded = cast(CodebookQuantized, self.source.encoded(name, 0, rows))
             largest = np.repeat(encoded.largest, format.block_size // block_size)[:block_count]
-            return {f"{name}.codes": encoded.packed, f"{name}.scales": largest}
+            return {f"{name}.codes": encoded.packed, f"{name}.scales": in_type(largest, self.graph.computed_in, name)}
 
         self.graph.fill(lambda: iter([Piece(name, 0, make)]))
         return self.graph.op(
@@ -202,7 +221,7 @@ class Weights:
         shape = self.source.shape(name)
 
         def make(start: int, stop: int) -> Arrays:
-            return {name: cast(Matrix, self.source.encoded(name, start, stop)).astype(dtype)}
+            return {name: self._floats(name, start, stop, dtype)}
 
         def fill() -> Iterator[Piece]:
             for start, stop in row_blocks(self.source.format(name), shape):
@@ -215,8 +234,17 @@ class Weights:
         self.graph.fill(lambda: iter([Piece(name, 0, lambda: {name: index})]))
         return self.graph.weight(name, index.shape, "int32")
 
-    def _as_float32(self, value: ir.Value, dtype: str) -> ir.Value:
-        return value if dtype == "float32" else self.graph.op("Cast", value, to=ir.DataType.FLOAT)
+    def _floats(self, name: str, start: int, stop: int, dtype: str) -> NDArray[Any]:
+        return in_type(cast(Matrix, self.source.encoded(name, start, stop)), dtype, name)
+
+    def _stored_in(self, format: Floating) -> str:
+        return "float16" if self.graph.computed_in == "float16" else f"float{format.bits}"
+
+    def _scale_dtype(self, format: Linear) -> str:
+        return "float16" if self.graph.computed_in == "float16" else f"float{format.scale_bits}"
+
+    def _computed(self, value: ir.Value, dtype: str) -> ir.Value:
+        return self.graph.cast(value, dtype, self.graph.computed_in)
 
 
 @dataclass(frozen=True)
@@ -238,14 +266,12 @@ class _Stored:
     shape: tuple[int, int]
     block_size: int  # the operator's; a block of the format spans one or many
     code_shape: tuple[int, ...]  # of a row
+    scale_dtype: str
+    scale_every_block: bool = False  # of the operator's; otherwise of the format's
 
     @property
     def block_count(self) -> int:
         return -(-self.shape[1] // self.block_size)
-
-    @property
-    def scale_dtype(self) -> str:
-        return f"float{self.format.scale_bits}"
 
     @property
     def repeats(self) -> int:
@@ -253,12 +279,13 @@ class _Stored:
         return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
 
     def initializers(self, graph: StageGraph) -> list[ir.Value]:
-        """Codes, scales [rows, blocks of the format] as stored, and zero points by the operator's blocks, if any."""
+        """Codes, scales [rows, blocks] as stored, and zero points by the operator's blocks, if any."""
         (rows, columns), bits, name = self.shape, self.format.bits, _joined(self.names)
+        scale_count = self.block_count if self.scale_every_block else self.format.block_count(columns)
         graph.fill(self._fill)
         values = [
             graph.weight(f"{name}.codes", (rows, *self.code_shape), "uint8"),
-            graph.weight(f"{name}.scales", (rows, self.format.block_count(columns)), self.scale_dtype),
+            graph.weight(f"{name}.scales", (rows, scale_count), self.scale_dtype),
         ]
         if not self.format.symmetric:
             values.append(graph.weight(f"{name}.zero_points", (rows, -(-self.block_count * bits // 8)), "uint8"))
@@ -278,17 +305,34 @@ class _Stored:
             _joined(self.names),
         )
         blocked = to_blocks(encoded.codes, self.block_size) if len(self.code_shape) == 2 else encoded.codes
-        arrays: dict[str, NDArray[Any]] = {f"{joined}.codes": pack(blocked, bits), f"{joined}.scales": encoded.scales}
+        scales = self._by_block(encoded.scales) if self.scale_every_block else encoded.scales
+        arrays: dict[str, NDArray[Any]] = {
+            f"{joined}.codes": pack(blocked, bits),
+            f"{joined}.scales": in_type(scales, self.scale_dtype, name),
+        }
         if not self.format.symmetric:
-            points = np.repeat(encoded.zero_points, self.repeats, axis=1)[:, : self.block_count]
-            arrays[f"{joined}.zero_points"] = pack(points, bits)
+            arrays[f"{joined}.zero_points"] = pack(self._by_block(encoded.zero_points), bits)
         return arrays
+
+    def _by_block(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(values, self.repeats, axis=1)[:, : self.block_count]
+
+
+def in_type(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
+    """`values` as `dtype`. Raises EdgebltError, with the weight's `name`, where one is too large for it."""
+    if dtype == "float16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise EdgebltError(f"{name} holds values too large for float16; export it for the target cpu")
+    return values.astype(dtype, copy=False)
 
 
 def _input_block(format: Linear, columns: int) -> int:
     """The product's block size, by which its inputs are rounded; smaller than the format's where that is asked."""
-    if format.input_block_size or format.block_size:
-        return format.input_block_size or format.block_size or 0
+    return format.input_block_size or _own_block(format, columns)
+
+
+def _own_block(format: Linear, columns: int) -> int:
+    if format.block_size:
+        return format.block_size
     return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])
 
 
