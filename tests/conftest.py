@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import cuda_stand_in
 import tiny_models
 from edgeblt import native
 from edgeblt.config import PatchingRule
@@ -140,3 +141,11 @@ def default_signals() -> None:
     """For `preexec_fn`: tests run in the background, or without a terminal, hand on that these are ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> cuda_stand_in.StandIn:
+    """CUDA's libraries without a GPU; see there what that can prove."""
+    if reason := cuda_stand_in.unusable():
+        pytest.skip(reason)
+    return cuda_stand_in.build(tmp_path_factory.mktemp("cuda_stand_in"))
