@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES
+from edgeblt.contract import STAGES, TARGETS, StageName, Target
 from edgeblt.errors import EdgebltError
 from edgeblt.parsing import dataclass_document, parse_dataclass
+from edgeblt.placement import parse_placement
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -52,12 +53,17 @@ class StageRecord:
 class Manifest:
     format_version: int
     name: str
-    target: str  # the execution provider the graphs were built for: cpu
+    target: str  # what the graphs were made for: cpu, cuda, or either by stage, as `parse_placement` reads it
     recipe: str
     config: ModelConfig
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
     made_by: dict[str, str]  # package to version
+
+    @property
+    def targets(self) -> dict[StageName, Target]:
+        """By stage. Raises EdgebltError for a target there is not."""
+        return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,10 @@ def _check_names(manifest: Manifest, path: Path) -> None:
             raise EdgebltError(f"{path} gives {name} an impossible size or hash; export the bundle again")
     if set(manifest.stages) != set(STAGES):
         raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(STAGES)}")
+    try:
+        manifest.targets  # noqa: B018
+    except EdgebltError as error:
+        raise EdgebltError(f"{path}: {error}; export the bundle again with it") from None
     for text in _texts(manifest):  # they are printed
         if not (text.isprintable() and len(text) <= _LONGEST_TEXT):
             raise EdgebltError(f"{path} holds the text {text!a:.60}, which cannot be shown; export the bundle again")

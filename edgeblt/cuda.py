@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnxruntime
 
@@ -51,29 +51,6 @@ _RUNTIME_FUNCTIONS: dict[str, Sequence[Any]] = {
 }
 
 
-class DeviceMemory(Protocol):
-    """Memory of a device, by its addresses."""
-
-    name: str  # ONNX Runtime's name of the device
-
-    def allocate(self, size: int) -> int:
-        """The address of `size` bytes, a valid one for 0 too; `free` takes it back."""
-        ...
-
-    def free(self, address: int) -> None: ...
-
-    def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """`height` rows of `width` bytes, whose beginnings lie a pitch apart, between any two of host and device.
-
-        Complete when it returns. The two must not overlap.
-        """
-        ...
-
-    def clear(self, address: int, size: int) -> None:
-        """`size` bytes of zeros; complete when it returns."""
-        ...
-
-
 @dataclass(frozen=True)
 class GpuMemory:
     """Bytes, of all processes together."""
@@ -83,7 +60,7 @@ class GpuMemory:
 
 
 class CudaMemory:
-    """The first GPU's memory, a `DeviceMemory`. Every method raises EdgebltError with CUDA's own words."""
+    """The first GPU's memory, a `device_array.DeviceMemory`. Every method raises EdgebltError with CUDA's own words."""
 
     name = "cuda"
 

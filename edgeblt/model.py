@@ -20,8 +20,9 @@ from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, EOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
+from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.prepared import Prepared, find_prepared
-from edgeblt.providers import resolve_provider, session_options, thread_counts
+from edgeblt.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
 from edgeblt.roofline import typical_bytes_per_patch
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
@@ -57,7 +58,7 @@ class Model:
     def __init__(
         self,
         path: str | Path,
-        provider: str,
+        provider: str | None,
         threads: int | None,
         verify: bool,
         prepared: Prepared | None = None,
@@ -66,20 +67,29 @@ class Model:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
         self.memory_before, started = resident_memory(), time.perf_counter()
         self.bundle = open_bundle(path, verify)
-        self.provider_name, self.threads, self.threshold = provider, threads, threshold
-        provider_id = resolve_provider(provider)
-        self.prepared = prepared or find_prepared(self.bundle, provider, verify)
+        self.threads, self.threshold = threads, threshold
+        self.placement = place_stages(self.bundle, provider)
+        self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
         self.config: ModelConfig = self.bundle.manifest.config
         _check_threshold(self.bundle, threshold)
-        self._contracts = stage_contracts(self.config)
+        self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._experiences: dict[str, Experience] = {}
         self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
             self._graphs[name] = _open_stage(
-                self.bundle, self.prepared, name, self._contracts[name], threads, provider_id
+                self.bundle, self.prepared, name, self._contracts[name], threads, self.placement[name]
             )
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
+
+    @property
+    def provider_name(self) -> str:
+        """As `load` takes it: one name, or one by stage."""
+        return describe_placement(self.placement)
+
+    @property
+    def is_on_host(self) -> bool:
+        return set(self.placement.values()) == {"cpu"}
 
     def with_threshold(self, threshold: float | None) -> "Model":
         """The same open graphs with another threshold, as `load` takes it; None: the bundle's own."""
@@ -100,7 +110,13 @@ class Model:
         return self._experiences[draft]
 
     def _usable_drafters(self, draft: str) -> list[str]:
-        """A rule that reads no text has no patcher to ask. `auto` asks no model that reads too much for a guess."""
+        """A rule that reads no text has no patcher to ask. `auto` asks no model that reads too much for a guess.
+
+        Nor does it guess at all with a stage on a GPU, whose rounding depends on how many bytes it is given at once:
+        drafts could change the text.
+        """
+        if draft == AUTO and not self.is_on_host:
+            return []
         usable = [name for name in DRAFTERS if name != PATCHER or self.config.patcher]
         if draft != AUTO:
             return usable
@@ -177,12 +193,15 @@ def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool
 
 def load(
     path: str | Path,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
 ) -> Model:
     """Open a bundle. `threads` None takes what suits each stage's size; `verify` checks the hash of every file.
+
+    `provider`: cpu, cuda, or for some stages such as `patcher=cpu,global=cuda`; None, and stages left out: what the
+    bundle was exported for. A stage exported for the cpu runs only there; one for cuda runs on both.
 
     `threshold` replaces the patching rule's own, in nats: a higher one makes patches longer, decoding faster and the
     model less accurate; `edgeblt tune` measures by how much.
@@ -191,6 +210,19 @@ def load(
     for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
     """
     return Model(path, provider, threads, verify, threshold=threshold)
+
+
+def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
+    """Where each stage runs; `provider` as `load` takes it. Raises EdgebltError where a stage cannot run there."""
+    targets = bundle.manifest.targets
+    placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
+    for stage, place in placement.items():
+        if place == "cuda" and targets[stage] != "cuda":
+            raise EdgebltError(
+                f"the stage {stage} of {bundle.path} was exported for the {targets[stage]}, not for cuda; export the"
+                " checkpoint again with --target cuda"
+            )
+    return placement
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
@@ -214,28 +246,35 @@ def _as_bytes(prompt: bytes | str) -> bytes:
 
 
 def _open_stage(
-    bundle: Bundle, prepared: Prepared, name: StageName, contract: StageContract, threads: int | None, provider: str
+    bundle: Bundle,
+    prepared: Prepared,
+    name: StageName,
+    contract: StageContract,
+    threads: int | None,
+    provider: Provider,
 ) -> StageGraph:
     stage = bundle.manifest.stages[name]
     one, many = thread_counts(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
-    optimized = prepared.graph(name)
+    optimized, memory = prepared.graph(name), memory_of(provider)
 
     def opened(threads: int) -> onnxruntime.InferenceSession:
-        options = session_options(threads)
+        options = session_options(threads, provider)
         if optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             return _open_graph(optimized, contract, options, provider, "prepare")
         return _open_graph(bundle.path / stage.graph, contract, options, provider, "export")
 
     graph = opened(one)
-    return StageGraph(graph, graph if one == many else opened(many))
+    return StageGraph(graph, graph if memory or one == many else opened(many), memory)
 
 
 def _open_graph(
-    path: Path, contract: StageContract, options: onnxruntime.SessionOptions, provider: str, remedy: str
+    path: Path, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
 ) -> onnxruntime.InferenceSession:
     try:
-        graph = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        graph = open_graph(str(path), options, provider)
+    except EdgebltError:
+        raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None

@@ -26,7 +26,7 @@ from edgeblt.prepared import (
     weights_name,
 )
 from edgeblt.progress import progress
-from edgeblt.providers import resolve_provider, session_options, usable_cores
+from edgeblt.providers import open_graph, session_options, usable_cores
 from edgeblt.samples import held_out_text
 
 # ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.
@@ -60,13 +60,15 @@ def prepare(path: str | Path, provider: str = "cpu") -> Preparation:
     weights cannot be written, or where results differ.
     """
     bundle = open_bundle(path)
-    provider_id, target = resolve_provider(provider), prepared_path(bundle)
+    if provider != "cpu":
+        raise EdgebltError(f"provider {provider!r:.60} has no prepared weights, they are for the cpu; leave it out")
+    target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     with whole_directory(target, replace=True) as partial:
         stages: dict[str, PreparedStage] = {}
         with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
             for name in STAGES:
-                stage = None if name in LEFT else _prepare_stage(bundle, name, partial, provider_id)
+                stage = None if name in LEFT else _prepare_stage(bundle, name, partial)
                 if stage:
                     stages[name] = stage
                 advance(1)
@@ -82,7 +84,7 @@ def _refuse_to_replace_others(target: Path) -> None:
         raise EdgebltError(f"{target} holds something other than prepared weights; remove it, or rename the bundle")
 
 
-def _prepare_stage(bundle: Bundle, name: StageName, directory: Path, provider: str) -> PreparedStage | None:
+def _prepare_stage(bundle: Bundle, name: StageName, directory: Path) -> PreparedStage | None:
     """Writes the stage's optimized graph; None, and nothing, where it has no packed weights."""
     graph, weights = directory / graph_name(name), directory / weights_name(name)
     options = session_options(usable_cores())
@@ -95,7 +97,7 @@ def _prepare_stage(bundle: Bundle, name: StageName, directory: Path, provider: s
         options.add_session_config_entry(key, value)
     source = bundle.path / bundle.manifest.stages[name].graph
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=[provider])
+        open_graph(str(source), options, "cpu")
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(

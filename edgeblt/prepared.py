@@ -104,6 +104,8 @@ def find_prepared(bundle: Bundle, provider: str, verify: bool = False) -> Prepar
     With `verify` the hash of every file is checked, otherwise the graphs' only. Raises EdgebltError naming the file at
     fault where it fits but is damaged.
     """
+    if provider != "cpu":
+        return Prepared(prepared_path(bundle), (), f"weights are prepared for the cpu alone, this is {provider}")
     return open_prepared(prepared_path(bundle), bundle, provider, verify)
 
 

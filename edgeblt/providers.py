@@ -1,23 +1,41 @@
 """Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
 
 import os
+from typing import Literal
 
 import onnxruntime
 
 from edgeblt import native
+from edgeblt.cuda import PROVIDER, CudaMemory, require_cuda
+from edgeblt.device_array import DeviceMemory
 from edgeblt.errors import EdgebltError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
+# Norms add up in float32; memory is taken as it is needed, as several graphs share the GPU.
+_CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 
 
-def resolve_provider(name: str) -> str:
-    """ONNX Runtime's name of the provider `name`. Raises EdgebltError if it is unknown or not installed."""
-    if name not in PROVIDERS:
-        raise EdgebltError(f"provider {name!r} is not supported by this version; use one of {', '.join(PROVIDERS)}")
-    if PROVIDERS[name] not in onnxruntime.get_available_providers():
-        raise EdgebltError(f"the installed onnxruntime has no {PROVIDERS[name]}; install edgeblt[onnxruntime]")
-    return PROVIDERS[name]
+def memory_of(provider: Provider) -> DeviceMemory | None:
+    """The memory its stages keep their state in, None being the host's. Raises EdgebltError as `require_cuda`."""
+    return CudaMemory() if provider == "cuda" else None
+
+
+def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provider) -> onnxruntime.InferenceSession:
+    """A graph on its provider, which ONNX Runtime must not silently replace by another.
+
+    Raises EdgebltError as `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
+    """
+    if provider == "cpu":
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    require_cuda()
+    graph = onnxruntime.InferenceSession(path, options, providers=[(PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"])
+    if graph.get_providers()[0] != PROVIDER:
+        raise EdgebltError(
+            f"onnxruntime {onnxruntime.__version__} could not start {PROVIDER} for {path}; see `edgeblt doctor`"
+        )
+    return graph
 
 
 def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
@@ -32,8 +50,8 @@ def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
     return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options for one graph, with the native library's kernels where there is one.
+def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:
+    """Options for one graph, with the kernels of the native library for its provider where there is one.
 
     Every graph has a pool of its own. Its threads spin between the nodes of a run, but not after it: idle ones of one
     stage would take the cores from the next. (A pool for all would forbid other users of ONNX Runtime in the process
@@ -43,7 +61,11 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    native.register(options)
+    if provider == "cuda":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        native.register_cuda(options)
+    else:
+        native.register(options)
     return options
 
 

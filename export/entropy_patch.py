@@ -36,6 +36,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.config import PatchingRule, Rule
+from edgeblt.contract import Target
 from edgeblt.errors import EdgebltError
 from edgeblt.export.function_writer import FunctionWriter
 from edgeblt.ids import OFFSET, VOCAB_SIZE
@@ -49,11 +50,11 @@ INPUTS = ("logits", "ids", "position", "state", *SETTINGS)
 OUTPUTS = ("entropies", "patch_starts", "states")
 
 
-def entropy_patch_function(opset: int = 23) -> ir.Function:
+def entropy_patch_function(opset: int = 23, target: Target = "cpu") -> ir.Function:
     """The operator's portable body; `opset`, 21 to 23, must be the one of the model that carries it."""
     inputs = {name: ir.Value(name=name) for name in INPUTS}
     writer = FunctionWriter()
-    outputs = _write_body(writer, inputs)
+    outputs = _write_body(writer, inputs, target)
     for name, value in outputs.items():
         value.name = name
     graph = ir.Graph(
@@ -87,8 +88,8 @@ def setting_defaults(patching: PatchingRule) -> dict[str, NDArray[Any]]:
 _Decision = Callable[[FunctionWriter], ir.Value]  # bool [T]
 
 
-def _write_body(body: FunctionWriter, inputs: dict[str, ir.Value]) -> dict[str, ir.Value]:
-    column = _entropy_column(body, inputs["logits"])
+def _write_body(body: FunctionWriter, inputs: dict[str, ir.Value], target: Target) -> dict[str, ir.Value]:
+    column = _entropy_column(body, inputs["logits"], target)
     entropies = body.op("Squeeze", column, body.ints(1))
     # [T]: position + 1 .. position + T, the positions decided upon
     ones = body.op("ConstantOfShape", body.op("Shape", inputs["ids"]), value=ir.tensor(np.array([1], np.int64)))
@@ -116,15 +117,20 @@ def _write_body(body: FunctionWriter, inputs: dict[str, ir.Value]) -> dict[str, 
     return {"entropies": entropies, "patch_starts": patch_starts, "states": states}
 
 
-def _entropy_column(body: FunctionWriter, logits: ir.Value) -> ir.Value:
+def _entropy_column(body: FunctionWriter, logits: ir.Value, target: Target) -> ir.Value:
     """[T, 1]: the sum of |p log p|, p log p never being positive.
 
     Not -ReduceSum: ONNX Runtime's sums a row in an order that depends on the row's memory alignment, so that for V
-    not a multiple of 4 a row's last bits would depend on its place in the chunk. ReduceL1 adds left to right.
+    not a multiple of 4 a row's last bits would depend on its place in the chunk. ReduceL1 adds left to right, but on
+    CUDA takes cuDNN, a library larger than all else.
     """
     log_probabilities = body.op("LogSoftmax", logits, axis=-1)
     products = body.op("Mul", body.op("Exp", log_probabilities), log_probabilities)
-    return body.op("ReduceL1", products, body.ints(1), keepdims=1)
+    if target == "cpu":
+        return body.op("ReduceL1", products, body.ints(1), keepdims=1)
+    width = body.op("Concat", body.op("Shape", logits, start=1), body.ints(1), axis=0)
+    minus_ones = body.op("ConstantOfShape", width, value=ir.tensor(np.array([-1], np.float32)))
+    return body.op("MatMul", products, minus_ones)
 
 
 def _decisions(

@@ -33,7 +33,7 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
         OP_TYPE, *(inputs[name] for name in INPUTS), outputs=3, domain=DOMAIN, rule=int(config.patching.rule)
     )
     outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
-    graph.uses(entropy_patch_function(OPSET))
+    graph.uses(entropy_patch_function(OPSET, contract.target))
     return graph.finish(outputs)
 
 
