@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgeblt.config import ModelConfig
 from edgeblt.contract import StageContract, cross_row_width
-from edgeblt.export.graph import EDGEBLT, OPSET, Stage, StageGraph
+from edgeblt.export.graph import EDGEBLT, MICROSOFT, OPSET, Stage, StageGraph
 from edgeblt.export.layer_ops import (
     CROSS,
     CROSS_PRODUCTS,
@@ -26,13 +26,13 @@ def decoder_graph(source: WeightSource, contract: StageContract) -> Stage:
     graph = StageGraph(contract)
     stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
-    hidden = Residual(graph.computed(graph.inputs["byte_vectors"]))
+    hidden = stack.enter(graph.computed(graph.inputs["byte_vectors"]))
     for layer in range(config.decoder.layer_count):
         if layer < config.decoder_cross_count:
             hidden = cross.attend(layer, hidden)
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "decoder.norm")
-    logits = graph.float32(stack.weights.linear(normed, ["decoder.head"]))
+    logits = stack.leave(graph.float32(stack.weights.linear(normed, ["decoder.head"])))
     return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
 
 
@@ -62,12 +62,13 @@ class CrossAttention:
         if on_cpu and heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
             return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
-        query = heads.pad(weights.linear(normed, products[0]), [-1, decoder.head_count * heads.padded])
+        rows = self.stack.rows
+        query = heads.pad(weights.linear(normed, products[0]), [*rows, decoder.head_count * heads.padded])
         if on_cpu:
             attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
         else:
             attended = self._attend_to_rows(layer, query)
-        attended = heads.unpad(attended, [-1, decoder.head_count * decoder.head_dim])
+        attended = heads.unpad(attended, [*rows, decoder.head_count * decoder.head_dim])
         return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
 
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
@@ -84,25 +85,25 @@ class CrossAttention:
         )  # fmt: skip
 
     def _attend_to_rows(self, layer: int, query: ir.Value) -> ir.Value:
-        """LatentAttention in standard operators, the rows cut once for all layers."""
-        graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
+        """LatentAttention in ONNX Runtime's operators, the rows cut once for all layers."""
+        graph, decoder = self.graph, self.config.decoder
         kv_heads, padded = decoder.kv_head_count, self.stack.heads.padded
-        group = decoder.head_count // kv_heads
         key, value = self._cut_rows[2 * layer : 2 * layer + 2]
-        query = graph.op("Reshape", query, graph.constant([-1, kv_heads, group, padded]))
-        query = graph.op("Mul", query, graph.number(decoder.head_dim**-0.5))
-        scores = graph.op("MatMul", query, graph.op("Reshape", key, graph.constant([-1, kv_heads, padded, k])))
-        value = graph.op("Reshape", value, graph.constant([-1, kv_heads, k, padded]))
-        attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
-        return graph.op("Reshape", attended, graph.constant([-1, decoder.head_count * padded]))
+        query = graph.op("Reshape", query, graph.constant([-1, 1, kv_heads, decoder.head_count // kv_heads, padded]))
+        scores = graph.op("FusedMatMul", query, key, domain=MICROSOFT, alpha=decoder.head_dim**-0.5)
+        weight = graph.op("Softmax", scores, axis=-1)
+        attended = graph.op("FusedMatMul", weight, value, domain=MICROSOFT, transB=1)
+        return graph.op("Reshape", attended, graph.constant([*self.stack.rows, decoder.head_count * padded]))
 
     @cached_property
     def _cut_rows(self) -> list[ir.Value]:
-        """For each layer the keys and then the values [T, ..] that each byte reads."""
-        carried, new, index = self._rows
-        found = self.graph.op("Gather", self.graph.op("Concat", carried, new, axis=0), index, axis=0)
+        """For each layer the keys and then the values [T, 1, kv heads, head_dim, k] that each byte reads."""
+        graph, carried, new, index = self.graph, *self._rows
+        found = graph.op("Gather", graph.op("Concat", carried, new, axis=0), index, axis=0)
         count = 2 * self.config.decoder_cross_count
-        return self.graph.ops("Split", found, outputs=count, axis=1, num_outputs=count)
+        kv_heads, k = self.config.decoder.kv_head_count, self.config.cross_attention_k
+        found = graph.op("Reshape", found, graph.constant([-1, count, kv_heads, self.stack.heads.padded, k]))
+        return graph.ops("Split", found, outputs=count, axis=1, num_outputs=count)
 
     @property
     def _rows(self) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -134,7 +135,9 @@ class CrossAttention:
             grid = graph.constant([0, 0, 2, decoder.kv_head_count, heads.padded])
             key, value = graph.ops("Split", graph.op("Reshape", both, grid), outputs=2, axis=2, num_outputs=2)
             key = graph.op("Transpose", key, perm=[0, 2, 3, 4, 1])  # [L, 1, kv heads, head_dim, k]
-            value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4])  # [L, 1, kv heads, k, head_dim]
+            on_cpu = graph.contract.target == "cpu"
+            # [L, 1, kv heads, k, head_dim]; for cuda as the keys
+            value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4] if on_cpu else [0, 2, 3, 4, 1])
             flat = graph.constant([0, -1])
             parts += [graph.op("Reshape", key, flat), graph.op("Reshape", value, flat)]
         return [graph.op("Concat", *parts, axis=1)]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from edgeblt.config import HashConfig, ModelConfig
 from edgeblt.contract import StageContract
 from edgeblt.export.graph import Stage, StageGraph
-from edgeblt.export.layers import Residual, TransformerStack
+from edgeblt.export.layers import TransformerStack
 from edgeblt.export.pooling import Pooling
 from edgeblt.export.weights import Weights, WeightSource
 
@@ -23,10 +23,10 @@ def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
     config = source.config
     graph = StageGraph(contract)
     stack = TransformerStack(graph, source, config.encoder)
-    hidden = Residual(_embeddings(graph, stack.weights, config))
+    hidden = stack.enter(_embeddings(graph, stack.weights, config))
     for layer in range(config.encoder.layer_count):
         hidden = stack.layer(layer, hidden)
-    byte_vectors = stack.total(hidden)
+    byte_vectors = stack.leave(stack.total(hidden))
 
     def no_patches() -> list[ir.Value]:
         return [graph.constant(np.zeros((0, config.patch_width), np.float32))]

@@ -2,7 +2,7 @@
 
 from edgeblt.contract import StageContract
 from edgeblt.export.graph import Stage, StageGraph
-from edgeblt.export.layers import Residual, TransformerStack
+from edgeblt.export.layers import TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
@@ -14,7 +14,7 @@ def global_graph(source: WeightSource, contract: StageContract) -> Stage:
     value = graph.computed(graph.inputs["patch_vectors"])
     if config.has_global_projection:
         value = stack.weights.linear(value, ["global.projection"])
-    hidden = Residual(value)
+    hidden = stack.enter(value)
     for layer in range(config.global_.layer_count):
         hidden = stack.layer(layer, hidden)
-    return graph.finish({"latents": graph.float32(stack.total(hidden)), **stack.presents})
+    return graph.finish({"latents": stack.leave(graph.float32(stack.total(hidden))), **stack.presents})

@@ -1,8 +1,9 @@
-"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs. Values are [T, width].
+"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs.
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
 over weights laid side by side. For the target cpu, attention is an operator of our own, and a layer whose weights are
 all dense int8 or int4 is one operator (`layer_ops.py`); for cuda all are ONNX Runtime's, which it has kernels for.
+Within a stack values are [T, width], for cuda [1, T, width], as its attention has them: `enter` and `leave`.
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,16 @@ class TransformerStack:
         self.weights = Weights(graph, source)
         self.config = config
         self.heads = Heads.of(graph, config)
+        self.rows = [-1] if graph.contract.target == "cpu" else [1, -1]  # the shape of values but for their width
         self.presents: dict[str, ir.Value] = {}
+
+    def enter(self, value: ir.Value) -> Residual:
+        """A value [T, width] as layers take it."""
+        return Residual(value if len(self.rows) == 1 else self.graph.op("Unsqueeze", value, self.graph.constant([0])))
+
+    def leave(self, value: ir.Value) -> ir.Value:
+        """The inverse of `enter`."""
+        return value if len(self.rows) == 1 else self.graph.op("Squeeze", value, self.graph.constant([0]))
 
     def layer(self, index: int, hidden: Residual) -> Residual:
         """One pre-norm layer: attention, then MLP, each added to what it read."""
@@ -143,7 +153,7 @@ class TransformerStack:
         config, graph = self.config, self.graph
         projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count
-        projected = self.heads.pad(projected, [-1, count * self.heads.padded])
+        projected = self.heads.pad(projected, [*self.rows, count * self.heads.padded])
         cache = [
             graph.inputs[f"past_key_{index}"], graph.inputs[f"past_value_{index}"],
             self._last_slot, graph.inputs["total_length"], graph.inputs["cosines"], graph.inputs["sines"],
@@ -156,14 +166,12 @@ class TransformerStack:
             )
         else:  # the same, in one node of ONNX Runtime's
             window = attributes.pop("window")
-            batch = graph.op("Unsqueeze", projected, graph.constant([0]))
             attended, present_key, present_value = graph.ops(
-                "GroupQueryAttention", batch, None, None, *cache, outputs=3, domain=MICROSOFT, **attributes,
+                "GroupQueryAttention", projected, None, None, *cache, outputs=3, domain=MICROSOFT, **attributes,
                 local_window_size=window, do_rotary=1, rotary_interleaved=1,
             )  # fmt: skip
-            attended = graph.op("Squeeze", attended, graph.constant([0]))
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}
-        attended = self.heads.unpad(attended, [-1, config.head_count * config.head_dim])
+        attended = self.heads.unpad(attended, [*self.rows, config.head_count * config.head_dim])
         return self.weights.linear(attended, [f"{prefix}.output"])
 
     def _mlp(self, prefix: str, value: ir.Value) -> ir.Value:

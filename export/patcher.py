@@ -6,7 +6,7 @@ from edgeblt.config import TransformerConfig
 from edgeblt.contract import StageContract
 from edgeblt.export.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.export.graph import OPSET, Stage, StageGraph
-from edgeblt.export.layers import Residual, TransformerStack
+from edgeblt.export.layers import TransformerStack
 from edgeblt.export.weights import WeightSource
 
 
@@ -38,8 +38,8 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
 
 
 def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
-    hidden = Residual(stack.weights.lookup("patcher.embedding", graph.inputs["ids"]))
+    hidden = stack.enter(stack.weights.lookup("patcher.embedding", graph.inputs["ids"]))
     for layer in range(config.layer_count):
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "patcher.norm")
-    return graph.float32(stack.weights.linear(normed, ["patcher.head"]))
+    return stack.leave(graph.float32(stack.weights.linear(normed, ["patcher.head"])))
