@@ -8,7 +8,8 @@ by their names, they are found by ONNX Runtime too.
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _COPY_DEFAULT = 4  # cudaMemcpyDefault: the addresses say which side they are on
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, ...Minor
 _NAME_BYTES = 256
+_WARNING, _FATAL = 2, 4  # ONNX Runtime's levels of logging; the first is what it begins with
 
 _INT, _SIZE, _ADDRESS = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
 _INT_RESULT, _SIZE_RESULT = ctypes.POINTER(_INT), ctypes.POINTER(_SIZE)
@@ -74,11 +76,7 @@ class CudaMemory:
         code = int(_runtime().cudaMalloc(ctypes.byref(address), max(size, 1)))
         if code == _OUT_OF_MEMORY:
             _runtime().cudaGetLastError()
-            memory = gpu_memory()
-            raise EdgebltError(
-                f"{gpu_name()} has no room for {size} bytes more, with {memory.used} of its {memory.total} in use; end"
-                " other processes on it, or use a bundle with smaller weights or shorter texts"
-            )
+            raise _no_room(f"{size} bytes more")
         _check("cudaMalloc", code)
         assert address.value
         return address.value
@@ -127,8 +125,37 @@ def require_cuda() -> None:
         )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Open sessions within: why the provider cannot be loaded is logged by no session's logger, and not raised."""
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
+
+
+def require_gpu(session: onnxruntime.InferenceSession) -> None:
+    """Raises EdgebltError where ONNX Runtime, unable to load the provider, has opened `session` for the CPU alone."""
+    if PROVIDER not in session.get_providers():
+        raise EdgebltError(
+            f"onnxruntime {onnxruntime.__version__} cannot load its {PROVIDER}, though CUDA's libraries are there; run"
+            f" `pip uninstall onnxruntime onnxruntime-gpu`, then `{INSTALL}`"
+        )
+
+
+def explained(error: Exception) -> EdgebltError | None:
+    """What to tell the user of an error of ONNX Runtime's, raised by a session opened or run on CUDA, if we know it."""
+    text = str(error)
+    if "cuDNN is unavailable" in text:
+        return EdgebltError(f"the model has an operator that needs {CUDNN}, which is missing; run `{INSTALL}`")
+    if "Failed to allocate memory" in text or "out of memory" in text:
+        return _no_room("the model")
+    return None
+
+
 def has_cudnn() -> bool:
-    """Whether `libcudnn.so.9` can be opened, which few operators need."""
+    """Whether `libcudnn.so.9` can be opened; ONNX Runtime asks for it when an operator that needs it runs."""
     return _open(CUDNN) is not None
 
 
@@ -155,6 +182,14 @@ def compute_capability() -> tuple[int, int]:
     _call("cudaDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, 0)
     _call("cudaDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, 0)
     return major.value, minor.value
+
+
+def _no_room(what: str) -> EdgebltError:
+    memory = gpu_memory()
+    return EdgebltError(
+        f"{gpu_name()} has no room for {what}, with {memory.used} of its {memory.total} bytes in use; end other"
+        " processes on it, or use a bundle with smaller weights or a shorter text"
+    )
 
 
 def _cuda_major() -> int:
