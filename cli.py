@@ -40,7 +40,11 @@ Patcher = Annotated[
     Path | None,
     typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
 ]
-Provider = Annotated[str, typer.Option(help="The ONNX Runtime execution provider: cpu.")]
+ALL_PROVIDERS = "cpu, cuda, or some stages' own such as patcher=cpu,global=cuda; by default what it was exported for"
+Provider = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where the bundle runs: {ALL_PROVIDERS}.")]
+Providers = Annotated[
+    str | None, typer.Option(metavar="NAMES", help=f"Where it runs, with commas between: {ALL_PROVIDERS}.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
 Threshold = Annotated[
     float | None,
@@ -141,7 +145,10 @@ def export(
             "yours). By default fp32, or the formats of a checkpoint that is quantized already.",
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="What the graphs are built to run on: cpu.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(help="What the graphs are made to run on: cpu, cuda, or by stage: global=cuda."),
+    ] = "cpu",
     patcher: Patcher = None,
     memory_limit: MemoryLimit = 1.5,
 ) -> None:
@@ -178,7 +185,7 @@ def validate(
     noise: Annotated[
         bool, typer.Option("--noise/--no-noise", help="Also compare on noised variants of each text.")
     ] = False,
-    provider: Annotated[str, typer.Option(help="ONNX Runtime execution providers, with commas between: cpu.")] = "cpu",
+    provider: Providers = None,
     threads: Threads = None,
     threshold: Threshold = None,
     json_file: JsonFile = None,
@@ -218,7 +225,7 @@ def validate(
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
     _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher)
-    providers = dict.fromkeys(name.strip() for name in provider.split(","))
+    providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
         reports = validate_models([load(bundle, name, threads, threshold=threshold) for name in providers], recorded)
@@ -283,7 +290,7 @@ def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
 
 
 @app.command()
-def prepare(bundle: BundlePath, provider: Provider = "cpu", json_file: JsonFile = None) -> None:
+def prepare(bundle: BundlePath, json_file: JsonFile = None) -> None:
     """Pack a bundle's weights for this machine.
 
     ONNX Runtime repacks weights whenever a bundle is opened, in memory of each process. This writes them packed to
@@ -296,7 +303,7 @@ def prepare(bundle: BundlePath, provider: Provider = "cpu", json_file: JsonFile 
     """
     from edgeblt.prepare import prepare as prepare_bundle
 
-    result = prepare_bundle(bundle, provider)
+    result = prepare_bundle(bundle)
     if not _print_json(json_file, result):
         printing.show_preparation(result)
         _write_json(json_file, result)
@@ -305,7 +312,7 @@ def prepare(bundle: BundlePath, provider: Provider = "cpu", json_file: JsonFile 
 @app.command()
 def bench(
     bundle: BundlePath,
-    provider: Annotated[str, typer.Option(help="Execution providers, with commas between: cpu.")] = "cpu",
+    provider: Providers = None,
     threads: Annotated[
         str | None, typer.Option(help="Threads, with commas between; by default what suits each stage's size.")
     ] = None,
@@ -351,7 +358,7 @@ def bench(
         itertools.starmap(
             Setting,
             itertools.product(
-                _listed("--provider", provider, str),
+                _providers(provider),
                 _listed("--threads", threads, int) or (None,),
                 _listed("--draft", draft, str),
                 _listed("--threshold", threshold, float) or (None,),
@@ -389,7 +396,7 @@ def tune(
             "prose.",
         ),
     ] = None,
-    provider: Provider = "cpu",
+    provider: Provider = None,
     threads: Threads = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -451,7 +458,7 @@ def generate(
     draft: Annotated[
         str, typer.Option(help=f"How to guess bytes ahead, which changes nothing but the time: {DRAFTS}.")
     ] = "auto",
-    provider: Provider = "cpu",
+    provider: Provider = None,
     threads: Threads = None,
     threshold: Threshold = None,
     verify: Verify = False,
@@ -488,6 +495,10 @@ def inspect(
         float | None, typer.Option(help="The mean length of a patch, for what decoding reads; by default 4.5.")
     ] = None,
     verify: Verify = False,
+    provider: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also open a bundle there and show which nodes run where: cpu, cuda, .."),
+    ] = None,
     json_file: JsonFile = None,
     patcher: Patcher = None,
 ) -> None:
@@ -506,8 +517,10 @@ def inspect(
             raise EdgebltError(f"{path} is a bundle, which has its patcher; leave out --patcher")
         if recipe:
             raise EdgebltError(f"{path} is a bundle, its weights have their formats; leave out --recipe")
-        result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch)
+        result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch, provider)
     else:
+        if provider:
+            raise EdgebltError(f"{path} is a checkpoint, which runs nowhere; leave out --provider, or export it first")
         _require_workbench()
         from edgeblt.export.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
@@ -539,10 +552,16 @@ def _gigabytes(count: float) -> int:
     return int(count * 1e9)
 
 
-def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None) -> Any:
+def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None, provider: str | None = None) -> Any:
     from edgeblt.inspection import inspect_bundle
 
-    return inspect_bundle(bundle, bytes_per_patch)
+    inspection = inspect_bundle(bundle, bytes_per_patch)
+    if provider is None:
+        return inspection
+    from edgeblt import load
+    from edgeblt.placed_nodes import placed_nodes
+
+    return dataclasses.replace(inspection, placement=placed_nodes(load(bundle.path, provider)))
 
 
 def _require_workbench() -> None:
@@ -560,6 +579,11 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+
+
+def _providers(names: str | None) -> tuple[str | None, ...]:
+    """What `load` takes for each; stages given theirs are one."""
+    return (names,) if names is None or "=" in names else _listed("--provider", names, str)
 
 
 def _listed(option: str, values: str | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:

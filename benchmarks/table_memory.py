@@ -56,7 +56,7 @@ def read_random_rows(stage: Stage, config: ModelConfig, count: int) -> None:
             "windows": chance.integers(4, 260, (1, config.hashes.context + 1)),
             "patch_index": np.zeros(1, np.int64),
             "total_length": np.array([stage.cache.length], np.int32),
-            "completed": np.zeros(1, np.int64),
+            "patches": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
         }
         stage.run(inputs, outputs, 1, 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.contract import STAGES, StageName
-from edgeblt.device import device_name
+from edgeblt.cuda import gpu_memory
 from edgeblt.energy import Energy
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
@@ -49,7 +49,7 @@ class Spread:
 class Setting:
     """What one row of a benchmark is measured with."""
 
-    provider: str = "cpu"
+    provider: str | None = None  # None: what the bundle was exported for
     threads: int | None = None  # None: what suits each stage's size
     draft: str = AUTO
     threshold: float | None = None  # None: the bundle's own
@@ -66,13 +66,15 @@ class Benchmark:
     `weight_bytes_per_byte` counts what the stages' runs read per byte generated, `bandwidth_share` is that times the
     rate over what this machine's memory gives (None where it was not measured); it says how near to the limit decoding
     is where weights exceed the caches, and nothing where they do not. `cpu_s_per_byte` is processor time of all
-    threads, `energy_j_per_byte` what the whole processor package took (None where the machine does not tell).
+    threads, `energy_j_per_byte` what the whole processor package took (None where the machine does not tell). Neither
+    bandwidth nor energy is known of a GPU: None where a stage runs on one.
 
     `load_time_s` is what `load` took, with the model's files in the page cache or not, as it was. `anonymous_bytes`
     and `mapped_bytes` are by how much the resident memory of the process had grown after the runs since `load` began:
     the first its own (packed weights, caches, buffers; whatever else the process did in between counts too), the
     second pages of mapped files (weights as far as they were read, and libraries), which other processes share and
     the system can drop; None where the system does not tell. `peak_rss_bytes` is of the whole process, both together.
+    `gpu_memory_bytes` is by how much what all processes use of the GPU had grown; None without one.
     """
 
     bundle: str  # the directory's name
@@ -112,6 +114,7 @@ class Benchmark:
     prepared: bool  # whether weights packed by `edgeblt prepare` were used
     unprepared_because: str | None
     bundle_bytes: int
+    gpu_memory_bytes: int | None = None
 
 
 def bench(
@@ -130,7 +133,7 @@ def bench(
     """
     text = text or Text("prose", held_out_text("prose"))
     _check(settings, new_bytes, repeats, text, price_per_hour)
-    models: dict[tuple[str, int | None], Model] = {}
+    models: dict[tuple[str | None, int | None], Model] = {}
     benches = []
     with progress("timing", len(settings) * (repeats + 1), "runs") as advance:
         for setting in settings:
@@ -143,9 +146,9 @@ def bench(
             timed.run()
             advance(1)
     bandwidths: dict[int | None, float] = {}
-    for setting in settings if with_bandwidth else ():
-        if setting.threads not in bandwidths:
-            bandwidths[setting.threads] = measure_bandwidth(setting.threads).bytes_per_s
+    for timed in benches if with_bandwidth else ():
+        if timed.is_on_host and timed.setting.threads not in bandwidths:
+            bandwidths[timed.setting.threads] = measure_bandwidth(timed.setting.threads).bytes_per_s
     return tuple(timed.result(bandwidths.get(timed.setting.threads), price_per_hour) for timed in benches)
 
 
@@ -197,6 +200,12 @@ class _Bench:
         self.run()
         self._runs.clear()
         self._memory = resident_memory()  # before other models are opened
+        before = model.gpu_memory_before
+        self._gpu_memory = None if before is None else gpu_memory().used - before
+
+    @property
+    def is_on_host(self) -> bool:
+        return self._model.is_on_host
 
     def run(self) -> None:
         """The model's end of text is passed over, so that every run makes as many bytes."""
@@ -217,7 +226,7 @@ class _Bench:
                 moments[0] - started,
                 np.diff(moments),
                 cpu,
-                after - joules if after is not None and joules is not None else None,
+                after - joules if after is not None and joules is not None and self.is_on_host else None,
                 {name: work.since(before[name]) for name, work in session.work.items()},
                 counts,
                 session.position / max(session.patch_count, 1),
@@ -225,6 +234,7 @@ class _Bench:
         )
 
     def result(self, bandwidth: float | None, price_per_hour: float | None) -> Benchmark:
+        bandwidth = bandwidth if self.is_on_host else None
         runs, model, setting, count = self._runs, self._model, self.setting, self._new_bytes
         firsts = [run.first_byte for run in runs]
         rates = [count / float(run.latencies.sum()) for run in runs]
@@ -241,7 +251,7 @@ class _Bench:
             bundle_id=model.bundle.id,
             recipe=model.bundle.manifest.recipe,
             provider=model.provider_name,
-            device=device_name(),
+            device=model.device,
             threads=setting.threads,
             draft=setting.draft,
             threshold=setting.threshold,
@@ -282,6 +292,7 @@ class _Bench:
             prepared=model.prepared.unused_because is None,
             unprepared_because=model.prepared.unused_because,
             bundle_bytes=model.bundle.size,
+            gpu_memory_bytes=self._gpu_memory,
         )
 
 

@@ -1,11 +1,17 @@
-"""What this machine calls itself."""
+"""What the devices that a model runs on call themselves."""
 
 import platform
 from pathlib import Path
 
+from edgeblt.cuda import gpu_name
 
-def device_name() -> str:
-    """The processor's name, as the machine gives it."""
+
+def device_name(with_gpu: bool = False) -> str:
+    """The processor's name, as the machine gives it, behind the GPU's. Raises EdgebltError where there is no GPU."""
+    return f"{gpu_name()}, {_processor_name()}" if with_gpu else _processor_name()
+
+
+def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -24,6 +24,16 @@ class Part:
 
 
 @dataclass(frozen=True)
+class PlacedNodes:
+    """The nodes of one stage on one provider, those in its branches too."""
+
+    stage: str
+    provider: str  # ONNX Runtime's name
+    nodes: int
+    operators: dict[str, int]  # how many of each
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Field by field the JSON of `edgeblt inspect`."""
 
@@ -32,6 +42,7 @@ class Inspection:
     description: dict[str, str]
     parts: tuple[Part, ...]
     plans: tuple[WeightPlan, ...]  # a checkpoint's by recipe; a bundle's own
+    placement: tuple[PlacedNodes, ...] = ()  # of a bundle, where it is asked for
 
     @property
     def bytes(self) -> int:

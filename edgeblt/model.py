@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from edgeblt.bundle import Bundle, open_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.cuda import gpu_memory
+from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, EOS, OFFSET, encode
@@ -52,7 +54,7 @@ class Model:
     """A bundle opened on an execution provider. Its sessions may run in several threads.
 
     `prepared` says which stages use weights packed before, `load_seconds` how long opening took, and `memory_before`
-    what was resident then.
+    and `gpu_memory_before` what was resident then; the latter is None without a GPU.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Model:
         self.bundle = open_bundle(path, verify)
         self.threads, self.threshold = threads, threshold
         self.placement = place_stages(self.bundle, provider)
+        self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
         self.config: ModelConfig = self.bundle.manifest.config
         _check_threshold(self.bundle, threshold)
@@ -90,6 +93,15 @@ class Model:
     @property
     def is_on_host(self) -> bool:
         return set(self.placement.values()) == {"cpu"}
+
+    @property
+    def device(self) -> str:
+        """Names of what it runs on."""
+        return device_name(with_gpu=not self.is_on_host)
+
+    def graph(self, stage: StageName) -> onnxruntime.InferenceSession:
+        """The stage as ONNX Runtime has it open."""
+        return self._graphs[stage].few
 
     def with_threshold(self, threshold: float | None) -> "Model":
         """The same open graphs with another threshold, as `load` takes it; None: the bundle's own."""

@@ -52,16 +52,14 @@ class Preparation:
     stages: tuple[StageOutcome, ...]
 
 
-def prepare(path: str | Path, provider: str = "cpu") -> Preparation:
+def prepare(path: str | Path) -> Preparation:
     """Write the graphs of a bundle with their weights packed for this machine to a directory beside it.
 
-    `load` uses it from then on, for the same results: all figures of a text are compared bit by bit before the
+    `load` uses it on the cpu from then on, for the same results: all figures of a text are compared bit by bit before the
     directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
     weights cannot be written, or where results differ.
     """
     bundle = open_bundle(path)
-    if provider != "cpu":
-        raise EdgebltError(f"provider {provider!r:.60} has no prepared weights, they are for the cpu; leave it out")
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     with whole_directory(target, replace=True) as partial:
@@ -72,9 +70,9 @@ def prepare(path: str | Path, provider: str = "cpu") -> Preparation:
                 if stage:
                     stages[name] = stage
                 advance(1)
-        record = record_for(bundle, provider, stages)
+        record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
-        _compare(bundle, provider, open_prepared(partial, bundle, provider))
+        _compare(bundle, open_prepared(partial, bundle, "cpu"))
     outcomes = (_outcome(name, stages.get(name)) for name in STAGES)
     return Preparation(str(target), record.size, tuple(outcomes))
 
@@ -110,10 +108,10 @@ def _prepare_stage(bundle: Bundle, name: StageName, directory: Path) -> Prepared
     return None
 
 
-def _compare(bundle: Bundle, provider: str, prepared: Prepared) -> None:
+def _compare(bundle: Bundle, prepared: Prepared) -> None:
     """Kernels read what they packed at another address: what they compute must be the same, bit by bit."""
     own = Prepared(prepared.path, (), "it is being compared")
-    for expected, found in zip(_results(bundle, provider, own), _results(bundle, provider, prepared), strict=True):
+    for expected, found in zip(_results(bundle, own), _results(bundle, prepared), strict=True):
         if expected.tobytes() != found.tobytes():
             raise EdgebltError(
                 f"{bundle.path} computes otherwise from packed weights with onnxruntime {onnxruntime.__version__} on "
@@ -121,11 +119,11 @@ def _compare(bundle: Bundle, provider: str, prepared: Prepared) -> None:
             )
 
 
-def _results(bundle: Bundle, provider: str, prepared: Prepared) -> list[np.ndarray]:
+def _results(bundle: Bundle, prepared: Prepared) -> list[np.ndarray]:
     """Logits and entropies of a text, of which the last bytes are read one by one."""
     ids = np.concatenate([[BOS], encode(held_out_text("prose")[:_COMPARED_BYTES])])
     cuts = [0, *range(len(ids) - _COMPARED_ONE_BY_ONE, len(ids) + 1)]
-    session = Model(bundle.path, provider, 1, False, prepared).session()
+    session = Model(bundle.path, "cpu", 1, False, prepared).session()
     results = []
     for start, stop in itertools.pairwise(cuts):
         for chunk in session.run(ids[start:stop]):

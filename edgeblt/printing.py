@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.benchmark import Benchmark
     from edgeblt.doctor import Diagnosis
     from edgeblt.export.demo import Demo
-    from edgeblt.inspection import Inspection
+    from edgeblt.inspection import Inspection, PlacedNodes
     from edgeblt.prepare import Preparation
     from edgeblt.reference_file import Recording
     from edgeblt.roofline import WeightPlan
@@ -92,6 +92,8 @@ def show_benchmark(result: "Benchmark") -> None:
     table.add_row("memory of its own", _size_or_unknown(result.anonymous_bytes))
     table.add_row("memory mapped from files", _size_or_unknown(result.mapped_bytes))
     table.add_row("peak resident memory", _size(result.peak_rss_bytes))
+    if result.gpu_memory_bytes is not None:
+        table.add_row("GPU memory taken", _size(result.gpu_memory_bytes))
     table.add_row("prepared weights", "used" if result.prepared else "not used")
     table.add_row("bundle on disk", _size(result.bundle_bytes))
     table.add_row("provider, device", f"{result.provider}, {result.device}")
@@ -180,6 +182,18 @@ def show_inspection(result: "Inspection") -> None:
     for name, value in result.description.items():
         _print(printable(f"{name}: {value}"))
     _print(_plans_table(result.plans))
+    if result.placement:
+        _print(_placement_table(result.placement))
+
+
+def _placement_table(placement: "Sequence[PlacedNodes]") -> Table:
+    """The operators are named where a stage has another provider beside its own."""
+    table, seen = _table("which provider runs a stage's nodes", "stage", "provider", "nodes", "which"), set()
+    for part in placement:
+        operators = ", ".join(f"{count} {name}" for name, count in part.operators.items())
+        _add(table, part.stage, part.provider, f"{part.nodes:,}", operators if part.stage in seen else "all others")
+        seen.add(part.stage)
+    return table
 
 
 def _plans_table(plans: "Sequence[WeightPlan]") -> Table:

@@ -61,8 +61,8 @@ def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.Ses
     options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider == "cuda":
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         native.register_cuda(options)
     else:
         native.register(options)

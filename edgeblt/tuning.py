@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import PatchingRule, Rule
-from edgeblt.device import device_name
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
@@ -68,7 +67,7 @@ def tune(
     bundle: str | Path,
     max_bpb_increase: float,
     texts: Sequence[Text] = (),
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
 ) -> Tuning:
     """The threshold that makes decoding cheapest while bits per byte of `texts` rise by at most `max_bpb_increase`.
@@ -93,8 +92,8 @@ def tune(
         bundle=model.bundle.directory_name,
         bundle_id=model.bundle.id,
         recipe=model.bundle.manifest.recipe,
-        provider=provider,
-        device=device_name(),
+        provider=model.provider_name,
+        device=model.device,
         text=", ".join(text.name for text in texts),
         bytes=sum(len(text.data) for text in texts),
         threshold=patching.threshold,

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import Rule
-from edgeblt.device import device_name
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, cut_into_patches, log_softmax
 from edgeblt.progress import progress
@@ -149,7 +148,7 @@ def _report(model: Model, by_text: "dict[str, _Sums]", passage: Passage) -> Repo
         bundle_id=model.bundle.id,
         recipe=model.bundle.manifest.recipe,
         bundle_bytes=model.bundle.size,
-        device=device_name(),
+        device=model.device,
         threshold=model.threshold,
         texts={name: sums.result(model.provider_name) for name, sums in by_text.items()},
         passage=passage,

@@ -169,7 +169,7 @@ def test_the_command_times_all_combinations(tiny: Exported, tmp_path: Path, capf
         (["--draft", "none,psychic"], f"draft is 'psychic'; use one of {', '.join(DRAFTS)}"),
         (["--json", "-", "--csv", "-"], "--json and --csv both want stdout; give one of them a file"),
         (["--text", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory); give a text file"),
-        (["--provider", "tpu"], "provider 'tpu' is not supported by this version; use one of cpu"),
+        (["--provider", "tpu"], "provider 'tpu' is unknown; this version has cpu, cuda"),
     ],
 )
 def test_bad_options_are_one_sentence(

@@ -329,10 +329,10 @@ def test_the_graphs_run_from_the_contract_alone(tiny_bundle: tuple[Path, Path]) 
     patched = run_plainly(bundle, contracts["patcher"], sizes, ids=ids, position=0, total_length=count)
     starts = patched["patch_starts"].astype(np.int64)  # whether the next byte starts a patch, which ends the open one
     completed = int(starts.sum())
-    sizes |= {"P": completed, "L": completed}
+    sizes |= {"P": completed, "P + 1": completed + 1, "L": completed}
     assert 3 < completed < count
     encoded = run_plainly(
-        bundle, contracts["encoder"], sizes, total_length=count, completed=completed,
+        bundle, contracts["encoder"], sizes, total_length=count, patches=np.arange(completed + 1),
         windows=np.lib.stride_tricks.sliding_window_view(
             np.concatenate([np.zeros(config.hashes.context, np.int64), ids]), config.hashes.context + 1
         ),
@@ -365,7 +365,7 @@ def test_refused_exports(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None
     out = tmp_path / "out"
     assert export_refusal(checkpoint, bundle) == f"{bundle} exists already; remove it or choose another name"
     assert export_refusal(checkpoint, out, recipe="int3").startswith("there is no recipe 'int3'; use one of fp32, int4")
-    assert export_refusal(checkpoint, out, target="tpu") == "target 'tpu' is unknown; this version has cpu"
+    assert export_refusal(checkpoint, out, target="tpu") == "target 'tpu' is unknown; this version has cpu, cuda"
     assert export_refusal(bundle, out).startswith(f"{bundle} holds no config.json; give")
     assert export_refusal(tmp_path / "none", out).startswith(f"the checkpoint {tmp_path / 'none'} does not exist; give")
     file = tmp_path / "file"

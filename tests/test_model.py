@@ -307,7 +307,7 @@ def test_load_takes_text_paths_and_threads(tiny: Exported, tmp_path: Path) -> No
     assert load(str(tiny.bundle), threads=2, verify=True).generate(b"a", 3) == tiny.model.generate(b"a", 3)
     with pytest.raises(EdgebltError, match="threads is 0; it must be at least 1"):
         load(tiny.bundle, threads=0)
-    with pytest.raises(EdgebltError, match="provider 'tpu' is not supported"):
+    with pytest.raises(EdgebltError, match="provider 'tpu' is unknown"):
         load(tiny.bundle, provider="tpu")
     with pytest.raises(EdgebltError, match="is not a bundle directory"):
         load(tmp_path / "nothing")

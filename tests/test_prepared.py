@@ -471,8 +471,6 @@ def test_the_command(ready: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(beside(ready))
     assert run_process("prepare", ready, before=HIDE_WORKBENCH).returncode == 0
     assert load(ready, threads=1).prepared.unused_because is None
-    result = run_command(capfd, "prepare", ready, "--provider", "tpu")
-    assert (result.code, result.stdout) == (2, "") and "provider 'tpu' is not supported" in result.stderr
 
 
 # External data.

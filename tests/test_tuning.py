@@ -306,7 +306,7 @@ def test_what_is_refused(
     refused = {
         (bundle, "--text", short): "short has 499 bytes; give a text of 500 or more, better some thousand",
         (bundle, "--text", tmp_path / "none"): f"{tmp_path / 'none'} cannot be read",
-        (bundle, "--provider", "tpu"): "provider 'tpu' is not supported by this version; use one of cpu",
+        (bundle, "--provider", "tpu"): "provider 'tpu' is unknown; this version has cpu, cuda",
         (other,): f"{other} starts patches without entropies; there is no threshold to tune",
         (tmp_path,): str(tmp_path),
     }
