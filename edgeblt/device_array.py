@@ -79,7 +79,8 @@ class DeviceArray:
             assert value == 0
             width, height, _ = _rows(target.shape, target.dtype.itemsize, target.strides)
             assert height == 1
-            self.memory.clear(target.address, width)
+            if width:
+                self.memory.clear(target.address, width)
             return
         if isinstance(value, DeviceArray) and target._overlaps(value):
             value = value.copy()
@@ -94,7 +95,7 @@ class DeviceArray:
         """A copy on the host."""
         host = np.empty(self.shape, self.dtype)
         width, height, (pitch,) = _rows(self.shape, self.dtype.itemsize, self.strides)
-        if width * height:
+        if width:
             self.memory.copy(host.__array_interface__["data"][0], width, self.address, pitch, width, height)
         return host
 
@@ -107,7 +108,7 @@ class DeviceArray:
             source = np.ascontiguousarray(source, self.dtype)
             address = source.__array_interface__["data"][0]
         width, height, (own, its) = _rows(self.shape, self.dtype.itemsize, self.strides, source.strides)
-        if width * height:
+        if width:
             self.memory.copy(self.address, own, address, its, width, height)
 
     def _overlaps(self, other: "DeviceArray") -> bool:
@@ -150,6 +151,8 @@ class _Block:
 def _rows(shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]) -> tuple[int, int, list[int]]:
     """How arrays of one shape are copied: the bytes of a row that lies in one piece in all, the count of rows, and how
     far apart they are in each array."""
+    if 0 in shape:
+        return 0, 1, [0] * len(strides)
     width, axis = itemsize, len(shape)
     while axis and (shape[axis - 1] == 1 or all(stride[axis - 1] == width for stride in strides)):
         axis -= 1
