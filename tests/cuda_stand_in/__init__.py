@@ -48,11 +48,12 @@ class StandIn:
         without: str | None = None,
         tensorrt: bool = False,
     ) -> dict[str, str]:
-        """This process's environment and the stand-in's settings; `without`: a library left out."""
+        """This process's environment, its module path and the stand-in's settings; `without`: a library left out."""
         directories = [self._without(without) if without else self.cuda, *([self.tensorrt] if tensorrt else [])]
         settings = {"CAPABILITY": capability, "MEMORY": memory, "FAULT": fault}
         return os.environ | {
-            "LD_LIBRARY_PATH": ":".join(map(str, directories)),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, directories)),
             **{f"CUDA_STAND_IN_{name}": str(value) for name, value in settings.items() if value is not None},
         }
 
