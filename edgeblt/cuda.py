@@ -148,7 +148,10 @@ def explained(error: Exception) -> EdgebltError | None:
     """What to tell the user of an error of ONNX Runtime's, raised by a session opened or run on CUDA, if we know it."""
     text = str(error)
     if "cuDNN is unavailable" in text:
-        return EdgebltError(f"the model has an operator that needs {CUDNN}, which is missing; run `{INSTALL}`")
+        return EdgebltError(
+            f"the model has an operator that needs {CUDNN}, which is missing; run"
+            f" `pip install nvidia-cudnn-cu{_cuda_major()}`"
+        )
     if "Failed to allocate memory" in text or "out of memory" in text:
         return _no_room("the model")
     return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle import Bundle, open_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
-from edgeblt.cuda import gpu_memory
+from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
@@ -288,6 +288,8 @@ def _open_graph(
     except EdgebltError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
+        if provider == "cuda" and (sentence := explained(error)):
+            raise sentence from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
     _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)

@@ -55,8 +55,8 @@ class Preparation:
 def prepare(path: str | Path) -> Preparation:
     """Write the graphs of a bundle with their weights packed for this machine to a directory beside it.
 
-    `load` uses it on the cpu from then on, for the same results: all figures of a text are compared bit by bit before the
-    directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
+    `load` uses it on the cpu from then on, for the same results: all figures of a text are compared bit by bit before
+    the directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
     weights cannot be written, or where results differ.
     """
     bundle = open_bundle(path)

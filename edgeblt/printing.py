@@ -94,12 +94,13 @@ def show_benchmark(result: "Benchmark") -> None:
     table.add_row("peak resident memory", _size(result.peak_rss_bytes))
     if result.gpu_memory_bytes is not None:
         table.add_row("GPU memory taken", _size(result.gpu_memory_bytes))
-    table.add_row("prepared weights", "used" if result.prepared else "not used")
+    else:
+        table.add_row("prepared weights", "used" if result.prepared else "not used")
     table.add_row("bundle on disk", _size(result.bundle_bytes))
     table.add_row("provider, device", f"{result.provider}, {result.device}")
     _print(table)
     _print(_byte_table(result))
-    if result.unprepared_because:
+    if result.unprepared_because and result.gpu_memory_bytes is None:
         _print(printable(f"prepared weights are not used: {result.unprepared_because}"))
 
 

@@ -5,8 +5,7 @@ from typing import Literal
 
 import onnxruntime
 
-from edgeblt import native
-from edgeblt.cuda import PROVIDER, CudaMemory, require_cuda
+from edgeblt import cuda, native
 from edgeblt.device_array import DeviceMemory
 from edgeblt.errors import EdgebltError
 
@@ -19,7 +18,7 @@ LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than the
 
 def memory_of(provider: Provider) -> DeviceMemory | None:
     """The memory its stages keep their state in, None being the host's. Raises EdgebltError as `require_cuda`."""
-    return CudaMemory() if provider == "cuda" else None
+    return cuda.CudaMemory() if provider == "cuda" else None
 
 
 def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provider) -> onnxruntime.InferenceSession:
@@ -29,12 +28,11 @@ def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provide
     """
     if provider == "cpu":
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    require_cuda()
-    graph = onnxruntime.InferenceSession(path, options, providers=[(PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"])
-    if graph.get_providers()[0] != PROVIDER:
-        raise EdgebltError(
-            f"onnxruntime {onnxruntime.__version__} could not start {PROVIDER} for {path}; see `edgeblt doctor`"
-        )
+    cuda.require_cuda()
+    providers = [(cuda.PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
+    with cuda.quiet():
+        graph = onnxruntime.InferenceSession(path, options, providers=providers)
+    cuda.require_gpu(graph)
     return graph
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
+from edgeblt.cuda import explained
 from edgeblt.device_array import Array, DeviceArray, DeviceMemory
 from edgeblt.work import StageWork
 
@@ -126,7 +127,13 @@ class _Binding:
 
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._bind(inputs, outputs)
-        self._graph.run_with_iobinding(self._binding)
+        if self._is_on_host:
+            self._graph.run_with_iobinding(self._binding)
+            return
+        try:
+            self._graph.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise explained(error) or error from None
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         for name, array in inputs.items():
