@@ -93,10 +93,6 @@ def register(options: Any) -> str | None:
     return None
 
 
-def register_cuda(options: Any) -> str | None:
-    return "not built"
-
-
 def runs(operator: str) -> int:
     """How often a kernel of this library has run in this process: what tells it from the portable form."""
     path = library_path()

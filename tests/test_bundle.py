@@ -364,7 +364,9 @@ def test_refused_exports(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None
     checkpoint, bundle = tiny_bundle
     out = tmp_path / "out"
     assert export_refusal(checkpoint, bundle) == f"{bundle} exists already; remove it or choose another name"
-    assert export_refusal(checkpoint, out, recipe="int3").startswith("there is no recipe 'int3'; use one of fp32, int4")
+    assert export_refusal(checkpoint, out, recipe="int3").startswith(
+        "there is no recipe 'int3'; use one of fp16, fp32, int4"
+    )
     assert export_refusal(checkpoint, out, target="tpu") == "target 'tpu' is unknown; this version has cpu, cuda"
     assert export_refusal(bundle, out).startswith(f"{bundle} holds no config.json; give")
     assert export_refusal(tmp_path / "none", out).startswith(f"the checkpoint {tmp_path / 'none'} does not exist; give")

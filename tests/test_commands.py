@@ -41,7 +41,7 @@ OPTIONS = {
     "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--draft",
                  "--provider", "--threads", "--threshold", "--verify"],
-    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--json", "--patcher"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher"],
     "doctor": ["--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
@@ -350,7 +350,8 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--verify", "--json", "-")
     assert (result.code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert list(document) == ["kind", "path", "description", "parts", "plans"]
+    assert list(document) == ["kind", "path", "description", "parts", "plans", "placement"]
+    assert document["placement"] == []  # it was not asked for
     assert (document["kind"], document["path"]) == ("bundle", str(bundle))
     sizes = {part["content"]: part["bytes"] for part in document["parts"]}
     assert sizes == {file.name: file.stat().st_size for file in bundle.iterdir() if file.name != "bundle.json"}
@@ -456,10 +457,20 @@ def test_refused_values(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "--threads" in run_command(capfd, "generate", bundle, "hello", "--threads", "many").stderr
 
 
-def test_the_cuda_provider(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for command in (["generate", bundle, "hello"], ["bench", bundle]):
+def test_a_bundle_for_the_cpu_on_cuda(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for command in (["generate", bundle, "hello"], ["bench", bundle], ["inspect", bundle]):
         said = sentence(run_command(capfd, *command, "--provider", "cuda"))
-        assert "cuda" in said and re.search(r"; (use|install) ", said)
+        assert said.endswith("was exported for the cpu, not for cuda; export the checkpoint again with --target cuda")
+
+
+def test_inspect_where_nodes_run(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_command(capfd, "inspect", bundle, "--provider", "cpu", "--json", "-")
+    placement = json.loads(result.stdout)["placement"]
+    assert [(part["stage"], part["provider"]) for part in placement] == [
+        (stage, "CPUExecutionProvider") for stage in ("patcher", "encoder", "global", "decoder")
+    ]
+    assert all(part["nodes"] == sum(part["operators"].values()) > 0 for part in placement)
+    assert "CPUExecutionProvider" in run_command(capfd, "inspect", bundle, "--provider", "cpu").stdout
 
 
 @pytest.mark.parametrize("option", ["--prompt-bytes", "--new-bytes", "--repeats"])

@@ -157,7 +157,7 @@ def explain_run(nodes: str) -> None:
 @pytest.mark.skipif(cuda.has_cudnn(), reason="cuDNN is installed")
 def test_an_operator_that_needs_cudnn(stand_in: StandIn) -> None:
     assert run(explain_run, stand_in.environment(), "y = ReduceMax(x)") == (
-        f"the model has an operator that needs libcudnn.so.9, which is missing; run `pip install nvidia-cudnn-cu13`"
+        "the model has an operator that needs libcudnn.so.9, which is missing; run `pip install nvidia-cudnn-cu13`"
     )
 
 

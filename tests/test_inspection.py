@@ -302,7 +302,7 @@ def test_refused(tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: Capture)
         for wrong in ("0", "0.99", "-4", "nan", "inf"):
             said = refused(path, "--bytes-per-patch", wrong)
             assert re.fullmatch(r"bytes per patch are \S+; give a number that is at least 1, such as 4.5", said)
-    assert "there is no recipe 'int3'; use one of fp32," in refused(checkpoint, "--recipe", "int3")
+    assert "there is no recipe 'int3'; use one of fp16, fp32," in refused(checkpoint, "--recipe", "int3")
     assert (
         refused(bundle, "--recipe", "int8")
         == f"{bundle} is a bundle, its weights have their formats; leave out --recipe"

@@ -300,7 +300,7 @@ def test_paths_that_are_no_files(make: Callable[[Path], object], tmp_path: Path)
     path = tmp_path / "mine.toml"
     make(path)
     with pytest.raises(
-        EdgebltError, match=r"there is no recipe '.*mine\.toml'; use one of fp32, .*, or the path"
+        EdgebltError, match=r"there is no recipe '.*mine\.toml'; use one of fp16, fp32, .*, or the path"
     ) as refused:
         load_recipe(path)
     assert_one_sentence(str(refused.value).replace(str(tmp_path), ""))

@@ -22,7 +22,7 @@ import tiny_models
 from conftest import LONGEST, Exported, Text
 from edgeblt.cache import SLACK
 from edgeblt.config import HashConfig, PatchingRule, Rule
-from edgeblt.contract import StageContract, TensorSpec
+from edgeblt.contract import TARGETS, StageContract, Target, TensorSpec
 from edgeblt.errors import EdgebltError
 from edgeblt.export.encoder import PRIMES, _table_rows
 from edgeblt.export.graph import StageGraph
@@ -367,11 +367,11 @@ def rows_of_transformers(hashes: HashConfig, ids: list[int]) -> NDArray[np.int64
     return torch.stack(seen, 1).numpy()
 
 
-def rows_of_the_graph(hashes: HashConfig, ids: list[int]) -> NDArray[np.int64]:
+def rows_of_the_graph(hashes: HashConfig, ids: list[int], target: Target) -> NDArray[np.int64]:
     longest = max(hashes.group_sizes)
     windows = TensorSpec("windows", "int64", ("T", longest))
     rows = TensorSpec("rows", "int64", ("T", hashes.table_count))
-    graph = StageGraph(StageContract("encoder", (windows,), (), (rows,), None))
+    graph = StageGraph(StageContract("encoder", target, (windows,), (), (rows,), None))
     stage = graph.finish({"rows": _table_rows(graph, hashes, graph.inputs["windows"])})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -394,9 +394,10 @@ def test_hashes_wrap_and_are_never_negative(
     vocab_size: int, group_sizes: list[int], function_count: int, ids: list[int]
 ) -> None:
     hashes = HashConfig(function_count, tuple(group_sizes), vocab_size)
-    rows = rows_of_the_graph(hashes, ids)
-    np.testing.assert_array_equal(rows, rows_by_big_integers(hashes, ids))
-    np.testing.assert_array_equal(rows, rows_of_transformers(hashes, ids))
+    for target in TARGETS:
+        rows = rows_of_the_graph(hashes, ids, target)
+        np.testing.assert_array_equal(rows, rows_by_big_integers(hashes, ids))
+        np.testing.assert_array_equal(rows, rows_of_transformers(hashes, ids))
 
 
 def test_the_released_hashes_do_overflow() -> None:

@@ -33,6 +33,7 @@ class Scripted:
     )
     config = SimpleNamespace(patching=PatchingRule(Rule.THRESHOLD, 1.5))
     threshold: float | None = None
+    device = "a device"
 
     def __init__(self, seed: int, vocab_size: int = VOCAB_SIZE, provider: str = "cpu") -> None:
         self.seed, self.vocab_size, self.provider_name = seed, vocab_size, provider
