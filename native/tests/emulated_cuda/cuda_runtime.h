@@ -5,8 +5,10 @@
 #ifndef EDGEBLT_EMULATED_CUDA_RUNTIME_H
 #define EDGEBLT_EMULATED_CUDA_RUNTIME_H
 
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -45,14 +47,16 @@ constexpr size_t kWarp = 32, kStackBytes = 64 << 10;
 enum Kind { kRunning, kDone, kBlock, kShuffle, kBallot };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf place;  // where it waits: unlike swapcontext, a jump asks nothing of the system
+  bool started;
   Kind kind;
   uint64_t given, taken[kWarp];  // what it brought to an exchange, and what all of its warp did
 };
 
 inline std::vector<Fiber> fibers;
 inline std::vector<char> stacks;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline size_t current;
 inline std::function<void()> body;
 inline unsigned order = 0;        // 0: the first thread goes first; 1: the last; else shuffled by this seed
@@ -63,13 +67,32 @@ inline cudaStream_t last_stream = nullptr;
 inline void run_body() {
   body();
   fibers[current].kind = kDone;
-  swapcontext(&fibers[current].context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
-inline void wait(Kind kind) {
-  Fiber& self = fibers[current];
-  self.kind = kind;
-  swapcontext(&self.context, &scheduler);
+__attribute__((noinline)) inline void wait(Kind kind) {
+  fibers[current].kind = kind;
+  if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
+}
+
+// Until it waits, or is done. In a frame of its own, so that jumps back to it change no variable of others.
+__attribute__((noinline)) inline void resume(size_t fiber) {
+  current = fiber;
+  threadIdx.x = static_cast<unsigned>(fiber);
+  if (_setjmp(scheduler)) return;
+  if (fibers[fiber].started) _longjmp(fibers[fiber].place, 1);
+  fibers[fiber].started = true;
+  setcontext(&fibers[fiber].start);
+}
+
+__attribute__((noinline)) inline void make_fiber(Fiber& fiber, char* stack) {
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = stack;
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, run_body, 0);
+  fiber.started = false;
+  fiber.kind = kRunning;
 }
 
 // Lets go of all that wait in `[first, first + count)` if they have all come to one call; whether it did.
@@ -92,7 +115,7 @@ inline cudaError_t run_block() {
   const size_t count = blockDim.x;
   std::vector<size_t> turns(count);
   std::iota(turns.begin(), turns.end(), size_t{0});
-  if (order == 1) turns.assign(turns.rbegin(), turns.rend());
+  if (order == 1) std::reverse(turns.begin(), turns.end());
   uint64_t chance = order;
   for (size_t i = count; order > 1 && i > 1; --i) {
     chance = chance * 6364136223846793005U + 1442695040888963407U;
@@ -100,20 +123,10 @@ inline cudaError_t run_block() {
   }
   fibers.resize(count);
   stacks.resize(count * kStackBytes);
-  for (size_t i = 0; i < count; ++i) {
-    getcontext(&fibers[i].context);
-    fibers[i].context.uc_stack.ss_sp = &stacks[i * kStackBytes];
-    fibers[i].context.uc_stack.ss_size = kStackBytes;
-    fibers[i].context.uc_link = nullptr;
-    fibers[i].kind = kRunning;
-    makecontext(&fibers[i].context, run_body, 0);
-  }
+  for (size_t i = 0; i < count; ++i) make_fiber(fibers[i], &stacks[i * kStackBytes]);
   for (;;) {
     for (const size_t turn : turns) {
-      if (fibers[turn].kind != kRunning) continue;
-      current = turn;
-      threadIdx.x = static_cast<unsigned>(turn);
-      swapcontext(&scheduler, &fibers[turn].context);
+      if (fibers[turn].kind == kRunning) resume(turn);
     }
     bool done = true, released = release(0, count, true);
     for (const Fiber& fiber : fibers) done &= fiber.kind == kDone;
