@@ -60,7 +60,7 @@ native-tests:
 
 venv: $(READY)
 
-$(READY): pyproject.toml constraints.txt $(wildcard native/*)
+$(READY): pyproject.toml constraints.txt $(wildcard native/* native/cuda/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "edgeblt needs Python 3.11 or newer as $(PYTHON); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -71,5 +71,5 @@ $(READY): pyproject.toml constraints.txt $(wildcard native/*)
 	@touch $@
 
 clean:
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache edgeblt/libedgeblt.so
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache edgeblt/libedgeblt.so edgeblt/libedgeblt_cuda.so
 	find edgeblt export quant tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -535,8 +535,9 @@ def inspect(
 def doctor(json_file: JsonFile = None) -> None:
     """Show what is at work on this machine.
 
-    Versions, execution providers, and the native library: which instructions its kernels use, or why it is not used.
-    The environment variable EDGEBLT_NATIVE turns it off (0) or down to a level (scalar, avx2, avx512, neon).
+    Versions, execution providers, and the native libraries: which instructions the CPU's kernels use, whether there are
+    kernels for CUDA, or why one is not used. The environment variable EDGEBLT_NATIVE turns both off (0), or the CPU's
+    down to a level (scalar, avx2, avx512, neon).
     """
     from edgeblt.doctor import diagnose
 

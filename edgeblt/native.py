@@ -1,10 +1,12 @@
-"""The native library, if the package was built with one: where it is, what it uses of the processor, or why it is idle.
+"""The native libraries, if the package was built with them: where they are, what they use, or why they are idle.
 
-It holds kernels for the operators of domain `edgeblt`. Everything works without it, slower, as every model carries
-those operators in portable form too. A library that cannot be opened, that belongs to another version of the package,
-or that the runtime does not take is reported once and left alone.
+They hold kernels for the operators of domain `edgeblt`, one for the CPU and one for CUDA, which is opened only when it
+is asked for. Everything works without them, slower, as every model carries those operators in portable form too. A
+library that cannot be opened, that belongs to another version of the package, or that the runtime does not take is
+reported once and left alone.
 
-The environment variable EDGEBLT_NATIVE turns it off (0) or down to an instruction level (scalar, avx2, avx512, neon).
+The environment variable EDGEBLT_NATIVE turns both off (0), or the one for the CPU down to an instruction level (scalar,
+avx2, avx512, neon).
 """
 
 import ctypes
@@ -19,7 +21,7 @@ from typing import Any
 
 import edgeblt
 
-LIBRARY_NAME = "libedgeblt.so"
+LIBRARY_NAME, CUDA_LIBRARY_NAME = "libedgeblt.so", "libedgeblt_cuda.so"
 VARIABLE = "EDGEBLT_NATIVE"
 OFF, BEST = ("0", "off"), ("", "1")
 LEVELS = ("scalar", "avx2", "avx512", "neon")  # by the library's numbers
@@ -28,13 +30,15 @@ OPERATORS = (
     "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",
     "DenseCrossAttention",
 )  # fmt: skip
+CUDA_OPERATORS = OPERATORS[:1]
 
 
 @dataclass(frozen=True)
 class NativeStatus:
     """`path`: the library found, if any; `version`: what it says; `reason`: why it is not used, None when it is.
 
-    `level`: the instructions its kernels use; `levels`: those this processor and the library both have."""
+    `level`: the instructions its kernels use; `levels`: those this processor and the library both have; of the library
+    for CUDA, neither."""
 
     path: Path | None
     version: str | None
@@ -46,15 +50,21 @@ class NativeStatus:
 @functools.cache
 def status() -> NativeStatus:
     """The library beside this package's modules, set to what EDGEBLT_NATIVE asks for; never raises."""
-    # An editable install has two directories: the sources, and site-packages where CMake installs.
-    for directory in edgeblt.__path__:
-        path = Path(directory) / LIBRARY_NAME
-        if path.is_file():
-            found = inspect_library(path, package_version())
-            return found if found.reason else _set_level(found, os.environ.get(VARIABLE, "").strip().lower())
-    return NativeStatus(
-        None, None, f"{LIBRARY_NAME} was not built; install a C++ compiler, then edgeblt again from its source"
-    )
+    path = _find(LIBRARY_NAME)
+    if path is None:
+        return _not_built(LIBRARY_NAME, "a C++ compiler")
+    found = inspect_library(path, package_version())
+    return found if found.reason else _set_level(found, _wanted())
+
+
+@functools.cache
+def cuda_status() -> NativeStatus:
+    """The library of kernels for CUDA beside the other, which is opened; never raises, nor needs a device."""
+    path = _find(CUDA_LIBRARY_NAME)
+    if path is None:
+        return _not_built(CUDA_LIBRARY_NAME, "CUDA's compiler nvcc")
+    found = inspect_library(path, package_version())
+    return _set_level(found, _wanted()) if found.reason is None and _wanted() in OFF else found
 
 
 def describe() -> str:
@@ -80,23 +90,33 @@ def register(options: Any) -> str | None:
     """
     path = library_path()
     if path is None:
-        reason = status().reason or ""
-        if os.environ.get(VARIABLE, "").strip().lower() not in OFF:
-            _log(reason)
-        return reason
-    try:
-        options.register_custom_ops_library(str(path))
-    except Exception as error:  # of the runtime, which has no common class for its own
-        reason = _one_line(_library(path).edgeblt_registration_error()) or _one_line(str(error))
-        _log(f"{path} was not taken: {reason}")
-        return reason
-    return None
+        return _unregistered(status())
+    return _register(options, path)
+
+
+def register_cuda(options: Any) -> str | None:
+    """`register` for a session on CUDA: gives it the library of kernels for CUDA, instead of the other.
+
+    A session that has both does not open, as ONNX Runtime takes a domain from one library only. One that gets no CUDA
+    after all runs this library's kernels for the CPU.
+    """
+    found = cuda_status()
+    if found.reason is not None or found.path is None:
+        return _unregistered(found)
+    return _register(options, found.path)
 
 
 def runs(operator: str) -> int:
-    """How often a kernel of this library has run in this process: what tells it from the portable form."""
+    """How often a kernel of the CPU has run in this process: what tells it from the portable form."""
     path = library_path()
     return int(_library(path).edgeblt_runs(OPERATORS.index(operator))) if path else 0
+
+
+def cuda_runs(operator: str) -> int:
+    """How often a kernel has been started on CUDA by this process."""
+    found = cuda_status()
+    started = found.path is not None and found.reason is None
+    return int(_library(found.path).edgeblt_runs(OPERATORS.index(operator))) if started else 0
 
 
 def use_level(level: str) -> None:
@@ -127,8 +147,41 @@ def inspect_library(path: Path, expected_version: str | None) -> NativeStatus:
     if expected_version is not None and found != expected_version:
         reason = f"{path} is version {found}, the package is {expected_version}; install edgeblt again"
         return NativeStatus(path, found, reason)
+    if path.name == CUDA_LIBRARY_NAME:
+        return NativeStatus(path, found, None)
     levels = tuple(name for number, name in enumerate(LEVELS) if library.edgeblt_level_available(number))
     return NativeStatus(path, found, None, LEVELS[library.edgeblt_level()], levels)
+
+
+def _find(name: str) -> Path | None:
+    # An editable install has two directories: the sources, and site-packages where CMake installs.
+    paths = (Path(directory) / name for directory in edgeblt.__path__)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _not_built(name: str, compiler: str) -> NativeStatus:
+    return NativeStatus(None, None, f"{name} was not built; install {compiler}, then edgeblt again from its source")
+
+
+def _wanted() -> str:
+    return os.environ.get(VARIABLE, "").strip().lower()
+
+
+def _unregistered(found: NativeStatus) -> str:
+    reason = found.reason or ""
+    if _wanted() not in OFF:
+        _log(reason)
+    return reason
+
+
+def _register(options: Any, path: Path) -> str | None:
+    try:
+        options.register_custom_ops_library(str(path))
+    except Exception as error:  # of the runtime, which has no common class for its own
+        reason = _one_line(_library(path).edgeblt_registration_error()) or _one_line(str(error))
+        _log(f"{path} was not taken: {reason}")
+        return reason
+    return None
 
 
 def _set_level(found: NativeStatus, wanted: str) -> NativeStatus:
@@ -152,13 +205,13 @@ def _library(path: Path) -> ctypes.CDLL:
     text, number = ctypes.c_char_p, ctypes.c_int
     functions: tuple[tuple[str, Sequence[Any], Any], ...] = (
         ("edgeblt_version", (), text),
+        ("edgeblt_runs", (number,), ctypes.c_ulonglong),
+        ("edgeblt_registration_error", (), text),
         ("edgeblt_level", (), number),
         ("edgeblt_level_available", (number,), number),
         ("edgeblt_use_level", (number,), number),
-        ("edgeblt_runs", (number,), ctypes.c_ulonglong),
-        ("edgeblt_registration_error", (), text),
     )
-    for name, arguments, result in functions:
+    for name, arguments, result in functions[:3] if path.name == CUDA_LIBRARY_NAME else functions:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, result
     return library

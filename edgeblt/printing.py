@@ -222,6 +222,8 @@ def show_diagnosis(result: "Diagnosis") -> None:
         "  instructions": result.native_level or "",
         "  could be": ", ".join(result.native_levels),
         "  kernels for": ", ".join(result.native_operators),
+        "CUDA library": result.native_cuda_library or "",
+        "  for CUDA": ", ".join(result.native_cuda_operators),
     }
     width = max(map(len, rows))
     for name, shown in rows.items():
@@ -230,6 +232,8 @@ def show_diagnosis(result: "Diagnosis") -> None:
     if not used:
         _print(printable(f"The native library is not used: {result.native_reason}"))
         _print("Everything works without it, slower.")
+    if result.native_cuda_reason and "CUDAExecutionProvider" in result.execution_providers:
+        _print(printable(f"The native library for CUDA is not used: {result.native_cuda_reason}"))
     _print("EDGEBLT_NATIVE=0 in the environment turns it off; scalar, avx2, avx512 or neon sets the instructions.")
 
 

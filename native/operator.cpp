@@ -73,7 +73,7 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
   const auto* instance = static_cast<Instance*>(kernel);
   return guarded(*instance->api, instance->op->op_name, [&] {
     instance->kernel->compute(Call(*instance->api, context));
-    runs[instance->op->number].fetch_add(1, std::memory_order_relaxed);
+    if (instance->op->number >= 0) runs[instance->op->number].fetch_add(1, std::memory_order_relaxed);
   });
 }
 
@@ -104,7 +104,7 @@ Operator::Operator(
     return index < self(op).required ? ort::kRequired : ort::kOptional;
   };
   output_characteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
-  input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+  input_memory = [](const ort::CustomOp*, size_t) -> int { return ort::kOwnMemory; };
   variadic_input_minimum = [](const ort::CustomOp*) { return 1; };
   variadic_input_homogeneous = [](const ort::CustomOp*) { return 1; };
   variadic_output_minimum = [](const ort::CustomOp*) { return 1; };
@@ -144,6 +144,12 @@ void* Call::output_data(size_t index, const Shape& shape) const {
   void* data = nullptr;
   check(api_.tensor_data(value, &data));
   return data;
+}
+
+void* Call::stream() const {
+  void* stream = nullptr;
+  check(api_.compute_stream(context_, &stream));
+  return stream;
 }
 
 void Call::run_parallel(size_t count, void (*task)(void*, size_t), void* data) const {

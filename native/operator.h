@@ -69,6 +69,8 @@ class Call {
   T* output(size_t index, const Shape& shape) const {
     return static_cast<T*>(output_data(index, shape));
   }
+  // The stream of a kernel of the CUDA execution provider.
+  void* stream() const;
   // task(0) to task(count - 1), on the session's threads where there are several; tasks must not throw.
   template <typename Task>
   void parallel(size_t count, const Task& task) const {
@@ -112,7 +114,7 @@ struct Operator : ort::CustomOp {
            std::vector<ort::ElementType> outputs, Kernel* (*create)(const Node&));
 
   const char* op_name;
-  int number;  // in edgeblt_runs
+  int number;  // in edgeblt_runs; -1: not counted
   std::vector<ort::ElementType> inputs;
   size_t required;  // of the inputs; the others are optional
   std::vector<ort::ElementType> outputs;
@@ -124,6 +126,9 @@ std::string describe(const Shape& shape);
 
 // Raises OperatorError unless `tensor` has this type and shape (-1: any size), naming the input.
 void require(const Tensor& tensor, const char* name, ort::ElementType type, const Shape& shape);
+
+// Those of the library, each defined once.
+std::vector<const Operator*> operators();
 
 const Operator& entropy_patch_operator();
 const Operator& dense_matmul_operator();

@@ -23,6 +23,8 @@ struct KernelContext;
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
+// Where a kernel wants an input: in the CPU's memory, or its execution provider's own.
+enum Memory : int { kCpuMemory = -2, kOwnMemory = 0 };
 
 // The table of functions: `functions` is indexed by position.
 struct Api {
@@ -75,6 +77,10 @@ struct Api {
     return at<Function>(91)(context, index, shape, rank, value);
   }
   void release_tensor_info(TensorInfo* info) const { at<void (*)(TensorInfo*)>(99)(info); }
+  // The cudaStream_t that a kernel of the CUDA execution provider works in.
+  Status* compute_stream(const KernelContext* context, void** stream) const {
+    return at<Status* (*)(const KernelContext*, void**)>(193)(context, stream);
+  }
   Status* node_input_count(const KernelInfo* info, size_t* count) const {
     return at<Status* (*)(const KernelInfo*, size_t*)>(230)(info, count);
   }

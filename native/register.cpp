@@ -1,4 +1,4 @@
-// Registration of all operators in domain `edgeblt`.
+// Registration of a library's operators in domain `edgeblt`.
 #include <string>
 
 #include "edgeblt.h"
@@ -15,11 +15,7 @@ ort::Status* add_operators(const ort::Api& api, ort::SessionOptions* options) {
   if (!domain) {
     ort::CustomOpDomain* made = nullptr;
     if (ort::Status* status = api.create_domain("edgeblt", &made)) return status;
-    const Operator* const operators[] = {&entropy_patch_operator(), &dense_matmul_operator(), &sparse_matmul_operator(),
-                                         &masked_matmul_operator(), &window_attention_operator(),
-                                         &dense_layer_operator(), &latent_attention_operator(),
-                                         &dense_cross_attention_operator()};
-    for (const Operator* op : operators) {
+    for (const Operator* op : operators()) {
       if (ort::Status* status = api.add_op(made, op)) return status;
     }
     domain = made;
