@@ -264,7 +264,7 @@ def test_drafts_are_not_chosen_where_rounding_depends_on_them(
 ) -> None:
     model: Model = load(for_cuda(10), "cpu")
     assert "ngram" in model.experience("auto").names
-    monkeypatch.setattr(Model, "is_on_host", False)
     other = load(for_cuda(10), "cpu")
+    monkeypatch.setattr(Model, "is_on_host", False)
     assert not other.experience("auto").names and other.experience("ngram").names == ("ngram",)
     assert other.generate(b"ab", 20, draft="auto") == other.generate(b"ab", 20, draft="none")
