@@ -56,9 +56,17 @@ class Sampler:
         return chosen
 
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
-        """The id that `choose` would give for these logits after `ahead` other ids."""
+        """The id that `choose` would give for these logits after `ahead` other ids.
+
+        Raises EdgebltError for logits that are not numbers.
+        """
+        likeliest = int(logits[:VOCAB_SIZE].argmax())  # a model may have more ids, which stand for no byte
+        if math.isnan(logits[likeliest]):  # the largest, if there is one
+            raise EdgebltError(
+                "the model computes values that are not numbers, too large for its number format; export it for the"
+                " target cpu, or see with `edgeblt validate` which text does it"
+            )
         if self._sampling.temperature == 0:
-            likeliest = int(logits[:VOCAB_SIZE].argmax())  # a model may have more ids, which stand for no byte
             return likeliest if likeliest not in self._never else int(self._allowed(logits).argmax())
         while len(self._times) <= ahead:
             self._times.append(self._random.standard_exponential(VOCAB_SIZE))

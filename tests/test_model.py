@@ -311,3 +311,12 @@ def test_load_takes_text_paths_and_threads(tiny: Exported, tmp_path: Path) -> No
         load(tiny.bundle, provider="tpu")
     with pytest.raises(EdgebltError, match="is not a bundle directory"):
         load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_no_numbers_are_reported(temperature: float) -> None:
+    """As a model has that is exported for a number format too narrow for it."""
+    logits = np.zeros(260, np.float32)
+    logits[77] = np.nan
+    with pytest.raises(EdgebltError, match=r"values that are not numbers.*; export it for the target cpu"):
+        Sampler(Sampling(temperature, seed=0)).choose(logits)

@@ -149,8 +149,9 @@ int cudaFuncGetAttributes(void *attributes, const void *function) { /* struct cu
     int capability = setting("CUDA_STAND_IN_CAPABILITY", 80);
     memset(attributes, 0, 144);
     put(attributes, 24, THREADS_PER_BLOCK);
-    put(attributes, 32, capability); /* ptxVersion, binaryVersion */
-    put(attributes, 36, capability);
+    int built_for = capability / 10 == 8 ? 80 : capability; /* onnxruntime has no code for 8.7 of its own */
+    put(attributes, 32, built_for); /* ptxVersion, binaryVersion */
+    put(attributes, 36, built_for);
     return OK;
 }
 

@@ -1,0 +1,54 @@
+"""What the tests of the CUDA provider run in a process of their own, over the stand-in for CUDA's libraries.
+
+Nothing here imports torch: the processes are many.
+"""
+
+import json
+import random
+import sys
+
+from edgeblt.contract import STAGES
+from edgeblt.model import load
+from edgeblt.placed_nodes import placed_nodes
+
+LENGTH = 400
+
+
+def walk(bundle: str, provider: str) -> None:
+    """Opens a bundle, wanders over a text, and prints what ran where."""
+    model = load(bundle, provider)
+    rng = random.Random(0)
+    ids = [1] + [rng.randrange(4, 260) for _ in range(LENGTH - 1)]
+    session = model.session()
+    runs = dict.fromkeys(STAGES, 0)
+    for step in range(30):
+        session.feed(ids[session.position : session.position + rng.choice([1, 1, 1, 2, 9, 60, 150, 300])])
+        if session.position == LENGTH or step % 4 == 3:
+            session.rollback(session.position - min(rng.choice([1, 5, 32, 300]), session.position))
+        if step % 7 == 6:
+            runs = {name: count + session.work[name].runs for name, count in runs.items()}
+            session = session.fork()
+    print(
+        json.dumps(
+            {
+                "placement": model.placement,
+                "device": model.device,
+                "nodes": [vars(part) for part in placed_nodes(model)],
+                "runs": runs,
+                "patches": session.patch_count,
+                "types": sorted({type(array).__name__ for array in state(session)}),
+            }
+        )
+    )
+
+
+def state(session: object) -> list[object]:
+    """All that a session keeps for its stages."""
+    stages = {"patcher": session._patcher.stage, **session._stages}  # type: ignore[attr-defined]
+    caches = [buffer for name in STAGES if stages[name].cache for buffer in stages[name].cache.buffers]
+    histories = [session._byte_vectors.rows(session.position), session._cross_rows.rows(session._cross_rows.end)]  # type: ignore[attr-defined]
+    return [*caches, *histories, session._carried_row]  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    walk(*sys.argv[1:])
