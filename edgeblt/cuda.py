@@ -22,6 +22,7 @@ PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install 'edgeblt[cuda]'"
 DRIVER = "libcuda.so.1"
 CUDNN = "libcudnn.so.9"
+LEAST_CAPABILITY = (8, 0)  # older GPUs have no flash attention, whose windows ONNX Runtime's others do not promise
 
 _COPY_DEFAULT = 4  # cudaMemcpyDefault: the addresses say which side they are on
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -123,6 +124,12 @@ def require_cuda() -> None:
             f"the NVIDIA driver supports CUDA {_shown_version(version.value)}, but onnxruntime"
             f" {onnxruntime.__version__} was built for CUDA {onnxruntime.cuda_version}; install a newer driver"
         )
+    found = _capability()
+    if found < LEAST_CAPABILITY:
+        raise EdgebltError(
+            f"{gpu_name()} has compute capability {found[0]}.{found[1]}, but attention within a window needs"
+            f" {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}; use --provider cpu"
+        )
 
 
 @contextmanager
@@ -181,6 +188,10 @@ def gpu_memory() -> GpuMemory:
 def compute_capability() -> tuple[int, int]:
     """Major and minor, such as (8, 7). Raises EdgebltError as `require_cuda`."""
     require_cuda()
+    return _capability()
+
+
+def _capability() -> tuple[int, int]:
     major, minor = _INT(), _INT()
     _call("cudaDeviceGetAttribute", ctypes.byref(major), _CAPABILITY_MAJOR, 0)
     _call("cudaDeviceGetAttribute", ctypes.byref(minor), _CAPABILITY_MINOR, 0)

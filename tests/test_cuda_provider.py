@@ -66,7 +66,7 @@ def edgeblt(stand_in: StandIn, *arguments: object, **settings: Any) -> "subproce
 @pytest.mark.parametrize(
     ("seed", "recipe", "capability"),
     [(10, "fp16", 80), (18, "fp16", 87), (42, "fp16", 90), (10, "int8", 87), (18, "int4", 90), (10, "sparse", 80),
-     (10, "nf4", 90), (0, "fp16", 75)],
+     (10, "nf4", 90)],
 )  # fmt: skip
 def test_all_stages_on_cuda(
     stand_in: StandIn, for_cuda: Callable[..., Path], seed: int, recipe: str, capability: int
