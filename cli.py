@@ -141,9 +141,8 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="How to store the weights: a recipe that needs no calibration (fp32, fp16, int8, nf4, or a TOML file of "
-            "yours). By default fp32, fp16 for cuda, or the formats of a checkpoint that is quantized "
-            "already.",
+            help="How to store the weights: a recipe that needs no calibration (fp32, fp16, int8, nf4, or a TOML file "
+            "of yours). By default fp32, fp16 for cuda, or the formats of a checkpoint that is quantized already.",
         ),
     ] = None,
     target: Annotated[
