@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeblt.buffers import Buffers, Homes, PatchBuffers
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES, DType, StageContract, StageName, cross_row_width
-from edgeblt.device_array import Array, DeviceMemory, empty, zeros
+from edgeblt.contract import STAGES, StageContract, StageName, cross_row_width
+from edgeblt.device_array import Array, zeros
 from edgeblt.errors import EdgebltError
 from edgeblt.patcher import Patcher, Patching
 from edgeblt.stage import MANY, Stage, StageGraph
@@ -27,7 +28,6 @@ ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it fe
 CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
 PIECE_BYTES = 128  # the most bytes the other stages see in one run
 
-Arrays = dict[str, Array]
 _NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
 
 
@@ -55,12 +55,12 @@ class Session:
         self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
         self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
-        self._homes = _Homes.of(self._stages, contracts)
+        self._homes = Homes.of(self._stages, contracts)
         homes, row_width = self._homes, cross_row_width(config)
         self._byte_vectors = RowHistory(config.encoder.hidden_size, memory=homes.byte_vectors)  # by position
         self._cross_rows = RowHistory(row_width, homes.row_dtype, homes.rows)  # by patch
         self._carried_row: Array = zeros((1, row_width), homes.row_dtype, homes.rows)
-        self._kept_buffers: dict[int, _Buffers] = {}
+        self._kept_buffers: dict[int, Buffers] = {}
         self._single = self._buffers(1)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
         self._clear()
@@ -319,7 +319,7 @@ class Session:
         """Latents [P, width] of the patches that the pieces completed."""
         patches = pieces[0].patches
         if len(pieces) > 1:
-            patches = _PatchBuffers(self.config, self._homes, None, sum(piece.patches.count for piece in pieces))
+            patches = PatchBuffers(self.config, self._homes, None, sum(piece.patches.count for piece in pieces))
             end = 0
             for piece in pieces:
                 patches.vectors[end : end + piece.patches.count] = piece.patches.vectors
@@ -359,15 +359,15 @@ class Session:
         oldest_patch = bisect_right(self._patch_starts, max(self._position - ROLLBACK_BYTES, 0)) - 1
         self._cross_rows.append(rows[skipped:], oldest_patch - 1)
 
-    def _buffers(self, count: int) -> "_Buffers":
+    def _buffers(self, count: int) -> Buffers:
         buffers = self._kept_buffers.get(count)
         if buffers is None:
-            buffers = _Buffers(self.config, self._homes, count)
+            buffers = Buffers(self.config, self._homes, count)
             if count < MANY:
                 self._kept_buffers[count] = buffers
         return buffers
 
-    def _reserve(self, stage: Stage, buffers: "_Buffers") -> None:
+    def _reserve(self, stage: Stage, buffers: Buffers) -> None:
         """Room for the piece in the stage's cache, which the next run fills."""
         stage.reserve(buffers.count)
         assert stage.cache is not None
@@ -375,77 +375,11 @@ class Session:
         buffers.total_length[stage.name][0] = stage.cache.length
 
 
-class _Homes(NamedTuple):
-    """Where what passes between stages lies: on a device if both ends do, else on the host."""
-
-    byte_vectors: DeviceMemory | None
-    patch_vectors: DeviceMemory | None
-    latents: DeviceMemory | None
-    rows: DeviceMemory | None  # the decoder's own
-    row_dtype: DType
-
-    @classmethod
-    def of(cls, stages: dict[StageName, Stage], contracts: dict[StageName, StageContract]) -> "_Homes":
-        encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
-        cache = contracts["decoder"].cache
-        assert cache is not None
-        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.dtype)
-
-
 class _Piece(NamedTuple):
     """Some ids between encoder and decoder."""
 
     position: int
     first_patch: int  # patches completed before it
-    buffers: "_Buffers"
+    buffers: Buffers
     patching: Patching
-    patches: "_PatchBuffers"
-
-
-class _Buffers:
-    """What the stages read and write for chunks of `count` bytes."""
-
-    def __init__(self, config: ModelConfig, homes: _Homes, count: int) -> None:
-        self.count = count
-        self._config, self._homes = config, homes
-        self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
-        self.patch_index = np.zeros(count, np.int64)
-        self.latent_index = np.zeros(count, np.int64)
-        self.byte_vectors: Array = empty((count, config.encoder.hidden_size), np.float32, homes.byte_vectors)
-        self.logits = np.empty((count, config.vocab_size), np.float32)
-        self.total_length = {name: np.zeros(1, np.int32) for name in ("encoder", "decoder")}
-        self._patches: dict[int, _PatchBuffers] = {}
-
-    def patches(self, count: int) -> "_PatchBuffers":
-        if count not in self._patches:
-            self._patches[count] = _PatchBuffers(self._config, self._homes, self, count)
-        return self._patches[count]
-
-
-class _PatchBuffers:
-    """What they read and write for chunks that complete `count` patches; by stage, all of its arrays."""
-
-    def __init__(self, config: ModelConfig, homes: _Homes, buffers: _Buffers | None, count: int) -> None:
-        self.count = count
-        self.vectors: Array = empty((count, config.patch_width), np.float32, homes.patch_vectors)
-        self.total_length = np.zeros(1, np.int32)
-        self.latents: Array = empty((count, config.global_.hidden_size), np.float32, homes.latents)
-        self.global_inputs: Arrays = {"patch_vectors": self.vectors, "total_length": self.total_length}
-        self.global_outputs: Arrays = {"latents": self.latents}
-        if buffers is None:  # of several pieces: only for the global stage
-            return
-        self.cross_rows: Array = empty((count, cross_row_width(config)), homes.row_dtype, homes.rows)
-        self.encoder_inputs: Arrays = {
-            "windows": buffers.windows,
-            "patch_index": buffers.patch_index,
-            "total_length": buffers.total_length["encoder"],
-            "patches": np.arange(count + 1, dtype=np.int64),
-            "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
-        }
-        self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
-        self.decoder_inputs: Arrays = {
-            "latent_index": buffers.latent_index,
-            "total_length": buffers.total_length["decoder"],
-            "byte_vectors": buffers.byte_vectors,
-        }
-        self.decoder_outputs: Arrays = {"logits": buffers.logits, "cross_rows": self.cross_rows}
+    patches: PatchBuffers
