@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import onnxruntime
 
-from edgeblt import native, providers
+from edgeblt import cuda, native, providers
+from edgeblt.errors import EdgebltError
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,17 @@ class Diagnosis:
     native_cuda_version: str | None
     native_cuda_operators: tuple[str, ...]  # that have a kernel for CUDA
     native_cuda_reason: str | None  # why it would not be used
+    gpu: str | None  # the GPU that bundles for cuda run on, and its compute capability
+    gpu_reason: str | None  # why none can be used
 
 
 def diagnose() -> Diagnosis:
-    """Looks, and tries to register the kernels with the runtime; never raises. Whether there is a device for those of
-    CUDA it leaves open."""
+    """Looks, and tries to register the kernels with the runtime; never raises."""
     status = native.status()
     reason = status.reason or native.register(onnxruntime.SessionOptions())
-    cuda = native.cuda_status()
-    cuda_reason = cuda.reason or native.register_cuda(onnxruntime.SessionOptions())
+    for_cuda = native.cuda_status()
+    cuda_reason = for_cuda.reason or native.register_cuda(onnxruntime.SessionOptions())
+    gpu, gpu_reason = _gpu()
     return Diagnosis(
         edgeblt=native.package_version(),
         python=platform.python_version(),
@@ -50,8 +53,19 @@ def diagnose() -> Diagnosis:
         native_levels=status.levels,
         native_operators=() if reason else native.OPERATORS,
         native_reason=reason,
-        native_cuda_library=str(cuda.path) if cuda.path else None,
-        native_cuda_version=cuda.version,
+        native_cuda_library=str(for_cuda.path) if for_cuda.path else None,
+        native_cuda_version=for_cuda.version,
         native_cuda_operators=() if cuda_reason else native.CUDA_OPERATORS,
         native_cuda_reason=cuda_reason,
+        gpu=gpu,
+        gpu_reason=gpu_reason,
     )
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """What it is, or why there is none to use."""
+    try:
+        major, minor = cuda.compute_capability()
+        return f"{cuda.gpu_name()}, compute capability {major}.{minor}", None
+    except EdgebltError as error:
+        return None, str(error)

@@ -224,6 +224,7 @@ def show_diagnosis(result: "Diagnosis") -> None:
         "  kernels for": ", ".join(result.native_operators),
         "CUDA library": result.native_cuda_library or "",
         "  for CUDA": ", ".join(result.native_cuda_operators),
+        "GPU": result.gpu or "",
     }
     width = max(map(len, rows))
     for name, shown in rows.items():
@@ -234,6 +235,8 @@ def show_diagnosis(result: "Diagnosis") -> None:
         _print("Everything works without it, slower.")
     if result.native_cuda_reason and "CUDAExecutionProvider" in result.execution_providers:
         _print(printable(f"The native library for CUDA is not used: {result.native_cuda_reason}"))
+    if result.gpu_reason and "CUDAExecutionProvider" in result.execution_providers:
+        _print(printable(f"Nothing runs on cuda here: {result.gpu_reason}"))
     _print("EDGEBLT_NATIVE=0 in the environment turns it off; scalar, avx2, avx512 or neon sets the instructions.")
 
 

@@ -169,6 +169,10 @@ def test_commands(
         "GPU memory taken" in edgeblt(stand_in, "bench", bundle, *short).stdout
     )  # by default where it is exported for
 
+    doctor = json.loads(edgeblt(stand_in, "doctor", "--json", "-", capability=87).stdout)
+    assert (doctor["gpu"], doctor["gpu_reason"]) == ("stand-in, compute capability 8.7", None)
+    doctor = edgeblt(stand_in, "doctor", fault="none-counted")
+    assert "Nothing runs on cuda here: the NVIDIA driver gives access to no GPU" in " ".join(doctor.stdout.split())
     inspected = edgeblt(stand_in, "inspect", bundle, "--provider", "cuda").stdout
     assert "CUDAExecutionProvider" in inspected
     generated = edgeblt(stand_in, "generate", bundle, "ab", "--max-new-bytes", 4)
