@@ -25,8 +25,8 @@ from edgeblt.validation import Report, validate
 class TransformersReference:
     """`BltForCausalLM(use_cache=False)` on a floating-point checkpoint of any form.
 
-    `patcher`: see `open_checkpoint`; `device`: torch's name for where it computes. Raises EdgebltError if it is none, or
-    one that transformers cannot compute.
+    `patcher`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if it is none, or one that
+    transformers cannot compute.
     """
 
     def __init__(self, checkpoint: str | Path, patcher: str | Path | None = None, device: str = "cpu") -> None:
@@ -71,8 +71,8 @@ def validate_against(
     """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
 
     `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`:
-    see `open_checkpoint`; `device`: where transformers computes. Raises EdgebltError if the checkpoint or a text is of no
-    use, or the file cannot be written.
+    see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is of no use,
+    or the file cannot be written.
     """
     reference = TransformersReference(checkpoint, patcher, device)
     rows = ComputedRows(reference, texts)

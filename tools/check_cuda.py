@@ -117,8 +117,7 @@ class Check:
     def run(self) -> None:
         self._describe(self.work)
         self.stage("environment")
-        workers = max(1, len(os.sched_getaffinity(0)) // CORES_OF_AN_EXPORT)
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(max(1, _cores() // CORES_OF_AN_EXPORT)) as pool:
             list(pool.map(self.stage, [f"export {recipe}" for recipe in self.work.recipes]))
         self.stage("reference")
         exported = [recipe for recipe in self.work.recipes if self.work.is_exported(recipe)]
@@ -143,7 +142,9 @@ class Check:
         if reason:
             self.results.records.append(Failure(stage, reason))
         self.results.stage_seconds[stage] = round(time.monotonic() - started, 1)
-        print(f"check_cuda: {stage}, {self.results.stage_seconds[stage]} s{f': {reason}' if reason else ''}", flush=True)
+        print(
+            f"check_cuda: {stage}, {self.results.stage_seconds[stage]} s{f': {reason}' if reason else ''}", flush=True
+        )
         return reason is None
 
     def _process(self, stage: str, records: Path, seconds: float) -> str | None:
@@ -151,7 +152,7 @@ class Check:
         command = [sys.executable, str(HERE / "cuda_stages.py"), str(self._file), stage, str(records)]
         with self.log.open("a", encoding="utf-8") as log:
             print(f"== {stage}", file=log, flush=True)
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=_environment(stage))
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -161,6 +162,16 @@ class Check:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         return None if code == 0 else f"ended by {_ending(code)}; see {self.log.name}"
+
+
+def _environment(stage: str) -> dict[str, str]:
+    """Exports run beside each other: together they take as many threads as there are cores."""
+    threads = {"OMP_NUM_THREADS": str(min(_cores(), CORES_OF_AN_EXPORT))} if stage.startswith("export") else {}
+    return threads | os.environ
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _ending(code: int) -> str:

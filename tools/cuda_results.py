@@ -1,4 +1,4 @@
-"""What a check on a GPU measures, the limits it must keep to, and both as Markdown and JSON. Nothing is measured here."""
+"""What a check on a GPU measures, the limits it must keep to, and both as Markdown and JSON; it measures nothing."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeblt.benchmark import Benchmark
 from edgeblt.inspection import PlacedNodes
@@ -79,7 +79,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Tests:
+class SuiteRun:
     passed: int
     failed: int
     skipped: int
@@ -93,9 +93,10 @@ class Failure:
     reason: str
 
 
-Record = Environment | Accuracy | Placement | Timed | Benchmark | Tests | Failure
+Record = Environment | Accuracy | Placement | Timed | Benchmark | SuiteRun | Failure
+Kind = TypeVar("Kind", bound=Record)
 _KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Environment, Accuracy, Placement, Timed, Benchmark, Tests, Failure)
+    kind.__name__: kind for kind in (Environment, Accuracy, Placement, Timed, Benchmark, SuiteRun, Failure)
 }
 
 
@@ -123,10 +124,9 @@ class Results:
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     def accuracy(self, recipe: str, target: str, provider: str) -> Report | None:
-        for record in self.records:
-            if isinstance(record, Accuracy) and (record.recipe, record.target) == (recipe, target):
-                if record.report.provider == provider:
-                    return record.report
+        for each in self.of(Accuracy):
+            if (each.recipe, each.target, each.report.provider) == (recipe, target, provider):
+                return each.report
         return None
 
     def timed(self, work: str, name: str) -> Timed | None:
@@ -143,7 +143,7 @@ class Results:
         timed, other = self.timed(work, name), self.fastest_transformers(work)
         return timed.times(other) if timed and other else None
 
-    def of(self, kind: type[Any]) -> list[Any]:
+    def of(self, kind: type[Kind]) -> list[Kind]:
         return [record for record in self.records if isinstance(record, kind)]
 
 
@@ -167,13 +167,15 @@ def read_records(path: Path) -> list[Record]:
 def limits(results: Results) -> tuple[Limit, ...]:
     """All of them, measured or not."""
     found: list[Limit] = []
+    fastest = results.fastest_transformers(DECODE)
+    other = fastest.name if fastest else "transformers on the same GPU"
     for recipe in results.recipes:
         found += _accuracy_limits(results, recipe)
         speedup = results.speedup(DECODE, ON_GPU(recipe))
-        found.append(Limit(f"{recipe} on cuda: decoding, times transformers", speedup, LEAST_SPEEDUP, True))
+        found.append(Limit(f"{recipe} on cuda: decoding, times {other}", speedup, LEAST_SPEEDUP, True))
         strangers = _strangers(results, recipe)
         found.append(Limit(f"{recipe} on cuda: nodes on the CPU, but those on shapes", strangers, 0, False))
-    tests: list[Tests] = results.of(Tests)
+    tests: list[SuiteRun] = results.of(SuiteRun)
     failed = sum(each.failed + each.skipped for each in tests)
     found.append(Limit("tests on cuda that fail or are skipped", failed if tests else None, 0, False))
     found.append(Limit("tests on cuda that pass", sum(each.passed for each in tests) if tests else None, 1, True))
@@ -183,8 +185,8 @@ def limits(results: Results) -> tuple[Limit, ...]:
 def _accuracy_limits(results: Results, recipe: str) -> list[Limit]:
     report = results.accuracy(recipe, "cuda", "cuda")
     if recipe == HALF:
-        increase = report and abs(report.bits_per_byte_increase)
-        agreement = report and report.boundary_agreement
+        increase = abs(report.bits_per_byte_increase) if report else None
+        agreement = report.boundary_agreement if report else None
         return [
             Limit(f"{recipe} on cuda: bits per byte from float32", increase, MOST_BITS, False),
             Limit(f"{recipe} on cuda: patch boundaries as in float32", agreement, LEAST_AGREEMENT, True),
@@ -204,14 +206,12 @@ def _strangers(results: Results, recipe: str) -> int | None:
 
 def document(results: Results) -> dict[str, Any]:
     """All of it, for JSON; what is no finite number is null."""
-    kinds = {"accuracy": Accuracy, "placement": Placement, "timed": Timed, "benchmarks": Benchmark, "tests": Tests}
+    kinds = {"accuracy": Accuracy, "placement": Placement, "timed": Timed, "benchmarks": Benchmark, "tests": SuiteRun}
     found: dict[str, Any] = {"environment": next(iter(results.of(Environment)), None), "quick": results.quick}
     found |= {"recipes": results.recipes, "stage_seconds": results.stage_seconds}
     found |= {name: results.of(kind) for name, kind in kinds.items()}
     found["timed"] = [each for each in found["timed"] if each is results.timed(each.work, each.name)]
-    found["speedups"] = {
-        f"{each.work}, {each.name}": results.speedup(each.work, each.name) for each in found["timed"]
-    }
+    found["speedups"] = {f"{each.work}, {each.name}": results.speedup(each.work, each.name) for each in found["timed"]}
     found["limits"] = [dataclasses.asdict(limit) | {"held": limit.held} for limit in limits(results)]
     found["failures"] = results.of(Failure)
     return dict(_finite(dataclass_document(found)))
@@ -234,7 +234,7 @@ def markdown(results: Results) -> str:
     if placed:
         parts.append("Nodes on the CPU, recipes with the same together:\n\n" + "\n".join(placed))
     failures = [f"- {failure.what}: {failure.reason}" for failure in results.of(Failure)]
-    failures += [f"- failed: {name}" for tests in results.of(Tests) for name in tests.failures]
+    failures += [f"- failed: {name}" for tests in results.of(SuiteRun) for name in tests.failures]
     if failures:
         parts.append("What went wrong:\n\n" + "\n".join(failures))
     return "\n\n".join(parts) + "\n"
@@ -274,7 +274,13 @@ def _accuracy_cells(report: Report | None) -> tuple[str, ...]:
     if report is None:
         return ("",) * 5
     kl, bits, increase = report.mean_kl, report.bits_per_byte, report.bits_per_byte_increase
-    return f"{bits:.4f}", f"{increase:+.5f}", f"{report.boundary_agreement:.4%}", f"{kl:.2e}", f"{report.top1_agreement:.3%}"
+    return (
+        f"{bits:.4f}",
+        f"{increase:+.5f}",
+        f"{report.boundary_agreement:.4%}",
+        f"{kl:.2e}",
+        f"{report.top1_agreement:.3%}",
+    )
 
 
 def _speed_cells(results: Results, name: str) -> tuple[str, ...]:

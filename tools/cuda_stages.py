@@ -25,7 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 import cuda_results
-from cuda_results import Accuracy, Environment, Failure, Placement, Record, Tests, Timed
+from cuda_results import Accuracy, Environment, Failure, Placement, Record, SuiteRun, Timed
 from edgeblt import cuda, native
 from edgeblt.benchmark import Setting, bench
 from edgeblt.bundle import MANIFEST
@@ -145,7 +145,9 @@ def check_recipe(work: Work, recipe: str) -> Iterator[Record]:
     """Where its nodes are, how near it comes to the reference, how fast it is; what fails leaves out the rest of it."""
     (cpu_recipe, _), _ = bundles_of(recipe)
     on_cpu, on_cuda = work.bundle(cpu_recipe, "cpu"), work.bundle(recipe, "cuda")
-    yield from attempt(f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, placed_nodes(load(on_cuda, "cuda")))]))
+    yield from attempt(
+        f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, placed_nodes(load(on_cuda, "cuda")))])
+    )
     for bundle, target, provider in ((on_cuda, "cuda", "cuda"), (on_cpu, "cpu", "cpu"), (on_cuda, "cuda", "cpu")):
         compare = functools.partial(_accuracy, work, bundle, recipe, target, provider)
         yield from attempt(f"{recipe}, bundle for {target}, on {provider}: accuracy", compare)
@@ -187,7 +189,9 @@ def time_all(work: Work) -> Iterator[Record]:
 Runs = dict[tuple[str, str], tuple[int, Callable[[], float]]]  # bytes and seconds, by work and name
 
 
-def _add_transformers(work: Work, runs: Runs, context: NDArray[np.int64], long_text: NDArray[np.int64]) -> Iterator[Record]:
+def _add_transformers(
+    work: Work, runs: Runs, context: NDArray[np.int64], long_text: NDArray[np.int64]
+) -> Iterator[Record]:
     from against_transformers import time_reference_decoding, time_reference_prefill
     from edgeblt.export.reference import TransformersReference
 
@@ -224,10 +228,8 @@ def _add_bundles(work: Work, runs: Runs, context: NDArray[np.int64], long_text: 
         runs[cuda_results.PREFILL, name] = PREFILL_BYTES, functools.partial(time_prefill, model, long_text)
 
 
-def in_turn(
-    kind: str, rounds: int, runs: Mapping[str, tuple[int, Callable[[], float]]]
-) -> Iterator[Record]:
-    """Each once to warm up, then in rounds, after each of which all is told so far; what fails is left out from then on."""
+def in_turn(kind: str, rounds: int, runs: Mapping[str, tuple[int, Callable[[], float]]]) -> Iterator[Record]:
+    """Each once to warm up, then in rounds, telling all so far after each; what fails is left out from then on."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name in tuple(seconds):
@@ -252,12 +254,12 @@ def run_tests(work: Work) -> Iterator[Record]:
     yield read_tests(report)
 
 
-def read_tests(report: Path) -> Tests:
+def read_tests(report: Path) -> SuiteRun:
     """From JUnit's XML, as pytest writes it."""
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None]
-    return Tests(
+    return SuiteRun(
         passed=len(cases) - len(failed) - len(skipped),
         failed=len(failed),
         skipped=len(skipped),
