@@ -37,7 +37,7 @@ CORES_OF_AN_EXPORT = 4
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 where every limit held, 1 where one did not, 2 where nothing can be checked."""
     options = _parser().parse_args(arguments)
-    reason = missing() or without_cuda() or unusable_directory(options.out)
+    reason = missing() or refused() or unusable_directory(options.out)
     if reason:
         print(f"check_cuda: {reason}", file=sys.stderr)
         return 2
@@ -73,6 +73,16 @@ def missing() -> str | None:
     """Why this Python will not do."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"{sys.executable} lacks {', '.join(absent)}; give another Python with --python" if absent else None
+
+
+def refused() -> str | None:
+    """What `without_cuda` says in a process of its own: this one shall keep nothing of the GPU's."""
+    code = f"import sys; sys.path.append({str(HERE)!r}); import check_cuda; sys.exit(check_cuda.without_cuda())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if ended.returncode == 0:
+        return None
+    lines = ended.stderr.strip().splitlines()
+    return lines[-1] if lines else f"opening a model on the GPU was ended by {_ending(ended.returncode)}"
 
 
 def without_cuda() -> str | None:
