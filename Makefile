@@ -6,7 +6,7 @@ READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow native-tests venv clean
+.PHONY: help demo test lint bench slow cuda native-tests venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  compare with transformers"
 	@echo "make slow   the slow tests and those that install packages"
+	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
 	@echo "make venv   only set up .venv"
 	@echo "make clean  remove .venv, builds and caches"
@@ -38,6 +39,9 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/against_transformers.py
+
+cuda: $(READY)
+	tools/check_cuda.sh --python $(BIN)/python
 
 # AVX-512 is emulated with SIMDe's headers, NEON with qemu; what is missing for either is named, and the rest runs.
 # Leaks cannot be looked for under qemu.

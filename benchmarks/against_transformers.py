@@ -86,25 +86,25 @@ def in_turn(repeats: int, runs: dict[str, Timed]) -> dict[str, list[float]]:
     return seconds
 
 
-def time_decoding(model: Model, context: np.ndarray, draft: str) -> float:
-    """Seconds for NEW_BYTES greedy bytes after the first; the context is read before the clock starts."""
+def time_decoding(model: Model, context: np.ndarray, draft: str, new_bytes: int = NEW_BYTES) -> float:
+    """Seconds for so many greedy bytes after the first; the context is read before the clock starts."""
     session = model.session()
     logits = session.feed(context)[-1]
     sampler = Sampler(Sampling(), endless=True)
-    new_ids = generate_ids(session, logits, sampler, model.experience(draft), NEW_BYTES + 1)
+    new_ids = generate_ids(session, logits, sampler, model.experience(draft), new_bytes + 1)
     next(new_ids)
     started = time.perf_counter()
-    assert sum(1 for _ in new_ids) == NEW_BYTES
+    assert sum(1 for _ in new_ids) == new_bytes
     return time.perf_counter() - started
 
 
-def time_reference_decoding(reference: TransformersReference, context: np.ndarray) -> float:
-    batch = torch.from_numpy(context)[None]
+def time_reference_decoding(reference: TransformersReference, context: np.ndarray, new_bytes: int = NEW_BYTES) -> float:
+    batch = torch.from_numpy(context)[None].to(reference.model.device)
     started = time.perf_counter()
     with torch.inference_mode():
         reference.model.generate(
-            batch, use_cache=False, do_sample=False, max_new_tokens=NEW_BYTES, min_new_tokens=NEW_BYTES
-        )
+            batch, use_cache=False, do_sample=False, max_new_tokens=new_bytes, min_new_tokens=new_bytes
+        ).cpu()  # a GPU has then finished
     return time.perf_counter() - started
 
 
@@ -116,10 +116,10 @@ def time_prefill(model: Model, ids: np.ndarray) -> float:
 
 
 def time_reference_prefill(reference: TransformersReference, ids: np.ndarray) -> float:
-    batch = torch.from_numpy(ids)[None]
+    batch = torch.from_numpy(ids)[None].to(reference.model.device)
     started = time.perf_counter()
     with torch.inference_mode():
-        reference.model(batch, use_cache=False)
+        reference.model(batch, use_cache=False).logits[0, -1].cpu()  # a GPU has then finished
     return time.perf_counter() - started
 
 

@@ -25,10 +25,11 @@ from edgeblt.validation import Report, validate
 class TransformersReference:
     """`BltForCausalLM(use_cache=False)` on a floating-point checkpoint of any form.
 
-    `patcher`: see `open_checkpoint`. Raises EdgebltError if it is none, or one that transformers cannot compute.
+    `patcher`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if it is none, or one that
+    transformers cannot compute.
     """
 
-    def __init__(self, checkpoint: str | Path, patcher: str | Path | None = None) -> None:
+    def __init__(self, checkpoint: str | Path, patcher: str | Path | None = None, device: str = "cpu") -> None:
         opened = open_checkpoint(checkpoint, patcher)  # our errors are clearer than transformers'
         if opened.is_quantized or opened.row_index(HASH_TABLES) is not None:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
@@ -38,6 +39,7 @@ class TransformersReference:
             self.model = BltForCausalLM.from_pretrained(opened.path, dtype=torch.float32).eval()
         else:
             self.model = transformers_model(opened)
+        self.model.to(device)
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.
@@ -45,13 +47,13 @@ class TransformersReference:
         One more byte is fed than asked about: with a maximum patch length transformers drops a patch that would start
         right behind the last byte, so that its last position would be wrong. Nothing before it depends on that byte.
         """
-        batch = torch.from_numpy(np.append(ids, OFFSET))[None]
+        batch = torch.from_numpy(np.append(ids, OFFSET))[None].to(self.model.device)
         patch_lengths: list[torch.Tensor] = []
         patcher = self.model.model.patcher
         hook = patcher and patcher.register_forward_hook(lambda module, inputs, output: patch_lengths.append(output[1]))
         try:
             with torch.inference_mode():
-                logits = self.model(batch, use_cache=False).logits[0, : len(ids)].numpy()
+                logits = self.model(batch, use_cache=False).logits[0, : len(ids)].cpu().numpy()
         finally:
             if hook:
                 hook.remove()
@@ -64,13 +66,15 @@ def validate_against(
     texts: Sequence[Text],
     save_reference_logits: Path | None = None,
     patcher: str | Path | None = None,
+    device: str = "cpu",
 ) -> tuple[Report, ...]:
     """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
 
     `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`:
-    see `open_checkpoint`. Raises EdgebltError if the checkpoint or a text is of no use, or the file cannot be written.
+    see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is of no use,
+    or the file cannot be written.
     """
-    reference = TransformersReference(checkpoint, patcher)
+    reference = TransformersReference(checkpoint, patcher, device)
     rows = ComputedRows(reference, texts)
     if save_reference_logits is None:
         return validate(models, rows)
@@ -108,5 +112,5 @@ def _patch_starts(patch_lengths: list[torch.Tensor], count: int) -> NDArray[np.b
     if not patch_lengths:
         return np.ones(count, np.bool_)
     starts = np.zeros(count + 2, np.bool_)
-    starts[np.cumsum(patch_lengths[0][0].numpy())] = True
+    starts[np.cumsum(patch_lengths[0][0].cpu().numpy())] = True
     return starts[1 : count + 1]
