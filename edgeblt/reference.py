@@ -138,7 +138,7 @@ def greedy_continuation(feed: Feed, prompt: bytes) -> bytes:
     sampler = Sampler(Sampling(), endless=True)
     logits, chosen = feed(np.concatenate([[BOS], encode(prompt)])), bytearray()
     while True:
-        id_ = sampler.choose(logits)
+        id_ = sampler.choose(np.nan_to_num(logits))  # what is not a number shows in the other figures
         chosen.append(id_ - OFFSET)
         if len(chosen) == CONTINUATION_BYTES:
             return bytes(chosen)
