@@ -37,6 +37,7 @@ class Buffers:
         self._config, self._homes = config, homes
         self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
         self.patch_index = np.zeros(count, np.int64)
+        self.patch_index.flags.writeable = count > 1  # of a single byte it stays 0
         self.latent_index = np.zeros(count, np.int64)
         self.byte_vectors: Array = empty((count, config.encoder.hidden_size), np.float32, homes.byte_vectors)
         self.logits = np.empty((count, config.vocab_size), np.float32)
@@ -62,11 +63,13 @@ class PatchBuffers:
         if buffers is None:  # of several pieces: only for the global stage
             return
         self.cross_rows: Array = empty((count, cross_row_width(config)), homes.row_dtype, homes.rows)
+        patches = np.arange(count + 1, dtype=np.int64)
+        patches.flags.writeable = False
         self.encoder_inputs: Arrays = {
             "windows": buffers.windows,
             "patch_index": buffers.patch_index,
             "total_length": buffers.total_length["encoder"],
-            "patches": np.arange(count + 1, dtype=np.int64),
+            "patches": patches,
             "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
         }
         self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}

@@ -277,7 +277,9 @@ def _open_stage(
         return _open_graph(bundle.path / stage.graph, contract, options, provider, "export")
 
     graph = opened(one)
-    return StageGraph(graph, graph if memory or one == many else opened(many), memory)
+    if memory:
+        return StageGraph.on_device(graph, memory)
+    return StageGraph(graph, graph if one == many else opened(many))
 
 
 def _open_graph(

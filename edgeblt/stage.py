@@ -24,12 +24,18 @@ class StageGraph:
     """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
 
     ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers. `memory` is
-    that of the device it runs on, None being the host's.
+    that of the device it runs on, None being the host's; `read_there` names the inputs that it reads from it.
     """
 
     few: onnxruntime.InferenceSession
     many: onnxruntime.InferenceSession
     memory: DeviceMemory | None = None
+    read_there: frozenset[str] = frozenset()
+
+    @classmethod
+    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "StageGraph":
+        places = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
+        return cls(graph, graph, memory, frozenset(value.name for value, place in places if place.name != "Cpu"))
 
 
 class Stage:
@@ -66,7 +72,7 @@ class Stage:
         binding = self._bindings.get(key)
         if binding is None:
             graph = self._graph.few if positions < MANY else self._graph.many
-            binding = self._bindings[key] = _Binding(graph, self.memory is None)
+            binding = self._bindings[key] = _Binding(graph, self._graph.read_there)
             if self.cache:
                 if self._cache_values is None:
                     self._cache_values = _CacheValues(self.cache)
@@ -92,6 +98,9 @@ class Stage:
         self._cache_values = None
 
 
+_Place = tuple[str, int, type, tuple[int, ...], int]  # device, its number, type, shape, address: for ONNX Runtime
+
+
 class _CacheValues:
     """A cache's buffers as ONNX Runtime's values, made once for all bindings; they share the arrays' memory."""
 
@@ -110,12 +119,12 @@ class _CacheValues:
 
 
 class _Binding:
-    """Arrays bound to a graph; `is_on_host` says where the graph runs."""
+    """Arrays bound to a graph, which reads those of `read_there` from a device's memory."""
 
-    def __init__(self, graph: onnxruntime.InferenceSession, is_on_host: bool) -> None:
-        self._graph, self._is_on_host = graph, is_on_host
+    def __init__(self, graph: onnxruntime.InferenceSession, read_there: frozenset[str]) -> None:
+        self._graph, self._read_there = graph, read_there
         self._binding = graph.io_binding()
-        self._inputs: dict[str, Array] = {}
+        self._inputs: dict[str, tuple[Array, _Place]] = {}
         self._outputs: dict[str, Array] = {}
 
     def bind_value(self, name: str, value: "onnxruntime.OrtValue | DeviceArray", is_input: bool) -> None:
@@ -127,7 +136,7 @@ class _Binding:
 
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._bind(inputs, outputs)
-        if self._is_on_host:
+        if not self._read_there:
             self._graph.run_with_iobinding(self._binding)
             return
         try:
@@ -137,22 +146,28 @@ class _Binding:
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         for name, array in inputs.items():
-            # ONNX Runtime copies what lies on the host to another device when it is bound, not when it runs.
-            if self._inputs.get(name) is not array or not (self._is_on_host or isinstance(array, DeviceArray)):
-                self._binding.bind_input(name, *_place(array))
-                self._inputs[name] = array
+            bound = self._inputs.get(name)
+            if bound is None or bound[0] is not array:
+                bound = self._inputs[name] = array, _place(array)
+                self._binding.bind_input(name, *bound[1])
+            elif name in self._read_there and _may_change(array):  # copied there when it is bound, not in a run
+                self._binding.bind_input(name, *bound[1])
         for name, array in outputs.items():
             if self._outputs.get(name) is not array:
                 self._binding.bind_output(name, *_place(array))
                 self._outputs[name] = array
 
 
+def _may_change(array: Array) -> bool:
+    """Whether an array of the host may hold something else than when it was bound: not if it cannot be written."""
+    return not isinstance(array, DeviceArray) and array.flags.writeable
+
+
 def _value(array: Array) -> "onnxruntime.OrtValue | DeviceArray":
     return array if isinstance(array, DeviceArray) else onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _place(array: Array) -> tuple[str, int, type, tuple[int, ...], int]:
-    """Device, its number, type, shape and address, as ONNX Runtime wants them."""
+def _place(array: Array) -> _Place:
     if isinstance(array, DeviceArray):
         assert array.is_contiguous
         return array.memory.name, 0, array.dtype.type, array.shape, array.address
