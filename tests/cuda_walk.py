@@ -6,9 +6,13 @@ Nothing here imports torch: the processes are many.
 import json
 import random
 import sys
+from pathlib import Path
 
+import numpy as np
+
+from edgeblt import native
 from edgeblt.contract import STAGES
-from edgeblt.model import load
+from edgeblt.model import load, log_softmax
 from edgeblt.placed_nodes import placed_nodes
 
 LENGTH = 400
@@ -50,5 +54,23 @@ def state(session: object) -> list[object]:
     return [*caches, *histories, session._carried_row]  # type: ignore[attr-defined]
 
 
+def patch(bundle: str, library: str) -> None:
+    """Opens a bundle with this library of kernels for CUDA, and prints what its EntropyPatch makes of its logits."""
+    found = native.NativeStatus(Path(library), "emulated", None)
+    native.cuda_status = lambda: found  # type: ignore[assignment]
+    model = load(bundle, "cuda")
+    nodes = [part for part in placed_nodes(model) if part.stage == "patcher"]
+    rows = []
+    session = model.session()
+    for count in (1, 1, 40, 3):
+        for chunk in session.run([5] * count):
+            log_probabilities = log_softmax(chunk.logits.astype(np.float64))
+            entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
+            rows.append(
+                [float(np.abs(entropies - chunk.entropies).max()), chunk.patch_starts.tolist(), entropies.tolist()]
+            )
+    print(json.dumps({"nodes": [vars(part) for part in nodes], "rows": rows, "runs": native.cuda_runs("EntropyPatch")}))
+
+
 def main() -> None:
-    walk(*sys.argv[1:])
+    {"walk": walk, "patch": patch}[sys.argv[1]](*sys.argv[2:])

@@ -5,6 +5,7 @@ Kernels do nothing there, so nothing is said of numbers; tests/test_on_cuda.py s
 
 import functools
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgeblt.export.export_bundle import export_bundle
 
 # What may be left to the CPU: counts and shapes, which are there anyway.
 SHAPES = {"Cast", "Concat", "Greater", "Shape", "Gather", "Slice", "Squeeze", "Unsqueeze"}
+WALK = "import cuda_walk; cuda_walk.main()"
 PORTABLE = {"EDGEBLT_NATIVE": "0"}  # our own kernels need a driver that runs them
 
 RECIPES = {
@@ -51,7 +53,9 @@ def for_cuda(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempP
 
 def walked(stand_in: StandIn, bundle: Path, provider: str, **settings: Any) -> dict[str, Any]:
     code = "import cuda_walk; cuda_walk.main()"
-    output = cuda_stand_in.python(code, str(bundle), provider, environment=stand_in.environment(**settings) | PORTABLE)
+    output = cuda_stand_in.python(
+        code, "walk", str(bundle), provider, environment=stand_in.environment(**settings) | PORTABLE
+    )
     assert (output.returncode, output.stderr) == (0, "")
     found: dict[str, Any] = json.loads(output.stdout)
     return found
@@ -130,6 +134,37 @@ def test_nothing_is_copied_between_providers_unseen(
         assert copies == {("MemcpyFromHost", "total_length")} | (
             {("MemcpyToHost", "")} if stage == "patcher" else set()
         )
+
+
+@pytest.fixture(scope="module")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libedgeblt_cuda with its kernel run by the CPU; the stand-in's device memory is the host's."""
+    if not shutil.which("c++"):
+        pytest.skip("there is no C++ compiler")
+    native, path = Path(__file__).parents[1] / "native", tmp_path_factory.mktemp("emulated") / "libedgeblt_cuda.so"
+    sources = [native / "tests" / "emulated_entropy_patch.cpp", native / "cuda" / "operators.cpp"]
+    sources += [native / name for name in ("version.cpp", "register.cpp", "operator.cpp", "patch_inputs.cpp")]
+    options = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC", '-DEDGEBLT_VERSION="emulated"']
+    includes = [f"-I{native / 'tests' / 'emulated_cuda'}", f"-I{native}"]
+    subprocess.run(["c++", *options, *includes, *map(str, sources), "-o", str(path)], check=True)
+    return path
+
+
+def test_entropy_patch_on_cuda(
+    stand_in: StandIn, for_cuda: Callable[..., Path], exported: Callable[[int], Exported], emulated_library: Path
+) -> None:
+    """Our kernel gets the node, on the device, and decides by the very logits that come back."""
+    arguments = ("patch", str(for_cuda(10)), str(emulated_library))
+    output = cuda_stand_in.python(WALK, *arguments, environment=stand_in.environment())
+    assert (output.returncode, output.stderr) == (0, "")
+    found = json.loads(output.stdout)
+    (on_cuda,) = found["nodes"]  # none is left to the CPU
+    assert on_cuda["provider"] == "CUDAExecutionProvider" and on_cuda["operators"]["EntropyPatch"] == 1
+    assert found["runs"] == len(found["rows"]) == 4
+    threshold = exported(10).model.config.patching.threshold
+    for position, (error, starts, entropies) in zip((0, 1, 2, 42), found["rows"], strict=True):
+        assert error < 1e-5
+        assert starts == [entropy > threshold or position + row == 0 for row, entropy in enumerate(entropies)]
 
 
 def graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
