@@ -10,6 +10,7 @@ from edgeblt.contract import CacheSpec
 from edgeblt.device_array import Array, DeviceMemory, empty, zeros
 
 SLACK = 32  # slots a windowed cache may fill beyond what it must keep, before it moves its content to the front
+DEVICE_SLACK = 1024  # the same on a GPU, where a move takes long, and its attention passes over what no window sees
 _INITIAL_CAPACITY = 128
 
 
@@ -27,6 +28,7 @@ class KeyValueCache:
         self.first = 0
         self.length = 0
         self._rollback = rollback
+        self._slack = SLACK if memory is None else DEVICE_SLACK
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
@@ -45,12 +47,12 @@ class KeyValueCache:
         if self.spec.window is not None:
             # The new positions themselves are the nearest to roll back over.
             keep = self.spec.window - 1 + max(self._rollback - count, 0)
-            if self.length > keep and self.length + count > keep + max(count, SLACK):
+            if self.length > keep and self.length + count > keep + max(count, self._slack):
                 self._drop(self.length - keep)
         needed = self.length + count
         if needed <= self.capacity:
             return False
-        enough = None if self.spec.window is None else self.spec.window - 1 + self._rollback + SLACK
+        enough = None if self.spec.window is None else self.spec.window - 1 + self._rollback + self._slack
         self._grow(max(needed, min(2 * self.capacity, enough or 2 * self.capacity)))
         return True
 

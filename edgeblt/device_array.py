@@ -112,7 +112,12 @@ class DeviceArray:
             self.memory.copy(self.address, own, address, its, width, height)
 
     def _overlaps(self, other: "DeviceArray") -> bool:
-        return self._block is other._block and self.address < other._end and other.address < self._end
+        if self._block is not other._block:
+            return False
+        if self.strides == other.strides:  # parts of one array along one axis: rows of the same pitch
+            width, _, _ = _rows(self.shape, self.dtype.itemsize, self.strides)
+            return abs(self.address - other.address) < width
+        return self.address < other._end and other.address < self._end
 
     @property
     def _end(self) -> int:

@@ -52,9 +52,8 @@ def for_cuda(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempP
 
 
 def walked(stand_in: StandIn, bundle: Path, provider: str, **settings: Any) -> dict[str, Any]:
-    code = "import cuda_walk; cuda_walk.main()"
     output = cuda_stand_in.python(
-        code, "walk", str(bundle), provider, environment=stand_in.environment(**settings) | PORTABLE
+        WALK, "walk", str(bundle), provider, environment=stand_in.environment(**settings) | PORTABLE
     )
     assert (output.returncode, output.stderr) == (0, "")
     found: dict[str, Any] = json.loads(output.stdout)

@@ -62,6 +62,7 @@ def host_as_device(monkeypatch: pytest.MonkeyPatch) -> HostMemory:
     """Models opened meanwhile keep their state in memory that stands for a device's."""
     memory = HostMemory()
     monkeypatch.setattr("edgeblt.model.memory_of", lambda provider: memory)
+    monkeypatch.setattr("edgeblt.cache.DEVICE_SLACK", 40)  # so that caches move their content
     return memory
 
 
