@@ -28,7 +28,7 @@ from edgeblt.reference import ComputedRows
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
 from edgeblt.validation import Report, Validation, validate
 
-RECIPES = ("fp32", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small", "nf4")
+RECIPES = ("fp32", "fp16", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small", "nf4")
 SEEN = ("prose", "code", "typos")  # held-out texts of the kinds the model was trained on
 PROMPT_BYTES, NEW_BYTES = 1024, 128
 

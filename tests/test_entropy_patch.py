@@ -16,6 +16,7 @@ from transformers.models.blt.modeling_blt import BltPatcher, process_patch_lengt
 
 import patching_oracle
 from edgeblt.config import PatchingRule, Rule
+from edgeblt.contract import TARGETS, Target
 from edgeblt.errors import EdgebltError
 from edgeblt.export import entropy_patch
 
@@ -35,7 +36,7 @@ class Results(NamedTuple):
         return Results(self.entropies[rows], self.patch_starts[rows], self.states[rows])
 
 
-def model(patching: PatchingRule, opset: int = 23, width: int | str = "V") -> onnx.ModelProto:
+def model(patching: PatchingRule, opset: int = 23, width: int | str = "V", target: Target = "cpu") -> onnx.ModelProto:
     """One call of the operator, the rule's parameters as inputs that have defaults."""
     inputs = {
         "logits": ir.val("logits", ir.DataType.FLOAT, ["T", width]),
@@ -62,7 +63,7 @@ def model(patching: PatchingRule, opset: int = 23, width: int | str = "V") -> on
     graph = ir.Graph(
         list(inputs.values()), outputs, nodes=[node], initializers=defaults, opset_imports=opsets, name="patching"
     )
-    function = entropy_patch.entropy_patch_function(opset)
+    function = entropy_patch.entropy_patch_function(opset, target)
     return ir.serde.serialize_model(ir.Model(graph, ir_version=10, functions=[function]))
 
 
@@ -76,8 +77,8 @@ def open_model(proto: onnx.ModelProto, optimized_path: Path | None = None) -> on
 
 
 @functools.cache
-def session(rule: Rule) -> onnxruntime.InferenceSession:
-    return open_model(model(PatchingRule(rule)))
+def session(rule: Rule, target: Target) -> onnxruntime.InferenceSession:
+    return open_model(model(PatchingRule(rule), target=target))
 
 
 def feed(
@@ -93,6 +94,7 @@ def run(
     sizes: list[int],
     position: int = 0,
     state: NDArray[np.float32] | None = None,
+    target: Target = "cpu",
 ) -> Results:
     """`logits` and `ids` in chunks of `sizes`, the last row of `states` carried from chunk to chunk."""
     state = np.full(3, np.nan, np.float32) if state is None else state  # nothing may come of it at position 0
@@ -101,7 +103,7 @@ def run(
     for size in sizes:
         chunk = slice(begin, begin + size)
         inputs = feed(logits[chunk], ids[chunk], position + begin, state) | knobs
-        parts.append(Results(*session(patching.rule).run(list(Results._fields), inputs)))
+        parts.append(Results(*session(patching.rule, target).run(list(Results._fields), inputs)))
         state, begin = parts[-1].states[-1], begin + size
     assert begin == len(ids)
     return Results(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -238,6 +240,18 @@ def test_operator_agrees_with_oracle_in_any_chunks(rule: Rule, data: st.DataObje
     assert_same_bits(run(patching, logits[:prefix], ids[:prefix], [prefix]), whole.rows(slice(prefix)))
 
 
+@pytest.mark.parametrize("rule", Rule)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_the_body_for_cuda_agrees_too(rule: Rule, data: st.DataObject) -> None:
+    """It may add up an entropy in another order; all that follows is by the entropy it gives."""
+    patching, logits, entropies, ids, sizes = data.draw(sequences(rule))
+    found = run(patching, logits, ids, sizes, target="cuda")
+    np.testing.assert_array_equal(found.patch_starts, patching_oracle.patch_starts(patching, entropies, ids))
+    np.testing.assert_allclose(found.entropies, entropies, atol=1e-4)
+    np.testing.assert_array_equal(found.states, expected_states(patching, found.entropies, ids))
+
+
 def expected_states(
     patching: PatchingRule, entropies: NDArray[np.float32], ids: NDArray[np.int64]
 ) -> NDArray[np.float32]:
@@ -291,16 +305,18 @@ def error_bound(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return terms
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0, 100.0])
 @pytest.mark.parametrize("width", [1, 2, 37, 259, 260])
-def test_entropies_within_rounding(width: int, scale: float) -> None:
+def test_entropies_within_rounding(width: int, scale: float, target: Target) -> None:
     logits = (np.random.default_rng(width).normal(size=(33, width)) * scale).astype(np.float32)
-    actual = run(PatchingRule(Rule.THRESHOLD), logits, np.full(33, 1), [33]).entropies
+    actual = run(PatchingRule(Rule.THRESHOLD), logits, np.full(33, 1), [33], target=target).entropies
     error = np.abs(actual - patching_oracle.entropies(logits))
     assert (error <= error_bound(logits)).all(), (error / error_bound(logits)).max()
 
 
-def test_entropies_of_extreme_logits() -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_entropies_of_extreme_logits(target: Target) -> None:
     logits = np.zeros((7, 260), np.float32)
     logits[1] = 1e4
     logits[2] = -1e4
@@ -309,7 +325,7 @@ def test_entropies_of_extreme_logits() -> None:
     logits[5, 9] = -1e4
     logits[6, :2] = [1e4, 1e4]
     expected = np.log([260, 260, 260, 1, 130, 259, 2])
-    actual = run(PatchingRule(Rule.THRESHOLD), logits, np.full(7, 1), [7]).entropies
+    actual = run(PatchingRule(Rule.THRESHOLD), logits, np.full(7, 1), [7], target=target).entropies
     assert (np.abs(actual - expected) <= error_bound(logits)).all()
     assert actual[3] == 0
 
