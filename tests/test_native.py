@@ -30,6 +30,7 @@ import tiny_models
 from conftest import Exported
 from edgeblt import native, providers
 from edgeblt.config import PatchingRule, Rule
+from edgeblt.contract import Target
 from edgeblt.doctor import diagnose
 from edgeblt.errors import EdgebltError
 from edgeblt.export import native_ops
@@ -298,8 +299,8 @@ def test_weights_that_do_not_fit_are_refused_when_the_model_is_opened(said: str)
 
 
 @functools.cache
-def kernel_session(rule: Rule) -> onnxruntime.InferenceSession:
-    return open_model(patching.model(PatchingRule(rule)).SerializeToString(), kernel=True)
+def kernel_session(rule: Rule, target: Target = "cpu") -> onnxruntime.InferenceSession:
+    return open_model(patching.model(PatchingRule(rule), target=target).SerializeToString(), kernel=True)
 
 
 @contextmanager
