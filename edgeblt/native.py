@@ -50,20 +50,14 @@ class NativeStatus:
 @functools.cache
 def status() -> NativeStatus:
     """The library beside this package's modules, set to what EDGEBLT_NATIVE asks for; never raises."""
-    path = _find(LIBRARY_NAME)
-    if path is None:
-        return _not_built(LIBRARY_NAME, "a C++ compiler")
-    found = inspect_library(path, package_version())
+    found = _look_for(LIBRARY_NAME, "a C++ compiler")
     return found if found.reason else _set_level(found, _wanted())
 
 
 @functools.cache
 def cuda_status() -> NativeStatus:
     """The library of kernels for CUDA beside the other, which is opened; never raises, nor needs a device."""
-    path = _find(CUDA_LIBRARY_NAME)
-    if path is None:
-        return _not_built(CUDA_LIBRARY_NAME, "CUDA's compiler nvcc")
-    found = inspect_library(path, package_version())
+    found = _look_for(CUDA_LIBRARY_NAME, "CUDA's compiler nvcc")
     return _set_level(found, _wanted()) if found.reason is None and _wanted() in OFF else found
 
 
@@ -153,14 +147,17 @@ def inspect_library(path: Path, expected_version: str | None) -> NativeStatus:
     return NativeStatus(path, found, None, LEVELS[library.edgeblt_level()], levels)
 
 
+def _look_for(name: str, compiler: str) -> NativeStatus:
+    path = _find(name)
+    if path is None:
+        return NativeStatus(None, None, f"{name} was not built; install {compiler}, then edgeblt again from its source")
+    return inspect_library(path, package_version())
+
+
 def _find(name: str) -> Path | None:
     # An editable install has two directories: the sources, and site-packages where CMake installs.
     paths = (Path(directory) / name for directory in edgeblt.__path__)
     return next((path for path in paths if path.is_file()), None)
-
-
-def _not_built(name: str, compiler: str) -> NativeStatus:
-    return NativeStatus(None, None, f"{name} was not built; install {compiler}, then edgeblt again from its source")
 
 
 def _wanted() -> str:

@@ -56,15 +56,15 @@ class CrossAttention:
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
         prefix = f"decoder.cross.{layer}"
         products = [[f"{prefix}.{name}"] for name in CROSS_PRODUCTS]
-        heads, on_cpu = self.stack.heads, graph.contract.target == "cpu"
-        if on_cpu:
+        heads = self.stack.heads
+        if graph.is_for_cpu:
             graph.uses(latent_attention_function(OPSET))
-        if on_cpu and heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
+        if graph.is_for_cpu and heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
             return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
         rows = self.stack.rows
         query = heads.pad(weights.linear(normed, products[0]), [*rows, decoder.head_count * heads.padded])
-        if on_cpu:
+        if graph.is_for_cpu:
             attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
         else:
             attended = self._attend_to_rows(layer, query)
@@ -135,9 +135,8 @@ class CrossAttention:
             grid = graph.constant([0, 0, 2, decoder.kv_head_count, heads.padded])
             key, value = graph.ops("Split", graph.op("Reshape", both, grid), outputs=2, axis=2, num_outputs=2)
             key = graph.op("Transpose", key, perm=[0, 2, 3, 4, 1])  # [L, 1, kv heads, head_dim, k]
-            on_cpu = graph.contract.target == "cpu"
             # [L, 1, kv heads, k, head_dim]; for cuda as the keys
-            value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4] if on_cpu else [0, 2, 3, 4, 1])
+            value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4] if graph.is_for_cpu else [0, 2, 3, 4, 1])
             flat = graph.constant([0, -1])
             parts += [graph.op("Reshape", key, flat), graph.op("Reshape", value, flat)]
         return [graph.op("Concat", *parts, axis=1)]

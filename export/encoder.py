@@ -54,7 +54,7 @@ def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.
     running sum takes its place. ReduceSum wraps on neither.
     """
     coefficients = hash_coefficients(hashes)
-    if graph.contract.target == "cpu":
+    if graph.is_for_cpu:
         hashed = graph.op("MatMul", windows, graph.constant(coefficients))
     else:
         columns = graph.op("Unsqueeze", windows, graph.constant([2]))

@@ -69,6 +69,10 @@ class StageGraph:
         values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
         return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
 
+    @property
+    def is_for_cpu(self) -> bool:
+        return self.contract.target == "cpu"
+
     def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
         """`value`, of type `found`, as `wanted`."""
         return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])

@@ -74,7 +74,7 @@ class TransformerStack:
         self.weights = Weights(graph, source)
         self.config = config
         self.heads = Heads.of(graph, config)
-        self.rows = [-1] if graph.contract.target == "cpu" else [1, -1]  # the shape of values but for their width
+        self.rows = [-1] if graph.is_for_cpu else [1, -1]  # the shape of values but for their width
         self.presents: dict[str, ir.Value] = {}
 
     def enter(self, value: ir.Value) -> Residual:
@@ -126,7 +126,7 @@ class TransformerStack:
 
     def _dense_products(self, prefix: str) -> list[list[str]]:
         """The weights of `LAYER_PRODUCTS` if the layer can be one operator, else nothing."""
-        if self.graph.contract.target != "cpu":
+        if not self.graph.is_for_cpu:
             return []
         names = [_projected(prefix), *([f"{prefix}.{name}"] for name in LAYER_PRODUCTS[1:])]
         fits = self.config.activation == "silu" and self.heads.head_dim == self.heads.padded
@@ -159,7 +159,7 @@ class TransformerStack:
             self._last_slot, graph.inputs["total_length"], graph.inputs["cosines"], graph.inputs["sines"],
         ]  # fmt: skip
         attributes = self._attention_attributes
-        if graph.contract.target == "cpu":
+        if graph.is_for_cpu:
             graph.uses(window_attention_function(OPSET))
             attended, present_key, present_value = graph.ops(
                 ATTENTION, projected, *cache, outputs=3, domain=EDGEBLT, **attributes

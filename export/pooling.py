@@ -41,7 +41,7 @@ class Pooling:
         both = heads.pad(both, [-1, 2 * encoder.kv_head_count * heads.padded])
         key, value = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
 
-        attend = self._attend_by_segment if graph.contract.target == "cpu" else self._attend_by_mask
+        attend = self._attend_by_segment if graph.is_for_cpu else self._attend_by_mask
         attended = heads.unpad(attend(scaled, key, value, index), [-1, encoder.head_count * encoder.head_dim])
         output = self.weights.linear(attended, ["encoder.cross.output"])
         # The module adds its query input and its caller adds it again.

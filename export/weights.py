@@ -101,12 +101,14 @@ class Weights:
         if index is not None:
             ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
         if isinstance(format, Floating):
-            dtype = self._stored_in(format)
+            dtype = self._stored_in(format.bits)
             return self._computed(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
         # One block for a row of any width; else the format's own blocks.
         block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
         code_shape = (-(-width * format.bits // 8),)
-        stored = _Stored(self.source, (name,), format, (rows, width), block, code_shape, self._scale_dtype(format))
+        stored = _Stored(
+            self.source, (name,), format, (rows, width), block, code_shape, self._stored_in(format.scale_bits)
+        )
         codes, *parameters = stored.initializers(self.graph)
         found = self.graph.op(
             "GatherBlockQuantized", codes, ids, *parameters, domain=MICROSOFT,
@@ -124,8 +126,8 @@ class Weights:
         shape = self._joined_shape(names)
         match formats[0]:
             case Floating() as format:
-                return self._floating_product(value, names, shape, self._stored_in(format))
-            case Linear() as format if self.graph.contract.target == "cuda":
+                return self._floating_product(value, names, shape, self._stored_in(format.bits))
+            case Linear() as format if not self.graph.is_for_cpu:
                 return self._blocked_product(value, names, format, shape)
             case Linear(sparsity="") as format:
                 return self._dense_product(value, self.dense(names))
@@ -146,7 +148,7 @@ class Weights:
         format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
         block = _input_block(format, shape[1])
         blocked = (-(-shape[1] // block), block * format.bits // 8)
-        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self._scale_dtype(format))
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self._stored_in(format.scale_bits))
         return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
 
     def _joined_shape(self, names: list[str]) -> tuple[int, int]:
@@ -237,11 +239,9 @@ class Weights:
     def _floats(self, name: str, start: int, stop: int, dtype: str) -> NDArray[Any]:
         return in_type(cast(Matrix, self.source.encoded(name, start, stop)), dtype, name)
 
-    def _stored_in(self, format: Floating) -> str:
-        return "float16" if self.graph.computed_in == "float16" else f"float{format.bits}"
-
-    def _scale_dtype(self, format: Linear) -> str:
-        return "float16" if self.graph.computed_in == "float16" else f"float{format.scale_bits}"
+    def _stored_in(self, bits: int) -> str:
+        """The type of floating-point numbers that the format has in so many bits."""
+        return f"float{bits}" if self.graph.is_for_cpu else self.graph.computed_in
 
     def _computed(self, value: ir.Value, dtype: str) -> ir.Value:
         return self.graph.cast(value, dtype, self.graph.computed_in)

@@ -7,14 +7,6 @@
 
 namespace edgeblt {
 
-struct PatchInputs {
-  const float* logits;  // [length, width]
-  const int64_t* ids;   // [length]
-  int64_t length, width, position;
-  State state;  // before ids[0]
-  Settings settings;
-};
-
 // The node's attribute `rule`. Raises OperatorError for a number that is none.
 Rule read_rule(const Node& node);
 

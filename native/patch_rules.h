@@ -73,6 +73,15 @@ EDGEBLT_ANYWHERE inline bool starts_within_maximum(
   return since == 0;
 }
 
+// What a run of the operator reads.
+struct PatchInputs {
+  const float* logits;  // [length, width]
+  const int64_t* ids;   // [length]
+  int64_t length, width, position;
+  State state;  // before ids[0]
+  Settings settings;
+};
+
 }  // namespace edgeblt
 
 #endif

@@ -228,16 +228,11 @@ def test_entropies_are_within_rounding_and_the_same_in_any_company(
 
 def test_entropies_of_extreme_logits(emulated: ctypes.CDLL) -> None:
     logits = np.zeros((9, 260), np.float32)
-    logits[1] = 1e4
-    logits[2] = -1e4
-    logits[3, 7] = 1e4
-    logits[4, ::2], logits[4, 1::2] = 1e4, -1e4
-    logits[5, 9] = -1e4
-    logits[6, :2] = [1e4, 1e4]
+    logits[:7] = patching.extreme_logits()
     logits[7] = -3e38
     logits[7, 100] = 3e38  # their difference overflows
     logits[8] = np.finfo(np.float32).max
-    expected = np.log([260, 260, 260, 1, 130, 259, 2, 1, 260])
+    expected = np.log([*patching.EXTREME_COUNTS, 1, 260])
     actual = Emulation(emulated).run(PatchingRule(Rule.THRESHOLD), logits, np.full(9, 1), [9]).entropies
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     assert actual[3] == actual[7] == 0

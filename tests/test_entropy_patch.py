@@ -315,8 +315,8 @@ def test_entropies_within_rounding(width: int, scale: float, target: Target) -> 
     assert (error <= error_bound(logits)).all(), (error / error_bound(logits)).max()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_entropies_of_extreme_logits(target: Target) -> None:
+def extreme_logits() -> NDArray[np.float32]:
+    """[7, 260], whose entropies are those of `EXTREME_COUNTS` equally likely ids."""
     logits = np.zeros((7, 260), np.float32)
     logits[1] = 1e4
     logits[2] = -1e4
@@ -324,7 +324,15 @@ def test_entropies_of_extreme_logits(target: Target) -> None:
     logits[4, ::2], logits[4, 1::2] = 1e4, -1e4
     logits[5, 9] = -1e4
     logits[6, :2] = [1e4, 1e4]
-    expected = np.log([260, 260, 260, 1, 130, 259, 2])
+    return logits
+
+
+EXTREME_COUNTS = [260, 260, 260, 1, 130, 259, 2]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_entropies_of_extreme_logits(target: Target) -> None:
+    logits, expected = extreme_logits(), np.log(EXTREME_COUNTS)
     actual = run(PatchingRule(Rule.THRESHOLD), logits, np.full(7, 1), [7], target=target).entropies
     assert (np.abs(actual - expected) <= error_bound(logits)).all()
     assert actual[3] == 0

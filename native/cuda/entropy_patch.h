@@ -10,12 +10,7 @@
 namespace edgeblt::cuda {
 
 // One run of the operator. Pointers lie in the device's memory; everything else travels with the launch.
-struct PatchWork {
-  const float* logits;  // [length, width]
-  const int64_t* ids;   // [length]
-  int64_t length, width, position;
-  State state;  // before ids[0]
-  Settings settings;
+struct PatchWork : PatchInputs {
   float* entropies;     // [length]
   bool* patch_starts;   // [length]
   State* states;        // [length]

@@ -24,9 +24,7 @@ class EntropyPatch final : public Kernel {
   void compute(const Call& call) override {
     const PatchInputs in = read_patch_inputs(call, rule_);
     const Outputs out(call, in.length);
-    const cuda::PatchWork work{
-        in.logits, in.ids, in.length, in.width, in.position, in.state, in.settings, out.entropies, out.patch_starts,
-        out.states};
+    const cuda::PatchWork work{in, out.entropies, out.patch_starts, out.states};
     if (const char* error = cuda::launch_entropy_patch(work, call.stream())) {
       throw OperatorError(std::string("CUDA did not start the kernel: ") + error);
     }
