@@ -154,7 +154,8 @@ class Model:
     ) -> bytes:
         """The bytes that follow `prompt`, until the model ends the text or `max_new_bytes` are there.
 
-        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes the time it takes only.
+        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes the time it takes only; with
+        a stage on a GPU, kinds other than `auto` may also turn a near tie (docs/cuda.md).
         Raises EdgebltError for settings out of range.
         """
         return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))

@@ -16,6 +16,7 @@ from edgeblt.model import load, log_softmax
 from edgeblt.placed_nodes import placed_nodes
 
 LENGTH = 400
+SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # what may be left to the CPU: counts and shapes are there anyway
 
 
 def walk(bundle: str, provider: str) -> None:

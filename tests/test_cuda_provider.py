@@ -18,11 +18,10 @@ import pytest
 import cuda_stand_in
 from conftest import Exported
 from cuda_stand_in import StandIn
+from cuda_walk import SHAPES
 from edgeblt.contract import STAGES
 from edgeblt.export.export_bundle import export_bundle
 
-# What may be left to the CPU: counts and shapes, which are there anyway.
-SHAPES = {"Cast", "Concat", "Greater", "Shape", "Gather", "Slice", "Squeeze", "Unsqueeze"}
 WALK = "import cuda_walk; cuda_walk.main()"
 PORTABLE = {"EDGEBLT_NATIVE": "0"}  # our own kernels need a driver that runs them
 

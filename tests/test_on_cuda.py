@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import tiny_models
 from conftest import Exported, Text, export_oracle
+from cuda_walk import SHAPES
 from edgeblt import cuda, native
 from edgeblt.contract import STAGES
 from edgeblt.device_array import DeviceArray
@@ -154,6 +155,14 @@ def test_state_stays_on_the_device(tiny: Callable[[int], Tiny]) -> None:
             assert all(isinstance(buffer, DeviceArray) for buffer in stage.cache.buffers)
         for array in (each._carried_row, each._single.byte_vectors, each._cross_rows.rows(1, 2)):
             assert isinstance(array, DeviceArray)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_only_shapes_run_on_the_cpu(tiny: Callable[[int], Tiny], seed: int) -> None:
+    parts = placed_nodes(tiny(seed).model)
+    assert {part.stage for part in parts if part.provider == cuda.PROVIDER} == {*STAGES}
+    elsewhere = [part.operators for part in parts if part.provider != cuda.PROVIDER]
+    assert {operator for operators in elsewhere for operator in operators} <= SHAPES
 
 
 @pytest.mark.parametrize(
