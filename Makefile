@@ -6,7 +6,7 @@ READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow cuda native-tests venv clean
+.PHONY: help demo test lint bench slow cuda native-tests fuzz-native venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -16,6 +16,7 @@ help:
 	@echo "make slow   the slow tests and those that install packages"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
+	@echo "make fuzz-native   the native operators under sanitizers with models that lie; SEED and CASES choose which"
 	@echo "make venv   only set up .venv"
 	@echo "make clean  remove .venv, builds and caches"
 
@@ -53,6 +54,7 @@ native-tests:
 	@command -v cmake >/dev/null || { echo "cmake is not installed (Debian: apt install cmake)" >&2; exit 1; }
 	cmake -S native -B $(NATIVE_BUILD)/here -DEDGEBLT_TESTS=ON
 	cmake --build $(NATIVE_BUILD)/here --parallel 2
+	$(NATIVE_BUILD)/here/test_operator
 	$(NATIVE_BUILD)/here/test_kernels $(ROUNDS)
 	@if [ "$$(uname -m)" = aarch64 ]; then exit 0; fi; \
 	for need in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$need >/dev/null || { \
@@ -60,7 +62,20 @@ native-tests:
 	set -ex; \
 	cmake -S native -B $(NATIVE_BUILD)/aarch64 -DEDGEBLT_TESTS=ON $(ARM); \
 	cmake --build $(NATIVE_BUILD)/aarch64 --parallel 2; \
-	ASAN_OPTIONS=detect_leaks=0 qemu-aarch64 -L /usr/aarch64-linux-gnu $(NATIVE_BUILD)/aarch64/test_kernels $(ROUNDS)
+	export ASAN_OPTIONS=detect_leaks=0; \
+	qemu-aarch64 -L /usr/aarch64-linux-gnu $(NATIVE_BUILD)/aarch64/test_operator; \
+	qemu-aarch64 -L /usr/aarch64-linux-gnu $(NATIVE_BUILD)/aarch64/test_kernels $(ROUNDS)
+
+# The operators inside ONNX Runtime, in a library under sanitizers, with models that lie: tests/fuzz_operators.py.
+SEED ?= 1
+CASES ?= 4000
+
+fuzz-native: $(READY)
+	@command -v cmake >/dev/null || { echo "cmake is not installed (Debian: apt install cmake)" >&2; exit 1; }
+	cmake -S native -B $(NATIVE_BUILD)/sanitized -DEDGEBLT_SANITIZE=ON -DEDGEBLT_CUDA=OFF
+	cmake --build $(NATIVE_BUILD)/sanitized --parallel 2
+	$(BIN)/python tests/fuzz_operators.py --sanitized --library $(NATIVE_BUILD)/sanitized/libedgeblt.so \
+		--seed $(SEED) --count $(CASES)
 
 venv: $(READY)
 

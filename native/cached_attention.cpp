@@ -29,8 +29,8 @@ struct Angles {
 void attend_all(const Call& call, const Attention& attention) {
   const Kernels& table = kernels(current_level());
   const int64_t rows = attention.rows, seen = attention.past + rows - attention.first_slot(0);
-  const int64_t products = rows * attention.heads * attention.width * seen;
-  const int64_t wanted = std::clamp<int64_t>(products / kTaskProducts, 1, kMostTasks);
+  const double products = static_cast<double>(rows * attention.heads * attention.width) * static_cast<double>(seen);
+  const auto wanted = static_cast<int64_t>(std::clamp<double>(products / kTaskProducts, 1, kMostTasks));
   const int64_t parts = std::clamp<int64_t>(wanted / attention.heads, 1, (rows + 3) / 4);  // of the rows
   const int64_t portion = (rows + 4 * parts - 1) / (4 * parts) * 4;
   const int64_t units = attention.heads * parts, tasks = std::min(units, wanted);
@@ -45,13 +45,14 @@ void attend_all(const Call& call, const Attention& attention) {
 }  // namespace
 
 CachedAttention::CachedAttention(const Node& node)
-    : heads_(node.attribute("num_heads")), kv_heads_(node.attribute("kv_num_heads")), window_(node.attribute("window")),
-      scale_(node.float_attribute("scale")) {
-  if (heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_) {
+    : heads_(node.attribute("num_heads", 1, kMostHeads)), kv_heads_(node.attribute("kv_num_heads", 1, kMostHeads)),
+      window_(node.attribute("window", -1, INT64_MAX)), scale_(node.float_attribute("scale")) {
+  if (heads_ % kv_heads_) {
     throw OperatorError(std::to_string(heads_) + " heads do not share " + std::to_string(kv_heads_) +
                         " of keys; export the model again");
   }
-  if (window_ == 0 || window_ < -1) throw OperatorError("window is " + std::to_string(window_) + "; use -1 or more");
+  if (window_ == 0) throw OperatorError("window is 0; use 1 or more, or -1 for none");
+  window_ = std::min(window_, kMostSize);  // a cache has no more slots
 }
 
 int64_t CachedAttention::check(const CacheInputs& cache, int64_t rows) const {
@@ -61,10 +62,14 @@ int64_t CachedAttention::check(const CacheInputs& cache, int64_t rows) const {
   require(cache.total_length, "total_length", ort::kInt32, {1});
   require(cache.cosines, "cosines", ort::kFloat, {-1, width / 2});
   require(cache.sines, "sines", ort::kFloat, cache.cosines.shape);
-  const int64_t past = *static_cast<const int32_t*>(cache.total_length.data) - rows;
-  if (width % 8 || past < 0 || past + rows > capacity || past + rows > cache.cosines.shape[0]) {
-    throw OperatorError(std::to_string(rows) + " positions after " + std::to_string(past) + " do not fit a cache of " +
-                        describe(cache.keys.shape) + "; open the model again");
+  if (width < 8 || width % 8 || width > kMostHeads) {
+    throw OperatorError("past_key is " + describe(cache.keys.shape) + "; heads have 8 to " +
+                        std::to_string(kMostHeads) + " elements, a multiple of 8");
+  }
+  const int64_t total = *static_cast<const int32_t*>(cache.total_length.data);
+  if (rows > total || total < 0 || total > capacity || total > cache.cosines.shape[0]) {
+    throw OperatorError(std::to_string(rows) + " positions that end at " + std::to_string(total) +
+                        " do not fit a cache of " + describe(cache.keys.shape) + "; open the model again");
   }
   return width;
 }

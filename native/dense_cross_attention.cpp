@@ -13,7 +13,12 @@ class DenseCrossAttention final : public Kernel {
       : latents_(node), width_(positive(node, "width")), epsilon_(node.float_attribute("epsilon")),
         query_norm_(norm_weight(node, 4, "query_norm", width_)),
         query_(node, "query_", width_, latents_.attended_width(), 5, 2),
-        output_(node, "output_", latents_.attended_width(), width_, 6, 2) {}
+        output_(node, "output_", latents_.attended_width(), width_, 6, 2) {
+    if (positive(node, "attended") != latents_.attended_width()) {
+      throw OperatorError("attended is " + std::to_string(positive(node, "attended")) + ", not the " +
+                          std::to_string(latents_.attended_width()) + " elements of its heads; export the model again");
+    }
+  }
 
   void compute(const Call& call) override {
     const Tensor x = call.input(0);
@@ -27,7 +32,7 @@ class DenseCrossAttention final : public Kernel {
     if (!rows) return;
     const Kernels& table = kernels(current_level());
     const auto* in = static_cast<const float*>(x.data);
-    float* normed = workspace<float, kLayer>(rows * (width_ + 2 * attended_width));
+    float* normed = workspace<float, kLayer>(product_of({rows, width_ + 2 * attended_width}));
     float *queries = normed + rows * width_, *attended = queries + rows * attended_width;
     query_.run(call, table, query_.round(call, table, rows, [&](int64_t row) {
       float* place = normed + row * width_;

@@ -30,7 +30,7 @@ class DenseLayer final : public Kernel {
     for (const DenseProduct* product : {&query_, &output_, &gate_, &up_, &down_}) product->check(call);
     auto* y = call.output<float>(0, x.shape);
     const int64_t of_a_row = 2 * width_ + std::max(projected_ + attended_, 2 * intermediate_);
-    float* normed = workspace<float, kLayer>(rows * of_a_row);
+    float* normed = workspace<float, kLayer>(product_of({rows, of_a_row}));
     const Values values{normed, normed + rows * width_, normed + rows * 2 * width_};
     attend(call, cache, static_cast<const float*>(x.data), rows, values, y);
     if (rows) add_mlp(call, static_cast<const float*>(x.data), rows, values, y);

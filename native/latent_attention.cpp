@@ -8,24 +8,25 @@
 namespace edgeblt {
 
 LatentRows::LatentRows(const Node& node)
-    : attention_{positive(node, "num_heads"), positive(node, "kv_num_heads"), positive(node, "head_dim"),
-                 positive(node, "vectors"), node.float_attribute("scale")},
-      offset_(node.attribute("offset")) {
-  if (attention_.heads % attention_.kv_heads || attention_.width % 8 || offset_ < 0) {
+    : attention_{node.attribute("num_heads", 1, kMostHeads), node.attribute("kv_num_heads", 1, kMostHeads),
+                 node.attribute("head_dim", 1, kMostHeads), node.attribute("vectors", 1, kMostHeads),
+                 node.float_attribute("scale")},
+      offset_(node.attribute("offset", 0, kMostOffset)),
+      end_(sum_of({offset_, product_of({2, attention_.kv_heads, attention_.width, attention_.vectors})})) {
+  if (attention_.heads % attention_.kv_heads || attention_.width % 8 || attended_width() > kMostSize) {
     throw OperatorError(std::to_string(attention_.heads) + " heads of " + std::to_string(attention_.width) +
-                        " elements at " + std::to_string(offset_) + " do not share " +
-                        std::to_string(attention_.kv_heads) + " of keys; export the model again");
+                        " elements do not share " + std::to_string(attention_.kv_heads) +
+                        " of keys; export the model again");
   }
 }
 
 void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
-  const int64_t end = offset_ + 2 * attention_.kv_heads * attention_.width * attention_.vectors;
   require(inputs.carried, "carried_row", ort::kFloat, {1, -1});
   require(inputs.rows, "new_rows", ort::kFloat, {-1, inputs.carried.shape[1]});
   require(inputs.index, "latent_index", ort::kInt64, {bytes});
-  if (inputs.carried.shape[1] < end) {
+  if (inputs.carried.shape[1] < end_) {
     throw OperatorError("carried_row is " + describe(inputs.carried.shape) + ", the layer ends at " +
-                        std::to_string(end) + "; export the model again");
+                        std::to_string(end_) + "; export the model again");
   }
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   for (int64_t byte = 0; byte < bytes; ++byte) {
@@ -44,8 +45,9 @@ void LatentRows::run(
   const auto* rows = static_cast<const float*>(inputs.rows.data);
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   const int64_t width = attended_width(), row_width = inputs.carried.shape[1];
-  const int64_t wanted = bytes * width * attention_.vectors / kTaskProducts;
-  const int64_t tasks = std::clamp<int64_t>(wanted, 1, std::min(bytes, kMostTasks));
+  const double products = static_cast<double>(bytes * width) * static_cast<double>(attention_.vectors);
+  const auto wanted = static_cast<int64_t>(std::min<double>(products / kTaskProducts, kMostTasks));
+  const int64_t tasks = std::clamp<int64_t>(wanted, 1, bytes);
   const int64_t portion = (bytes + tasks - 1) / tasks;
   call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
     const int64_t begin = static_cast<int64_t>(task) * portion;

@@ -27,7 +27,7 @@ class LatentRows {
 
  private:
   LatentAttention attention_;
-  int64_t offset_;  // of the layer's keys in a row
+  int64_t offset_, end_;  // of the layer's keys and values in a row
 };
 
 }  // namespace edgeblt

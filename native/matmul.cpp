@@ -5,8 +5,6 @@
 namespace edgeblt {
 namespace {
 
-constexpr int64_t kLargest = int64_t{1} << 31;
-
 // Even columns first, then odd ones, in every run of `split` columns: as 4-bit codes come apart.
 void split_columns(int8_t* codes, int64_t columns, int64_t split) {
   int8_t run[256];
@@ -22,11 +20,7 @@ void split_columns(int8_t* codes, int64_t columns, int64_t split) {
 }  // namespace
 
 int64_t positive(const Node& node, const char* name) {
-  const int64_t value = node.attribute(name);
-  if (value < 1 || value >= kLargest) {
-    throw OperatorError(std::string(name) + " is " + std::to_string(value) + "; export the model again");
-  }
-  return value;
+  return node.attribute(name, 1, kMostSize);
 }
 
 Form::Form(const Node& node, int64_t columns, int64_t rows, const std::string& prefix)
@@ -49,8 +43,9 @@ Scales Form::scales(const Tensor& scales, bool pairs, const char* name) const {
 
 Rounding::Rounding(const Form& form, bool split, int64_t rows)
     : form_(form), split_(split), rows_(rows), padded_(padded_columns(form.columns, form.block_size)),
-      stride_((form.blocks + 7) / 8 * 8 + kSlack), codes_(workspace<int8_t, kCodes>(rows * padded_)),
-      scales_(workspace<float, kScales>(rows * stride_)), sums_(workspace<float, kSums>(rows * stride_)) {}
+      stride_((form.blocks + 7) / 8 * 8 + kSlack), codes_(workspace<int8_t, kCodes>(product_of({rows, padded_}))),
+      scales_(workspace<float, kScales>(product_of({rows, stride_}))),
+      sums_(workspace<float, kSums>(product_of({rows, stride_}))) {}
 
 void Rounding::round(const Kernels& table, int64_t row, const float* values) const {
   float *scales = scales_ + row * stride_, *sums = sums_ + row * stride_;
@@ -70,8 +65,17 @@ void MatMul::bind_constants(const Node& node, size_t count, size_t required) {
     weights.push_back(node.constant(index));
     if (index <= required && !weights.back()) return;
   }
+  for (size_t index = required + 1; index <= count; ++index) {
+    if (!weights[index - 1]) absent_.push_back(index);
+  }
   bind(weights);
   bound_ = true;
+}
+
+void MatMul::bind_inputs(const Call& call) {
+  std::vector<Tensor> weights;
+  for (size_t index = 1; index <= weight_count_; ++index) weights.push_back(call.input(index));
+  bind(weights);
 }
 
 void MatMul::compute(const Call& call) {
@@ -80,10 +84,16 @@ void MatMul::compute(const Call& call) {
     throw OperatorError("the input is " + describe(values.shape) + ", its last dimension must be " +
                         std::to_string(form_.columns) + ", of float32");
   }
+  std::unique_lock<std::mutex> alone(unbound_, std::defer_lock);
   if (!bound_) {
-    std::vector<Tensor> weights;
-    for (size_t index = 1; index <= weight_count_; ++index) weights.push_back(call.input(index));
-    bind(weights);
+    alone.lock();
+    bind_inputs(call);
+  }
+  for (const size_t index : absent_) {
+    if (call.has(index)) {
+      throw OperatorError("input " + std::to_string(index) +
+                          " is no initializer, as the other weights are; export the model again");
+    }
   }
   Shape shape = values.shape;
   shape.back() = form_.rows;

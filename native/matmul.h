@@ -4,6 +4,7 @@
 #define EDGEBLT_MATMUL_H
 
 #include <algorithm>
+#include <mutex>
 #include <string>
 
 #include "kernels.h"
@@ -83,6 +84,7 @@ class MatMul : public Kernel {
 
  protected:
   // Checks the weights, inputs 1 and later, and keeps where they are. Raises OperatorError for any that do not fit.
+  // Weights that are no initializers are those of one run: none begins before it ends.
   virtual void bind(const std::vector<Tensor>& weights) = 0;
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.
   virtual void multiply(const Kernels&, const Inputs&, int64_t first, int64_t last, float* out) const = 0;
@@ -94,8 +96,12 @@ class MatMul : public Kernel {
   const Form form_;
 
  private:
+  void bind_inputs(const Call& call);
+
   size_t weight_count_ = 0;
   bool bound_ = false;
+  std::vector<size_t> absent_;  // optional weights that are no initializers, once the others are bound
+  std::mutex unbound_;
 };
 
 }  // namespace edgeblt

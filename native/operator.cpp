@@ -1,8 +1,11 @@
 #include "operator.h"
 
 #include <atomic>
+#include <cmath>
+#include <cstdio>
 #include <exception>
 #include <memory>
+#include <new>
 
 #include "edgeblt.h"
 
@@ -21,6 +24,13 @@ void check(ort::Status* status) {
   if (status) throw StatusError{status};
 }
 
+// Takes no memory: there may be none.
+ort::Status* failure(const ort::Api& api, const char* name, const char* reason) noexcept {
+  char message[1024];
+  std::snprintf(message, sizeof message, "edgeblt::%s: %s", name, reason);
+  return api.create_status(ort::kInvalidArgument, message);
+}
+
 template <typename Function>
 ort::Status* guarded(const ort::Api& api, const char* name, Function function) noexcept {
   try {
@@ -28,9 +38,14 @@ ort::Status* guarded(const ort::Api& api, const char* name, Function function) n
     return nullptr;
   } catch (const StatusError& error) {
     return error.status;
+  } catch (const std::bad_alloc&) {
+    return failure(api, name, "there is not enough memory; feed less at once, or close other programs");
+  } catch (const std::length_error&) {  // a buffer of more bytes than there can be
+    return failure(api, name, "there is not enough memory; feed less at once, or close other programs");
   } catch (const std::exception& error) {
-    const std::string message = std::string("edgeblt::") + name + ": " + error.what();
-    return api.create_status(ort::kInvalidArgument, message.c_str());
+    return failure(api, name, error.what());
+  } catch (...) {
+    return failure(api, name, "it failed and does not say why");
   }
 }
 
@@ -38,6 +53,8 @@ struct Release {
   const ort::Api* api;
   void operator()(ort::TensorInfo* info) const { api->release_tensor_info(info); }
 };
+
+alignas(64) char nothing[64];  // an empty tensor may have no address
 
 Tensor read_tensor(const ort::Api& api, const ort::Value* value) {
   Tensor tensor;
@@ -52,8 +69,7 @@ Tensor read_tensor(const ort::Api& api, const ort::Value* value) {
   check(api.element_type(info, &tensor.type));
   void* data = nullptr;
   check(api.tensor_data(const_cast<ort::Value*>(value), &data));
-  static const char kNothing[64] = {};  // an empty tensor may have no address
-  tensor.data = data ? data : kNothing;
+  tensor.data = data ? data : nothing;
   return tensor;
 }
 
@@ -116,8 +132,11 @@ Operator::Operator(
 }
 
 int64_t Tensor::count() const {
+  for (const int64_t size : shape) {
+    if (size == 0) return 0;
+  }
   int64_t product = 1;
-  for (const int64_t size : shape) product *= size;
+  for (const int64_t size : shape) product = product_of({product, size});
   return product;
 }
 
@@ -141,9 +160,10 @@ bool Call::has(size_t index) const {
 void* Call::output_data(size_t index, const Shape& shape) const {
   ort::Value* value = nullptr;
   check(api_.output(context_, index, shape.data(), shape.size(), &value));
+  if (!value) throw OperatorError("output " + std::to_string(index) + " is not used; export the model again");
   void* data = nullptr;
   check(api_.tensor_data(value, &data));
-  return data;
+  return data ? data : nothing;
 }
 
 void* Call::stream() const {
@@ -156,15 +176,26 @@ void Call::run_parallel(size_t count, void (*task)(void*, size_t), void* data) c
   check(api_.parallel_for(context_, task, count, count, data));
 }
 
-int64_t Node::attribute(const char* name) const {
+int64_t Node::attribute(const char* name, int64_t lowest, int64_t highest) const {
   int64_t value = 0;
-  check(api_.int_attribute(info_, name, &value));
+  if (ort::Status* status = api_.int_attribute(info_, name, &value)) {
+    api_.release_status(status);
+    throw OperatorError(std::string(name) + " is missing, or no integer; export the model again");
+  }
+  if (value < lowest || value > highest) {
+    throw OperatorError(std::string(name) + " is " + std::to_string(value) + ", not " + std::to_string(lowest) +
+                        " to " + std::to_string(highest) + "; export the model again");
+  }
   return value;
 }
 
 float Node::float_attribute(const char* name) const {
   float value = 0;
-  check(api_.float_attribute(info_, name, &value));
+  if (ort::Status* status = api_.float_attribute(info_, name, &value)) {
+    api_.release_status(status);
+    throw OperatorError(std::string(name) + " is missing, or no float; export the model again");
+  }
+  if (!std::isfinite(value)) throw OperatorError(std::string(name) + " is not finite; export the model again");
   return value;
 }
 

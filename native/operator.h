@@ -3,12 +3,15 @@
 #ifndef EDGEBLT_OPERATOR_H
 #define EDGEBLT_OPERATOR_H
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "checked.h"
 #include "ort_abi.h"
 
 namespace edgeblt {
@@ -54,7 +57,7 @@ struct Tensor {
   ort::ElementType type = ort::kAny;
   Shape shape;
 
-  int64_t count() const;
+  int64_t count() const;  // raises SizeError
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -71,15 +74,33 @@ class Call {
   }
   // The stream of a kernel of the CUDA execution provider.
   void* stream() const;
-  // task(0) to task(count - 1), on the session's threads where there are several; tasks must not throw.
+  // task(0) to task(count - 1), on the session's threads where there are several. Raises the first thing that a task
+  // raised: nothing may leave a thread that is not ours.
   template <typename Task>
   void parallel(size_t count, const Task& task) const {
     if (count == 1) return task(0);
-    const auto run = [](void* data, size_t index) { (*static_cast<const Task*>(data))(index); };
-    run_parallel(count, run, const_cast<Task*>(&task));
+    Portion<Task> portion{task};
+    const auto run = [](void* data, size_t index) { static_cast<Portion<Task>*>(data)->run(index); };
+    run_parallel(count, run, &portion);
+    if (portion.error) std::rethrow_exception(portion.error);
   }
 
  private:
+  template <typename Task>
+  struct Portion {
+    const Task& task;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error{};
+
+    void run(size_t index) noexcept {
+      try {
+        task(index);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+    }
+  };
+
   void* output_data(size_t index, const Shape& shape) const;
   void run_parallel(size_t count, void (*task)(void*, size_t), void* data) const;
 
@@ -93,7 +114,9 @@ class Node {
  public:
   Node(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
 
-  int64_t attribute(const char* name) const;
+  // Raises OperatorError for one that is missing, of another type, or not from `lowest` to `highest`.
+  int64_t attribute(const char* name, int64_t lowest, int64_t highest) const;
+  // A finite one.
   float float_attribute(const char* name) const;
   // An input that is an initializer; data is null for any other, and for one that is absent.
   Tensor constant(size_t index) const;

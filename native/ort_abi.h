@@ -38,6 +38,7 @@ struct Api {
   Status* create_status(ErrorCode code, const char* message) const {
     return at<Status* (*)(int, const char*)>(0)(code, message);
   }
+  void release_status(Status* status) const { at<void (*)(Status*)>(93)(status); }
   Status* create_domain(const char* name, CustomOpDomain** domain) const {
     return at<Status* (*)(const char*, CustomOpDomain**)>(26)(name, domain);
   }

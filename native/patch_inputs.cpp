@@ -13,9 +13,7 @@ T only(const Call& call, size_t index, const char* name, ort::ElementType type) 
 }  // namespace
 
 Rule read_rule(const Node& node) {
-  const int64_t rule = node.attribute("rule");
-  if (rule < kThreshold || rule > kByte) throw OperatorError("rule is " + std::to_string(rule) + "; use 0 to 5");
-  return static_cast<Rule>(rule);
+  return static_cast<Rule>(node.attribute("rule", kThreshold, kByte));
 }
 
 PatchInputs read_patch_inputs(const Call& call, Rule rule) {
@@ -30,6 +28,9 @@ PatchInputs read_patch_inputs(const Call& call, Rule rule) {
       only<int64_t>(call, 6, "max_patch_length", ort::kInt64), only<int64_t>(call, 7, "patch_size", ort::kInt64)};
   if (settings.patch_size < 1) {
     throw OperatorError("patch_size is " + std::to_string(settings.patch_size) + "; it must be at least 1");
+  }
+  if (position < 0 || position > kMostPosition) {
+    throw OperatorError("position is " + std::to_string(position) + ", not 0 to " + std::to_string(kMostPosition));
   }
   if (logits.shape[1] < 1) throw OperatorError("logits has no columns");
   return {static_cast<const float*>(logits.data), static_cast<const int64_t*>(ids.data), length, logits.shape[1],

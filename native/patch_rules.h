@@ -31,7 +31,7 @@ struct Settings {
 // 1 for every id that is no ASCII letter or digit and no UTF-8 continuation byte. As a Gather from the last id on
 // would, larger ids count as the last one.
 EDGEBLT_ANYWHERE inline float space_like(int64_t id) {
-  const int64_t byte = (id < kVocabulary ? id : kVocabulary - 1) - kOffset;
+  const int64_t byte = (id < 0 ? 0 : id < kVocabulary ? id : kVocabulary - 1) - kOffset;
   const bool digit = byte >= '0' && byte <= '9';
   const bool letter = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z');
   return digit || letter || (byte >= 0x80 && byte < 0xC0) ? 0.0F : 1.0F;

@@ -1,4 +1,5 @@
 // Registration of a library's operators in domain `edgeblt`.
+#include <exception>
 #include <string>
 
 #include "edgeblt.h"
@@ -42,5 +43,9 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
     if (!oldest) return nullptr;
     return reinterpret_cast<OrtStatus*>(oldest->create_status(ort::kFail, registration_error.c_str()));
   }
-  return reinterpret_cast<OrtStatus*>(add_operators(*api, reinterpret_cast<ort::SessionOptions*>(options)));
+  try {
+    return reinterpret_cast<OrtStatus*>(add_operators(*api, reinterpret_cast<ort::SessionOptions*>(options)));
+  } catch (const std::exception&) {
+    return reinterpret_cast<OrtStatus*>(api->create_status(ort::kFail, "there is no memory for edgeblt's operators"));
+  }
 }

@@ -14,6 +14,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAll = 0xFFFFFFFFU;
 constexpr int kMostWarps = 32;  // of a block
 constexpr int kWarpsOfRows = 4;  // of a block, where there are too many rows for one
+constexpr int64_t kMostRows = int64_t{kWarpsOfRows} * INT32_MAX;
 constexpr float kLowest = -87;  // e ** d counts as 0 below, as in ../entropies.h: what overflowed never meets a 0
 
 __device__ float largest_of_warp(float value) {
@@ -106,6 +107,7 @@ cudaError_t launch(void (*kernel)(PatchWork), int64_t blocks, int warps, const P
 const char* launch_entropy_patch(const PatchWork& work, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   if (work.length < 1) return nullptr;
+  if (work.length > kMostRows) return "more rows at once than a grid has blocks; feed less at once";
   cudaError_t error = cudaSuccess;
   if (work.length <= kMostWarps) {
     error = launch(entropies_and_starts, 1, static_cast<int>(work.length), work, stream);
