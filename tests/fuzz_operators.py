@@ -1,8 +1,8 @@
 """A fuzzer of the native library's operators: models of one node that are legal, then changed.
 
-Attributes go to the edges of int64 (the legal value plus a power of two among them: what wraps looks legal), dimensions,
-ranks, types and indices to theirs, inputs and outputs disappear, initializers become inputs. Every case has to be
-answered or refused in one line; one that nobody changed has to be answered. Cases follow from a seed and their number.
+Attributes go to the edges of int64 (the legal value plus a power of two among them: what wraps looks legal); sizes,
+ranks, types and indices go to theirs; inputs and outputs disappear; initializers become inputs. Every case has to be
+answered or refused in one line, and one that nobody changed to be answered. Cases follow from a seed and their number.
 
 They run in a process of their own, which may die: that is what is looked for. `make fuzz-native` runs them in a library
 under sanitizers; by hand, for the library that is installed:
@@ -18,17 +18,16 @@ import os
 import resource
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
-from fuzzed_operators import OPERATORS, Case, changed
 from onnx import TensorProto, helper, numpy_helper
+
+from fuzzed_operators import OPERATORS, Case, changed
 
 MOST_FINDINGS = 20
 MOST_MEMORY = 8 << 30  # bytes of addresses; where a sanitizer has its own, what one allocation may take
@@ -94,7 +93,7 @@ def sanitizers() -> dict[str, str]:
     """
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     paths = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
-    # What Python and the runtime never give back is none of ours; an allocation that cannot be is refused, as elsewhere.
+    # What Python and the runtime never give back is none of ours; allocations that cannot be are refused, as elsewhere.
     options = f"detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb={MOST_MEMORY >> 20}"
     return {"LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -157,9 +156,7 @@ def answer(case: Case, library: Path, threads: int) -> list[np.ndarray[Any, Any]
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # each tensor's memory by itself, for sanitizers
     options.register_custom_ops_library(str(library))
     session = onnxruntime.InferenceSession(model_of(case), options, providers=["CPUExecutionProvider"])
-    feeds = {
-        name: array for name, array in case.inputs.items() if array is not None and name not in case.initializers
-    }
+    feeds = {name: array for name, array in case.inputs.items() if array is not None and name not in case.initializers}
     found = []
     for _ in range(2):
         binding, values = session.io_binding(), {}

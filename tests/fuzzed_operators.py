@@ -226,7 +226,8 @@ OPERATORS: dict[str, Callable[[Chance], Case]] = {
 
 def edge(chance: Chance, value: int) -> int:
     """An integer at the edges: of int64, of other types, of `value`, and of what wraps to it when multiplied."""
-    far, wrapping = int(chance.choice(EDGES)), 1 << int(chance.choice([chance.integers(20, 56), chance.integers(56, 63)]))
+    powers = (chance.integers(20, 56), chance.integers(56, 63))
+    far, wrapping = int(chance.choice(EDGES)), 1 << int(chance.choice(powers))
     some = [far, -far, far - 1, far + value, far - value, 2**63 - value, -value, value + 1, value - 1, 2 * value,
             -(2**63), -(2**63) + value, *[value + wrapping] * 8]  # fmt: skip
     return max(-(2**63), min(2**63 - 1, some[int(chance.integers(len(some)))]))

@@ -311,7 +311,7 @@ def test_inputs_that_do_not_fit_are_refused(said: str) -> None:
 WEIGHT_MISFITS: dict[str, tuple[dict[str, int], str | None]] = {
     "gate_bits is 5; use 4 or 8": ({"gate_bits": 5}, None),
     "down_block_size is 48; use 16": ({"down_block_size": 48}, None),
-    "width is 0; export": ({"width": 0}, None),
+    "width is 0, not 1 to": ({"width": 0}, None),
     "attention_norm is": ({"width": 999}, None),
     "up_codes is": ({"intermediate": 998}, None),
     "heads do not share": ({"kv_num_heads": 7}, None),

@@ -512,9 +512,10 @@ def test_no_library_is_reported_once(caplog: pytest.LogCaptureFixture, monkeypat
     native._log.cache_clear()
     with caplog.at_level(logging.WARNING, "edgeblt"):
         assert native.register(None) == native.register(None) == "it was not built"
-        monkeypatch.setenv(native.VARIABLE, "0")
-        native._log.cache_clear()
-        assert native.register(None) == "it was not built"  # asked for: nothing is said
+        with monkeypatch.context() as asked_for:
+            asked_for.setenv(native.VARIABLE, "0")
+            native._log.cache_clear()
+            assert native.register(None) == "it was not built"  # asked for: nothing is said
     assert [record.getMessage() for record in caplog.records] == [
         "the native library is not used, all runs slower: it was not built"
     ]

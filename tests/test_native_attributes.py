@@ -184,8 +184,8 @@ def test_weights_that_come_with_each_run_are_those_of_that_run() -> None:
     attributes = {"K": size, "N": size, "bits": 8, "block_size": 32, "blocks_per_scale": 1}
     codes = chance.integers(0, 256, (size, size // 32, 32), dtype=np.uint8)
     scales = np.ones((size, size // 32), np.float32)
-    inputs = {"x": chance.normal(size=(8, size)).astype(np.float32), "codes": codes, "scales": scales}
-    case = Case("DenseMatMul", attributes, dict(inputs), frozenset(), ("y",))
+    x = chance.normal(size=(8, size)).astype(np.float32)
+    case = Case("DenseMatMul", attributes, {"x": x, "codes": codes, "scales": scales}, frozenset(), ("y",))
     others = [case, with_input(case, "codes", 255 - codes)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4

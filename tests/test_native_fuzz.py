@@ -1,4 +1,4 @@
-"""Models of one native operator that lie (`fuzz_operators`): every one is answered or refused, and none ends a process."""
+"""Models of one native operator that lie (`fuzz_operators`): each is answered or refused, and none ends a process."""
 
 import shutil
 import subprocess
@@ -52,7 +52,7 @@ def test_the_fuzzer_reports_a_refusal_of_what_is_legal(monkeypatch: pytest.Monke
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ("cmake", "g++", "make"))), reason="no cmake, make or g++")
 def test_operators_under_sanitizers(tmp_path: Path) -> None:
-    command = ["cmake", "-S", ROOT / "native", "-B", tmp_path, "-DEDGEBLT_SANITIZE=ON", "-DEDGEBLT_CUDA=OFF"]
+    command = ["cmake", "-S", str(ROOT / "native"), "-B", str(tmp_path), "-DEDGEBLT_SANITIZE=ON", "-DEDGEBLT_CUDA=OFF"]
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", tmp_path, "--parallel", "2"], check=True, capture_output=True)
     library, environment = tmp_path / "libedgeblt.so", fuzz_operators.sanitizers()
