@@ -261,6 +261,16 @@ def test_a_launch_that_fails_is_said(emulated: ctypes.CDLL, length: int) -> None
         emulated.refuse_launches(False)
 
 
+def test_more_rows_than_a_grid_has_blocks_are_refused(emulated: ctypes.CDLL) -> None:
+    """Their number would be cut to 32 bits, and rows be left out. Nothing is read, so nothing need be there."""
+    before = emulated.launches()
+    work = Work(length=4 * (2**31 - 1) + 1, width=1)
+    assert emulated.run_entropy_patch(ctypes.byref(work), None, 0) == (
+        b"more rows at once than a grid has blocks; feed less at once"
+    )
+    assert emulated.launches() == before
+
+
 @needs_compiler
 def test_the_emulation_finds_threads_that_do_not_meet(tmp_path: Path) -> None:
     """A barrier that one warp leaves out, and an exchange that half a warp does."""
