@@ -12,6 +12,7 @@ Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
 from edgeblt.export.hub import local_checkpoint
@@ -70,6 +71,11 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
+
+    def warn(self) -> None:
+        """Give the notes as warnings, to be called by what a user calls."""
+        for note in self.notes:
+            warnings.warn(note, CheckpointNote, stacklevel=3)
 
     def shape(self, name: str) -> Shape:
         return self._weights[name].shape

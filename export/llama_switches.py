@@ -102,7 +102,8 @@ SWITCHES: Mapping[str, FieldRule] = {
     **_table(
         OFF,
         "add_bias_linear add_qkv_bias attention_bias attention_in_bias attention_out_bias attention_output_bias "
-        "attn_bias bias lm_head_bias mlp_bias norm_bias o_proj_bias qkv_bias use_attention_bias use_bias use_qkv_bias",
+        "attn_bias bias lm_head_bias mlp_bias norm_bias o_proj_bias projectors_bias qkv_bias "
+        "use_attention_bias use_bias use_qkv_bias",
     ),
     # Norms, residuals and gates that BLT's layers do not have, or have otherwise.
     **_table(
@@ -183,7 +184,7 @@ SWITCHES: Mapping[str, FieldRule] = {
         ABSENT,
         "q_lora_rank kv_lora_rank o_lora_rank qk_rope_head_dim qk_nope_head_dim laurel_rank altup_num_inputs "
         "hidden_size_per_layer_input vocab_size_per_layer_input mamba_d_state mamba_d_conv mamba_expand ssm_cfg "
-        "num_attention_heads_per_layer hc_mult index_topk",
+        "num_attention_heads_per_layer hc_mult index_topk moe_layers",
     ),
     "v_head_dim": HEAD,
     # The whole model.

@@ -156,7 +156,7 @@ def parse_config(document: object, where: str, strict: bool = False) -> Transfor
 def _sort_fields(top: Section) -> Findings:
     """Over all objects of the file."""
     findings = Findings()
-    findings.sort(top, KNOWN, RULES, {})
+    findings.sort(top, KNOWN, RULES, _implied(top.child("decoder_config"), DECODER))
     _sort_rope(top, findings)
     for name, defaults in STACKS.items():
         section = top.child(name)
@@ -172,14 +172,17 @@ def _sort_rope(section: Section, findings: Findings) -> None:
 
 
 def _implied(section: Section, defaults: StackDefaults) -> Document:
-    """Values of fields that may be left out, by which others are judged."""
-    theta = section.document.get("rope_theta", defaults.rope_theta)
-    return {
+    """The stack's values, given or not, by which other fields are judged; those at the top by the decoder's."""
+    stack = {
+        "hidden_act": "silu",
         "hidden_size": defaults.hidden_size,
         "num_attention_heads": defaults.head_count,
         "num_hidden_layers": defaults.layer_count,
-        "rope_theta": _rope(section).document.get("rope_theta", theta),
+        "rms_norm_eps": 1e-5,
+        "rope_theta": defaults.rope_theta,
     }
+    stack |= {name: section.document[name] for name in stack.keys() & section.document.keys()}
+    return stack | {"rope_theta": _rope(section).document.get("rope_theta", stack["rope_theta"])}
 
 
 def _windows_taken(top: Section, patching: PatchingRule) -> tuple[str, ...]:

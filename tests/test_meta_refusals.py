@@ -488,7 +488,7 @@ MODELS: dict[str, tuple[object, str]] = {
     "numbered": ({"model": {1: torch.zeros(3)}}, "1 is no tensor under its name"),
     "others": (
         {"model": {"tok_embeddings.weight": torch.zeros(3)}},
-        "the tensor 'tok_embeddings.weight' has shape [3], but",
+        "has no tensor 'layers.0.feed_forward.w1.weight', which the configuration asks for",
     ),
 }
 
