@@ -10,6 +10,7 @@ smollm3, glm, falcon, gpt_neox, minicpm, deepseek and others).
 import math
 from collections.abc import Mapping
 
+from edgeblt.config import LIMIT
 from edgeblt.export.config_section import Document, FieldRule, only
 
 NOTHING = (None, 0, False)
@@ -46,18 +47,20 @@ def _is_head_dim(value: object, document: Document) -> bool:
     return value is None or (value == head_dim(document) and type(value) is not bool)
 
 
+def _is_near(value: object, other: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LIMIT:
+        return False
+    return math.isclose(value, other, rel_tol=1e-6)
+
+
 def _is_usual_scale(value: object, document: Document) -> bool:
     size = head_dim(document)
-    if size is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return value is None
-    return math.isclose(value, size**-0.5, rel_tol=1e-6)
+    return value is None or (size is not None and _is_near(value, size**-0.5))
 
 
 def _is_root_of_layers(value: object, document: Document) -> bool:
     layers = document.get("num_hidden_layers")
-    if type(layers) is not int or isinstance(value, bool) or not isinstance(value, float | int):
-        return value is None
-    return math.isclose(value * value, layers, rel_tol=1e-6)
+    return value is None or (type(layers) is int and 0 < layers < LIMIT and _is_near(value, layers**0.5))
 
 
 def _no_experts(value: object, document: Document) -> bool:
@@ -195,7 +198,7 @@ SWITCHES: Mapping[str, FieldRule] = {
         only(None, because="it holds another model"),
         "decoder generator text_config text_encoder vision_config audio_config",
     ),
-    "transformers_weights": only(None, because="it names other files of weights; only model.safetensors is read"),
+    "transformers_weights": only(None, because="it names files of weights that edgeblt does not read"),
     **_table(
         only(None, {}, because="the weights are quantized; give them in bfloat16, float16 or float32"),
         "compression_config quantization quantization_config",

@@ -20,7 +20,7 @@ PATCHER_ARGS = frozenset({
     "realtime_patching",
 })
 # fmt: on
-TOKENIZER: Fixed = {"name": ("blt",)}
+TOKENIZER: Fixed = {"name": ("blt", "bytes")}  # the second is Meta's default, and nothing in its code
 TOKENIZER_BOOKKEEPING = frozenset({"add_eos", "bpe_tokenizer_path"})
 TOKENIZER_ARGS: Fixed = {"add_bos": (True,), "bpe_delim": (False,), "vocab_size_unit_1": (256,)}
 

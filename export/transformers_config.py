@@ -44,7 +44,7 @@ READ = STACK | {
     "global_config", "hidden_size_global", "local_attention_window_len", "max_patch_length", "patch_in_forward",
     "patch_size", "patcher_config", "patching_mode", "patching_threshold", "vocab_size",
 }
-KNOWN = READ | BOOKKEEPING | HARMLESS | meta_config.BOOKKEEPING
+KNOWN = READ | BOOKKEEPING | HARMLESS | meta_config.BOOKKEEPING | {"eos_id"}
 # fmt: on
 WINDOWED = ("encoder_config", "decoder_config", "patcher_config")  # local stacks have windows, whatever each says
 THRESHOLD_ONLY = "transformers itself starts patches at a threshold alone; give the model in Meta's form"

@@ -1,9 +1,10 @@
 """Fields of other Llama-like models' configurations, at values at which such a model computes as a BLT does.
 
 Source: transformers 5.23, the `configuration_*.py` of each, and its `modeling_*.py` for what is neutral.
-`foreign_configs` spreads them over small BLT configurations.
+`foreign_config` spreads them over small BLT configurations.
 """
 
+import copy
 import random
 from typing import Any
 
@@ -73,7 +74,7 @@ def foreign_config(seed: int) -> tuple[Document, Document]:
     """A random configuration as its `config.json` has it; and the same with the fields of a few other models."""
     plain = tiny_models.random_config(seed).to_dict()
     plain.pop("transformers_version", None)
-    rng, document = random.Random(f"foreign {seed}"), tiny_models.copy.deepcopy(plain)
+    rng, document = random.Random(f"foreign {seed}"), copy.deepcopy(plain)
     for name in SECTIONS:
         found = families(document[name])
         for model in rng.sample(sorted(found), 4):

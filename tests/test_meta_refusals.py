@@ -195,6 +195,43 @@ def test_unknown_fields_are_noted_and_refused_if_strict() -> None:
     assert parse(ARGS) == ()
 
 
+def test_mlps_are_as_wide_as_their_tensors(checkpoint: Path) -> None:
+    expected = open_checkpoint(checkpoint, strict=True).config
+    params = checkpoint / "entropy_model" / "params.json"
+
+    def set_fields(**fields: object) -> None:
+        edit_json(checkpoint / "config.json", lambda document: document["args"].update(fields))
+        edit_json(params, lambda document: document["entropy_model"].update(fields))
+
+    set_fields(multiple_of=7)
+    assert open_checkpoint(checkpoint, strict=True).config == expected
+    set_fields(multiple_of=1 << 40, ffn_dim_multiplier=9.0)
+    assert open_checkpoint(checkpoint, strict=True).config == expected
+
+
+def test_notes_and_refusals_are_of_all_files(checkpoint: Path) -> None:
+    config, training = checkpoint / "config.json", checkpoint / "train_args.json"
+    params = checkpoint / "entropy_model" / "params.json"
+
+    def set_field(name: str, value: object) -> None:
+        edit_json(config, lambda document: document["args"].update({name: value}))
+        edit_json(training, lambda document: document["data"]["patcher_args"].update({name: value}))
+        edit_json(params, lambda document: document["entropy_model"].update({name: value}))
+
+    assert open_checkpoint(checkpoint).notes == ()
+    set_field("mood", 1)
+    set_field("mlp_bias", False)
+    (note,) = open_checkpoint(checkpoint).notes
+    listed = f"{config}: args.mood; {training}: data.patcher_args.mood; {params}: entropy_model.mood: these fields are"
+    assert note.startswith(listed) and note.isprintable()
+    with pytest.raises(EdgebltError) as caught:
+        open_checkpoint(checkpoint, strict=True)
+    assert str(caught.value).startswith(listed) and str(caught.value).endswith("leave out --strict")
+    set_field("mlp_bias", True)
+    message = refusal(checkpoint)
+    assert message.count("mlp_bias is True (only false, or no such field)") == 3 and "mood" not in message
+
+
 def test_all_that_is_refused_is_named_in_one_sentence() -> None:
     wrong = {"weight_tying": True, "pre_norm": False, "qk_norm": True, "downsampling_by_pooling": "min", "eos_id": 5}
     with pytest.raises(EdgebltError) as caught:
@@ -237,7 +274,10 @@ WRONG_TRAINING: dict[str, tuple[object, str]] = {
     "no data": ({"data": 1}, "train_args.json: data is 1; it must be a JSON object"),
     "no patcher": ({"data": {"patcher_args": "x"}}, "patcher_args is 'x'; it must be a JSON object"),
     "an entropy model": ({"train_entropy_model": True}, "train_entropy_model is True; these are an entropy model's"),
-    "a tokenizer": ({"data": {"tokenizer_args": {"name": "sp"}}}, "tokenizer_args.name is 'sp' (only 'blt')"),
+    "a tokenizer": (
+        {"data": {"tokenizer_args": {"name": "sp"}}},
+        "tokenizer_args.name is 'sp' (only 'blt' or 'bytes')",
+    ),
     "a delimiter": (
         {"data": {"tokenizer_args": {"name": "blt", "init_kwargs": {"bpe_delim": True}}}},
         "bpe_delim is True (only False)",
