@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from edgeblt import native, printing
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import CheckpointNote, EdgebltError
 
 if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
@@ -39,6 +40,9 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory 
 Patcher = Annotated[
     Path | None,
     typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse fields of the configuration that edgeblt does not know; see the docs.")
 ]
 ALL_PROVIDERS = "cpu, cuda, or some stages' own such as patcher=cpu,global=cuda; by default what it was exported for"
 Provider = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where the bundle runs: {ALL_PROVIDERS}.")]
@@ -112,6 +116,7 @@ def quantize(
         ),
     ] = None,
     memory_limit: MemoryLimit = 1.5,
+    strict: Strict = False,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
 
@@ -127,7 +132,8 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits, patcher)
+    limit = _gigabytes(memory_limit)
+    written = quantize_checkpoint(checkpoint, out, recipe, calibration, limit, table_hits, patcher, strict)
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
@@ -151,6 +157,7 @@ def export(
     ] = "cpu",
     patcher: Patcher = None,
     memory_limit: MemoryLimit = 1.5,
+    strict: Strict = False,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
@@ -164,7 +171,8 @@ def export(
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
 
-    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=_gigabytes(memory_limit))
+    limit = _gigabytes(memory_limit)
+    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=limit, strict=strict)
     printing.show_inspection(_inspect_bundle(exported))
 
 
@@ -207,6 +215,7 @@ def validate(
     min_greedy_agreement: Annotated[
         float | None, typer.Option(help="Exit with code 1 if the share of equal bytes generated is below this.")
     ] = None,
+    strict: Strict = False,
 ) -> None:
     """Compare a bundle with its checkpoint.
 
@@ -224,7 +233,7 @@ def validate(
     from edgeblt.validation import validate as validate_models
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
-    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher)
+    _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher, strict)
     providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
@@ -237,7 +246,7 @@ def validate(
         models = [load(bundle, name, threads, threshold=threshold) for name in providers]
         from edgeblt.export.reference import validate_against
 
-        reports = validate_against(reference, models, texts, save_reference_logits, patcher)
+        reports = validate_against(reference, models, texts, save_reference_logits, patcher, strict=strict)
     result = reports[0] if len(reports) == 1 else reports
     if not _print_json(json_file, result):
         printing.show_validation(reports, recorded.recording if recorded else None)
@@ -251,6 +260,7 @@ def _check_reference(
     own_texts: bool,
     save_reference_logits: Path | None,
     patcher: Path | None,
+    strict: bool,
 ) -> None:
     if reference is None and reference_logits is None:
         raise EdgebltError("there is nothing to compare with; give --reference CHECKPOINT or --reference-logits FILE")
@@ -262,6 +272,8 @@ def _check_reference(
         raise EdgebltError(f"{reference_logits} is saved already; give --save-reference-logits with --reference only")
     if reference_logits and patcher:
         raise EdgebltError(f"{reference_logits} needs no entropy model; give --patcher with --reference only")
+    if reference_logits and strict:
+        raise EdgebltError(f"{reference_logits} has no configuration; give --strict with --reference only")
 
 
 def _texts(paths: list[Path] | None, noise: bool) -> "list[Text]":
@@ -501,6 +513,7 @@ def inspect(
     ] = None,
     json_file: JsonFile = None,
     patcher: Patcher = None,
+    strict: Strict = False,
 ) -> None:
     """Show what is in a bundle or checkpoint, and plan with it.
 
@@ -515,6 +528,8 @@ def inspect(
     if os.path.lexists(path / MANIFEST):
         if patcher:
             raise EdgebltError(f"{path} is a bundle, which has its patcher; leave out --patcher")
+        if strict:
+            raise EdgebltError(f"{path} is a bundle, which has no unknown fields; leave out --strict")
         if recipe:
             raise EdgebltError(f"{path} is a bundle, its weights have their formats; leave out --recipe")
         result = _inspect_bundle(open_bundle(path, verify), bytes_per_patch, provider)
@@ -525,7 +540,7 @@ def inspect(
         from edgeblt.export.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
 
-        result = inspect_checkpoint(open_checkpoint(path, patcher), recipe or (), bytes_per_patch)
+        result = inspect_checkpoint(open_checkpoint(path, patcher, strict), recipe or (), bytes_per_patch)
     if not _print_json(json_file, result):
         printing.show_inspection(result)
         _write_json(json_file, result)
@@ -646,7 +661,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
     try:
-        with _cleaning_up_when_stopped():
+        with _cleaning_up_when_stopped(), _notes_as_lines():
             app(prog_name="edgeblt")  # not cli.py, nor python -m
     except EdgebltError as error:
         _fail(str(error))
@@ -661,6 +676,23 @@ def main() -> None:
 def _fail(message: str) -> NoReturn:
     typer.echo(f"edgeblt: {printing.printable(message)}", err=True)
     raise SystemExit(2)
+
+
+@contextmanager
+def _notes_as_lines() -> Iterator[None]:
+    """Notes on checkpoints are lines on stderr, each time; other warnings stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointNote)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+            if issubclass(category, CheckpointNote):
+                typer.echo(f"edgeblt: {printing.printable(str(message))}", err=True)
+            else:
+                others(message, category, *place, **rest)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

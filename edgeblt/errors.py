@@ -1,8 +1,15 @@
-"""The one exception a user is meant to read."""
+"""The one exception and the one warning that a user is meant to read."""
 
 
 class EdgebltError(ValueError):
     """Bad input: one sentence that names the file or value seen and the remedy.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class CheckpointNote(UserWarning):
+    """What a user should know of how a checkpoint's configuration was read: one sentence.
+
+    The command line prints it as one line on stderr and goes on.
     """

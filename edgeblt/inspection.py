@@ -43,6 +43,7 @@ class Inspection:
     parts: tuple[Part, ...]
     plans: tuple[WeightPlan, ...]  # a checkpoint's by recipe; a bundle's own
     placement: tuple[PlacedNodes, ...] = ()  # of a bundle, where it is asked for
+    notes: tuple[str, ...] = ()  # of a checkpoint: how its configuration was read, a sentence each
 
     @property
     def bytes(self) -> int:

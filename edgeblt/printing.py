@@ -182,6 +182,8 @@ def show_inspection(result: "Inspection") -> None:
     _print(table)
     for name, value in result.description.items():
         _print(printable(f"{name}: {value}"))
+    for note in result.notes:
+        _print(printable(f"note: {note}"))
     _print(_plans_table(result.plans))
     if result.placement:
         _print(_placement_table(result.placement))

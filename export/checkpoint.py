@@ -12,6 +12,7 @@ Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.config import ModelConfig, TransformerConfig
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG
 from edgeblt.export.compressed_form import CompressionRecord, is_compressed, open_compressed_form
 from edgeblt.export.hub import local_checkpoint
@@ -42,11 +43,13 @@ class Checkpoint:
         record: CompressionRecord | None = None,
         files: dict[str, Path] | None = None,
         is_transformers_form: bool = False,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.record = record  # how `edgeblt quantize` made it, if it did
         self.is_transformers_form = is_transformers_form
+        self.notes = notes  # what a user should know of how the configuration was read, a sentence each
         self._files = files
         self._weights = weights
         self._unused = unused
@@ -68,6 +71,11 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
+
+    def warn(self) -> None:
+        """Give the notes as warnings, to be called by what a user calls."""
+        for note in self.notes:
+            warnings.warn(note, CheckpointNote, stacklevel=3)
 
     def shape(self, name: str) -> Shape:
         return self._weights[name].shape
@@ -113,21 +121,22 @@ class Checkpoint:
         return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
-def open_checkpoint(path: str | Path, patcher: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict: bool = False) -> Checkpoint:
     """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, Meta's, or `edgeblt quantize`'s.
 
     Each can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is the
-    directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Reads the configuration
-    and headers but no weights. Raises EdgebltError: files missing, unreadable or leading elsewhere; a
-    configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks for, or of no
-    dtype that weights have; `patcher` for a checkpoint that has its own.
+    directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Fields of the
+    configuration that no model known to edgeblt has are named in the checkpoint's `notes`, and refused if `strict`.
+    Reads the configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
+    elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
+    for, or of no dtype that weights have; `patcher` for a checkpoint that has its own.
     """
     path = local_checkpoint(path)
     patcher = None if patcher is None else local_checkpoint(patcher)
     if is_meta_form(path):
-        meta = open_meta_form(path, patcher)
+        meta = open_meta_form(path, patcher, strict)
         weights = {name: meta.weight(name, shape) for name, shape in expected_shapes(meta.config).items()}
-        return Checkpoint(path, meta.config, weights, meta.unused(weights.values()), files=meta.files)
+        return Checkpoint(path, meta.config, weights, meta.unused(weights.values()), files=meta.files, notes=meta.notes)
     if patcher is not None:
         raise EdgebltError(f"{path} is no checkpoint in Meta's form; leave out the patcher {patcher}")
     if is_compressed(path):
@@ -135,11 +144,12 @@ def open_checkpoint(path: str | Path, patcher: str | Path | None = None) -> Chec
         shapes = expected_shapes(form.config)
         weights = {name: form.weight(name, shape) for name, shape in shapes.items()}
         return Checkpoint(path, form.config, weights, form.unused(weights.values()), form.record)
-    original = open_transformers_form(path)
-    config = original.config.model
+    original = open_transformers_form(path, strict)
+    config, notes = original.config.model, original.config.notes
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
     used = {part.name for weight in weights.values() for part in weight.parts}
-    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used), is_transformers_form=True)
+    unused = sorted(original.stored.keys() - used)
+    return Checkpoint(path, config, weights, unused, is_transformers_form=True, notes=notes)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

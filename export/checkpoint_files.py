@@ -5,9 +5,9 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeblt.errors import EdgebltError
+from edgeblt.export.config_section import shown
 from edgeblt.export.hub import blob_folders
 from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
-from edgeblt.export.transformers_config import shown
 
 CONFIG = "config.json"
 JSON_LIMIT = 16 << 20

@@ -49,12 +49,14 @@ def export_bundle(
     replace: bool = False,
     patcher: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
+    strict: bool = False,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
     `recipe`: a recipe's name or file; None is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own
     formats. `target`: cpu, cuda, or for some stages such as `global=cuda`, the others cpu; stages for cuda compute in
-    float16, and store in float16 what the recipe leaves in floating point. `patcher`: see `open_checkpoint`.
+    float16, and store in float16 what the recipe leaves in floating point. `patcher`, `strict`: see
+    `open_checkpoint`, whose notes are warnings here.
     `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same export
     completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a
     recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists
@@ -62,7 +64,8 @@ def export_bundle(
     """
     targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
     target = describe_placement(targets)
-    opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
+    opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
+    opened.warn()
     source, recipe_name = _in_recipe(opened, recipe or ("fp16" if target == "cuda" else "fp32"), recipe is not None)
     check_export(source, opened.names(), memory_limit)
     built = build_graphs(source, targets)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES
 from edgeblt.export.checkpoint import Checkpoint
 from edgeblt.export.plan import plan_checkpoint
@@ -29,6 +30,7 @@ def inspect_checkpoint(
             parts.append(_part(checkpoint, stage, f"{checkpoint.config.hashes.table_count} hash tables", tables))
     description = {
         "patching": checkpoint.config.patching.describe(),
+        "windows": _windows(checkpoint.config),
         "cross-attention": f"{checkpoint.config.cross_attention_k} vectors a patch",
         "unused tensors": ", ".join(checkpoint.unused_names()) or "none",
     }
@@ -41,7 +43,12 @@ def inspect_checkpoint(
             "relative error of the weights": errors or "not recorded",
         }
     shown = tuple(part for part in parts if part.parameters)
-    return Inspection("checkpoint", str(checkpoint.path), description, shown, plans)
+    return Inspection("checkpoint", str(checkpoint.path), description, shown, plans, notes=checkpoint.notes)
+
+
+def _windows(config: ModelConfig) -> str:
+    stacks = {"encoder and decoder": config.encoder, "patcher": config.patcher}
+    return ", ".join(f"{name} {stack.window or 'none'}" for name, stack in stacks.items() if stack)
 
 
 def _part(checkpoint: Checkpoint, stage: str, content: str, names: list[str]) -> Part:

@@ -2,18 +2,24 @@
 
 Source: facebookresearch/blt, `bytelatent/model/blt.py`, `local_models.py`, `latent_transformer.py` and
 `bytelatent/base_transformer.py`. A field that would change the computation in a way edgeblt does not follow is refused
-by name; what Meta's code reads only in training, or not at all, is skipped.
+by name; what Meta's code reads only in training, or not at all, is skipped. The widths of MLPs are those of the
+tensors, not what `multiple_of` and `ffn_dim_multiplier` make of a stack's width.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from edgeblt.config import HashConfig, ModelConfig, PatchingRule, TransformerConfig
+from edgeblt.config import LIMIT, HashConfig, ModelConfig, PatchingRule, TransformerConfig
 from edgeblt.errors import EdgebltError
+from edgeblt.export.config_section import FieldRule, Findings, Section, only
 from edgeblt.export.encoder import PRIMES
-from edgeblt.export.transformers_config import Section, shown
+from edgeblt.export.llama_switches import HARMLESS, switches_beside
+from edgeblt.export.stored_weights import StoredPart
 from edgeblt.ids import VOCAB_SIZE
 
 Fixed = dict[str, tuple[object, ...]]
+MlpWidth = Callable[[str], int]  # of a stack, by its name in Meta's form: encoder, global or decoder
 
 # fmt: off
 BOOKKEEPING = frozenset({
@@ -27,16 +33,18 @@ BOOKKEEPING = frozenset({
     "recompute_fc1_out", "recompute_fc3_out", "rope_use_fp32_in_outer_product", "seed", "sequence_parallel",
     "use_fsdp",
     "patch_in_forward",  # generation computes the patches itself; `meta_patching` compares the two
+    "ffn_dim_multiplier", "multiple_of",  # the tensors have the widths that these once gave
+    "patch_size",  # of a mode that is not supported, and read nowhere else
     "share_encoder_decoder_emb",  # without effect where `dim_token` is the width of both
 })
 READ = frozenset({
     "cross_attn_all_layers_decoder", "cross_attn_all_layers_encoder", "cross_attn_k", "cross_attn_nheads", "dim_global",
     "dim_local_decoder", "dim_local_encoder", "dim_token", "encoder_hash_byte_group_nb_functions",
-    "encoder_hash_byte_group_size", "encoder_hash_byte_group_vocab", "ffn_dim_multiplier", "head_dim",
-    "local_attention_window_len", "max_patch_length", "monotonicity", "multiple_of", "n_heads_global",
-    "n_heads_local_decoder", "n_heads_local_encoder", "n_kv_heads", "n_kv_heads_global", "n_layers_global",
-    "n_layers_local_decoder", "n_layers_local_encoder", "norm_eps", "patch_size", "patching_mode",
-    "patching_threshold", "patching_threshold_add", "rope_theta", "use_local_encoder_transformer", "vocab_size",
+    "encoder_hash_byte_group_size", "encoder_hash_byte_group_vocab", "head_dim", "local_attention_window_len",
+    "max_patch_length", "monotonicity", "n_heads_global", "n_heads_local_decoder", "n_heads_local_encoder",
+    "n_kv_heads", "n_kv_heads_global", "n_layers_global", "n_layers_local_decoder", "n_layers_local_encoder",
+    "norm_eps", "patching_mode", "patching_threshold", "patching_threshold_add", "rope_theta",
+    "use_local_encoder_transformer", "vocab_size",
 })
 # What edgeblt computes; a field that is left out has Meta's default, which is the first of its values.
 FIXED: Fixed = {
@@ -68,28 +76,24 @@ REQUIRED: dict[str, object] = {  # left out, Meta's default is another
     "cross_attn_init_by_pooling": True,
     "downsampling_by_pooling": "max",
 }
-PATCHER_ARGS = frozenset({
-    "device", "entropy_model_checkpoint_dir", "log_time", "max_patch_length", "monotonicity", "patch_size",
-    "patching_batch_size", "patching_device", "patching_mode", "realtime_patching", "threshold", "threshold_add",
-})
 # fmt: on
 WINDOWED_ATTENTION = "xformers"  # the only `attn_impl` under which Meta's code has windows
 
 
 @dataclass(frozen=True)
 class StackFields:
-    """What Meta calls the fields of a stack; `multiplier` is its default of `ffn_dim_multiplier`."""
+    """The stage, and what Meta calls the fields of its stack."""
 
+    stage: str
     hidden_size: str
     layer_count: str
     head_count: str
     kv_head_count: str
-    multiplier: float | None = 1.0
 
 
-ENCODER = StackFields("dim_local_encoder", "n_layers_local_encoder", "n_heads_local_encoder", "n_kv_heads")
-GLOBAL = StackFields("dim_global", "n_layers_global", "n_heads_global", "n_kv_heads_global")
-DECODER = StackFields("dim_local_decoder", "n_layers_local_decoder", "n_heads_local_decoder", "n_kv_heads")
+ENCODER = StackFields("encoder", "dim_local_encoder", "n_layers_local_encoder", "n_heads_local_encoder", "n_kv_heads")
+GLOBAL = StackFields("global", "dim_global", "n_layers_global", "n_heads_global", "n_kv_heads_global")
+DECODER = StackFields("decoder", "dim_local_decoder", "n_layers_local_decoder", "n_heads_local_decoder", "n_kv_heads")
 
 
 def is_meta(document: object) -> bool:
@@ -97,12 +101,18 @@ def is_meta(document: object) -> bool:
     return isinstance(document, dict) and "args" in document and "model_type" not in document
 
 
-def parse_model(args: Section, patching: PatchingRule, patcher: TransformerConfig | None) -> ModelConfig:
-    """`args` of a main model, with a rule and an entropy model read already. Raises EdgebltError."""
-    refuse_others(args, BOOKKEEPING | READ | REQUIRED.keys(), FIXED)
-    for name, value in REQUIRED.items():
-        if args.document.get(name) != value:
-            raise args.error(name, f"edgeblt supports only {shown(value)}")
+def sort_model(args: Section, findings: Findings) -> None:
+    """Sort the fields of a main model's `args`."""
+    required = {name: only(value) for name, value in REQUIRED.items()}
+    sort_fields(args, BOOKKEEPING | READ, FIXED, findings, required)
+    for name in sorted(REQUIRED.keys() - args.document.keys()):
+        findings.refuse(args, name, required[name].remedy)
+
+
+def parse_model(
+    args: Section, patching: PatchingRule, patcher: TransformerConfig | None, mlp_width: MlpWidth
+) -> ModelConfig:
+    """`args` of a main model, sorted, with a rule and an entropy model read already. Raises EdgebltError."""
     if args.document.get("patching_mode") == "":
         raise args.error("patching_mode", "edgeblt does not pad the first patch; give a model with a patching mode")
     window = args.optional_integer("local_attention_window_len", None)
@@ -111,9 +121,9 @@ def parse_model(args: Section, patching: PatchingRule, patcher: TransformerConfi
         vocab_size=args.integer("vocab_size", -1, minimum=VOCAB_SIZE),
         cross_attention_k=args.integer("cross_attn_k", 0),
         patcher=patcher,
-        encoder=_local_stack(args, ENCODER, window),
-        global_=parse_stack(args, GLOBAL, None),
-        decoder=_local_stack(args, DECODER, window),
+        encoder=_local_stack(args, ENCODER, window, mlp_width),
+        global_=parse_stack(args, GLOBAL, None, mlp_width),
+        decoder=_local_stack(args, DECODER, window, mlp_width),
         decoder_cross_all_layers=args.boolean("cross_attn_all_layers_decoder", False),
         hashes=_hashes(args),
         patching=patching,
@@ -124,23 +134,20 @@ def parse_model(args: Section, patching: PatchingRule, patcher: TransformerConfi
     return model
 
 
-def refuse_others(section: Section, known: frozenset[str], fixed: Fixed) -> None:
-    """Raises EdgebltError for fields that are neither known nor at a value in `fixed`."""
-    for name, value in section.document.items():
-        if name in fixed:
-            if not any(
-                value == allowed and (type(value) is bool) is (type(allowed) is bool) for allowed in fixed[name]
-            ):
-                allowed = " or ".join(map(shown, fixed[name]))
-                raise section.error(name, f"edgeblt supports only {allowed}, or no such field")
-        elif name not in known:
-            raise EdgebltError(
-                f"{section.where}: unsupported configuration field {shown(name)}; remove it if it does not change "
-                "what the model computes"
-            )
+def sort_fields(
+    section: Section,
+    read: Collection[str],
+    fixed: Fixed,
+    findings: Findings,
+    required: Mapping[str, FieldRule] | None = None,
+) -> None:
+    """Sort the fields of an object of Meta's: `read`, at a value in `fixed`, or those of other models."""
+    known = frozenset(read) | HARMLESS
+    rules = {name: only(*values) for name, values in fixed.items()} | dict(required or {})
+    findings.sort(section, known, switches_beside(known) | rules, {})
 
 
-def parse_stack(section: Section, fields: StackFields, window: int | None) -> TransformerConfig:
+def parse_stack(section: Section, fields: StackFields, window: int | None, mlp_width: MlpWidth) -> TransformerConfig:
     """One stack of layers, with Meta's defaults. Raises EdgebltError."""
     hidden_size, heads = section.integer(fields.hidden_size, 512), section.integer(fields.head_count, 8)
     if hidden_size % heads:
@@ -152,13 +159,14 @@ def parse_stack(section: Section, fields: StackFields, window: int | None) -> Tr
     kv_heads = section.optional_integer(fields.kv_head_count, None, minimum=0) or heads  # 0 is none too
     if heads % kv_heads:
         raise section.error(fields.kv_head_count, f"it must divide {fields.head_count}, {heads}")
+    width = mlp_width(fields.stage)
     try:
         return TransformerConfig(
             hidden_size=hidden_size,
             layer_count=section.integer(fields.layer_count, 8),
             head_count=heads,
             kv_head_count=kv_heads,
-            intermediate_size=_intermediate_size(section, hidden_size, fields.multiplier),
+            intermediate_size=width,
             norm_epsilon=section.number("norm_eps", 1e-5),
             rope_theta=section.number("rope_theta", 10000.0),
             window=window,
@@ -179,21 +187,22 @@ def refuse_idle_window(section: Section, name: str, window: int | None) -> None:
         )
 
 
-def _intermediate_size(section: Section, hidden_size: int, default: float | None) -> int:
-    """As `FeedForward.__init__` has it."""
-    size = int(2 * (4 * hidden_size) / 3)
-    if section.document.get("ffn_dim_multiplier", default) is not None:
-        multiplier = section.number("ffn_dim_multiplier", 1.0)
-        if not 0 < multiplier <= 1024:
-            raise section.error("ffn_dim_multiplier", "it must be between 0 and 1024")
-        size = int(multiplier * size)
-    multiple = section.integer("multiple_of", 256)
-    return multiple * -(-size // multiple)
+def mlp_width(stored: Mapping[str, StoredPart], listing: Path, prefix: str) -> int:
+    """As the first layer's tensor has it, of a stack whose names begin so. Raises EdgebltError where there is none."""
+    name = f"{prefix}layers.0.feed_forward.w1.weight"
+    part = stored.get(name)
+    if part is None:
+        raise EdgebltError(
+            f"{listing} has no tensor {name!a}, which the configuration asks for; give the complete checkpoint"
+        )
+    if len(part.shape) != 2 or not 1 <= part.shape[0] < LIMIT:
+        raise EdgebltError(f"{part.file}: the tensor {name!a} has shape {list(part.shape)}, and should be a matrix")
+    return part.shape[0]
 
 
-def _local_stack(args: Section, fields: StackFields, window: int | None) -> TransformerConfig:
+def _local_stack(args: Section, fields: StackFields, window: int | None, mlp_width: MlpWidth) -> TransformerConfig:
     """A stack whose cross-attention has heads like its own: one set of counts describes both."""
-    stack = parse_stack(args, fields, window)
+    stack = parse_stack(args, fields, window, mlp_width)
     if args.integer("cross_attn_nheads", 0) != stack.head_count:
         raise args.error("cross_attn_nheads", f"edgeblt supports only {fields.head_count}, {stack.head_count}")
     if stack.kv_head_count != stack.head_count:

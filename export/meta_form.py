@@ -15,11 +15,11 @@ from typing import Any
 from edgeblt.config import ModelConfig, PatchingRule
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
-from edgeblt.export.meta_config import is_meta, parse_model
-from edgeblt.export.meta_entropy import EntropyModel, open_entropy_model
-from edgeblt.export.meta_patching import parse_patching, refuse_contradictions
+from edgeblt.export.config_section import Findings, Section
+from edgeblt.export.meta_config import is_meta, mlp_width, parse_model, sort_model
+from edgeblt.export.meta_entropy import EntropyModel, entropy_fields, open_entropy_model
+from edgeblt.export.meta_patching import parse_patching, refuse_contradictions, sort_training
 from edgeblt.export.stored_weights import FloatingWeight, FusedWeight, Shape, StoredPart, StoredWeight
-from edgeblt.export.transformers_config import Section
 
 TRAINING = "train_args.json"
 ENTROPY_MODEL = "entropy_model"
@@ -53,6 +53,7 @@ class MetaForm:
     stored: Mapping[str, StoredPart]
     entropy_model: EntropyModel | None  # None where the patching rule needs none
     files: dict[str, Path]  # all that was read, by their names in a complete checkpoint
+    notes: tuple[str, ...] = ()  # see `Findings`
 
     def weight(self, name: str, shape: Shape) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
@@ -92,38 +93,46 @@ def is_meta_form(directory: Path) -> bool:
         return False
 
 
-def open_meta_form(directory: Path, patcher: Path | None) -> MetaForm:
+def open_meta_form(directory: Path, patcher: Path | None, strict: bool = False) -> MetaForm:
     """Read the configurations and the headers of the weight files; no tensor data. Raises EdgebltError.
 
-    `patcher` is the directory of an entropy model, taken instead of the one in `entropy_model/`.
+    `patcher` is the directory of an entropy model, taken instead of the one in `entropy_model/`; `strict` refuses
+    fields that are not known.
     """
-    args = Section(_object(directory, CONFIG).get("args"), f"{directory / CONFIG}: args")
+    args = Section(_object(directory, CONFIG).get("args"), str(directory / CONFIG), ("args",))
     if "sliding_window" in args.document and "dim_global" not in args.document:
         raise EdgebltError(f"{directory} is an entropy model on its own; give the main model, and this with --patcher")
     if not exists(directory, TRAINING):
         raise EdgebltError(f"{directory} holds no {TRAINING}, which says where patches start; download it")
-    training = Section(_object(directory, TRAINING), str(directory / TRAINING))
+    training, findings = Section(_object(directory, TRAINING), str(directory / TRAINING)), Findings()
+    sort_model(args, findings)
+    sort_training(training, findings)
     patching = parse_patching(training)
-    entropy = _entropy_model(directory, patcher, patching)
-    config = parse_model(args, patching, entropy.stack if entropy else None)
-    refuse_contradictions(args, training, patching)
+    folder = _entropy_folder(directory, patcher, patching)
+    fields = entropy_fields(folder, findings) if folder else None
+    notes = findings.settle(strict)
+    entropy = open_entropy_model(folder, fields) if folder and fields else None
     listing, stored = read_safetensors(directory)
+    config = parse_model(
+        args, patching, entropy.stack if entropy else None, lambda stage: mlp_width(stored, listing, STAGES[stage])
+    )
+    refuse_contradictions(args, training, patching)
     files = [directory / CONFIG, directory / TRAINING, listing, *dict.fromkeys(part.file for part in stored.values())]
     named = {file.name: file for file in files}
     if entropy:
         _refuse_other_vocabulary(entropy, config)
         named |= {f"{ENTROPY_MODEL}/{name}": file for name, file in entropy.files.items()}
-    return MetaForm(config, listing, stored, entropy, named)
+    return MetaForm(config, listing, stored, entropy, named, notes)
 
 
-def _entropy_model(directory: Path, patcher: Path | None, patching: PatchingRule) -> EntropyModel | None:
+def _entropy_folder(directory: Path, patcher: Path | None, patching: PatchingRule) -> Path | None:
     if not patching.rule.needs_entropies:
         if patcher is not None:
             raise EdgebltError(f"{directory} patches without an entropy model; leave out {patcher}")
         return None
     if patcher is not None:
         refuse_no_directory(patcher)
-        return open_entropy_model(patcher)
+        return patcher
     folder = directory / ENTROPY_MODEL
     if not folder.is_dir():
         raise EdgebltError(
@@ -131,7 +140,7 @@ def _entropy_model(directory: Path, patcher: Path | None, patching: PatchingRule
         )
     if not folder.resolve().is_relative_to(directory.resolve()):
         raise EdgebltError(f"{folder} is a link that leads out of the checkpoint; give where it leads with --patcher")
-    return open_entropy_model(folder)
+    return folder
 
 
 def _refuse_other_vocabulary(entropy: EntropyModel, config: ModelConfig) -> None:

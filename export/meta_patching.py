@@ -8,8 +8,8 @@ model's own arguments say what the model was trained with, and are not read then
 import math
 
 from edgeblt.config import PatchingRule, Rule
-from edgeblt.export.meta_config import FIXED, READ, REQUIRED, Fixed, hash_sizes, refuse_others
-from edgeblt.export.transformers_config import Section, shown
+from edgeblt.export.config_section import Findings, Section, shown
+from edgeblt.export.meta_config import FIXED, READ, REQUIRED, Fixed, hash_sizes, sort_fields
 
 RELEASED_THRESHOLD = 1.335442066192627  # Meta's default
 # fmt: off
@@ -20,19 +20,25 @@ PATCHER_ARGS = frozenset({
     "realtime_patching",
 })
 # fmt: on
-TOKENIZER: Fixed = {"name": ("blt",)}
+TOKENIZER: Fixed = {"name": ("blt", "bytes")}  # the second is Meta's default, and nothing in its code
 TOKENIZER_BOOKKEEPING = frozenset({"add_eos", "bpe_tokenizer_path"})
 TOKENIZER_ARGS: Fixed = {"add_bos": (True,), "bpe_delim": (False,), "vocab_size_unit_1": (256,)}
 
 
-def parse_patching(training: Section) -> PatchingRule:
-    """The rule of generation. Raises EdgebltError."""
+def sort_training(training: Section, findings: Findings) -> None:
+    """Sort the fields of what is read of the training arguments, but for the model's. Raises EdgebltError."""
     if training.boolean("train_entropy_model", False):
         raise training.error("train_entropy_model", "these are an entropy model's; give the main model's file")
-    data = _section(training, "data")
-    _refuse_other_tokenizers(data)
-    patcher = _section(data, "patcher_args")
-    refuse_others(patcher, PATCHER_ARGS, {})
+    data = training.child("data")
+    tokenizer = data.child("tokenizer_args")
+    sort_fields(tokenizer, {"init_kwargs"}, TOKENIZER, findings)
+    sort_fields(tokenizer.child("init_kwargs"), TOKENIZER_BOOKKEEPING, TOKENIZER_ARGS, findings)
+    sort_fields(data.child("patcher_args"), PATCHER_ARGS, {}, findings)
+
+
+def parse_patching(training: Section) -> PatchingRule:
+    """The rule of generation, from sorted training arguments. Raises EdgebltError."""
+    patcher = training.child("data").child("patcher_args")
     longest = patcher.optional_integer("max_patch_length", None)
     match patcher.text("patching_mode", "entropy"):
         case "entropy":
@@ -51,7 +57,7 @@ def parse_patching(training: Section) -> PatchingRule:
 
 def refuse_contradictions(args: Section, training: Section, rule: PatchingRule) -> None:
     """Raises EdgebltError where `args` of config.json differ from the training arguments', or state another rule."""
-    trained = _section(training, "model")
+    trained = training.child("model")
     for name in sorted(READ | FIXED.keys() | REQUIRED.keys()):
         if name in args.document and name in trained.document:
             own, other = (hash_sizes(section.document[name]) for section in (args, trained))
@@ -89,15 +95,3 @@ def _entropy_rule(patcher: Section, longest: int | None) -> PatchingRule:
         threshold_add = patcher.number("threshold_add", 0.0)
         return PatchingRule(Rule.THRESHOLD_AND_RISE, threshold, threshold_add, longest)
     return PatchingRule(Rule.THRESHOLD, threshold, max_patch_length=longest)
-
-
-def _refuse_other_tokenizers(data: Section) -> None:
-    tokenizer = _section(data, "tokenizer_args")
-    refuse_others(tokenizer, frozenset({"init_kwargs"}), TOKENIZER)
-    refuse_others(_section(tokenizer, "init_kwargs"), TOKENIZER_BOOKKEEPING, TOKENIZER_ARGS)
-
-
-def _section(parent: Section, name: str) -> Section:
-    """An object inside another; one that is missing or null is all defaults."""
-    document = parent.document.get(name)
-    return Section({} if document is None else document, f"{parent.where}: {name}")

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from transformers import BltForCausalLM
 from transformers.utils import logging
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.transformers_model import transformers_model
 from edgeblt.ids import OFFSET
@@ -25,21 +28,24 @@ from edgeblt.validation import Report, validate
 class TransformersReference:
     """`BltForCausalLM(use_cache=False)` on a floating-point checkpoint of any form.
 
-    `patcher`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if it is none, or one that
-    transformers cannot compute.
+    `patcher`, `strict`: see `open_checkpoint`, whose notes are warnings here; `device`: where torch computes. Raises
+    EdgebltError if it is none, or one that transformers cannot compute.
     """
 
-    def __init__(self, checkpoint: str | Path, patcher: str | Path | None = None, device: str = "cpu") -> None:
-        opened = open_checkpoint(checkpoint, patcher)  # our errors are clearer than transformers'
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        patcher: str | Path | None = None,
+        device: str = "cpu",
+        strict: bool = False,
+    ) -> None:
+        opened = open_checkpoint(checkpoint, patcher, strict)  # our errors are clearer than transformers'
+        opened.warn()
         if opened.is_quantized or opened.row_index(HASH_TABLES) is not None:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
         self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()
-        if opened.is_transformers_form:
-            self.model = BltForCausalLM.from_pretrained(opened.path, dtype=torch.float32).eval()
-        else:
-            self.model = transformers_model(opened)
-        self.model.to(device)
+        self.model = _transformers_model(opened).to(device)
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.
@@ -60,6 +66,17 @@ class TransformersReference:
         return ReferenceRow(logits, _patch_starts(patch_lengths, len(ids)))
 
 
+def _transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whose own types are of no help
+    """As transformers opens it; where it cannot, of what edgeblt read.
+
+    An empty `quantization_config` is such a configuration: transformers refuses it, though it says nothing.
+    """
+    if checkpoint.is_transformers_form:
+        with suppress(AttributeError, KeyError, TypeError, ValueError, StrictDataclassError):
+            return BltForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    return transformers_model(checkpoint)
+
+
 def validate_against(
     checkpoint: str | Path,
     models: Sequence[Model],
@@ -67,14 +84,15 @@ def validate_against(
     save_reference_logits: Path | None = None,
     patcher: str | Path | None = None,
     device: str = "cpu",
+    strict: bool = False,
 ) -> tuple[Report, ...]:
     """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
 
-    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`:
-    see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is of no use,
-    or the file cannot be written.
+    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`,
+    `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is
+    of no use, or the file cannot be written.
     """
-    reference = TransformersReference(checkpoint, patcher, device)
+    reference = TransformersReference(checkpoint, patcher, device, strict)
     rows = ComputedRows(reference, texts)
     if save_reference_logits is None:
         return validate(models, rows)

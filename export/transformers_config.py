@@ -4,12 +4,14 @@ Source: transformers `models/blt/configuration_blt.py` and, for what a field doe
 change the computation in a way edgeblt does not follow is refused by name; bookkeeping is skipped.
 """
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from edgeblt.config import LIMIT, HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
 from edgeblt.errors import EdgebltError
+from edgeblt.export import meta_config
+from edgeblt.export.config_section import Document, FieldRule, Findings, Section, only
+from edgeblt.export.llama_switches import ABSENT, HARMLESS, ONE, switches_beside
 from edgeblt.ids import VOCAB_SIZE
 
 # fmt: off
@@ -36,27 +38,44 @@ STACK = frozenset({
     "head_dim", "hidden_act", "hidden_size", "intermediate_size", "norm_eps", "num_attention_heads",
     "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
 })
-LOCAL = STACK | {"cross_attn_all_layers", "cross_attn_k", "hidden_size_global", "sliding_window", "vocab_size"}
-TOP = frozenset({
-    "cross_attn_k", "decoder_config", "encoder_config", "encoder_hash_byte_group_nb_functions",
-    "encoder_hash_byte_group_size", "encoder_hash_byte_group_vocab", "global_config", "local_attention_window_len",
-    "max_patch_length", "patch_in_forward", "patch_size", "patcher_config", "patching_mode", "patching_threshold",
-    "rope_parameters", "rope_scaling", "rope_theta",  # each stack has its own rotary angles: these are not used
-    "vocab_size",
-})
+READ = STACK | {
+    "cross_attn_all_layers", "cross_attn_k", "decoder_config", "encoder_config", "encoder_cross_output_size",
+    "encoder_hash_byte_group_nb_functions", "encoder_hash_byte_group_size", "encoder_hash_byte_group_vocab",
+    "global_config", "hidden_size_global", "local_attention_window_len", "max_patch_length", "patch_in_forward",
+    "patch_size", "patcher_config", "patching_mode", "patching_threshold", "vocab_size",
+}
+KNOWN = READ | BOOKKEEPING | HARMLESS | meta_config.BOOKKEEPING | {"eos_id"}
 # fmt: on
-# Would change the computation, except at these values.
-INERT: dict[str, tuple[object, ...]] = {
-    "attention_bias": (None, False),
-    "factor": (None, 1.0),
-    "mlp_bias": (None, False),
-    "monotonicity": (None, False),
-    "partial_rotary_factor": (None, 1.0),
-    "patching_threshold_add": (None, 0.0),
-    "per_layer_config": (None, {}),
-    "pm_size": (None, 0),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
+WINDOWED = ("encoder_config", "decoder_config", "patcher_config")  # local stacks have windows, whatever each says
+THRESHOLD_ONLY = "transformers itself starts patches at a threshold alone; give the model in Meta's form"
+RULES: Mapping[str, FieldRule] = {
+    **switches_beside(KNOWN),
+    **{name: only(*values) for name, values in meta_config.FIXED.items() if name not in KNOWN},
+    **{name: only(value, None) for name, value in meta_config.REQUIRED.items()},
+    "monotonicity": only(None, False, because=THRESHOLD_ONLY),
+    "patching_threshold_add": only(None, 0.0, because=THRESHOLD_ONLY),
+    "pm_size": only(None, 0),
+}
+WINDOWED_RULES = {name: rule for name, rule in RULES.items() if name != "sliding_window"}
+UNSCALED = ("linear", "llama3")  # with a factor of 1
+ROPE_KNOWN = frozenset({
+    "beta_fast", "beta_slow", "high_freq_factor", "long_factor", "low_freq_factor", "mscale", "mscale_all_dim",
+    "original_max_position_embeddings", "rope_theta", "short_factor", "truncate",
+})  # fmt: skip
+ROPE_RULES: Mapping[str, FieldRule] = {
+    "attention_factor": ONE,
+    "factor": ONE,
+    "full_attention": ABSENT,
+    "mrope_section": ABSENT,
+    "partial_rotary_factor": ONE,
+    "sliding_attention": ABSENT,
+    **dict.fromkeys(
+        ("rope_type", "type"),
+        FieldRule(
+            "only 'default', or 'linear' or 'llama3' with a factor of 1",
+            lambda value, rope: value == "default" or (value in UNSCALED and rope.get("factor") == 1),
+        ),
+    ),
 }
 ACTIVATION_ALIASES = {
     "swish": "silu",
@@ -75,6 +94,7 @@ class TransformersConfig:
     model: ModelConfig
     encoder_cross_layer: int  # which of the encoder's cross-attention modules has an effect
     tied: bool  # the output head and the encoder's embedding stand for each other where one is not stored
+    notes: tuple[str, ...] = ()  # what a user should know of how the file was read, a sentence each
 
 
 @dataclass(frozen=True)
@@ -92,88 +112,23 @@ PATCHER = StackDefaults(768, 14, 12, 2048, 10000.0)
 ENCODER = StackDefaults(1024, 1, 16, None, 500000.0)
 GLOBAL = StackDefaults(2048, 25, 16, 5632, 500000.0)
 DECODER = StackDefaults(1024, 9, 16, 2816, 500000.0)
+STACKS = {"patcher_config": PATCHER, "encoder_config": ENCODER, "global_config": GLOBAL, "decoder_config": DECODER}
+WINDOW = 512  # where none is given
 
 
-def shown(value: object) -> str:
-    """A short form of a value read from a file, on one line."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+def parse_config(document: object, where: str, strict: bool = False) -> TransformersConfig:
+    """`config.json`, parsed, as edgeblt describes models; `where` names the file in errors.
 
-
-class Section:
-    """One JSON object of the configuration, its fields read by type; `where` names it in errors."""
-
-    def __init__(self, document: object, where: str) -> None:
-        if not isinstance(document, dict):
-            raise EdgebltError(f"{where} is {shown(document)}; it must be a JSON object")
-        self.document: dict[str, Any] = document
-        self.where = where
-
-    def error(self, name: str, rest: str) -> EdgebltError:
-        return EdgebltError(f"{self.where}: {name} is {shown(self.document.get(name))}; {rest}")
-
-    def refuse_unknown(self, known: frozenset[str]) -> None:
-        if self.document.get("quantization_config") is not None:
-            raise EdgebltError(
-                f"{self.where}: the checkpoint is already quantized (quantization_config); give one in bfloat16, "
-                "float16 or float32"
-            )
-        for name, value in self.document.items():
-            if name in INERT:
-                if value not in INERT[name]:
-                    raise self.error(name, f"this is not supported, only {shown(INERT[name][-1])} or no such field")
-            elif name not in known and not name.endswith("_token_id"):
-                raise EdgebltError(
-                    f"{self.where}: unsupported configuration field {shown(name)}; remove it if it does not change "
-                    "what the model computes"
-                )
-
-    def integer(self, name: str, default: int, minimum: int = 1) -> int:
-        value = self.document.get(name, default)
-        if type(value) is not int or not minimum <= value < LIMIT:  # `type`: true is no integer
-            raise self.error(name, f"it must be an integer between {minimum} and {LIMIT - 1}")
-        return value
-
-    def optional_integer(self, name: str, default: int | None, minimum: int = 1) -> int | None:
-        if self.document.get(name, default) is None:
-            return None
-        return self.integer(name, minimum if default is None else default, minimum)
-
-    def number(self, name: str, default: float) -> float:
-        value = self.document.get(name, default)
-        if type(value) is int and abs(value) < 1 << 53:
-            value = float(value)
-        if type(value) is not float or not math.isfinite(value):
-            raise self.error(name, "it must be a finite number")
-        return value
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.document.get(name, default)
-        if value is not None and type(value) is not bool:
-            raise self.error(name, "it must be true or false")
-        return bool(value)
-
-    def text(self, name: str, default: str) -> str:
-        value = self.document.get(name, default)
-        if type(value) is not str:
-            raise self.error(name, "it must be a string")
-        return value
-
-
-def parse_config(document: object, where: str) -> TransformersConfig:
-    """`config.json`, parsed, as edgeblt describes models; `where` names the file in errors. Raises EdgebltError."""
+    Fields that no model known to edgeblt has are noted, and refused if `strict`. Raises EdgebltError.
+    """
     top = Section(document, where)
     if top.document.get("model_type") != "blt":
         raise top.error(
             "model_type", "it must be 'blt' (a Byte Latent Transformer in transformers' form); give another checkpoint"
         )
-    top.refuse_unknown(BOOKKEEPING | TOP)
-    window = top.optional_integer("local_attention_window_len", 512)
-    encoder, decoder = _section(top, "encoder_config"), _section(top, "decoder_config")
-    global_ = _section(top, "global_config")
-    encoder.refuse_unknown(BOOKKEEPING | LOCAL)
-    decoder.refuse_unknown(BOOKKEEPING | LOCAL)
-    global_.refuse_unknown(BOOKKEEPING | STACK | {"encoder_cross_output_size"})  # transformers computes that one
+    notes = _sort_fields(top).settle(strict)
+    window = top.optional_integer("local_attention_window_len", WINDOW)
+    encoder, decoder = top.child("encoder_config"), top.child("decoder_config")
     patching = _patching(top)
     model = ModelConfig(
         vocab_size=_vocab_size(top, encoder),
@@ -181,7 +136,7 @@ def parse_config(document: object, where: str) -> TransformersConfig:
         patcher=_patcher(top) if patching.rule.needs_entropies else None,
         # One mask, of the encoder's window, serves both local stacks; their own sliding_window is not read.
         encoder=_stack(encoder, ENCODER, window),
-        global_=_stack(global_, GLOBAL, None),
+        global_=_stack(top.child("global_config"), GLOBAL, None),
         decoder=_stack(decoder, DECODER, window),
         decoder_cross_all_layers=decoder.boolean("cross_attn_all_layers", True),
         hashes=_hashes(top),
@@ -194,13 +149,50 @@ def parse_config(document: object, where: str) -> TransformersConfig:
         # Each layer's cross-attention overwrites the patch vectors of the one before, so the last one counts.
         encoder_cross_layer=model.encoder.layer_count - 1 if every_layer else 0,
         tied=top.boolean("tie_word_embeddings", False),
+        notes=notes + _windows_taken(top, patching),
     )
 
 
-def _section(top: Section, name: str) -> Section:
-    """A sub-configuration; one that is missing or null is all defaults."""
-    document = top.document.get(name)
-    return Section({} if document is None else document, f"{top.where}: {name}")
+def _sort_fields(top: Section) -> Findings:
+    """Over all objects of the file."""
+    findings = Findings()
+    findings.sort(top, KNOWN, RULES, _implied(top.child("decoder_config"), DECODER))
+    _sort_rope(top, findings)
+    for name, defaults in STACKS.items():
+        section = top.child(name)
+        rules, known = (WINDOWED_RULES, KNOWN | {"sliding_window"}) if name in WINDOWED else (RULES, KNOWN)
+        findings.sort(section, known, rules, _implied(section, defaults))
+        _sort_rope(section, findings)
+    return findings
+
+
+def _sort_rope(section: Section, findings: Findings) -> None:
+    rope = _rope(section)
+    findings.sort(rope, ROPE_KNOWN, ROPE_RULES, {})
+
+
+def _implied(section: Section, defaults: StackDefaults) -> Document:
+    """The stack's values, given or not, by which other fields are judged; those at the top by the decoder's."""
+    stack = {
+        "hidden_act": "silu",
+        "hidden_size": defaults.hidden_size,
+        "num_attention_heads": defaults.head_count,
+        "num_hidden_layers": defaults.layer_count,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": defaults.rope_theta,
+    }
+    stack |= {name: section.document[name] for name in stack.keys() & section.document.keys()}
+    return stack | {"rope_theta": _rope(section).document.get("rope_theta", stack["rope_theta"])}
+
+
+def _windows_taken(top: Section, patching: PatchingRule) -> tuple[str, ...]:
+    """A note where a window is left out: checkpoints of the released models were converted without them."""
+    missing = [] if "local_attention_window_len" in top.document else ["local_attention_window_len"]
+    if patching.rule.needs_entropies and "sliding_window" not in top.child("patcher_config").document:
+        missing.append("patcher_config.sliding_window")
+    if not missing:
+        return ()
+    return (f"{top.where} has no {' and no '.join(missing)}: {WINDOW} was taken, as the released models have it",)
 
 
 def _stack(section: Section, defaults: StackDefaults, window: int | None) -> TransformerConfig:
@@ -232,24 +224,23 @@ def _stack(section: Section, defaults: StackDefaults, window: int | None) -> Tra
         raise EdgebltError(f"{section.where}: {error}") from None
 
 
+def _rope(section: Section) -> Section:
+    """`rope_parameters`, or the `rope_scaling` that transformers 4 wrote."""
+    name = "rope_scaling" if section.document.get("rope_scaling") else "rope_parameters"
+    return Section(section.document.get(name) or {}, section.file, (*section.path, name))
+
+
 def _rope_theta(section: Section, defaults: StackDefaults) -> float:
-    """From `rope_parameters`, or the `rope_scaling` and `rope_theta` that transformers 4 wrote."""
-    document = section.document.get("rope_scaling") or section.document.get("rope_parameters") or {}
-    rope = Section(document, f"{section.where}: rope_parameters")
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind != "default":
-        raise EdgebltError(f"{rope.where}: rope_type {shown(kind)} is not supported; only 'default' is")
-    rope.refuse_unknown(frozenset({"rope_theta", "rope_type", "type"}))
-    return (rope if "rope_theta" in document else section).number("rope_theta", defaults.rope_theta)
+    rope = _rope(section)
+    return (rope if "rope_theta" in rope.document else section).number("rope_theta", defaults.rope_theta)
 
 
 def _patcher(top: Section) -> TransformerConfig:
-    section = _section(top, "patcher_config")
-    section.refuse_unknown(BOOKKEEPING | STACK | {"sliding_window", "vocab_size"})
+    section = top.child("patcher_config")
     vocab_size, own = top.integer("vocab_size", VOCAB_SIZE), section.integer("vocab_size", VOCAB_SIZE)
     if own != vocab_size:
         raise section.error("vocab_size", f"it must be the model's, {vocab_size}")
-    return _stack(section, PATCHER, section.optional_integer("sliding_window", 512))
+    return _stack(section, PATCHER, section.optional_integer("sliding_window", WINDOW))
 
 
 def _vocab_size(top: Section, encoder: Section) -> int:
@@ -285,8 +276,9 @@ def _patching(top: Section) -> PatchingRule:
     by_entropy = top.document.get("patching_mode", "entropy") == "entropy"
     if not (by_entropy and top.boolean("patch_in_forward", True)):
         return PatchingRule(Rule.BYTE)  # whatever the mode is called, transformers then makes every byte a patch
-    if top.optional_integer("patch_size", 4, minimum=0) is None:  # read by no computation, but null turns patching off
+    if top.document.get("patch_size", 4) is None:  # no computation reads the number, but null turns patching off
         raise top.error("patch_size", "entropy patching needs a number; set it to 4")
+    top.number("patch_size", 4)
     return PatchingRule(
         Rule.THRESHOLD,
         threshold=top.number("patching_threshold", 1.335442066192627),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
+from edgeblt.export.config_section import shown
 from edgeblt.export.safetensors_files import StoredTensor
 from edgeblt.export.stored_weights import FloatingWeight, StoredWeight, bitsandbytes_weight, is_bitsandbytes
-from edgeblt.export.transformers_config import TransformersConfig, parse_config, shown
+from edgeblt.export.transformers_config import TransformersConfig, parse_config
 
 STAGES = {
     "patcher": "model.patcher",
@@ -97,14 +98,17 @@ def stored_name(name: str, encoder_cross_layer: int) -> str:
     return f"{STAGES[stage]}.{PARTS[part]}.weight"
 
 
-def open_transformers_form(directory: Path) -> TransformersForm:
-    """Read `config.json` and the headers of the weight files; no tensor data. Raises EdgebltError."""
+def open_transformers_form(directory: Path, strict: bool = False) -> TransformersForm:
+    """Read `config.json` and the headers of the weight files; no tensor data. Raises EdgebltError.
+
+    `strict` refuses fields of `config.json` that are not known.
+    """
     refuse_no_directory(directory)
     if not exists(directory, CONFIG):
         raise EdgebltError(f"{directory} holds no {CONFIG}; give the directory of a transformers checkpoint")
     document = read_json(inside(directory, CONFIG))
     bitsandbytes = _take_quantization(document, directory / CONFIG)
-    config = parse_config(document, str(directory / CONFIG))
+    config = parse_config(document, str(directory / CONFIG), strict)
     listing, stored = read_safetensors(directory)
     return TransformersForm(listing, config, stored, bitsandbytes)
 
@@ -114,7 +118,7 @@ def _take_quantization(document: object, where: Path) -> bool:
 
     What it says beside the method concerns how transformers would compute; the weights themselves say what they are.
     """
-    if not isinstance(document, dict) or document.get("quantization_config") is None:
+    if not isinstance(document, dict) or document.get("quantization_config") in (None, {}):
         return False
     record = document.pop("quantization_config")
     method = record.get("quant_method") if isinstance(record, dict) else record

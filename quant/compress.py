@@ -38,17 +38,20 @@ def quantize_checkpoint(
     memory_limit: int = DEFAULT_LIMIT,
     table_hits: float | None = None,
     patcher: str | Path | None = None,
+    strict: bool = False,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
     `calibration` is a text file for the recipes that need one; None takes the one that comes with the package.
-    `table_hits` is the recipe's field of that name, where it is given; `patcher`: see `open_checkpoint`.
+    `table_hits` is the recipe's field of that name, where it is given; `patcher`, `strict`: see `open_checkpoint`,
+    whose notes are warnings here.
     `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
     conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
     unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
     there already or not writable.
     """
-    source, chosen, path = open_checkpoint(checkpoint, patcher), load_recipe(recipe), Path(out)
+    source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
+    source.warn()
     if table_hits is not None:
         chosen = replace(chosen, table_hits=table_hits)
     if source.is_quantized or source.record:

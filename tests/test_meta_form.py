@@ -20,11 +20,11 @@ from conftest import TOLERANCE
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import expected_shapes, open_checkpoint
+from edgeblt.export.config_section import Section
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.meta_patching import parse_patching
 from edgeblt.export.reference import TransformersReference, checkpoint_sha256
 from edgeblt.export.stored_weights import FusedWeight
-from edgeblt.export.transformers_config import Section
 from edgeblt.model import load
 from edgeblt.quant.compress import quantize_checkpoint
 from meta_checkpoints import (

@@ -20,9 +20,9 @@ from checkpoint_oracle import assert_one_sentence
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint
-from edgeblt.export.meta_config import parse_model
-from edgeblt.export.meta_patching import parse_patching, refuse_contradictions
-from edgeblt.export.transformers_config import Section
+from edgeblt.export.config_section import Findings, Section
+from edgeblt.export.meta_config import parse_model, sort_model
+from edgeblt.export.meta_patching import parse_patching, refuse_contradictions, sort_training
 from meta_checkpoints import (
     MODEL_ARGS,
     PATCHER_ARGS,
@@ -102,11 +102,9 @@ WRONG_VALUES: dict[str, object] = {
     "encoder_hash_byte_group_vocab": -1,
     "entropy_model_is_ngram_model": True,
     "eos_id": 14,
-    "ffn_dim_multiplier": 1e300,
     "global_local_decoder_residual_layer": "first",
     "head_dim": 3,
     "local_attention_window_len": "512",
-    "multiple_of": 0,
     "n_heads_global": 7919,
     "n_heads_local_encoder": True,
     "n_kv_heads": 7919,
@@ -137,13 +135,16 @@ OTHER_VALUES: dict[str, Args] = {
     "a false window": {"cross_attn_window_encoder": False},
     "no number of layers": {"n_layers_global": 10**30},
     "more layers than edgeblt takes": {"n_layers_global": 5000},
-    "a multiplier that leaves nothing": {"ffn_dim_multiplier": -1.0},
     "a width of bytes that follows from the patches": {"dim_token": None, "use_local_encoder_transformer": False},
 }
 
 
-def parse(args: Args) -> None:
-    parse_model(Section(args, "config.json: args"), PatchingRule(Rule.BYTE), None)
+def parse(args: Args, strict: bool = True) -> tuple[str, ...]:
+    section, findings = Section(args, "config.json", ("args",)), Findings()
+    sort_model(section, findings)
+    notes = findings.settle(strict)
+    parse_model(section, PatchingRule(Rule.BYTE), None, lambda stage: 12)
+    return notes
 
 
 def test_the_fields_are_right_as_they_are() -> None:
@@ -158,9 +159,9 @@ def test_each_field_that_cannot_be_honoured_is_refused_by_name(name: str) -> Non
     with pytest.raises(EdgebltError) as caught:
         parse(ARGS | {name: WRONG_VALUES[name]})
     # A wrong width shows in what must divide it or equal it.
-    fields = [name] if name != "dim_local_encoder" else ["dim_local", "multiple_of", "heads", "hidden_size"]
+    fields = [name] if name != "dim_local_encoder" else ["dim_local", "heads", "hidden_size"]
     assert any(field in str(caught.value) for field in fields), caught.value
-    assert "config.json: args" in str(caught.value)
+    assert str(caught.value).startswith("config.json: args")
     assert_one_sentence(str(caught.value))
 
 
@@ -173,13 +174,71 @@ def test_other_values_that_are_refused(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["cross_attn_encoder", "cross_attn_init_by_pooling", "downsampling_by_pooling"])
 def test_fields_whose_default_is_another_model_are_needed(name: str) -> None:
-    with pytest.raises(EdgebltError, match=f"{name} is None; edgeblt supports only"):
+    with pytest.raises(EdgebltError, match=rf"args\.{name} is None \(only (True|'max')\)"):
         parse({field: value for field, value in ARGS.items() if field != name})
 
 
-def test_unknown_fields_are_refused() -> None:
-    with pytest.raises(EdgebltError, match=r"args: unsupported configuration field 'mixture'; remove it"):
-        parse(ARGS | {"mixture": None})
+def test_fields_of_which_any_value_will_do() -> None:
+    for value in (0, 1, 256, -3, 1e300, "x", None):
+        assert parse(ARGS | {"multiple_of": value, "ffn_dim_multiplier": value, "patch_size": value}) == ()
+    for patch_size in (4.5, 1, None):
+        check({"patch_size": patch_size}, {"patch_size": 4.5}, {"patch_size": 6.0, "multiple_of": 1})
+
+
+def test_unknown_fields_are_noted_and_refused_if_strict() -> None:
+    others = {"mixture": None, "state": {"a": 1}, "line\nbreak": 1, "attention_bias": False, "sliding_window": None}
+    (note,) = parse(ARGS | others, strict=False)
+    assert note.startswith("config.json: args.mixture, args.state, args.'line\\nbreak': these fields are not known")
+    assert_one_sentence(note)
+    with pytest.raises(EdgebltError, match=r"^config.json: args.mixture, args.state, args.* leave out --strict$"):
+        parse(ARGS | others)
+    assert parse(ARGS) == ()
+
+
+def test_mlps_are_as_wide_as_their_tensors(checkpoint: Path) -> None:
+    expected = open_checkpoint(checkpoint, strict=True).config
+    params = checkpoint / "entropy_model" / "params.json"
+
+    def set_fields(**fields: object) -> None:
+        edit_json(checkpoint / "config.json", lambda document: document["args"].update(fields))
+        edit_json(params, lambda document: document["entropy_model"].update(fields))
+
+    set_fields(multiple_of=7)
+    assert open_checkpoint(checkpoint, strict=True).config == expected
+    set_fields(multiple_of=1 << 40, ffn_dim_multiplier=9.0)
+    assert open_checkpoint(checkpoint, strict=True).config == expected
+
+
+def test_notes_and_refusals_are_of_all_files(checkpoint: Path) -> None:
+    config, training = checkpoint / "config.json", checkpoint / "train_args.json"
+    params = checkpoint / "entropy_model" / "params.json"
+
+    def set_field(name: str, value: object) -> None:
+        edit_json(config, lambda document: document["args"].update({name: value}))
+        edit_json(training, lambda document: document["data"]["patcher_args"].update({name: value}))
+        edit_json(params, lambda document: document["entropy_model"].update({name: value}))
+
+    assert open_checkpoint(checkpoint).notes == ()
+    set_field("mood", 1)
+    set_field("mlp_bias", False)
+    (note,) = open_checkpoint(checkpoint).notes
+    listed = f"{config}: args.mood; {training}: data.patcher_args.mood; {params}: entropy_model.mood: these fields are"
+    assert note.startswith(listed) and note.isprintable()
+    with pytest.raises(EdgebltError) as caught:
+        open_checkpoint(checkpoint, strict=True)
+    assert str(caught.value).startswith(listed) and str(caught.value).endswith("leave out --strict")
+    set_field("mlp_bias", True)
+    message = refusal(checkpoint)
+    assert message.count("mlp_bias is True (only false, or no such field)") == 3 and "mood" not in message
+
+
+def test_all_that_is_refused_is_named_in_one_sentence() -> None:
+    wrong = {"weight_tying": True, "pre_norm": False, "qk_norm": True, "downsampling_by_pooling": "min", "eos_id": 5}
+    with pytest.raises(EdgebltError) as caught:
+        parse(ARGS | wrong | {"mixture": 1})
+    assert all(f"args.{name} is {value!r} (only " in str(caught.value) for name, value in wrong.items())
+    assert "mixture" not in str(caught.value)
+    assert_one_sentence(str(caught.value))
 
 
 def test_a_window_that_meta_would_not_apply() -> None:
@@ -208,27 +267,33 @@ WRONG_PATCHING: dict[str, tuple[Args, str]] = {
     "bpe_patcher": ({"patching_mode": "bpe_patcher"}, "patching_mode is 'bpe_patcher'; edgeblt supports"),
     "no mode": ({"patching_mode": None}, "patching_mode is None; it must be a string"),
     "static": ({"patching_mode": "static"}, "patch_size is 4.5; Meta's model runs static patches of 1 only"),
-    "unknown": ({"hysteresis": 1}, "patcher_args: unsupported configuration field 'hysteresis'"),
+    "unknown": ({"hysteresis": 1}, "data.patcher_args.hysteresis: this field is not known to edgeblt; remove"),
 }
 WRONG_TRAINING: dict[str, tuple[object, str]] = {
     "no object": ([], "train_args.json is []; it must be a JSON object"),
     "no data": ({"data": 1}, "train_args.json: data is 1; it must be a JSON object"),
     "no patcher": ({"data": {"patcher_args": "x"}}, "patcher_args is 'x'; it must be a JSON object"),
     "an entropy model": ({"train_entropy_model": True}, "train_entropy_model is True; these are an entropy model's"),
-    "a tokenizer": ({"data": {"tokenizer_args": {"name": "sp"}}}, "name is 'sp'; edgeblt supports only 'blt'"),
+    "a tokenizer": (
+        {"data": {"tokenizer_args": {"name": "sp"}}},
+        "tokenizer_args.name is 'sp' (only 'blt' or 'bytes')",
+    ),
     "a delimiter": (
         {"data": {"tokenizer_args": {"name": "blt", "init_kwargs": {"bpe_delim": True}}}},
-        "bpe_delim is True; edgeblt supports only False",
+        "bpe_delim is True (only False)",
     ),
     "no beginning": (
         {"data": {"tokenizer_args": {"init_kwargs": {"add_bos": False}}}},
-        "add_bos is False; edgeblt supports only True",
+        "add_bos is False (only True)",
     ),
 }
 
 
 def parse_training(document: object) -> PatchingRule:
-    return parse_patching(Section(document, "train_args.json"))
+    section, findings = Section(document, "train_args.json"), Findings()
+    sort_training(section, findings)
+    findings.settle(strict=True)
+    return parse_patching(section)
 
 
 @pytest.mark.parametrize("case", WRONG_PATCHING)
@@ -291,16 +356,13 @@ def test_what_is_not_stated_contradicts_nothing() -> None:
 WRONG_LOADED: dict[str, object] = {
     "dim": 13,
     "eos_id": 14,
-    "ffn_dim_multiplier": 0.0,
     "head_dim": 3,
-    "multiple_of": 128,
     "n_heads": None,
     "n_kv_heads": 1,
     "n_layers": "2",
     "norm_eps": 1e-6,
     "rope_theta": 500000.0,
     "sliding_window": 256,
-    "state": 1,
     "vocab_size": 256,
     "weight_tying": True,
 }
@@ -311,7 +373,6 @@ WRONG_SAVED: dict[str, Args] = {
     "eos_id": {"eos_id": 14},
     "n_heads": {"n_heads": 0},
     "sliding_window": {"attn_bias_type": "local_block_causal", "sliding_window": None, "attn_impl": "xformers"},
-    "state": {"state": 1},
     "weight_tying": {"weight_tying": True},
 }
 
@@ -323,7 +384,9 @@ def test_each_field_of_params_json_is_refused_by_name(name: str, checkpoint: Pat
     value = heads * 2 if name == "n_kv_heads" else WRONG_LOADED[name]
     edit_json(file, lambda document: document["entropy_model"].update({name: value}))
     message = refusal(checkpoint)
-    assert f"{file}: entropy_model" in message and (name in message or (name == "dim" and "n_heads" in message))
+    assert message.startswith(f"{file}: entropy_model") and (
+        name in message or (name == "dim" and "n_heads" in message)
+    )
 
 
 @pytest.mark.parametrize("name", WRONG_SAVED)
@@ -465,7 +528,7 @@ MODELS: dict[str, tuple[object, str]] = {
     "numbered": ({"model": {1: torch.zeros(3)}}, "1 is no tensor under its name"),
     "others": (
         {"model": {"tok_embeddings.weight": torch.zeros(3)}},
-        "the tensor 'tok_embeddings.weight' has shape [3], but",
+        "has no tensor 'layers.0.feed_forward.w1.weight', which the configuration asks for",
     ),
 }
 
