@@ -24,7 +24,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
-from edgeblt.providers import usable_cores
+from edgeblt.cores import usable_cores
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text

@@ -31,7 +31,7 @@ from edgeblt.export.transformers_config import parse_config
 from edgeblt.export.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.providers import usable_cores
+from edgeblt.cores import usable_cores
 from edgeblt.quant.recipe import Recipe, load_recipe
 from edgeblt.samples import held_out_text
 from edgeblt.work import weight_bytes_read

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.contract import STAGES, StageName
+from edgeblt.cores import check_threads
 from edgeblt.cuda import gpu_memory
 from edgeblt.energy import Energy
 from edgeblt.errors import EdgebltError
@@ -168,6 +169,7 @@ def _check(settings: Iterable[Setting], new_bytes: int, repeats: int, text: Text
     for setting in settings:
         counts.append(("prompt_bytes", setting.prompt_bytes))
         check_draft(setting.draft)
+        check_threads(setting.threads)
     for name, value in counts:
         if value < 1:
             raise EdgebltError(f"{name} is {value}; it must be at least 1")

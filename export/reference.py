@@ -17,6 +17,7 @@ from edgeblt.export.transformers_model import transformers_model
 from edgeblt.ids import OFFSET
 from edgeblt.model import Model
 from edgeblt.quant.recipe import HASH_TABLES
+from edgeblt.quant.torch_threads import keep_to_usable_cores
 from edgeblt.reference import ComputedRows, ReferenceRow, Text
 from edgeblt.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
 from edgeblt.validation import Report, validate
@@ -40,6 +41,7 @@ class TransformersReference:
         else:
             self.model = transformers_model(opened)
         self.model.to(device)
+        keep_to_usable_cores()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.

@@ -26,6 +26,7 @@ from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.quant.table_use import count_hits, rows_worth_keeping
+from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 _MADE_BY = ("edgeblt", "torch", "numpy")
 
@@ -48,6 +49,7 @@ def quantize_checkpoint(
     unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
     there already or not writable.
     """
+    keep_to_usable_cores()
     source, chosen, path = open_checkpoint(checkpoint, patcher), load_recipe(recipe), Path(out)
     if table_hits is not None:
         chosen = replace(chosen, table_hits=table_hits)

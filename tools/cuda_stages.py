@@ -34,7 +34,7 @@ from edgeblt.ids import BOS, encode
 from edgeblt.model import load
 from edgeblt.parsing import parse_dataclass
 from edgeblt.placed_nodes import placed_nodes
-from edgeblt.providers import usable_cores
+from edgeblt.cores import usable_cores
 from edgeblt.reference import Text
 from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
