@@ -225,6 +225,7 @@ def validate(
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
     _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher)
+    _check_results(json_file, new_file=save_reference_logits)
     providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
@@ -303,6 +304,7 @@ def prepare(bundle: BundlePath, json_file: JsonFile = None) -> None:
     """
     from edgeblt.prepare import prepare as prepare_bundle
 
+    _check_results(json_file)
     result = prepare_bundle(bundle)
     if not _print_json(json_file, result):
         printing.show_preparation(result)
@@ -352,8 +354,7 @@ def bench(
     from edgeblt.benchmark_rows import markdown as markdown_table
     from edgeblt.reference import Text
 
-    if str(json_file) == str(csv_file) == "-":
-        raise EdgebltError("--json and --csv both want stdout; give one of them a file")
+    _check_results(json_file, csv_file)
     settings = tuple(
         itertools.starmap(
             Setting,
@@ -411,6 +412,7 @@ def tune(
     """
     from edgeblt.tuning import tune as tune_bundle
 
+    _check_results(json_file)
     result = tune_bundle(bundle, max_bpb_increase, _texts(text, False) if text else (), provider, threads)
     if not _print_json(json_file, result):
         printing.show_tuning(result, bundle)
@@ -470,9 +472,10 @@ def generate(
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
     """
     from edgeblt import load
+    from edgeblt.text_files import read_stream
     from edgeblt.utf8 import utf8_pieces
 
-    start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    start = read_stream(sys.stdin.buffer, "the prompt") if prompt == "-" else prompt.encode(errors="surrogateescape")
     model = load(bundle, provider, threads, verify, threshold)
     stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, draft)
     for piece in utf8_pieces(stream):
@@ -510,6 +513,7 @@ def inspect(
     from edgeblt.bundle import MANIFEST, open_bundle
     from edgeblt.export.hub import is_hub_id
 
+    _check_results(json_file)
     if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
@@ -541,6 +545,7 @@ def doctor(json_file: JsonFile = None) -> None:
     """
     from edgeblt.doctor import diagnose
 
+    _check_results(json_file)
     result = diagnose()
     if not _print_json(json_file, result):
         printing.show_diagnosis(result)
@@ -576,10 +581,9 @@ def _require_workbench() -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+    from edgeblt.text_files import read_text
+
+    return read_text(path)
 
 
 def _providers(names: str | None) -> tuple[str | None, ...]:
@@ -613,10 +617,21 @@ def _write_json(path: Path | None, result: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EdgebltError(f"{path} cannot be written ({error.strerror}); choose another place") from None
+    from edgeblt.result_files import write_result
+
+    write_result(path, text.encode())
+
+
+def _check_results(json_file: Path | None, csv_file: Path | None = None, new_file: Path | None = None) -> None:
+    """Before what takes long: whether what comes of it can be written; `new_file` must not be there yet."""
+    from edgeblt.result_files import check_result_file, same_file
+
+    if same_file(json_file, csv_file):
+        place = "stdout; give one of them a file" if str(json_file) == "-" else f"{json_file}; give them two files"
+        raise EdgebltError(f"--json and --csv both want {place}")
+    check_result_file(json_file)
+    check_result_file(csv_file)
+    check_result_file(new_file, new=True)
 
 
 def _json(result: Any) -> str:

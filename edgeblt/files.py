@@ -59,17 +59,21 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
 def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
 
-    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, and
-    `replace` is false, if another process is writing it, or if it cannot be written.
+    It is removed where the block ends with an exception. With `replace` a file that is there is replaced then, by one
+    of the same mode. Raises EdgebltError if `path` exists, then or at the end, and `replace` is false, if another
+    process is writing it, or if it cannot be written.
     """
     if not replace:
         _refuse_existing(path)
     partial = _hidden(path, "partial")
     try:
+        mode = _mode(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
             try:
                 os.ftruncate(descriptor, 0)
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
                 with open(descriptor, "r+b", closefd=False) as file:
                     yield file
                 os.fsync(descriptor)  # its name must not be on the disk before its content
@@ -80,6 +84,26 @@ def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
                 with suppress(OSError):
                     partial.unlink()
                 raise
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def check_writable(path: Path, replace: bool = False) -> None:
+    """Raises EdgebltError where `whole_file` would, as far as can be known without writing; makes no directories."""
+    if not replace:
+        _refuse_existing(path)
+    try:
+        _mode(path)
+        if os.path.isdir(path.parent):
+            partial = _hidden(path, "partial")
+            with _locked(path, partial, os.O_RDWR | os.O_CREAT):
+                partial.unlink()
+            return
+        there = next(folder for folder in path.parent.absolute().parents if os.path.lexists(folder))
+        if os.path.lexists(path.parent) or not os.path.isdir(there):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -131,6 +155,21 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _mode(path: Path) -> int | None:
+    """Of the file that is there, None where none is. Raises OSError for what cannot be replaced by a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        return None
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return stat.S_IMODE(mode) & 0o777
 
 
 def _made_before(directory: Path) -> bool:

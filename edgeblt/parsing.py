@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from edgeblt.errors import EdgebltError
 
 T = TypeVar("T")
+_MOST_BITS = 64
 
 
 def parse_dataclass(cls: type[T], document: object, where: str) -> T:
@@ -50,6 +51,8 @@ def dataclass_document(value: object) -> Any:
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
+    if type(value) is int and value.bit_length() > _MOST_BITS:
+        raise EdgebltError(f"{where} is {_shown(value)}; it must fit in {_MOST_BITS} bits")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
@@ -74,5 +77,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

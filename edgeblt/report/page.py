@@ -16,13 +16,13 @@ from rich.filesize import decimal
 from edgeblt import native
 from edgeblt.benchmark import Benchmark
 from edgeblt.errors import EdgebltError
-from edgeblt.files import whole_file
 from edgeblt.printing import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
 from edgeblt.report.charts import Chart, colour, devices_of
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
+from edgeblt.result_files import check_result_file, write_result
 from edgeblt.validation import Passage, Report
 
 _DATA = Path(__file__).parents[1] / "data" / "report"
@@ -36,13 +36,13 @@ def write_report(results: Sequence[Path], out: Path) -> Path:
     Raises EdgebltError for a file that is no such result, where plotly is absent, and where `out` cannot be written or
     is one of the results.
     """
+    check_result_file(out)
     plotly_js = _plotly_js()
     page = report_page(read_results(results), plotly_js)
     for path in results:
         if os.path.exists(out) and os.path.samefile(path, out):
             raise EdgebltError(f"{out} is one of the results; choose another name for the report")
-    with whole_file(out, replace=True) as file:
-        file.write(page.encode())
+    write_result(out, page.encode())
     return out
 
 
