@@ -323,7 +323,18 @@ def bench(
         str | None, typer.Option(help="Thresholds of patches, with commas between; by default the bundle's own.")
     ] = None,
     prompt_bytes: Annotated[str, typer.Option(help="Bytes to read first, with commas between.")] = "1024",
-    new_bytes: Annotated[int, typer.Option(help="Bytes to generate after the first.")] = 256,
+    new_bytes: Annotated[int, typer.Option(help="Bytes to decode after the first.")] = 256,
+    decode: Annotated[
+        str,
+        typer.Option(
+            help="What to decode, with commas between: generated, or text: what follows the prompt in the text, where "
+            "drafts are as often right as in real use. Greedy text of a small model flatters drafts."
+        ),
+    ] = "generated",
+    temperature: Annotated[
+        str, typer.Option(help="Temperatures to generate at, with commas between; 0 is greedy.")
+    ] = "0",
+    seed: Annotated[int, typer.Option(help="Of the first run above temperature 0; the next have those after it.")] = 0,
     repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 5,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What the prompt is taken from; by default English prose.")
@@ -347,28 +358,33 @@ def bench(
     files, which processes share. Where options list several values, all combinations are timed, in turn. For example:
 
     edgeblt bench my-bundle --draft none,auto --prompt-bytes 128,4096 --markdown
+
+    edgeblt bench my-bundle --draft none,auto --decode generated,text --temperature 0,0.7
     """
-    from edgeblt.benchmark import Setting
+    from edgeblt.benchmark import TEXT, Setting
     from edgeblt.benchmark import bench as bench_bundle
     from edgeblt.benchmark_rows import csv_text
     from edgeblt.benchmark_rows import markdown as markdown_table
     from edgeblt.reference import Text
 
     _check_results(json_file, csv_file)
-    settings = tuple(
-        itertools.starmap(
-            Setting,
-            itertools.product(
-                _providers(provider),
-                _listed("--threads", threads, int) or (None,),
-                _listed("--draft", draft, str),
-                _listed("--threshold", threshold, float) or (None,),
-                _listed("--prompt-bytes", prompt_bytes, int),
-            ),
-        )
+    combined = itertools.product(
+        _providers(provider),
+        _listed("--threads", threads, int) or (None,),
+        _listed("--draft", draft, str),
+        _listed("--threshold", threshold, float) or (None,),
+        _listed("--prompt-bytes", prompt_bytes, int),
+        _listed("--decode", decode, str),
+        _listed("--temperature", temperature, float),
     )
+    settings = tuple(itertools.starmap(Setting, combined))
+    if any(setting.decode != TEXT for setting in settings):  # temperatures are for what is generated
+        settings = tuple(
+            dataclasses.replace(each, temperature=0.0) if each.decode == TEXT else each for each in settings
+        )
+    settings = tuple(dict.fromkeys(settings))
     prompt = Text(printing.printable(text.name), _read(text)) if text else None
-    results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth)
+    results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth, seed)
     result = results[0] if len(results) == 1 else results
     if not (_print_json(json_file, result) or _print_text(csv_file, csv_text(results))):
         if markdown:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 
 _LEAST_REFUSED = 16  # threads are never too many up to here, so that every machine can try what a larger one does
 _MANY = 4  # threads a core, of all the machine has: beyond that they are a mistake
@@ -33,10 +33,10 @@ def check_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise EdgebltError(f"threads is {threads!s:.40}; it must be at least 1")
+        raise EdgebltError(f"threads is {shown(threads)}; it must be at least 1")
     cores, most = usable_cores(), most_threads()
     if threads > most:
-        raise EdgebltError(f"threads is {_shown(threads)}, and {_cores(cores)}; give at most {most}, best leave it out")
+        raise EdgebltError(f"threads is {shown(threads)}, and {_cores(cores)}; give at most {most}, best leave it out")
     if threads > cores:
         _warn(threads, cores)
 
@@ -55,10 +55,6 @@ def _warn(threads: int, cores: int) -> None:
 
 def _cores(count: int) -> str:
     return "this process can use 1 core" if count == 1 else f"this process can use {count} cores"
-
-
-def _shown(number: int) -> str:
-    return str(number) if abs(number) < 1 << 63 else "beyond any"
 
 
 def _groups(root: Path) -> Iterator[Path]:

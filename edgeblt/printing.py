@@ -67,15 +67,18 @@ def _accuracy_table(title: str, first: str, reference: str, texts: "Mapping[str,
 
 
 def show_benchmark(result: "Benchmark") -> None:
-    latency = result.inter_byte_latency_ms
+    from edgeblt.benchmark_rows import decoded, percentiles
+
     table = _table("speed", "", "")
     table.add_row("opening", f"{result.load_time_s * 1e3:,.0f} ms")
     table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
     table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
     spread = result.spread["decode_bytes_per_s"]
     rate = f"{result.decode_bytes_per_s:,.0f} bytes/s (runs {spread.low:,.0f} .. {spread.high:,.0f})"
-    table.add_row("decoding", rate)
-    table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
+    table.add_row(f"decoding, {decoded(result)}", rate)
+    table.add_row("a byte takes, p50 / p95 / p99", f"{percentiles(result.inter_byte_latency_ms)} ms")
+    if result.bytes_per_pass > 1 and result.arrival_gap_ms:
+        table.add_row("between arrivals, p50 / p95 / p99", f"{percentiles(result.arrival_gap_ms)} ms")
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
     table.add_row(f"bytes a pass, drafts: {result.draft}", f"{result.bytes_per_pass:.2f}")
     if result.draft_acceptance is not None:
@@ -122,7 +125,7 @@ def show_benchmarks(results: "Sequence[Benchmark]") -> None:
     from edgeblt.benchmark_rows import table
 
     headings, rows = table(results)
-    named = [name for name in ("provider", "threads", "threshold", "draft", "prompt") if name in headings]
+    named = [name for name in ("provider", "threads", "threshold", "draft", "decoded", "prompt") if name in headings]
     changing = [name for name in named if len({row[headings.index(name)] for row in rows}) > 1]
     figures = headings[headings.index("prompt") + 1 :]
     half = len(figures) // 2

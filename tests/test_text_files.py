@@ -40,7 +40,12 @@ def test_pipes_with_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As <(command) is: a pipe by a name, whose writer begins when the reader has found nothing and waits."""
     read, write = os.pipe()
     writing, set_blocking = threading.Event(), os.set_blocking
-    monkeypatch.setattr(os, "set_blocking", lambda *arguments: (set_blocking(*arguments), writing.set()))
+
+    def waits(descriptor: int, blocking: bool) -> None:
+        set_blocking(descriptor, blocking)
+        writing.set()
+
+    monkeypatch.setattr(os, "set_blocking", waits)
 
     def writer() -> None:
         writing.wait()

@@ -14,7 +14,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from edgeblt import native
-from edgeblt.benchmark import Benchmark
+from edgeblt.benchmark import Benchmark, Percentiles
 from edgeblt.errors import EdgebltError
 from edgeblt.printing import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
@@ -163,7 +163,8 @@ _SUMMARY_WORDS = (
     "texts it was validated on, less is better; increase: over the reference it was made from. Boundary agreement: "
     "share of bytes at which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, "
     "the median of the runs, and below it the slowest and the fastest. p50, p95, p99: half, 95% and 99% of the bytes "
-    "came within that time of the byte before. Drafts kept: share of the bytes guessed ahead that turned out right. "
+    "took no more than that, those that arrive together sharing their time; and half, 95% and 99% of the waits from "
+    "one arrival to the next were no longer. Drafts kept: share of the bytes guessed ahead that turned out right. "
     "Weights read: what generating a byte reads of the weights."
 )
 
@@ -182,8 +183,9 @@ def _decoding(benchmark: Benchmark) -> str:
     return f'{_number(benchmark.decode_bytes_per_s, ",.0f")}<span class="range">{extremes}</span>'
 
 
-def _percentiles(benchmark: Benchmark) -> str:
-    latency = benchmark.inter_byte_latency_ms
+def _percentiles(latency: Percentiles | None) -> str:
+    if latency is None:
+        return _UNKNOWN
     upper = f"{_number(latency.p95, '.3g')}, {_number(latency.p99, '.3g')}"
     return f'{_number(latency.p50, ".3g")}<span class="range">{upper}</span>'
 
@@ -202,7 +204,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Boundary agreement": _of_validation(lambda result: _share(result.boundary_agreement)),
     "Decoding, bytes/s": _of_benchmark(_decoding),
     "To first byte, ms": _of_benchmark(lambda result: _number(result.time_to_first_byte_s * 1e3, ",.1f")),
-    "Between bytes, p50; p95, p99, ms": _of_benchmark(_percentiles),
+    "A byte, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.inter_byte_latency_ms)),
+    "Between arrivals, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.arrival_gap_ms)),
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
     "Drafts kept": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),
