@@ -112,10 +112,16 @@ def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypa
     class Found:
         bytes_per_s = 1e9
 
-    monkeypatch.setattr("edgeblt.benchmark.measure_bandwidth", lambda _: happened.append("bandwidth") or Found)
-    monkeypatch.setattr("edgeblt.benchmark._peak_memory", lambda: happened.append("peak") or 1000 * len(happened))
-    run_before = _Bench.run
-    monkeypatch.setattr(_Bench, "run", lambda run: happened.append("run") or run_before(run))
+    def happens(what: str, result: object) -> Callable[..., object]:
+        def happen(*arguments: object) -> object:
+            happened.append(what)
+            return result(*arguments) if callable(result) else Found
+
+        return happen
+
+    monkeypatch.setattr("edgeblt.benchmark.measure_bandwidth", happens("bandwidth", None))
+    monkeypatch.setattr("edgeblt.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
+    monkeypatch.setattr(_Bench, "run", happens("run", _Bench.run))
     rows = bench(tiny.bundle, [Setting(threads=1, prompt_bytes=4), Setting(threads=2, prompt_bytes=4)], 2, 1)
     assert happened == [*["run"] * 4, "peak", "bandwidth", "bandwidth"]
     assert [row.peak_rss_bytes for row in rows] == [5000, 5000]
