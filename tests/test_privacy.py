@@ -38,7 +38,11 @@ def written(root: Path, code: str, *arguments: object, setting: str | None = Non
 
 
 def test_importing_loading_and_generating_write_nothing(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None:
-    assert written(tmp_path, RUNNING, tiny_bundle[1]) == set()
+    assert written(tmp_path, RUNNING, tiny_bundle[1], setting="") == set()  # as if it were not set
+
+
+def test_an_import_alone_writes_nothing(tmp_path: Path) -> None:
+    assert written(tmp_path, "import edgeblt") == set()
 
 
 def test_a_command_writes_nothing(tmp_path: Path) -> None:
