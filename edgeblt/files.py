@@ -89,23 +89,22 @@ def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path, replace: bool = False) -> None:
-    """Raises EdgebltError where `whole_file` would, as far as can be known without writing; makes no directories."""
+    """Raises EdgebltError where `whole_file` would, as far as can be seen by making an empty one, which is removed."""
     if not replace:
         _refuse_existing(path)
+    partial = _hidden(path, "partial")
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
         _mode(path)
-        if os.path.isdir(path.parent):
-            partial = _hidden(path, "partial")
-            with _locked(path, partial, os.O_RDWR | os.O_CREAT):
-                partial.unlink()
-            return
-        there = next(folder for folder in path.parent.absolute().parents if os.path.lexists(folder))
-        if os.path.lexists(path.parent) or not os.path.isdir(there):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT):
+            partial.unlink()
     except OSError as error:
         raise cannot_write(path, error) from None
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def flush(directory: Path) -> None:
