@@ -20,9 +20,8 @@ from conftest import Exported
 from edgeblt import cli, model
 from test_commands import run_command
 
-NUMBERS = ("0", "-1", "-0.0", str(2**31), str(2**63), str(2**64), "1" + "0" * 23, "9" * 5000, "1e308", "-1e308",
-           "1e400", "5e-324", "nan", "inf", "-inf", "1_0", "٣", "0x10", "")  # fmt: skip
-WORDS = (*NUMBERS, " ", ",", "=", "a=b,c", "\x1b[31m", "\udcff", "%s{0}", "../..", "x" * 5000)
+NUMBERS = ("0", "-1", str(2**63), "1" + "0" * 23, "9" * 5000, "1e308", "1e400", "5e-324", "nan", "-inf", "٣", "")
+WORDS = (*NUMBERS, " ", ",", "a=b,c", "\x1b[31m", "\udcff", "../..", "x" * 5000)
 PATHS = ("", ".", "/", "/dev/zero", "/dev/null", "PIPE", "\udcff", "no/such", "x" * 5000, "\x1b[31m")
 
 
@@ -94,7 +93,7 @@ def test_all_commands_are_tried() -> None:
 @pytest.fixture(scope="module")
 def places(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder, tiny = tmp_path_factory.mktemp("places"), exported(10)
-    (folder / "text").write_bytes(b"a text, and a text " * 40)
+    (folder / "text").write_bytes(b"a text, and a text " * 27)
     (folder / "nothing.json").write_text("[]")
     return {"CHECKPOINT": str(tiny.checkpoint), "BUNDLE": str(tiny.bundle), "TEXT": str(folder / "text"),
             "RESULT": str(folder / "nothing.json"), "LOGITS": str(folder / "text")}  # fmt: skip
