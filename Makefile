@@ -5,6 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
+# ONNX Runtime must tell nobody, where a test or benchmark imports it before edgeblt does, either.
+export ORT_DISABLE_TELEMETRY ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench slow cuda native-tests fuzz-native venv clean
 

@@ -234,6 +234,7 @@ def validate(
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
     _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher, strict)
+    _check_results(json_file, new_file=save_reference_logits)
     providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
@@ -315,6 +316,7 @@ def prepare(bundle: BundlePath, json_file: JsonFile = None) -> None:
     """
     from edgeblt.prepare import prepare as prepare_bundle
 
+    _check_results(json_file)
     result = prepare_bundle(bundle)
     if not _print_json(json_file, result):
         printing.show_preparation(result)
@@ -333,7 +335,18 @@ def bench(
         str | None, typer.Option(help="Thresholds of patches, with commas between; by default the bundle's own.")
     ] = None,
     prompt_bytes: Annotated[str, typer.Option(help="Bytes to read first, with commas between.")] = "1024",
-    new_bytes: Annotated[int, typer.Option(help="Bytes to generate after the first.")] = 256,
+    new_bytes: Annotated[int, typer.Option(help="Bytes to decode after the first.")] = 256,
+    decode: Annotated[
+        str,
+        typer.Option(
+            help="What to decode, with commas between: generated, or text: what follows the prompt in the text, where "
+            "drafts are as often right as in real use. Greedy text of a small model flatters drafts."
+        ),
+    ] = "generated",
+    temperature: Annotated[
+        str, typer.Option(help="Temperatures to generate at, with commas between; 0 is greedy.")
+    ] = "0",
+    seed: Annotated[int, typer.Option(help="Of the first run above temperature 0; the next have those after it.")] = 0,
     repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 5,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What the prompt is taken from; by default English prose.")
@@ -357,29 +370,33 @@ def bench(
     files, which processes share. Where options list several values, all combinations are timed, in turn. For example:
 
     edgeblt bench my-bundle --draft none,auto --prompt-bytes 128,4096 --markdown
+
+    edgeblt bench my-bundle --draft none,auto --decode generated,text --temperature 0,0.7
     """
-    from edgeblt.benchmark import Setting
+    from edgeblt.benchmark import TEXT, Setting
     from edgeblt.benchmark import bench as bench_bundle
     from edgeblt.benchmark_rows import csv_text
     from edgeblt.benchmark_rows import markdown as markdown_table
     from edgeblt.reference import Text
 
-    if str(json_file) == str(csv_file) == "-":
-        raise EdgebltError("--json and --csv both want stdout; give one of them a file")
-    settings = tuple(
-        itertools.starmap(
-            Setting,
-            itertools.product(
-                _providers(provider),
-                _listed("--threads", threads, int) or (None,),
-                _listed("--draft", draft, str),
-                _listed("--threshold", threshold, float) or (None,),
-                _listed("--prompt-bytes", prompt_bytes, int),
-            ),
-        )
+    _check_results(json_file, csv_file)
+    combined = itertools.product(
+        _providers(provider),
+        _listed("--threads", threads, int) or (None,),
+        _listed("--draft", draft, str),
+        _listed("--threshold", threshold, float) or (None,),
+        _listed("--prompt-bytes", prompt_bytes, int),
+        _listed("--decode", decode, str),
+        _listed("--temperature", temperature, float),
     )
+    settings = tuple(itertools.starmap(Setting, combined))
+    if any(setting.decode != TEXT for setting in settings):  # temperatures are for what is generated
+        settings = tuple(
+            dataclasses.replace(each, temperature=0.0) if each.decode == TEXT else each for each in settings
+        )
+    settings = tuple(dict.fromkeys(settings))
     prompt = Text(printing.printable(text.name), _read(text)) if text else None
-    results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth)
+    results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth, seed)
     result = results[0] if len(results) == 1 else results
     if not (_print_json(json_file, result) or _print_text(csv_file, csv_text(results))):
         if markdown:
@@ -423,6 +440,7 @@ def tune(
     """
     from edgeblt.tuning import tune as tune_bundle
 
+    _check_results(json_file)
     result = tune_bundle(bundle, max_bpb_increase, _texts(text, False) if text else (), provider, threads)
     if not _print_json(json_file, result):
         printing.show_tuning(result, bundle)
@@ -482,9 +500,10 @@ def generate(
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
     """
     from edgeblt import load
+    from edgeblt.text_files import read_stream
     from edgeblt.utf8 import utf8_pieces
 
-    start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
+    start = read_stream(sys.stdin.buffer, "the prompt") if prompt == "-" else prompt.encode(errors="surrogateescape")
     model = load(bundle, provider, threads, verify, threshold)
     stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, draft)
     for piece in utf8_pieces(stream):
@@ -523,6 +542,7 @@ def inspect(
     from edgeblt.bundle import MANIFEST, open_bundle
     from edgeblt.export.hub import is_hub_id
 
+    _check_results(json_file)
     if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
         raise EdgebltError(f"{path} is not a directory; give a bundle or a checkpoint")
     if os.path.lexists(path / MANIFEST):
@@ -556,6 +576,7 @@ def doctor(json_file: JsonFile = None) -> None:
     """
     from edgeblt.doctor import diagnose
 
+    _check_results(json_file)
     result = diagnose()
     if not _print_json(json_file, result):
         printing.show_diagnosis(result)
@@ -591,10 +612,9 @@ def _require_workbench() -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a text file") from None
+    from edgeblt.text_files import read_text
+
+    return read_text(path)
 
 
 def _providers(names: str | None) -> tuple[str | None, ...]:
@@ -628,10 +648,21 @@ def _write_json(path: Path | None, result: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EdgebltError(f"{path} cannot be written ({error.strerror}); choose another place") from None
+    from edgeblt.result_files import write_result
+
+    write_result(path, text.encode())
+
+
+def _check_results(json_file: Path | None, csv_file: Path | None = None, new_file: Path | None = None) -> None:
+    """Before what takes long: whether what comes of it can be written; `new_file` must not be there yet."""
+    from edgeblt.result_files import check_result_file, same_file
+
+    if same_file(json_file, csv_file):
+        place = "stdout; give one of them a file" if str(json_file) == "-" else f"{json_file}; give them two files"
+        raise EdgebltError(f"--json and --csv both want {place}")
+    check_result_file(json_file)
+    check_result_file(csv_file)
+    check_result_file(new_file, new=True)
 
 
 def _json(result: Any) -> str:

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgeblt.cores import usable_cores
 from edgeblt.device import device_name
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
-from edgeblt.providers import usable_cores
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text

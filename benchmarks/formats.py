@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from edgeblt import Model, load
 from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.contract import STAGES
+from edgeblt.cores import usable_cores
 from edgeblt.device import device_name
 from edgeblt.export.checkpoint import expected_shapes
 from edgeblt.export.export_bundle import export_bundle
@@ -31,7 +32,6 @@ from edgeblt.export.transformers_config import parse_config
 from edgeblt.export.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.providers import usable_cores
 from edgeblt.quant.recipe import Recipe, load_recipe
 from edgeblt.samples import held_out_text
 from edgeblt.work import weight_bytes_read

@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.cores import check_threads, usable_cores
 from edgeblt.errors import EdgebltError
-from edgeblt.providers import session_options, usable_cores
+from edgeblt.providers import session_options
 
 BUFFER_BYTES = 512 << 20
 _WIDTH = 4096  # columns of the matrix that is read
@@ -36,8 +37,9 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
     The fastest run of the fastest reader counts: whatever else the machine does can only slow reading down. Raises
     EdgebltError for counts below 1 and buffers below a megabyte.
     """
+    check_threads(threads)
     threads = usable_cores() if threads is None else threads
-    for name, value, least in (("threads", threads, 1), ("repeats", repeats, 1), ("buffer", buffer_bytes, _SMALLEST)):
+    for name, value, least in (("repeats", repeats, 1), ("buffer", buffer_bytes, _SMALLEST)):
         if value < least:
             raise EdgebltError(f"{name} is {value}; it must be at least {least}")
     matrix = np.ones((buffer_bytes // (4 * _WIDTH), _WIDTH), np.float32)  # of ones: zeros would be one page, shared

@@ -4,19 +4,20 @@ import itertools
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt.bandwidth import measure_bandwidth
+from edgeblt.benchmark_runs import FollowedText, Run, timed_run
 from edgeblt.contract import STAGES, StageName
+from edgeblt.cores import check_threads
 from edgeblt.cuda import gpu_memory
-from edgeblt.energy import Energy
-from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, encode
+from edgeblt.errors import EdgebltError, shown
+from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory
 from edgeblt.model import Model, load
@@ -24,10 +25,14 @@ from edgeblt.progress import progress
 from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
-from edgeblt.speculation import AUTO, DraftCounts, check_draft, generate_ids
-from edgeblt.work import StageWork, weight_bytes_by_stage, weight_bytes_read
+from edgeblt.speculation import AUTO, check_draft
+from edgeblt.work import weight_bytes_by_stage, weight_bytes_read
 
+GENERATED, TEXT = "generated", "text"
+DECODED = (GENERATED, TEXT)  # what the model writes itself, or the bytes that follow the prompt in the text
 _SECONDS_PER_HOUR = 3600
+_MOST_BYTES, _MOST_RUNS = 10_000_000, 10_000  # beyond any patience
+_HIGHEST_PRICE = 1e9  # an hour
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,21 @@ class Setting:
     draft: str = AUTO
     threshold: float | None = None  # None: the bundle's own
     prompt_bytes: int = 1024
+    decode: str = GENERATED  # one of DECODED
+    temperature: float = 0.0  # of what is generated; 0: the likeliest bytes
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Field by field the JSON of `edgeblt bench`; times in seconds unless the name says otherwise.
 
-    Rates and times are medians over the runs, `spread` their extremes. Bytes of a draft arrive together, the first
-    after all the time it took: so says `inter_byte_latency_ms`.
+    Rates and times are medians over the runs, `spread` their extremes. Bytes of a draft arrive together, when the pass
+    that checked them has ended: `arrival_gap_ms` is how long nothing came, from one arrival to the next, and
+    `inter_byte_latency_ms` that time shared evenly by the bytes that then came at once. Without drafts both are the
+    same; with them the first is what a reader who watches sees, and the second what a byte takes.
+
+    `decode` says what was decoded: with `text` the bytes of a real text, so that drafts are as often right as there.
+    Greedy text of a small model repeats itself, and flatters drafts.
 
     `weight_bytes_per_byte` counts what the stages' runs read per byte generated, `bandwidth_share` is that times the
     rate over what this machine's memory gives (None where it was not measured); it says how near to the limit decoding
@@ -115,6 +127,10 @@ class Benchmark:
     unprepared_because: str | None
     bundle_bytes: int
     gpu_memory_bytes: int | None = None
+    decode: str = GENERATED
+    temperature: float = 0.0
+    seed: int | None = None  # of the first run, the next ones' are those after it; None where nothing is sampled
+    arrival_gap_ms: Percentiles | None = None  # None in results of versions that did not measure it
 
 
 def bench(
@@ -125,14 +141,19 @@ def bench(
     text: Text | None = None,
     price_per_hour: float | None = None,
     with_bandwidth: bool = True,
+    seed: int = 0,
 ) -> tuple[Benchmark, ...]:
     """Open a bundle once for each way of opening it in `settings`, and time each setting, `repeats` times in turn.
 
     A run of each to warm up comes first. The prompt is the beginning of `text`, repeated where it is short, by default
-    English prose; bytes are chosen greedily. Raises EdgebltError for counts below 1 and what `load` refuses.
+    English prose. Where the bytes of the text are decoded, each run starts at another place of it. Sampled runs have
+    the seeds `seed`, `seed` + 1 and so on.
+
+    Raises EdgebltError for counts below 1 or beyond any patience, settings out of range, a text that is too short to
+    be decoded, and what `load` refuses.
     """
     text = text or Text("prose", held_out_text("prose"))
-    _check(settings, new_bytes, repeats, text, price_per_hour)
+    _check(settings, new_bytes, repeats, text, price_per_hour, seed)
     models: dict[tuple[str | None, int | None], Model] = {}
     benches = []
     with progress("timing", len(settings) * (repeats + 1), "runs") as advance:
@@ -140,63 +161,79 @@ def bench(
             key = (setting.provider, setting.threads)
             if key not in models:
                 models[key] = load(bundle, *key)
-            benches.append(_Bench(models[key].with_threshold(setting.threshold), setting, text, new_bytes))
+            model = models[key].with_threshold(setting.threshold)
+            benches.append(_Bench(model, setting, text, new_bytes, repeats, seed))
             advance(1)
         for _, timed in itertools.product(range(repeats), benches):
             timed.run()
             advance(1)
+    peak_memory = _peak_memory()  # before the buffer that the bandwidth is measured with
     bandwidths: dict[int | None, float] = {}
     for timed in benches if with_bandwidth else ():
         if timed.is_on_host and timed.setting.threads not in bandwidths:
             bandwidths[timed.setting.threads] = measure_bandwidth(timed.setting.threads).bytes_per_s
-    return tuple(timed.result(bandwidths.get(timed.setting.threads), price_per_hour) for timed in benches)
+    return tuple(timed.result(bandwidths.get(timed.setting.threads), price_per_hour, peak_memory) for timed in benches)
 
 
 def bench_model(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, repeats: int = 5) -> Benchmark:
     """As `bench`, of an open model on English prose, without the machine's bandwidth."""
     text = Text("prose", held_out_text("prose"))
     setting = Setting(model.provider_name, model.threads, AUTO, model.threshold, prompt_bytes)
-    _check((setting,), new_bytes, repeats, text, None)
-    timed = _Bench(model, setting, text, new_bytes)
+    _check((setting,), new_bytes, repeats, text, None, 0)
+    timed = _Bench(model, setting, text, new_bytes, repeats, 0)
     for _ in range(repeats):
         timed.run()
-    return timed.result(None, None)
+    return timed.result(None, None, _peak_memory())
 
 
-def _check(settings: Iterable[Setting], new_bytes: int, repeats: int, text: Text, price_per_hour: float | None) -> None:
-    counts = [("new_bytes", new_bytes), ("repeats", repeats)]
+def _check(
+    settings: Iterable[Setting], new_bytes: int, repeats: int, text: Text, price_per_hour: float | None, seed: int
+) -> None:
+    counts = [("new_bytes", new_bytes, _MOST_BYTES), ("repeats", repeats, _MOST_RUNS)]
     for setting in settings:
-        counts.append(("prompt_bytes", setting.prompt_bytes))
+        counts.append(("prompt_bytes", setting.prompt_bytes, _MOST_BYTES))
         check_draft(setting.draft)
-    for name, value in counts:
-        if value < 1:
-            raise EdgebltError(f"{name} is {value}; it must be at least 1")
+        check_threads(setting.threads)
+        Sampling(setting.temperature, seed=seed)
+        _check_decoded(setting, new_bytes, text)
+    for name, value, most in counts:
+        if not 1 <= value <= most:
+            bound = "at least 1" if value < 1 else f"at most {most:,}"
+            raise EdgebltError(f"{name} is {shown(value)}; it must be {bound}")
     if not text.data:
         raise EdgebltError(f"{text.name} is empty; give a text to take the prompt from")
-    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise EdgebltError(f"the price is {price_per_hour} an hour; give 0 or more")
+    if price_per_hour is not None and not 0 <= price_per_hour <= _HIGHEST_PRICE:
+        raise EdgebltError(f"the price is {shown(price_per_hour)} an hour; give 0 or more, no more than anybody pays")
 
 
-@dataclass(frozen=True)
-class _Run:
-    first_byte: float  # seconds from the prompt to the first new byte
-    latencies: "np.ndarray[tuple[int], np.dtype[np.float64]]"  # seconds for each byte after it
-    cpu: float  # seconds, after the first byte
-    joules: float | None
-    work: dict[StageName, StageWork]  # after the first byte
-    counts: DraftCounts
-    bytes_per_patch: float
+def _check_decoded(setting: Setting, new_bytes: int, text: Text) -> None:
+    if setting.decode not in DECODED:
+        raise EdgebltError(f"decode is {shown(setting.decode)}; use one of {', '.join(DECODED)}")
+    if setting.decode != TEXT:
+        return
+    if setting.temperature:
+        raise EdgebltError(
+            f"temperature is {setting.temperature}, but a text is decoded as it is; leave it out, or decode what is "
+            "generated"
+        )
+    needed = setting.prompt_bytes + new_bytes + 1
+    if 0 < len(text.data) < needed:
+        raise EdgebltError(
+            f"{text.name} has {len(text.data):,} bytes, and {shown(needed)} are to be read and decoded; give a longer "
+            "text, or fewer bytes"
+        )
 
 
 class _Bench:
     """The runs of one setting, after one to warm up."""
 
-    def __init__(self, model: Model, setting: Setting, text: Text, new_bytes: int) -> None:
+    def __init__(self, model: Model, setting: Setting, text: Text, new_bytes: int, repeats: int, seed: int) -> None:
         self.setting = setting
-        self._model, self._text, self._new_bytes = model, text, new_bytes
-        times = setting.prompt_bytes // len(text.data) + 1
-        self._prompt = np.concatenate([[BOS], encode((text.data * times)[: setting.prompt_bytes])])
-        self._runs: list[_Run] = []
+        self._model, self._text, self._new_bytes, self._seed = model, text, new_bytes, seed
+        needed = setting.prompt_bytes + new_bytes + 1
+        self._data = text.data * (1 if setting.decode == TEXT else needed // len(text.data) + 1)
+        self._starts = [(len(self._data) - needed) * run // repeats for run in range(repeats)]
+        self._runs: list[Run] = []
         self.run()
         self._runs.clear()
         self._memory = resident_memory()  # before other models are opened
@@ -208,39 +245,27 @@ class _Bench:
         return self._model.is_on_host
 
     def run(self) -> None:
-        """The model's end of text is passed over, so that every run makes as many bytes."""
-        session, counts, energy = self._model.session(), DraftCounts(), Energy()
-        started = time.perf_counter()
-        logits = session.feed(self._prompt)[-1]
-        sampler = Sampler(Sampling(), endless=True)
-        experience = self._model.experience(self.setting.draft)
-        new_ids = generate_ids(session, logits, sampler, experience, self._new_bytes + 1, counts)
-        next(new_ids)
-        moments = [time.perf_counter()]
-        before, cpu, joules = session.work, time.process_time(), energy.joules()
-        for _ in new_ids:
-            moments.append(time.perf_counter())
-        cpu, after = time.process_time() - cpu, energy.joules()
-        self._runs.append(
-            _Run(
-                moments[0] - started,
-                np.diff(moments),
-                cpu,
-                after - joules if after is not None and joules is not None and self.is_on_host else None,
-                {name: work.since(before[name]) for name, work in session.work.items()},
-                counts,
-                session.position / max(session.patch_count, 1),
-            )
-        )
+        """The model's end of text is passed over, so that every run makes as many bytes.
 
-    def result(self, bandwidth: float | None, price_per_hour: float | None) -> Benchmark:
+        Runs that follow a text do so from places of their own, and sampled ones have seeds of their own.
+        """
+        setting, number = self.setting, len(self._runs)
+        start = self._starts[number] if setting.decode == TEXT else 0
+        prompt = self._data[start : start + setting.prompt_bytes]
+        if setting.decode == TEXT:
+            following = self._data[start + setting.prompt_bytes :][: self._new_bytes + 1]
+            sampler: Sampler = FollowedText(encode(following).tolist())
+        else:
+            sampler = Sampler(Sampling(setting.temperature, seed=self._seed + number), endless=True)
+        self._runs.append(timed_run(self._model, setting.draft, prompt, sampler, self._new_bytes))
+
+    def result(self, bandwidth: float | None, price_per_hour: float | None, peak_memory: int) -> Benchmark:
         bandwidth = bandwidth if self.is_on_host else None
         runs, model, setting, count = self._runs, self._model, self.setting, self._new_bytes
         firsts = [run.first_byte for run in runs]
-        rates = [count / float(run.latencies.sum()) for run in runs]
+        rates = [count / run.seconds for run in runs]
         prefills = [setting.prompt_bytes / first for first in firsts]
-        latencies = np.concatenate([run.latencies for run in runs]) * 1e3
-        quantiles = tuple(float(value) for value in np.percentile(latencies, range(101)))
+        quantiles = _quantiles(run.byte_seconds for run in runs)
         stages = bundle_plan(model.bundle, 1.0).stages
         read = _median(weight_bytes_read(stages, run.work) / count for run in runs)
         rate, drafted = _median(rates), sum(run.counts.drafted for run in runs)
@@ -268,7 +293,7 @@ class _Bench:
                 "prefill_bytes_per_s": _spread(prefills),
                 "decode_bytes_per_s": _spread(rates),
             },
-            inter_byte_latency_ms=Percentiles(quantiles[50], quantiles[95], quantiles[99]),
+            inter_byte_latency_ms=_percentiles(quantiles),
             inter_byte_latency_quantiles_ms=quantiles,
             bytes_per_patch=_median(run.bytes_per_patch for run in runs),
             bytes_per_pass=count * len(runs) / sum(run.counts.passes for run in runs),
@@ -288,12 +313,25 @@ class _Bench:
             stage_bytes={name: stages[name].bytes for name in STAGES},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
             mapped_bytes=after.mapped - before.mapped if before and after else None,
-            peak_rss_bytes=_peak_memory(),
+            peak_rss_bytes=peak_memory,
             prepared=model.prepared.unused_because is None,
             unprepared_because=model.prepared.unused_because,
             bundle_bytes=model.bundle.size,
             gpu_memory_bytes=self._gpu_memory,
+            decode=setting.decode,
+            temperature=setting.temperature,
+            seed=self._seed if setting.temperature else None,
+            arrival_gap_ms=_percentiles(_quantiles(run.gaps for run in runs)),
         )
+
+
+def _quantiles(seconds: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:
+    """Milliseconds at 0, 1, ... 100 percent."""
+    return tuple(float(value) for value in np.percentile(np.concatenate(list(seconds)) * 1e3, range(101)))
+
+
+def _percentiles(quantiles: tuple[float, ...]) -> Percentiles:
+    return Percentiles(quantiles[50], quantiles[95], quantiles[99])
 
 
 def _median(values: Iterable[float]) -> float:

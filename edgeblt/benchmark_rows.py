@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Sequence
 
-from edgeblt.benchmark import Benchmark
+from edgeblt.benchmark import TEXT, Benchmark, Percentiles
 
 _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "bundle": lambda row: row.bundle.replace("|", "\\|"),
@@ -15,11 +15,13 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "threads": lambda row: "auto" if row.threads is None else str(row.threads),
     "threshold": lambda row: "own" if row.threshold is None else f"{row.threshold:g}",
     "draft": lambda row: row.draft,
+    "decoded": lambda row: decoded(row),
     "prompt": lambda row: f"{row.prompt_bytes:,}",
     "first byte, ms": lambda row: f"{row.time_to_first_byte_s * 1e3:,.1f}",
     "prefill, bytes/s": lambda row: f"{row.prefill_bytes_per_s:,.0f}",
     "decoding, bytes/s": lambda row: _with_spread(row, "decode_bytes_per_s", row.decode_bytes_per_s),
-    "p50 / p95 / p99, ms": lambda row: latencies(row),
+    "a byte, p50 / p95 / p99, ms": lambda row: percentiles(row.inter_byte_latency_ms),
+    "between arrivals, ms": lambda row: percentiles(row.arrival_gap_ms),
     "bytes/patch": lambda row: f"{row.bytes_per_patch:.2f}",
     "bytes/pass": lambda row: f"{row.bytes_per_pass:.2f}",
     "drafts kept": lambda row: share(row.draft_acceptance),
@@ -27,8 +29,14 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "of the limit": lambda row: share(row.bandwidth_share),
     "per million bytes": lambda row: "" if row.cost_per_million_bytes is None else f"{row.cost_per_million_bytes:.4g}",
 }
-_LEFT = 7  # columns of text, to the left
-_OPTIONAL = ("threshold", "drafts kept", "of the limit", "per million bytes")  # left out where no row has one
+_LEFT = 8  # columns of text, to the left
+_OPTIONAL = (
+    "threshold",
+    "between arrivals, ms",
+    "drafts kept",
+    "of the limit",
+    "per million bytes",
+)  # left out where no row has one
 _NOTHING = ("", "own")
 
 
@@ -36,9 +44,15 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def latencies(row: Benchmark) -> str:
-    found = row.inter_byte_latency_ms
-    return " / ".join(f"{value:.2f}" for value in (found.p50, found.p95, found.p99))
+def percentiles(found: Percentiles | None) -> str:
+    return " / ".join(f"{value:.2f}" for value in (found.p50, found.p95, found.p99)) if found else ""
+
+
+def decoded(row: Benchmark) -> str:
+    """What was decoded, in words."""
+    if row.decode == TEXT:
+        return "the text"
+    return f"temperature {row.temperature:g}" if row.temperature else "greedy"
 
 
 def table(benchmarks: Sequence[Benchmark]) -> tuple[list[str], list[list[str]]]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import onnxruntime
 
-from edgeblt import cuda, native, providers
+from edgeblt import cuda, native
+from edgeblt.cores import usable_cores
 from edgeblt.errors import EdgebltError
 
 
@@ -44,7 +45,7 @@ def diagnose() -> Diagnosis:
         edgeblt=native.package_version(),
         python=platform.python_version(),
         machine=platform.machine(),
-        cores=providers.usable_cores(),
+        cores=usable_cores(),
         onnxruntime=onnxruntime.__version__,
         execution_providers=tuple(onnxruntime.get_available_providers()),
         native_library=str(status.path) if status.path else None,

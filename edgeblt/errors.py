@@ -13,3 +13,12 @@ class CheckpointNote(UserWarning):
 
     The command line prints it as one line on stderr and goes on.
     """
+
+
+def shown(value: object) -> str:
+    """`value` in a few words for such a sentence: Python's own form of it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -59,17 +59,21 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
 def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
 
-    It is removed where the block ends with an exception. Raises EdgebltError if `path` exists, then or at the end, and
-    `replace` is false, if another process is writing it, or if it cannot be written.
+    It is removed where the block ends with an exception. With `replace` a file that is there is replaced then, by one
+    of the same mode. Raises EdgebltError if `path` exists, then or at the end, and `replace` is false, if another
+    process is writing it, or if it cannot be written.
     """
     if not replace:
         _refuse_existing(path)
     partial = _hidden(path, "partial")
     try:
+        mode = _mode(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
             try:
                 os.ftruncate(descriptor, 0)
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
                 with open(descriptor, "r+b", closefd=False) as file:
                     yield file
                 os.fsync(descriptor)  # its name must not be on the disk before its content
@@ -82,6 +86,25 @@ def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
                 raise
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def check_writable(path: Path, replace: bool = False) -> None:
+    """Raises EdgebltError where `whole_file` would, as far as can be seen by making an empty one, which is removed."""
+    if not replace:
+        _refuse_existing(path)
+    partial = _hidden(path, "partial")
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        _mode(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT):
+            partial.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def flush(directory: Path) -> None:
@@ -131,6 +154,21 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _mode(path: Path) -> int | None:
+    """Of the file that is there, None where none is. Raises OSError for what cannot be replaced by a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        return None
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return stat.S_IMODE(mode) & 0o777
 
 
 def _made_before(directory: Path) -> bool:

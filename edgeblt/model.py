@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle import Bundle, open_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.cores import check_threads
 from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
@@ -67,6 +68,7 @@ class Model:
         threshold: float | None = None,
     ) -> None:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
+        check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
         self.bundle = open_bundle(path, verify)
         self.threads, self.threshold = threads, threshold

@@ -6,9 +6,10 @@ import typing
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 
 T = TypeVar("T")
+_MOST_BITS = 64
 
 
 def parse_dataclass(cls: type[T], document: object, where: str) -> T:
@@ -18,12 +19,12 @@ def parse_dataclass(cls: type[T], document: object, where: str) -> T:
     document in errors. Raises EdgebltError.
     """
     if not isinstance(document, dict):
-        raise EdgebltError(f"{where} must be a JSON object, not {_shown(document)}; write it again with edgeblt")
+        raise EdgebltError(f"{where} must be a JSON object, not {shown(document)}; write it again with edgeblt")
     hints = typing.get_type_hints(cls)
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in document:
         if name not in fields:
-            raise EdgebltError(f"{where} has the unknown field {_shown(name)}; this version knows {', '.join(fields)}")
+            raise EdgebltError(f"{where} has the unknown field {shown(name)}; this version knows {', '.join(fields)}")
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in document:
@@ -50,6 +51,8 @@ def dataclass_document(value: object) -> Any:
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
+    if hint is int and type(value) is int and value.bit_length() > _MOST_BITS:
+        raise EdgebltError(f"{where} is {shown(value)}; it must fit in {_MOST_BITS} bits")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
@@ -65,14 +68,9 @@ def _value(hint: Any, value: object, where: str) -> Any:
         if isinstance(value, str) and value.upper() in hint.__members__:
             return hint[value.upper()]
         known = ", ".join(name.lower() for name in hint.__members__)
-        raise EdgebltError(f"{where} is {_shown(value)}; it must be one of {known}")
+        raise EdgebltError(f"{where} is {shown(value)}; it must be one of {known}")
     if hint is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:  # `type` and not isinstance: true is no integer
         return value
-    raise EdgebltError(f"{where} is {_shown(value)}; it must be of type {getattr(hint, '__name__', hint)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise EdgebltError(f"{where} is {shown(value)}; it must be of type {getattr(hint, '__name__', hint)}")

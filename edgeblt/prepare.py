@@ -10,6 +10,7 @@ import onnxruntime
 
 from edgeblt.bundle import Bundle, file_record, open_bundle, write_document
 from edgeblt.contract import STAGES, StageName
+from edgeblt.cores import usable_cores
 from edgeblt.errors import EdgebltError
 from edgeblt.external_data import align_external_data
 from edgeblt.files import whole_directory
@@ -26,7 +27,7 @@ from edgeblt.prepared import (
     weights_name,
 )
 from edgeblt.progress import progress
-from edgeblt.providers import open_graph, session_options, usable_cores
+from edgeblt.providers import open_graph, session_options
 from edgeblt.samples import held_out_text
 
 # ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.

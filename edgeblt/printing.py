@@ -4,9 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from edgeblt.terminal import add_row as _add
+from edgeblt.terminal import new_table as _table
+from edgeblt.terminal import printable as printable  # for those who print nothing else
+from edgeblt.terminal import show as _print
 
 if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent on a device
     from edgeblt.benchmark import Benchmark
@@ -67,15 +71,18 @@ def _accuracy_table(title: str, first: str, reference: str, texts: "Mapping[str,
 
 
 def show_benchmark(result: "Benchmark") -> None:
-    latency = result.inter_byte_latency_ms
+    from edgeblt.benchmark_rows import decoded, percentiles
+
     table = _table("speed", "", "")
     table.add_row("opening", f"{result.load_time_s * 1e3:,.0f} ms")
     table.add_row("time to first byte", f"{result.time_to_first_byte_s * 1e3:.1f} ms")
     table.add_row("prefill", f"{result.prefill_bytes_per_s:,.0f} bytes/s")
     spread = result.spread["decode_bytes_per_s"]
     rate = f"{result.decode_bytes_per_s:,.0f} bytes/s (runs {spread.low:,.0f} .. {spread.high:,.0f})"
-    table.add_row("decoding", rate)
-    table.add_row("between bytes, p50 / p95 / p99", f"{latency.p50:.2f} / {latency.p95:.2f} / {latency.p99:.2f} ms")
+    table.add_row(f"decoding, {decoded(result)}", rate)
+    table.add_row("a byte takes, p50 / p95 / p99", f"{percentiles(result.inter_byte_latency_ms)} ms")
+    if result.bytes_per_pass > 1 and result.arrival_gap_ms:
+        table.add_row("between arrivals, p50 / p95 / p99", f"{percentiles(result.arrival_gap_ms)} ms")
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
     table.add_row(f"bytes a pass, drafts: {result.draft}", f"{result.bytes_per_pass:.2f}")
     if result.draft_acceptance is not None:
@@ -122,10 +129,10 @@ def show_benchmarks(results: "Sequence[Benchmark]") -> None:
     from edgeblt.benchmark_rows import table
 
     headings, rows = table(results)
-    named = [name for name in ("provider", "threads", "threshold", "draft", "prompt") if name in headings]
+    named = [name for name in ("provider", "threads", "threshold", "draft", "decoded", "prompt") if name in headings]
     changing = [name for name in named if len({row[headings.index(name)] for row in rows}) > 1]
     figures = headings[headings.index("prompt") + 1 :]
-    half = len(figures) // 2
+    half = figures.index("bytes/patch")
     for title, group in (("speed", figures[:half]), ("what it takes", figures[half:])):
         shown = _table(title, *changing, *group)
         for row in rows:
@@ -264,30 +271,6 @@ def show_demo(result: "Demo") -> None:
     _print(passage)
     _print(f"\nThe bundle: {result.bundle.path} ({_size(result.bundle.size)}). Try it:")
     _print(f'  edgeblt generate {result.bundle.path} "The whale " --temperature 0.7')
-
-
-def printable(text: str) -> str:
-    """`text` on one line, its control characters and what is not Unicode as escapes: safe to show, and to encode."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def _add(table: Table, *cells: str) -> None:
-    """A row of text from files, which may hold anything."""
-    table.add_row(*(Text(printable(cell)) for cell in cells))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", show_header=any(columns))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index and column != "content" else "left")
-    return table
-
-
-def _print(what: Table | Text | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
 
 def _size_or_unknown(count: int | None) -> str:

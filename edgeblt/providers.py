@@ -1,13 +1,12 @@
 """Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
 
-import os
 from typing import Literal
 
 import onnxruntime
 
 from edgeblt import cuda, native
+from edgeblt.cores import usable_cores
 from edgeblt.device_array import DeviceMemory
-from edgeblt.errors import EdgebltError
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
@@ -39,11 +38,8 @@ def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provide
 def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
     """Threads for a stage's runs on one position, and for those on many; `threads` is the caller's wish for both.
 
-    By default all cores, but one for a single position of a stage with small weights. Raises EdgebltError for fewer
-    than 1.
+    By default all usable cores, but one for a single position of a stage with small weights.
     """
-    if threads is not None and threads < 1:
-        raise EdgebltError(f"threads is {threads}; it must be at least 1")
     many = threads or usable_cores()
     return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
 
@@ -65,7 +61,3 @@ def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.Ses
     else:
         native.register(options)
     return options
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

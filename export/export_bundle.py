@@ -36,6 +36,7 @@ from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipe import HASH_TABLES, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
+from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
@@ -62,6 +63,7 @@ def export_bundle(
     recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists
     and `replace` is false; what is no bundle is never replaced.
     """
+    keep_to_usable_cores()
     targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
     target = describe_placement(targets)
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)

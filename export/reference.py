@@ -20,6 +20,7 @@ from edgeblt.export.transformers_model import transformers_model
 from edgeblt.ids import OFFSET
 from edgeblt.model import Model
 from edgeblt.quant.recipe import HASH_TABLES
+from edgeblt.quant.torch_threads import keep_to_usable_cores
 from edgeblt.reference import ComputedRows, ReferenceRow, Text
 from edgeblt.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
 from edgeblt.validation import Report, validate
@@ -46,6 +47,7 @@ class TransformersReference:
         self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()
         self.model = _transformers_model(opened).to(device)
+        keep_to_usable_cores()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """`ids` [T] int64 begin with BOS.

@@ -31,6 +31,7 @@ from edgeblt.quant.pruning import Sparsity, wanda_mask
 from edgeblt.quant.recipe import GPTQ, HASH_TABLES, Recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.samples import CALIBRATION_TEXT
+from edgeblt.text_files import read_text
 
 TEXT_BYTES = 1024
 MOST_TEXTS = 64
@@ -86,10 +87,7 @@ def calibrate(
 def read_calibration(path: str | Path | None) -> tuple[bytes, str]:
     """The text at `path`, or the one that comes with the package, and what to record of it. Raises EdgebltError."""
     file = Path(path) if path is not None else CALIBRATION_TEXT
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise EdgebltError(f"the calibration text {file} cannot be read ({error.strerror}); give a file") from None
+    text = read_text(file, "the calibration text")
     return text, f"{ascii(file.name)[1:-1]}, {len(text)} bytes, sha256 {hashlib.sha256(text).hexdigest()}"
 
 

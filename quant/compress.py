@@ -26,6 +26,7 @@ from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import decoded, encode_weight
 from edgeblt.quant.table_use import count_hits, rows_worth_keeping
+from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 _MADE_BY = ("edgeblt", "torch", "numpy")
 
@@ -52,6 +53,7 @@ def quantize_checkpoint(
     """
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
     source.warn()
+    keep_to_usable_cores()
     if table_hits is not None:
         chosen = replace(chosen, table_hits=table_hits)
     if source.is_quantized or source.record:

@@ -209,7 +209,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; and Python's, of many digits
+        reason = " ".join(str(error).partition(";")[0].split())[:100]
         raise EdgebltError(f"{path} is not TOML ({reason}); see docs/quantization.md") from None
     return parse_dataclass(Recipe, {"name": path.stem, **document}, str(path))

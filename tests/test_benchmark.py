@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import Exported
-from edgeblt.benchmark import Benchmark, Setting, bench
-from edgeblt.benchmark_rows import csv_text, markdown, table
+from edgeblt.benchmark import Benchmark, Setting, _Bench, bench
+from edgeblt.benchmark_rows import csv_text, decoded, markdown, table
+from edgeblt.benchmark_runs import FollowedText, Run, arrivals, timed_run
 from edgeblt.energy import Energy
 from edgeblt.errors import EdgebltError
+from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
+from edgeblt.model import Model
 from edgeblt.reference import Text
-from edgeblt.speculation import DRAFTS
+from edgeblt.sampling import Sampler, Sampling
+from edgeblt.speculation import DRAFTS, DraftCounts, generate_ids
 from edgeblt.work import weight_bytes_read
 from test_commands import run_command
 
@@ -101,6 +106,104 @@ def test_the_bandwidth_is_measured_where_it_is_wanted(tiny: Exported, monkeypatc
         assert row.bandwidth_share == pytest.approx(row.decode_bytes_per_s * row.weight_bytes_per_byte / 1e9)
 
 
+def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Found:
+        bytes_per_s = 1e9
+
+    def happens(what: str, result: object) -> Callable[..., object]:
+        def happen(*arguments: object) -> object:
+            happened.append(what)
+            return result(*arguments) if callable(result) else Found
+
+        return happen
+
+    monkeypatch.setattr("edgeblt.benchmark.measure_bandwidth", happens("bandwidth", None))
+    monkeypatch.setattr("edgeblt.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
+    monkeypatch.setattr(_Bench, "run", happens("run", _Bench.run))
+    rows = bench(tiny.bundle, [Setting(threads=1, prompt_bytes=4), Setting(threads=2, prompt_bytes=4)], 2, 1)
+    assert happened == [*["run"] * 4, "peak", "bandwidth", "bandwidth"]
+    assert [row.peak_rss_bytes for row in rows] == [5000, 5000]
+
+
+# What is decoded, and when it arrives.
+
+
+def test_bytes_of_a_draft_arrive_together_and_share_their_time() -> None:
+    gaps, sizes = arrivals([10, 12, 12.001, 12.002, 15, 16, 16.5], [0, 1, 1, 1, 2, 3, 3])
+    np.testing.assert_allclose(gaps, [2, 3, 1])
+    assert sizes.tolist() == [3, 1, 2]
+    run = Run(1.0, gaps, sizes, 0.0, None, {}, DraftCounts(), 1.0)
+    np.testing.assert_allclose(run.byte_seconds, [2 / 3, 2 / 3, 2 / 3, 3, 0.5, 0.5])
+    assert run.seconds == run.byte_seconds.sum() == 6
+    gaps, sizes = arrivals([5, 6, 8], [0, 1, 2])  # without drafts every byte arrives alone
+    assert gaps.tolist() == [1, 2] and sizes.tolist() == [1, 1]
+
+
+def test_arrivals_are_what_the_passes_gave(tiny: Exported) -> None:
+    """Repetition, so that drafts are right, and a clock that counts its readings."""
+    text = b"again and " * 40
+    run = timed_run(tiny.model, "ngram", text[:100], FollowedText(encode(text[100:141]).tolist()), 40)
+    assert run.sizes.sum() == 40 and len(run.sizes) == len(run.gaps) == run.counts.passes
+    assert run.counts.accepted == 40 - run.counts.passes > 0 and run.sizes.max() > 1
+    assert (run.gaps > 0).all() and len(run.byte_seconds) == 40
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_text_is_decoded_as_it_is(draft: str, tiny: Exported) -> None:
+    ids = [1, *np.random.default_rng(3).integers(4, 260, 60).tolist()]
+    session, counts = tiny.model.session(), DraftCounts()
+    logits = session.feed(ids[:30])[-1]
+    found = list(generate_ids(session, logits, FollowedText(ids[30:]), tiny.model.experience(draft), 31, counts))
+    assert found == ids[30:] and session.ids.tolist() == ids[:-1]
+    assert counts.accepted < counts.drafted or counts.drafted == 0  # drafts do not see what they are to guess
+
+
+def test_what_is_foreseen_is_the_models_own_guess() -> None:
+    sampler, logits = FollowedText([70, 71]), np.zeros(260, np.float32)
+    logits[100] = 1
+    assert [sampler.foresee(logits, ahead) for ahead in range(3)] == [100] * 3
+    assert [sampler.choose(logits), sampler.choose(logits)] == [70, 71]
+    logits[5] = np.nan
+    with pytest.raises(EdgebltError, match="not numbers"):
+        FollowedText([70]).choose(logits)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes, Sampler]]:
+    """What each run was made with: the way to draft, the prompt and the sampler."""
+    made: list[tuple[str, bytes, Sampler]] = []
+
+    def run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_bytes: int) -> Run:
+        made.append((draft, prompt, sampler))
+        return timed_run(model, draft, prompt, sampler, new_bytes)
+
+    monkeypatch.setattr("edgeblt.benchmark.timed_run", run)
+    return made
+
+
+def test_runs_on_a_text_begin_at_places_of_their_own(tiny: Exported, ran: list[tuple[str, bytes, Sampler]]) -> None:
+    text = Text("t", bytes(range(100, 160)))
+    (row,) = bench(tiny.bundle, [Setting(prompt_bytes=10, decode="text")], 9, 4, text, with_bandwidth=False)
+    assert [prompt for _, prompt, _ in ran] == [text.data[at : at + 10] for at in (0, 0, 10, 20, 30)]
+    assert all(isinstance(sampler, FollowedText) for _, _, sampler in ran)
+    assert (row.decode, row.temperature, row.seed, decoded(row)) == ("text", 0.0, None, "the text")
+
+
+def test_sampled_runs_have_seeds_of_their_own(tiny: Exported, ran: list[tuple[str, bytes, Sampler]]) -> None:
+    settings = [Setting(prompt_bytes=5, temperature=temperature) for temperature in (0.0, 0.7)]
+    greedy, sampled = bench(tiny.bundle, settings, 3, 2, Text("t", b"abc"), with_bandwidth=False, seed=7)
+    assert [sampler._sampling for _, _, sampler in ran] == [
+        Sampling(temperature, seed=seed)
+        for temperature, seed in ((0.0, 7), (0.7, 7), (0.0, 7), (0.7, 7), (0.0, 8), (0.7, 8))
+    ]
+    assert {prompt for _, prompt, _ in ran} == {b"abcab"}  # a short text is repeated
+    assert (greedy.seed, greedy.temperature, decoded(greedy)) == (None, 0.0, "greedy")
+    assert (sampled.seed, sampled.temperature, decoded(sampled)) == (7, 0.7, "temperature 0.7")
+    assert greedy.arrival_gap_ms and sampled.arrival_gap_ms
+
+
 def test_csv_has_every_figure(results: tuple[Benchmark, ...]) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(results))))
     assert len(rows) == len(results)
@@ -125,10 +228,33 @@ def test_markdown_is_a_table(results: tuple[Benchmark, ...]) -> None:
     ("settings", "change", "said"),
     [
         ([Setting(draft="oracle")], {}, "draft is 'oracle'; use one of none, patcher, decoder, ngram, auto"),
+        ([Setting(decode="dreams")], {}, "decode is 'dreams'; use one of generated, text"),
+        (
+            [Setting(decode="text", temperature=0.5)],
+            {},
+            "temperature is 0.5, but a text is decoded as it is; leave it out, or decode what is generated",
+        ),
+        (
+            [Setting(decode="text", prompt_bytes=10)],
+            {"text": Text("short.txt", b"x" * 14)},
+            "short.txt has 14 bytes, and 15 are to be read and decoded; give a longer text, or fewer bytes",
+        ),
+        ([Setting(temperature=-1.0)], {}, "temperature is -1.0; it must be 0 (greedy) or a positive number"),
+        ([Setting()], {"seed": -1}, "seed is -1; it must not be negative"),
+        ([Setting(prompt_bytes=10**23)], {}, f"prompt_bytes is {10**23}; it must be at most 10,000,000"),
+        (
+            [Setting(prompt_bytes=10**5000)],
+            {},
+            "prompt_bytes is a number of thousands of digits; it must be at most 10,000,000",
+        ),
         ([Setting(prompt_bytes=0)], {}, "prompt_bytes is 0; it must be at least 1"),
         ([Setting()], {"text": Text("empty.txt", b"")}, "empty.txt is empty; give a text to take the prompt from"),
-        ([Setting()], {"price_per_hour": -1.0}, "the price is -1.0 an hour; give 0 or more"),
-        ([Setting()], {"price_per_hour": float("nan")}, "the price is nan an hour; give 0 or more"),
+        ([Setting()], {"price_per_hour": -1.0}, "the price is -1.0 an hour; give 0 or more, no more than anybody pays"),
+        (
+            [Setting()],
+            {"price_per_hour": float("nan")},
+            "the price is nan an hour; give 0 or more, no more than anybody pays",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -155,6 +281,11 @@ def test_the_command_times_all_combinations(tiny: Exported, tmp_path: Path, capf
     assert len((tmp_path / "result.csv").read_text().splitlines()) == 9
     assert run_command(capfd, *several, "--csv", "-").stdout.count("\n") == 9
     assert run_command(capfd, *several, "--markdown").stdout.count("\n| ") == 9
+    mixed = [*arguments, "--prompt-bytes", 9, "--decode", "generated,text", "--temperature", "0,0.7", "--csv", "-"]
+    rows = list(csv.DictReader(io.StringIO(run_command(capfd, *mixed).stdout)))
+    assert [(row["decode"], row["temperature"], row["seed"]) for row in rows] == [
+        ("generated", "0.0", ""), ("generated", "0.7", "0"), ("text", "0.0", ""),
+    ]  # fmt: skip
     (tmp_path / "mine.txt").write_bytes(b"a text of mine")
     result = run_command(capfd, *arguments, "--text", tmp_path / "mine.txt", "--json", "-")
     assert json.loads(result.stdout)["text"] == "mine.txt" and json.loads(result.stdout)["threads"] is None
@@ -166,6 +297,12 @@ def test_the_command_times_all_combinations(tiny: Exported, tmp_path: Path, capf
         (["--threads", "1,two"], "--threads is '1,two'; give numbers, with commas between"),
         (["--prompt-bytes", ""], "--prompt-bytes is ''; give numbers, with commas between"),
         (["--threshold", "1;2"], "--threshold is '1;2'; give numbers, with commas between"),
+        (
+            ["--decode", "text", "--temperature", "1"],
+            "temperature is 1.0, but a text is decoded as it is; leave it out, or decode what is generated",
+        ),
+        (["--temperature", "hot"], "--temperature is 'hot'; give numbers, with commas between"),
+        (["--repeats", 10**23], f"repeats is {10**23}; it must be at most 10,000"),
         (["--draft", "none,psychic"], f"draft is 'psychic'; use one of {', '.join(DRAFTS)}"),
         (["--json", "-", "--csv", "-"], "--json and --csv both want stdout; give one of them a file"),
         (["--text", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory); give a text file"),

@@ -453,7 +453,7 @@ def test_a_place_that_is_taken(workshop: Workshop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read (No such file or directory); give a file"),
+        (None, "cannot be read (No such file or directory); give a text file"),
         (b"", "has 0 bytes; give at least 1024"),
         (b"x" * (TEXT_BYTES - 1), "has 1023 bytes; give at least 1024"),
     ],

@@ -97,6 +97,7 @@ def test_defaults() -> None:
         ("count", 1.0, "FILE: count is 1.0; it must be of type int"),
         ("count", "1", "FILE: count is '1'; it must be of type int"),
         ("count", None, "FILE: count is None; it must be of type int"),
+        ("count", 1 << 64, f"FILE: count is {1 << 64}; it must fit in 64 bits"),
         ("count", [1], "FILE: count is [1]; it must be of type int"),
         ("ratio", True, "FILE: ratio is True; it must be of type float"),
         ("ratio", "0.5", "FILE: ratio is '0.5'; it must be of type float"),
@@ -141,6 +142,12 @@ def test_what_is_no_object(document: object) -> None:
 def test_missing_fields(name: str) -> None:
     document = {key: value for key, value in DOCUMENT.items() if key != name}
     assert refusal(document) == f"FILE lacks the field {name!r}; write it again with edgeblt"
+
+
+def test_numbers_that_python_does_not_write_out() -> None:
+    shown = "a number of thousands of digits"
+    assert refusal(DOCUMENT | {"count": -(10**5000)}) == f"FILE: count is {shown}; it must fit in 64 bits"
+    assert refusal(DOCUMENT | {"name": [10**5000]}) == f"FILE: name is {shown}; it must be of type str"
 
 
 def test_long_values_are_cut() -> None:
@@ -191,10 +198,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
         patching=PatchingRule(rule, draw(FINITE), draw(FINITE), draw(st.none() | COUNTS), draw(COUNTS)),
     )
     texts = st.text(max_size=5)
-    records = st.builds(FileRecord, st.integers(), texts)
+    records = st.builds(FileRecord, st.integers(-(1 << 63), 1 << 63), texts)
     stages = st.builds(StageRecord, texts, st.lists(texts).map(tuple), texts)
     return Manifest(
-        format_version=draw(st.integers()),
+        format_version=draw(st.integers(-(1 << 63), 1 << 63)),
         name=draw(texts),
         target=draw(texts),
         recipe=draw(texts),

@@ -29,12 +29,12 @@ from cuda_results import Accuracy, Environment, Failure, Placement, Record, Suit
 from edgeblt import cuda, native
 from edgeblt.benchmark import Setting, bench
 from edgeblt.bundle import MANIFEST
+from edgeblt.cores import usable_cores
 from edgeblt.device import device_name
 from edgeblt.ids import BOS, encode
 from edgeblt.model import load
 from edgeblt.parsing import parse_dataclass
 from edgeblt.placed_nodes import placed_nodes
-from edgeblt.providers import usable_cores
 from edgeblt.reference import Text
 from edgeblt.reference_file import ReferenceFile
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text

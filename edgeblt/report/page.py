@@ -14,15 +14,15 @@ from typing import Any
 from rich.filesize import decimal
 
 from edgeblt import native
-from edgeblt.benchmark import Benchmark
+from edgeblt.benchmark import Benchmark, Percentiles
 from edgeblt.errors import EdgebltError
-from edgeblt.files import whole_file
 from edgeblt.printing import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
 from edgeblt.report.charts import Chart, colour, devices_of
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
+from edgeblt.result_files import check_result_file, write_result
 from edgeblt.validation import Passage, Report
 
 _DATA = Path(__file__).parents[1] / "data" / "report"
@@ -36,13 +36,13 @@ def write_report(results: Sequence[Path], out: Path) -> Path:
     Raises EdgebltError for a file that is no such result, where plotly is absent, and where `out` cannot be written or
     is one of the results.
     """
+    check_result_file(out)
     plotly_js = _plotly_js()
     page = report_page(read_results(results), plotly_js)
     for path in results:
         if os.path.exists(out) and os.path.samefile(path, out):
             raise EdgebltError(f"{out} is one of the results; choose another name for the report")
-    with whole_file(out, replace=True) as file:
-        file.write(page.encode())
+    write_result(out, page.encode())
     return out
 
 
@@ -163,7 +163,8 @@ _SUMMARY_WORDS = (
     "texts it was validated on, less is better; increase: over the reference it was made from. Boundary agreement: "
     "share of bytes at which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, "
     "the median of the runs, and below it the slowest and the fastest. p50, p95, p99: half, 95% and 99% of the bytes "
-    "came within that time of the byte before. Drafts kept: share of the bytes guessed ahead that turned out right. "
+    "took no more than that, those that arrive together sharing their time; and half, 95% and 99% of the waits from "
+    "one arrival to the next were no longer. Drafts kept: share of the bytes guessed ahead that turned out right. "
     "Weights read: what generating a byte reads of the weights."
 )
 
@@ -182,8 +183,9 @@ def _decoding(benchmark: Benchmark) -> str:
     return f'{_number(benchmark.decode_bytes_per_s, ",.0f")}<span class="range">{extremes}</span>'
 
 
-def _percentiles(benchmark: Benchmark) -> str:
-    latency = benchmark.inter_byte_latency_ms
+def _percentiles(latency: Percentiles | None) -> str:
+    if latency is None:
+        return _UNKNOWN
     upper = f"{_number(latency.p95, '.3g')}, {_number(latency.p99, '.3g')}"
     return f'{_number(latency.p50, ".3g")}<span class="range">{upper}</span>'
 
@@ -202,7 +204,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Boundary agreement": _of_validation(lambda result: _share(result.boundary_agreement)),
     "Decoding, bytes/s": _of_benchmark(_decoding),
     "To first byte, ms": _of_benchmark(lambda result: _number(result.time_to_first_byte_s * 1e3, ",.1f")),
-    "Between bytes, p50; p95, p99, ms": _of_benchmark(_percentiles),
+    "A byte, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.inter_byte_latency_ms)),
+    "Between arrivals, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.arrival_gap_ms)),
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
     "Drafts kept": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgeblt.benchmark import Benchmark
+from edgeblt.benchmark import TEXT, Benchmark
 from edgeblt.errors import EdgebltError
 from edgeblt.parsing import parse_dataclass
 from edgeblt.tuning import Tuning
@@ -116,10 +116,15 @@ def setting(benchmark: Benchmark) -> dict[str, str]:
         "provider": benchmark.provider,
         "threads": threads,
         "draft": "no drafts" if benchmark.draft == "none" else f"drafts {benchmark.draft}",
+        "decode": "real text"
+        if benchmark.decode == TEXT
+        else f"temperature {benchmark.temperature:g}"
+        if benchmark.temperature
+        else "greedy",
         "threshold": "own threshold" if own else f"threshold {benchmark.threshold:g}",
         "text": benchmark.text,
         "prompt_bytes": f"{benchmark.prompt_bytes:,} bytes before",
-        "new_bytes": f"{benchmark.new_bytes:,} bytes generated",
+        "new_bytes": f"{benchmark.new_bytes:,} bytes decoded",
         "prepared": "prepared" if benchmark.prepared else "not prepared",
     }
 

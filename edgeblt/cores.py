@@ -1,0 +1,95 @@
+"""How many threads this process can use: cores it may run on, and the processor time its container may take."""
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from edgeblt.errors import EdgebltError, shown
+
+_LEAST_REFUSED = 16  # threads are never too many up to here, so that every machine can try what a larger one does
+_MANY = 4  # threads a core, of all the machine has: beyond that they are a mistake
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that can be busy all the time: those of the affinity, no more than a container's quota; at least 1.
+
+    `root` is where the system's files lie.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Rounded down: with a thread more than the quota, all of them are stopped for the rest of every period.
+    return max(1, math.floor(min(cores, cpu_quota(root))))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Cores' worth of processor time that Linux's control groups allow this process; inf where they set no limit."""
+    return min((quota for folder in _groups(root) if (quota := _quota(folder)) is not None), default=math.inf)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises EdgebltError for a number of threads below 1, or far beyond this machine's; warns of more than it has."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise EdgebltError(f"threads is {shown(threads)}; it must be at least 1")
+    cores, most = usable_cores(), most_threads()
+    if threads > most:
+        raise EdgebltError(f"threads is {shown(threads)}, and {_cores(cores)}; give at most {most}, best leave it out")
+    if threads > cores:
+        _warn(threads, cores)
+
+
+def most_threads() -> int:
+    """What `check_threads` lets through."""
+    return max(_LEAST_REFUSED, _MANY * (os.cpu_count() or 1))
+
+
+@functools.cache  # once is enough, however many models are opened so
+def _warn(threads: int, cores: int) -> None:
+    logging.getLogger("edgeblt").warning(
+        "threads is %d, and %s: threads that wait for each other make it slower", threads, _cores(cores)
+    )
+
+
+def _cores(count: int) -> str:
+    return "this process can use 1 core" if count == 1 else f"this process can use {count} cores"
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The control groups this process is in, and those around them: of version 2, and version 1's for `cpu`.
+
+    In a container its own group may be mounted as if it were the uppermost; then its path leads nowhere, and the
+    mount is what remains.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    mounts = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        places = [mounts / controllers, mounts / "cpu"] if controllers else [mounts, mounts / "unified"]
+        for place in places:
+            for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+                yield place / str(group).lstrip("/")
+
+
+def _quota(group: Path) -> float | None:
+    """Cores' worth, None where there is no limit or no such group."""
+    words = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # `max`, or not there
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return []

@@ -1,0 +1,58 @@
+"""Texts that users give: files, and pipes such as `<(command)`; never more than fits in memory, never for ever."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeblt.errors import EdgebltError
+
+LARGEST_TEXT = 1 << 28  # bytes
+_PIECE = 1 << 20
+
+
+def read_text(path: str | Path, what: str = "") -> bytes:
+    """The bytes of a regular file, or of a pipe that somebody writes to, up to its end; `what` is said before its name.
+
+    Raises EdgebltError for what cannot be read, is something else, such as a device, or is larger than LARGEST_TEXT.
+    """
+    name = f"{what} {path}".lstrip()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe nobody writes to would block
+        try:
+            return _read_open(descriptor, name)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise EdgebltError(f"{name} cannot be read ({error.strerror}); give a text file") from None
+    except EdgebltError:
+        raise
+    except ValueError as error:  # no path at all
+        raise EdgebltError(f"{ascii(name)[:200]} cannot be read ({error}); give a text file") from None
+
+
+def read_stream(stream: BinaryIO, name: str, beginning: bytes = b"") -> bytes:
+    """`beginning` and all that comes after it. Raises EdgebltError if that is more than LARGEST_TEXT bytes."""
+    data = bytearray(beginning)
+    while piece := stream.read(min(_PIECE, LARGEST_TEXT + 1 - len(data))):
+        data += piece
+        if len(data) > LARGEST_TEXT:
+            raise EdgebltError(f"{name} has more than {LARGEST_TEXT >> 20} MB; give a shorter text")
+    return bytes(data)
+
+
+def _read_open(descriptor: int, name: str) -> bytes:
+    mode, beginning = os.fstat(descriptor).st_mode, b""
+    if stat.S_ISFIFO(mode):
+        try:
+            beginning = os.read(descriptor, _PIECE)
+            if not beginning:
+                raise EdgebltError(f"{name} is a pipe that nothing comes from; give a text file")
+        except BlockingIOError:  # its writer has yet to write
+            pass
+        os.set_blocking(descriptor, True)
+    elif not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
+        raise EdgebltError(f"{name} is {kind}; give a text file")
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        return read_stream(file, name, beginning)

@@ -1,0 +1,18 @@
+"""How many threads torch computes with."""
+
+import os
+
+import torch
+
+from edgeblt.cores import usable_cores
+
+_OWN_WISHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def keep_to_usable_cores() -> None:
+    """No more threads than cores that can be busy: torch counts the machine's, whatever a container may take.
+
+    Environment variables that say how many are the user's own wish, and stay.
+    """
+    if not any(os.environ.get(name) for name in _OWN_WISHES) and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
