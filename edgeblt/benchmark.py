@@ -19,7 +19,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory
-from edgeblt.model import Model, load
+from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
 from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
@@ -139,7 +139,7 @@ def bench(
         for setting in settings:
             key = (setting.provider, setting.threads)
             if key not in models:
-                models[key] = load(bundle, *key)
+                models[key] = open_model(bundle, *key)
             benches.append(_Bench(models[key].with_threshold(setting.threshold), setting, text, new_bytes))
             advance(1)
         for _, timed in itertools.product(range(repeats), benches):

@@ -29,6 +29,8 @@ def inspect_checkpoint(
             parts.append(_part(checkpoint, stage, f"{checkpoint.config.hashes.table_count} hash tables", tables))
     description = {
         "patching": checkpoint.config.patching.describe(),
+        "a text ends with": checkpoint.config.generation.describe_ends(),
+        "sampling": checkpoint.config.generation.describe_sampling(),
         "cross-attention": f"{checkpoint.config.cross_attention_k} vectors a patch",
         "unused tensors": ", ".join(checkpoint.unused_names()) or "none",
     }
