@@ -18,6 +18,7 @@ import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import EdgebltError
+from edgeblt.names import Name
 
 if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
@@ -127,7 +128,9 @@ def quantize(
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
-    written = quantize_checkpoint(checkpoint, out, recipe, calibration, _gigabytes(memory_limit), table_hits, patcher)
+    written = quantize_checkpoint(
+        checkpoint, out, Name(recipe), calibration, _gigabytes(memory_limit), table_hits, patcher
+    )
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
@@ -164,7 +167,9 @@ def export(
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
 
-    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=_gigabytes(memory_limit))
+    exported = export_bundle(
+        checkpoint, bundle, recipe and Name(recipe), target, patcher=patcher, memory_limit=_gigabytes(memory_limit)
+    )
     printing.show_inspection(_inspect_bundle(exported))
 
 
@@ -228,7 +233,9 @@ def validate(
     providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
-        reports = validate_models([open_model(bundle, name, threads, threshold=threshold) for name in providers], recorded)
+        reports = validate_models(
+            [open_model(bundle, name, threads, threshold=threshold) for name in providers], recorded
+        )
     else:
         assert reference
         _require_workbench()
@@ -474,7 +481,6 @@ def generate(
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
     """
     from edgeblt.model import open_model
-    from edgeblt.names import Name
     from edgeblt.utf8 import utf8_pieces
 
     start = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")

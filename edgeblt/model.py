@@ -58,8 +58,8 @@ class Scores:
         return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
 
     def __repr__(self) -> str:
-        patches = int(self.patch_starts.sum())
-        return f"<edgeblt.Scores of {len(self.logprobs)} bytes in {patches} patches: {self.bits_per_byte:.4f} bits per byte>"
+        sizes = f"{len(self.logprobs)} bytes in {int(self.patch_starts.sum())} patches"
+        return f"<edgeblt.Scores of {sizes}: {self.bits_per_byte:.4f} bits per byte>"
 
 
 class Model:
@@ -132,7 +132,7 @@ class Model:
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, and copied by `copy.deepcopy`, as its path and settings: it is opened again, in another process too."""
+        """Pickled, and copied by `copy.deepcopy`, as its path and settings: it is opened again, in any process."""
         return _opened_again, (*self._opened, self.threshold)
 
     def session(self) -> Session:
@@ -276,7 +276,7 @@ def load(
     What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
     for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
     """
-    return Model(path, provider, threads, verify, threshold=threshold)
+    return open_model(path, provider, threads, verify, threshold)
 
 
 def open_model(
@@ -287,7 +287,8 @@ def open_model(
     threshold: float | None = None,
 ) -> Model:
     """As `load`, for names that a command line or a file gave."""
-    return Model(path, provider, threads, verify, threshold=threshold)
+    with EnoughMemory("to open the bundle"):
+        return Model(path, provider, threads, verify, threshold=threshold)
 
 
 def _opened_again(
@@ -326,8 +327,8 @@ def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
 
     Entries of +inf share all the probability; a row with NaN, or with nothing above -inf, has NaN everywhere.
     """
-    largest = logits.max(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
+        largest = logits.max(axis=-1, keepdims=True)
         if np.isposinf(largest).any():
             logits = np.where(np.isposinf(largest), np.where(np.isposinf(logits), 0, -np.inf), logits)
             largest = np.where(np.isposinf(largest), 0, largest)

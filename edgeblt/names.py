@@ -11,5 +11,4 @@ Name = NewType("Name", str)
 
 DraftName = Literal["none", "patcher", "decoder", "ngram", "auto"]
 ProviderName = Literal["cpu", "cuda"]
-TargetName = Literal["cpu", "cuda"]
 RecipeName = Literal["fp32", "fp16", "int8", "int4", "int4-small", "sparse-int8", "sparse-int4", "nf4"]

@@ -28,7 +28,7 @@ def run_error(error: Exception, stage: str) -> EdgebltError:
 
 
 class EnoughMemory:
-    """A context in which a MemoryError becomes a sentence about `what`."""
+    """A context in which a MemoryError becomes a sentence about `what`, as does an error that hands one on."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -39,5 +39,5 @@ class EnoughMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, MemoryError) and (sentence := no_memory(error, self._what)):
+        if isinstance(error, MemoryError | EdgebltError) and (sentence := no_memory(error, self._what)):
             raise sentence from None

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import default_rng  # now: numpy would load it when the first text is generated
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, shown, whole_number
@@ -56,7 +57,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, endless: bool = False, ends: Collection[int] = (EOS,)) -> None:
         self.ends = frozenset(() if endless else ends)
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = default_rng(sampling.seed)
         # A model may have more ids, which stand for no byte.
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
         others = (*range(OFFSET), *range(VOCAB_SIZE, self._width))
@@ -133,7 +134,7 @@ def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.floa
     """Probabilities up to a factor, the largest being 1."""
     largest = logits.max()
     if largest == np.inf:
-        return (logits == np.inf).astype(np.float64)
+        return np.isposinf(logits).astype(np.float64)
     wide = logits.astype(np.float64)
     with np.errstate(all="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
         weights: NDArray[np.float64] = np.exp((wide - np.float64(largest)) / temperature)
