@@ -168,7 +168,12 @@ def export(
     from edgeblt.export.export_bundle import export_bundle
 
     exported = export_bundle(
-        checkpoint, bundle, recipe and Name(recipe), target, patcher=patcher, memory_limit=_gigabytes(memory_limit)
+        checkpoint,
+        bundle,
+        None if recipe is None else Name(recipe),
+        target,
+        patcher=patcher,
+        memory_limit=_gigabytes(memory_limit),
     )
     printing.show_inspection(_inspect_bundle(exported))
 

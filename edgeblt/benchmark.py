@@ -126,10 +126,17 @@ def bench(
     price_per_hour: float | None = None,
     with_bandwidth: bool = True,
 ) -> tuple[Benchmark, ...]:
-    """Open a bundle once for each way of opening it in `settings`, and time each setting, `repeats` times in turn.
+    """Time a bundle on this machine, setting by setting: each `repeats` times in turn, after one run to warm up.
 
-    A run of each to warm up comes first. The prompt is the beginning of `text`, repeated where it is short, by default
-    English prose; bytes are chosen greedily. Raises EdgebltError for counts below 1 and what `load` refuses.
+    bundle: the directory that `edgeblt export` wrote; opened once for each way of opening it that settings ask for.
+    settings: what to time: provider, threads, draft, threshold and bytes of prompt; by default one, of the usual.
+    new_bytes: bytes to generate after the first, 1 or more; default 256. They are chosen greedily.
+    repeats: runs to take the median of, 1 or more; default 5.
+    text: what the prompt is the beginning of, repeated where it is short; None, the default, is English prose.
+    price_per_hour: what the machine costs; gives the cost of a million bytes. Default None.
+    with_bandwidth: whether to measure the memory's bandwidth too, with 512 MB; default True.
+
+    Raises EdgebltError for counts below 1 and what `load` refuses.
     """
     text = text or Text("prose", held_out_text("prose"))
     _check(settings, new_bytes, repeats, text, price_per_hour)

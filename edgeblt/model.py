@@ -63,10 +63,11 @@ class Scores:
 
 
 class Model:
-    """A bundle opened on an execution provider. Its sessions may run in several threads.
+    """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
-    `prepared` says which stages use weights packed before, `load_seconds` how long opening took, and `memory_before`
-    and `gpu_memory_before` what was resident then; the latter is None without a GPU.
+    It can be pickled, which takes its path and settings along: another process, as `multiprocessing` starts by spawn,
+    opens the bundle again. `prepared` says which stages use weights packed before, `load_seconds` how long opening
+    took, and `memory_before` and `gpu_memory_before` what was resident then; the latter is None without a GPU.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Model:
 
     @property
     def is_on_host(self) -> bool:
+        """Whether no stage runs on a GPU."""
         return set(self.placement.values()) == {"cpu"}
 
     @property
@@ -113,11 +115,17 @@ class Model:
         return device_name(with_gpu=not self.is_on_host)
 
     def graph(self, stage: StageName) -> onnxruntime.InferenceSession:
-        """The stage as ONNX Runtime has it open."""
+        """The stage as ONNX Runtime has it open.
+
+        stage: patcher, encoder, global or decoder.
+        """
         return self._graphs[stage].few
 
     def with_threshold(self, threshold: float | None) -> "Model":
-        """The same open graphs with another threshold, as `load` takes it; None: the bundle's own."""
+        """The same open graphs with another threshold.
+
+        threshold: as `load` takes it; None is the bundle's own.
+        """
         other = self.__copy__()
         other.threshold = _checked_threshold(self.bundle, threshold)
         return other
@@ -140,7 +148,12 @@ class Model:
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def experience(self, draft: str) -> Experience:
-        """What drafting of this kind has cost and brought on this model. Raises EdgebltError for an unknown kind."""
+        """What drafts of one kind have cost and brought on this model so far; `generate` learns from it.
+
+        draft: as `generate` takes it.
+
+        Raises EdgebltError for an unknown kind.
+        """
         check_draft(draft)
         if draft not in self._experiences:
             self._experiences[draft] = Experience(draft, self._usable_drafters(draft))

@@ -32,7 +32,11 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._owner.clear()
-        if isinstance(error, MemoryError) and (sentence := no_memory(error, "to go on with this text")):
+        if (
+            kind is not None
+            and isinstance(error, MemoryError)
+            and (sentence := no_memory(error, "to go on with this text"))
+        ):
             raise sentence from None
 
     def check(self, count: int) -> None:

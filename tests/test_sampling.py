@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ def test_every_vector_has_an_id_or_a_sentence(
     allowed = sorted({*range(OFFSET, VOCAB_SIZE), *ends})
     before = logits.tobytes()
     if sentence := undefined(logits, allowed):
-        calls = [lambda: sampler.choose(logits), lambda: sampler.likelihood(logits, 77)]
-        for call in [*calls, lambda: sampler.distribution(logits)] if temperature else calls:
+        calls: list[Callable[[], object]] = [lambda: sampler.choose(logits), lambda: sampler.likelihood(logits, 77)]
+        calls += [lambda: sampler.distribution(logits)] if temperature else []
+        for call in calls:
             with pytest.raises(EdgebltError) as refused:
                 call()
             assert str(refused.value).startswith(sentence)
