@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
-import api_page  # noqa: E402
+import api_page
 
 
 def test_the_page_is_up_to_date() -> None:
