@@ -19,6 +19,7 @@ import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import CheckpointNote, EdgebltError
+from edgeblt.names import Name
 
 if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
@@ -133,7 +134,7 @@ def quantize(
     from edgeblt.quant.compress import quantize_checkpoint
 
     limit = _gigabytes(memory_limit)
-    written = quantize_checkpoint(checkpoint, out, recipe, calibration, limit, table_hits, patcher, strict)
+    written = quantize_checkpoint(checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, strict)
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
@@ -172,7 +173,15 @@ def export(
     from edgeblt.export.export_bundle import export_bundle
 
     limit = _gigabytes(memory_limit)
-    exported = export_bundle(checkpoint, bundle, recipe, target, patcher=patcher, memory_limit=limit, strict=strict)
+    exported = export_bundle(
+        checkpoint,
+        bundle,
+        None if recipe is None else Name(recipe),
+        target,
+        patcher=patcher,
+        memory_limit=limit,
+        strict=strict,
+    )
     printing.show_inspection(_inspect_bundle(exported))
 
 
@@ -227,7 +236,7 @@ def validate(
 
     edgeblt validate my-bundle --reference-logits saved-logits --max-kl 0.01
     """
-    from edgeblt import load
+    from edgeblt.model import open_model
     from edgeblt.reference_file import ReferenceFile
     from edgeblt.validation import Limits
     from edgeblt.validation import validate as validate_models
@@ -238,13 +247,15 @@ def validate(
     providers = _providers(provider)
     recorded = ReferenceFile(reference_logits) if reference_logits else None
     if recorded:
-        reports = validate_models([load(bundle, name, threads, threshold=threshold) for name in providers], recorded)
+        reports = validate_models(
+            [open_model(bundle, name, threads, threshold=threshold) for name in providers], recorded
+        )
     else:
         assert reference
         _require_workbench()
         texts = _texts(text, noise)
         # First: quicker to fail than torch to load.
-        models = [load(bundle, name, threads, threshold=threshold) for name in providers]
+        models = [open_model(bundle, name, threads, threshold=threshold) for name in providers]
         from edgeblt.export.reference import validate_against
 
         reports = validate_against(reference, models, texts, save_reference_logits, patcher, strict=strict)
@@ -478,11 +489,15 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     max_new_bytes: Annotated[int, typer.Option(help="Stop after this many bytes, if the model has not.")] = 256,
     temperature: Annotated[
-        float, typer.Option(help="0 takes the likeliest byte; 1 draws as the model believes.")
-    ] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest bytes only.")] = None,
+        float | None,
+        typer.Option(
+            help="0 takes the likeliest byte; 1 draws as the model believes. By default, as of the two below, what the "
+            "checkpoint stated (see `edgeblt inspect`), or 0."
+        ),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest bytes only; 260 for all.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest bytes that add up to this share.")
+        float | None, typer.Option(help="Draw from the likeliest bytes that add up to this share; 1 for all.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     draft: Annotated[
@@ -499,13 +514,13 @@ def generate(
 
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
     """
-    from edgeblt import load
+    from edgeblt.model import open_model
     from edgeblt.text_files import read_stream
     from edgeblt.utf8 import utf8_pieces
 
     start = read_stream(sys.stdin.buffer, "the prompt") if prompt == "-" else prompt.encode(errors="surrogateescape")
-    model = load(bundle, provider, threads, verify, threshold)
-    stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, draft)
+    model = open_model(bundle, provider, threads, verify, threshold)
+    stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, Name(draft))
     for piece in utf8_pieces(stream):
         print(piece, end="", flush=True)
     print()
@@ -595,10 +610,10 @@ def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None, provider:
     inspection = inspect_bundle(bundle, bytes_per_patch)
     if provider is None:
         return inspection
-    from edgeblt import load
+    from edgeblt.model import open_model
     from edgeblt.placed_nodes import placed_nodes
 
-    return dataclasses.replace(inspection, placement=placed_nodes(load(bundle.path, provider)))
+    return dataclasses.replace(inspection, placement=placed_nodes(open_model(bundle.path, provider)))
 
 
 def _require_workbench() -> None:

@@ -25,6 +25,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
+from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
@@ -68,8 +69,8 @@ def main() -> None:
 def open_recipe(recipe: str, folder: Path) -> Model:
     """The bundled model in a recipe's formats, calibrated as `edgeblt demo` does."""
     if not load_recipe(recipe).needs_calibration:
-        return load(export_bundle(DEMO_CHECKPOINT, folder / recipe, recipe).path)
-    compressed = quantize_checkpoint(DEMO_CHECKPOINT, folder / f"{recipe}-checkpoint", recipe)
+        return load(export_bundle(DEMO_CHECKPOINT, folder / recipe, Name(recipe)).path)
+    compressed = quantize_checkpoint(DEMO_CHECKPOINT, folder / f"{recipe}-checkpoint", Name(recipe))
     return load(export_bundle(compressed, folder / recipe).path)
 
 

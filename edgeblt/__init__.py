@@ -14,6 +14,7 @@ if importlib.util.find_spec("onnxruntime") is None:
 
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, Scores, load
+from edgeblt.names import Name
 from edgeblt.session import Session
 
-__all__ = ["EdgebltError", "Model", "Scores", "Session", "load"]
+__all__ = ["EdgebltError", "Model", "Name", "Scores", "Session", "load"]

@@ -20,7 +20,7 @@ from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory
-from edgeblt.model import Model, load
+from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
 from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
@@ -143,11 +143,17 @@ def bench(
     with_bandwidth: bool = True,
     seed: int = 0,
 ) -> tuple[Benchmark, ...]:
-    """Open a bundle once for each way of opening it in `settings`, and time each setting, `repeats` times in turn.
+    """Time a bundle on this machine, setting by setting: each `repeats` times in turn, after one run to warm up.
 
-    A run of each to warm up comes first. The prompt is the beginning of `text`, repeated where it is short, by default
-    English prose. Where the bytes of the text are decoded, each run starts at another place of it. Sampled runs have
-    the seeds `seed`, `seed` + 1 and so on.
+    bundle: the directory that `edgeblt export` wrote; opened once for each way of opening it that settings ask for.
+    settings: what to time: provider, threads, draft, threshold and bytes of prompt; by default one, of the usual.
+    new_bytes: bytes to decode after the first, 1 or more; default 256.
+    repeats: runs to take the median of, 1 or more; default 5.
+    text: what the prompt is the beginning of, repeated where it is short; None, the default, is English prose. Where
+        the bytes of the text are decoded, each run starts at another place of it.
+    price_per_hour: what the machine costs; gives the cost of a million bytes. Default None.
+    with_bandwidth: whether to measure the memory's bandwidth too, with 512 MB; default True.
+    seed: sampled runs have the seeds `seed`, `seed` + 1 and so on; default 0.
 
     Raises EdgebltError for counts below 1 or beyond any patience, settings out of range, a text that is too short to
     be decoded, and what `load` refuses.
@@ -160,7 +166,7 @@ def bench(
         for setting in settings:
             key = (setting.provider, setting.threads)
             if key not in models:
-                models[key] = load(bundle, *key)
+                models[key] = open_model(bundle, *key)
             model = models[key].with_threshold(setting.threshold)
             benches.append(_Bench(model, setting, text, new_bytes, repeats, seed))
             advance(1)

@@ -5,10 +5,12 @@ bundle records it so that the runtime can size its buffers.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from edgeblt.errors import EdgebltError
+from edgeblt.ids import EOS
+from edgeblt.parsing import LATER
 
 LIMIT = 1 << 31  # no count in a configuration reaches this
 LAYER_LIMIT = 1 << 10  # bounds the work that a hostile file can ask for
@@ -122,6 +124,42 @@ class PatchingRule:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What a checkpoint says of texts: the ids that end one, and how bytes are drawn where the caller does not say.
+
+    An id of a byte can be an end too: that byte then ends a text and is no part of it.
+    """
+
+    ends: tuple[int, ...] = (EOS,)
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= end < LIMIT for end in self.ends):
+            raise EdgebltError(f"the ids {list(self.ends)!r:.60} that end a text must not be negative")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise EdgebltError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if self.top_k is not None:
+            _require_positive(self, "top_k")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise EdgebltError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def describe_ends(self) -> str:
+        """In a few words, for people."""
+        return f"id {', '.join(map(str, self.ends))}" if self.ends else "nothing"
+
+    def describe_sampling(self) -> str:
+        """In a few words, for people."""
+        if self.temperature == 0:
+            return "greedy"
+        cuts = {"top_k": self.top_k, "top_p": self.top_p}
+        return ", ".join(
+            [f"temperature {self.temperature:g}", *(f"{name} {cut:g}" for name, cut in cuts.items() if cut)]
+        )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A whole model. `patcher` is None where the rule needs no entropies."""
 
@@ -134,9 +172,13 @@ class ModelConfig:
     decoder_cross_all_layers: bool
     hashes: HashConfig
     patching: PatchingRule
+    generation: Generation = field(default=Generation(), metadata=LATER)
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "cross_attention_k")
+        for end in self.generation.ends:
+            if end >= self.vocab_size and end != EOS:
+                raise EdgebltError(f"the id {end} is to end texts, but the vocabulary has only {self.vocab_size} ids")
         if self.patching.rule.needs_entropies and self.patcher is None:
             rule = self.patching.rule.name.lower()
             raise EdgebltError(f"the patching rule {rule} needs an entropy model; give the checkpoint with its patcher")

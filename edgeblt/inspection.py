@@ -68,6 +68,8 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
         "target": manifest.target,
         "recipe": manifest.recipe,
         "patching": manifest.config.patching.describe(),
+        "a text ends with": manifest.config.generation.describe_ends(),
+        "sampling": manifest.config.generation.describe_sampling(),
         "format version": str(manifest.format_version),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
         "prepared": _prepared(bundle),

@@ -1,7 +1,7 @@
 """Opening a bundle and using it: generate, stream, score."""
 
-import copy
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.arguments import as_bytes, as_path, real_number, shown, whole_number
 from edgeblt.bundle import Bundle, open_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
@@ -20,13 +21,15 @@ from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
+from edgeblt.names import DraftName, Name, ProviderName
 from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.prepared import Prepared, find_prepared
 from edgeblt.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
 from edgeblt.roofline import typical_bytes_per_patch
+from edgeblt.run_errors import EnoughMemory, no_memory
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import Session
 from edgeblt.speculation import AUTO, DECODER, NGRAM, PATCHER, Experience, check_draft, generate_ids
@@ -37,9 +40,14 @@ LARGEST_DRAFTER = 1 / 3  # of the weights that a byte reads: guesses by a larger
 Float = TypeVar("Float", np.float32, np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
-    """What the model makes of a text; entry t is about byte t, given those before it."""
+    """What the model makes of a text; entry t is about byte t, given those before it.
+
+    logprobs: float32 [T], nats.
+    entropies: float32 [T], nats: how uncertain the patcher was about the byte; all 0 where the patching rule uses none.
+    patch_starts: bool [T], whether the byte starts a patch.
+    """
 
     logprobs: NDArray[np.float32]  # [T] nats
     entropies: NDArray[np.float32]  # [T] nats, the patcher's; all 0 where the patching rule uses none
@@ -50,12 +58,17 @@ class Scores:
         """Mean bits the model needs for a byte; nan for an empty text."""
         return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
 
+    def __repr__(self) -> str:
+        sizes = f"{len(self.logprobs)} bytes in {int(self.patch_starts.sum())} patches"
+        return f"<edgeblt.Scores of {sizes}: {self.bits_per_byte:.4f} bits per byte>"
+
 
 class Model:
-    """A bundle opened on an execution provider. Its sessions may run in several threads.
+    """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
-    `prepared` says which stages use weights packed before, `load_seconds` how long opening took, and `memory_before`
-    and `gpu_memory_before` what was resident then; the latter is None without a GPU.
+    It can be pickled, which takes its path and settings along: another process, as `multiprocessing` starts by spawn,
+    opens the bundle again. `prepared` says which stages use weights packed before, `load_seconds` how long opening
+    took, and `memory_before` and `gpu_memory_before` what was resident then; the latter is None without a GPU.
     """
 
     def __init__(
@@ -70,13 +83,14 @@ class Model:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
+        path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         self.bundle = open_bundle(path, verify)
-        self.threads, self.threshold = threads, threshold
+        self.threads, self.threshold = threads, _checked_threshold(self.bundle, threshold)
         self.placement = place_stages(self.bundle, provider)
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
+        self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
         self.config: ModelConfig = self.bundle.manifest.config
-        _check_threshold(self.bundle, threshold)
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._experiences: dict[str, Experience] = {}
         self._graphs: dict[StageName, StageGraph] = {}
@@ -94,6 +108,7 @@ class Model:
 
     @property
     def is_on_host(self) -> bool:
+        """Whether no stage runs on a GPU."""
         return set(self.placement.values()) == {"cpu"}
 
     @property
@@ -102,22 +117,45 @@ class Model:
         return device_name(with_gpu=not self.is_on_host)
 
     def graph(self, stage: StageName) -> onnxruntime.InferenceSession:
-        """The stage as ONNX Runtime has it open."""
+        """The stage as ONNX Runtime has it open.
+
+        stage: patcher, encoder, global or decoder.
+        """
         return self._graphs[stage].few
 
     def with_threshold(self, threshold: float | None) -> "Model":
-        """The same open graphs with another threshold, as `load` takes it; None: the bundle's own."""
-        _check_threshold(self.bundle, threshold)
-        other = copy.copy(self)
-        other.threshold = threshold
+        """The same open graphs with another threshold.
+
+        threshold: as `load` takes it; None is the bundle's own.
+        """
+        other = self.__copy__()
+        other.threshold = _checked_threshold(self.bundle, threshold)
         return other
+
+    def __repr__(self) -> str:
+        return f"<edgeblt.Model {str(self.bundle.path)!r}: {self.bundle.manifest.recipe}, on {self.provider_name}>"
+
+    def __copy__(self) -> "Model":
+        """The same open graphs."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and copied by `copy.deepcopy`, as its path and settings: it is opened again, in any process."""
+        return _opened_again, (*self._opened, self.threshold)
 
     def session(self) -> Session:
         """A new, empty sequence."""
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def experience(self, draft: str) -> Experience:
-        """What drafting of this kind has cost and brought on this model. Raises EdgebltError for an unknown kind."""
+        """What drafts of one kind have cost and brought on this model so far; `generate` learns from it.
+
+        draft: as `generate` takes it.
+
+        Raises EdgebltError for an unknown kind.
+        """
         check_draft(draft)
         if draft not in self._experiences:
             self._experiences[draft] = Experience(draft, self._usable_drafters(draft))
@@ -148,17 +186,26 @@ class Model:
         self,
         prompt: bytes | str,
         max_new_bytes: int = 256,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: str = AUTO,
+        draft: DraftName | Name = AUTO,
     ) -> bytes:
-        """The bytes that follow `prompt`, until the model ends the text or `max_new_bytes` are there.
+        """The bytes that follow a prompt, until the model ends the text or `max_new_bytes` are there.
 
-        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes the time it takes only; with
-        a stage on a GPU, kinds other than `auto` may also turn a near tie (docs/cuda.md).
-        Raises EdgebltError for settings out of range.
+        prompt: bytes, or str, which is read as UTF-8; may be empty.
+        max_new_bytes: 0 or more; default 256.
+        temperature: 0 takes the likeliest byte; above 0 bytes are drawn: at 1 as the model believes, below 1 more
+            likely ones more often. None, the default, is what the checkpoint states, or 0 if it states none.
+        top_k: draw from the k likeliest bytes only, 1 or more; None as for the temperature, 260 for all.
+        top_p: draw from the likeliest bytes that add up to this share, above 0 and at most 1, of what top_k leaves;
+            None as for the temperature, 1 for all.
+        seed: 0 or more; the same one repeats what is drawn. None, the default, is another every time.
+        draft: how bytes are guessed ahead, which changes the time it takes only: none, patcher, decoder, ngram, or
+            auto, the default. With a stage on a GPU, kinds other than auto may also turn a near tie.
+
+        What ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model fails.
         """
         return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
 
@@ -166,30 +213,47 @@ class Model:
         self,
         prompt: bytes | str,
         max_new_bytes: int = 256,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: str = AUTO,
+        draft: DraftName | Name = AUTO,
     ) -> Iterator[bytes]:
-        """As `generate`, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        if max_new_bytes < 0:
-            raise EdgebltError(f"max_new_bytes is {max_new_bytes}; it must not be negative")
+        """What `generate` gives, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters.
+
+        Takes what `generate` takes, and refuses what it refuses when it is called.
+        """
+        stated = self.config.generation
+        sampling = Sampling(
+            stated.temperature if temperature is None else temperature,
+            stated.top_k if top_k is None else top_k,
+            stated.top_p if top_p is None else top_p,
+            seed,
+        )
+        most = whole_number("max_new_bytes", max_new_bytes)
         check_draft(draft)
-        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling), draft)
+        return self._stream(as_bytes("prompt", prompt), most, Sampler(sampling, ends=stated.ends), draft)
 
     def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler, draft: str) -> Iterator[bytes]:
-        session = self.session()
-        logits = np.empty(0, np.float32)
-        for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
-            logits = chunk.logits[-1]
-        for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
-            if chosen != EOS:
-                yield bytes([chosen - OFFSET])
+        with EnoughMemory("to generate a text"):
+            session = self.session()
+            logits = np.empty(0, np.float32)
+            for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
+                logits = chunk.logits[-1]
+            for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
+                if chosen not in sampler.ends:
+                    yield bytes([chosen - OFFSET])
 
-    def score(self, data: bytes) -> Scores:
-        """How likely each byte of `data` is, given those before it."""
+    def score(self, data: bytes | str) -> Scores:
+        """How likely each byte of a text is, given those before it.
+
+        data: bytes, or str, which is read as UTF-8; may be empty.
+        """
+        data = as_bytes("data", data)
+        with EnoughMemory("to score a text"):
+            return self._score(data)
+
+    def _score(self, data: bytes) -> Scores:
         targets = encode(data)
         scores = Scores(np.empty(len(data), np.float32), np.empty(len(data), np.float32), np.empty(len(data), np.bool_))
         for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
@@ -208,27 +272,60 @@ def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool
 
 def load(
     path: str | Path,
+    provider: ProviderName | Name | None = None,
+    threads: int | None = None,
+    verify: bool = False,
+    threshold: float | None = None,
+) -> Model:
+    """Open a bundle.
+
+    path: the directory that `edgeblt export` wrote.
+    provider: where it runs: cpu, cuda, or some stages' own such as `edgeblt.Name("patcher=cpu,global=cuda")`. None, the
+        default, and stages left out: what the bundle was exported for. A stage exported for the cpu runs only there;
+        one for cuda runs on both.
+    threads: how many to compute with, 1 or more. None, the default, is what suits each stage's size.
+    verify: True checks the sha256 of every file first; by default sizes and the graphs' are checked.
+    threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
+        longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
+
+    What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
+    for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
+    """
+    return open_model(path, provider, threads, verify, threshold)
+
+
+def open_model(
+    path: str | Path,
     provider: str | None = None,
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
 ) -> Model:
-    """Open a bundle. `threads` None takes what suits each stage's size; `verify` checks the hash of every file.
+    """As `load`, for names that a command line or a file gave."""
+    with EnoughMemory("to open the bundle"):
+        return Model(path, provider, threads, verify, threshold=threshold)
 
-    `provider`: cpu, cuda, or for some stages such as `patcher=cpu,global=cuda`; None, and stages left out: what the
-    bundle was exported for. A stage exported for the cpu runs only there; one for cuda runs on both.
 
-    `threshold` replaces the patching rule's own, in nats: a higher one makes patches longer, decoding faster and the
-    model less accurate; `edgeblt tune` measures by how much.
-
-    What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
-    for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
-    """
-    return Model(path, provider, threads, verify, threshold=threshold)
+def _opened_again(
+    path: str,
+    bundle_id: str,
+    provider: str | None,
+    threads: int | None,
+    verify: bool,
+    prepared: Prepared | None,
+    threshold: float | None,
+) -> Model:
+    """A model that was pickled. Raises EdgebltError as `load`, and if another bundle is in its place."""
+    model = Model(path, provider, threads, verify, prepared, threshold)
+    if model.bundle.id != bundle_id:
+        raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
+    return model
 
 
 def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
     """Where each stage runs; `provider` as `load` takes it. Raises EdgebltError where a stage cannot run there."""
+    if provider is not None and not isinstance(provider, str):
+        raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
     targets = bundle.manifest.targets
     placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
     for stage, place in placement.items():
@@ -241,23 +338,30 @@ def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provid
 
 
 def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
-    """Log-probabilities in nats along the last axis, in the logits' own precision."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    """Log-probabilities in nats along the last axis, in the logits' own precision.
+
+    Entries of +inf share all the probability; a row with NaN, or with nothing above -inf, has NaN everywhere.
+    """
+    with np.errstate(all="ignore"):
+        largest = logits.max(axis=-1, keepdims=True)
+        if np.isposinf(largest).any():
+            logits = np.where(np.isposinf(largest), np.where(np.isposinf(logits), 0, -np.inf), logits)
+            largest = np.where(np.isposinf(largest), 0, largest)
+        shifted = logits - largest
+        result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
 
 
-def _check_threshold(bundle: Bundle, threshold: float | None) -> None:
+def _checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
     if threshold is None:
-        return
-    if not abs(threshold) <= float(np.finfo(np.float32).max):  # the graph compares in float32
-        raise EdgebltError(f"threshold is {threshold}; give a number of nats, such as 1.5")
+        return None
+    rest = "give a number of nats, such as 1.5"
+    number = real_number("threshold", threshold, rest)
+    if not abs(number) <= float(np.finfo(np.float32).max):  # the graph compares in float32
+        raise EdgebltError(f"threshold is {shown(threshold)}; {rest}")
     if not bundle.manifest.config.patching.rule.needs_entropies:
         raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")
-
-
-def _as_bytes(prompt: bytes | str) -> bytes:
-    return prompt.encode() if isinstance(prompt, str) else bytes(prompt)
+    return number
 
 
 def _open_stage(
@@ -294,6 +398,8 @@ def _open_graph(
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if provider == "cuda" and (sentence := explained(error)):
+            raise sentence from None
+        if sentence := no_memory(error, f"to open {path}"):
             raise sentence from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None

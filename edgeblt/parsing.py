@@ -10,6 +10,8 @@ from edgeblt.errors import EdgebltError, shown
 
 T = TypeVar("T")
 _MOST_BITS = 64
+LATER = {"later": True}
+"""The metadata of a field that earlier versions did not have: with its default it is left out of documents."""
 
 
 def parse_dataclass(cls: type[T], document: object, where: str) -> T:
@@ -40,7 +42,10 @@ def parse_dataclass(cls: type[T], document: object, where: str) -> T:
 def dataclass_document(value: object) -> Any:
     """The inverse of `parse_dataclass`: plain JSON types, in field order."""
     if dataclasses.is_dataclass(value):
-        return {f.name.rstrip("_"): dataclass_document(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [
+            f for f in dataclasses.fields(value) if "later" not in f.metadata or getattr(value, f.name) != f.default
+        ]
+        return {f.name.rstrip("_"): dataclass_document(getattr(value, f.name)) for f in fields}
     if isinstance(value, IntEnum):
         return value.name.lower()
     if isinstance(value, dict):

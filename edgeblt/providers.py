@@ -21,16 +21,16 @@ def memory_of(provider: Provider) -> DeviceMemory | None:
 
 
 def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provider) -> onnxruntime.InferenceSession:
-    """A graph on its provider, which ONNX Runtime must not silently replace by another.
+    """A graph on its provider, which ONNX Runtime must not silently replace by another, nor print that it tries again.
 
     Raises EdgebltError as `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
     """
     if provider == "cpu":
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     cuda.require_cuda()
     providers = [(cuda.PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
     with cuda.quiet():
-        graph = onnxruntime.InferenceSession(path, options, providers=providers)
+        graph = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     cuda.require_gpu(graph)
     return graph
 

@@ -1,17 +1,22 @@
-"""From logits to the next byte: greedy, temperature, top-k and top-p."""
+"""From logits to the next byte: greedy, temperature, top-k and top-p, defined for every vector of float32.
+
+Of the ids that may be drawn, which are bytes and what ends a text, none may have NaN, and one must have more than
+-inf; else the model has failed, and that is an error. Ids with +inf share all the probability evenly. What stands at
+other ids has no effect.
+"""
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
+from numpy.random import default_rng  # now: numpy would load it when the first text is generated
 from numpy.typing import NDArray
 
+from edgeblt.arguments import real_number, shown, whole_number
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
-
-Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -24,32 +29,43 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise EdgebltError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise EdgebltError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise EdgebltError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.seed is not None and self.seed < 0:
-            raise EdgebltError(f"seed is {self.seed}; it must not be negative")
+        rest = "it must be 0 (greedy) or a positive number"
+        temperature = real_number("temperature", self.temperature, rest)
+        if temperature < 0:
+            raise EdgebltError(f"temperature is {shown(self.temperature)}; {rest}")
+        object.__setattr__(self, "temperature", temperature)
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, 1))
+        if self.top_p is not None:
+            rest = "it must be above 0 and at most 1"
+            top_p = real_number("top_p", self.top_p, rest)
+            if not 0 < top_p <= 1:
+                raise EdgebltError(f"top_p is {shown(self.top_p)}; {rest}")
+            object.__setattr__(self, "top_p", top_p)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
 
 class Sampler:
     """Draws ids one after the other; the same seed and logits give the same ids.
 
     Each id is drawn with chance numbers of its own, which can be looked at before its turn: other logits, a guess at
-    those to come, then mostly give the same id. Ids that stand for no byte are never drawn, except EOS, and that
-    neither if `endless`.
+    those to come, then mostly give the same id. Ids that stand for no byte are never drawn, except `ends`, which end a
+    text and may be ids of bytes too; if `endless`, nothing ends it.
     """
 
-    def __init__(self, sampling: Sampling, endless: bool = False) -> None:
+    def __init__(self, sampling: Sampling, endless: bool = False, ends: Collection[int] = (EOS,)) -> None:
+        self.ends = frozenset(() if endless else ends)
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
-        self._never = [special for special in range(OFFSET) if endless or special != EOS]
+        self._random = default_rng(sampling.seed)
+        # A model may have more ids, which stand for no byte.
+        self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
+        others = (*range(OFFSET), *range(VOCAB_SIZE, self._width))
+        self._never = [id for id in others if id not in self.ends]
         self._times: deque[NDArray[np.float64]] = deque()  # of ids to come, by id: exponentially distributed
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next id; `logits` is [vocab]."""
+        """The next id; `logits` is [vocab]. Raises EdgebltError as `foresee`."""
         chosen = self.foresee(logits, 0)
         if self._times:
             self._times.popleft()
@@ -58,44 +74,68 @@ class Sampler:
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
         """The id that `choose` would give for these logits after `ahead` other ids.
 
-        Raises EdgebltError for logits that are not numbers.
+        Raises EdgebltError where an id that may be drawn has NaN, or all have -inf.
         """
-        likeliest = int(logits[:VOCAB_SIZE].argmax())  # a model may have more ids, which stand for no byte
-        if math.isnan(logits[likeliest]):  # the largest, if there is one
-            raise EdgebltError(
-                "the model computes values that are not numbers, too large for its number format; export it for the"
-                " target cpu, or see with `edgeblt validate` which text does it"
-            )
         if self._sampling.temperature == 0:
-            return likeliest if likeliest not in self._never else int(self._allowed(logits).argmax())
+            return self._likeliest(logits)
         while len(self._times) <= ahead:
-            self._times.append(self._random.standard_exponential(VOCAB_SIZE))
-        # Of events with these rates the first is each with its probability.
-        with np.errstate(divide="ignore"):
-            return int(np.argmin(self._times[ahead] / self.distribution(logits)))
+            self._times.append(self._random.standard_exponential(self._width))
+        weights = self.distribution(logits)
+        times = np.full(self._width, np.inf)
+        with np.errstate(all="ignore"):  # of events with these rates the first is each with its probability
+            np.divide(self._times[ahead], weights, out=times, where=weights > 0)
+        return int(times.argmin())
 
     def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
         """About how likely it is that logits like these give this id too: a guess, which nothing else depends on."""
-        shifted = np.exp(logits - logits.max())
-        share = float(shifted[id] / shifted.sum())
+        weights = _weights(self._allowed(logits), 1.0)
+        share = float(weights[id] / weights.sum())
         return share if self._sampling.temperature == 0 else 0.5 + share / 2  # chance numbers are shared
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities [VOCAB_SIZE], float64, that `choose` draws with at a temperature above 0."""
-        allowed = self._allowed(logits.astype(np.float64))
-        with np.errstate(over="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
-            weights: NDArray[np.float64] = np.exp((allowed - allowed.max()) / self._sampling.temperature)
+        """Probabilities, float64, by id, that `choose` draws with at a temperature above 0. Raises as `foresee`."""
+        weights = _weights(self._allowed(logits), self._sampling.temperature)
         order = np.argsort(-weights, kind="stable")
         if self._sampling.top_k is not None:
             weights[order[self._sampling.top_k :]] = 0
         weights /= weights.sum()
-        if self._sampling.top_p is not None:  # the likeliest ids up to and including the one that reaches top_p
+        if self._sampling.top_p is not None and self._sampling.top_p < 1:
+            # The likeliest ids up to and including the one that reaches top_p.
             before = np.cumsum(weights[order]) - weights[order]
             weights[order[before >= self._sampling.top_p]] = 0
             weights /= weights.sum()
         return weights
 
-    def _allowed(self, logits: NDArray[Float]) -> NDArray[Float]:
-        allowed = logits[:VOCAB_SIZE].copy()
+    def _likeliest(self, logits: NDArray[np.float32]) -> int:
+        likeliest = int(logits[: self._width].argmax())  # the first NaN, if there is one
+        if likeliest not in self._never and -math.inf < logits[likeliest]:
+            return likeliest
+        return int(self._allowed(logits).argmax())
+
+    def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """-inf in place of what is never drawn; what is left has been checked."""
+        allowed = logits[: self._width].copy()
         allowed[self._never] = -np.inf
+        largest = allowed[allowed.argmax()]
+        if math.isnan(largest):
+            raise EdgebltError(
+                "the model computes values that are not numbers, too large for its number format; export it for the"
+                " target cpu, or see with `edgeblt validate` which text does it"
+            )
+        if largest == -math.inf:
+            raise EdgebltError(
+                "the model gives every byte a logit of -inf, so there is nothing to choose from; export it for the"
+                " target cpu, or give another checkpoint"
+            )
         return allowed
+
+
+def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """Probabilities up to a factor, the largest being 1."""
+    largest = logits.max()
+    if largest == np.inf:
+        return np.isposinf(logits).astype(np.float64)
+    wide = logits.astype(np.float64)
+    with np.errstate(all="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
+        weights: NDArray[np.float64] = np.exp((wide - np.float64(largest)) / temperature)
+    return weights

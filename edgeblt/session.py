@@ -8,12 +8,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import index
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeblt.arguments import whole_number
 from edgeblt.buffers import Buffers, Homes, PatchBuffers
 from edgeblt.cache import IdHistory, RowHistory
 from edgeblt.config import ModelConfig
@@ -22,6 +22,7 @@ from edgeblt.device_array import Array, zeros
 from edgeblt.errors import EdgebltError
 from edgeblt.patcher import Patcher, Patching
 from edgeblt.stage import MANY, Stage, StageGraph
+from edgeblt.turn import Turn
 from edgeblt.work import StageWork
 
 ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
@@ -41,7 +42,12 @@ class Chunk(NamedTuple):
 
 
 class Session:
-    """One sequence on one model. Sessions are independent of each other; one session is used by one thread."""
+    """One sequence on one model, made by `Model.session`. Sessions are independent of each other.
+
+    A session is used by one thread at a time: EdgebltError is raised where two use it at once, and where it is used
+    while a `run` of it is not at its end. After an error or Ctrl-C it is where it was before; a full memory is an
+    EdgebltError too.
+    """
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Session:
         self._kept_buffers: dict[int, Buffers] = {}
         self._single = self._buffers(1)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
+        self._turn = Turn()
         self._clear()
 
     def _clear(self) -> None:
@@ -88,7 +95,9 @@ class Session:
     @property
     def patch_count(self) -> int:
         """Completed patches: those whose successor is known to start at `position` or before."""
-        self._settle()
+        if self._unsettled is not None:
+            with self._turn:
+                self._settle()
         return self._completed
 
     @property
@@ -96,34 +105,57 @@ class Session:
         return len(self._patch_starts) - 1
 
     def feed(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """Logits after each id, float32 [len(ids), vocab]. A sequence starts with BOS, given by the caller.
+        """Logits after each id, float32 [len(ids), vocab].
 
-        Raises EdgebltError for ids that are not integers of the vocabulary.
+        ids: any number of integers from 0 to vocab - 1; byte b is id b + 4. A sequence starts with id 1, BOS, which
+            the caller gives.
+
+        Raises EdgebltError for ids that are not integers of the vocabulary, and where a stage cannot run.
         """
         array = self._checked(ids)
-        if len(array) == 1:
-            return self._run_chunk(array)[0].logits.copy()
-        logits = np.empty((len(array), self.config.vocab_size), np.float32)
-        start = self.position
-        for chunk in self.run(array):
-            offset = chunk.position - start
-            logits[offset : offset + len(chunk.logits)] = chunk.logits
-        return logits
+        with self._turn:
+            if len(array) == 1:
+                return self._run_chunk(array)[0].logits.copy()
+            logits = np.empty((len(array), self.config.vocab_size), np.float32)
+            self._settle()
+            self._unsettled = start = self._position  # all or nothing
+            for first in range(0, len(array), CHUNK_BYTES):
+                for chunk in self._advance(array[first : first + CHUNK_BYTES]):
+                    offset = chunk.position - start
+                    logits[offset : offset + len(chunk.logits)] = chunk.logits
+            self._unsettled = None
+            return logits
 
     def run(self, ids: ArrayLike) -> Iterator[Chunk]:
-        """Feed ids chunk by chunk, giving each chunk's results as they come."""
+        """Feed ids chunk by chunk, giving each chunk's results as they come; a view, which the next one may overwrite.
+
+        ids: as `feed` takes them.
+
+        Raises EdgebltError as `feed` does, and where the session was used between two chunks.
+        """
         array = self._checked(ids)
+        turns = self._turn.count
         for start in range(0, len(array), CHUNK_BYTES):
-            yield from self._run_chunk(array[start : start + CHUNK_BYTES])
+            with self._turn:
+                turns += 1
+                self._turn.check(turns)
+                chunks = self._run_chunk(array[start : start + CHUNK_BYTES])
+            yield from chunks
 
     def rollback(self, position: int) -> None:
-        """Forget everything after the first `position` ids; instant within `ROLLBACK_BYTES`, else they are fed again.
+        """Forget everything after the first ids; instant for the newest 32, further back they are fed again.
 
-        Raises EdgebltError if `position` is negative or beyond the session's own.
+        position: how many ids to keep, from 0 to the session's own position.
+
+        Raises EdgebltError for another position, and where a stage cannot run.
         """
-        position = index(position)
+        position = whole_number("position", position, None)
         if not 0 <= position <= self.position:
             raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
+        with self._turn:
+            self._roll_back(position)
+
+    def _roll_back(self, position: int) -> None:
         self._settle()
         if position == self._position:
             return
@@ -136,6 +168,10 @@ class Session:
 
     def fork(self) -> "Session":
         """An independent session in the same state."""
+        with self._turn:
+            return self._fork()
+
+    def _fork(self) -> "Session":
         self._settle()
         other = Session(self.config, self._graphs, self._contracts, self._threshold)
         other._position = self._position
@@ -175,33 +211,50 @@ class Session:
         self._position = position
 
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """The patcher's logits [vocab] for the id after `ids`, which may be fed next; the session stays where it is.
+        """The patcher's logits [vocab] for the id after `ids`; the session stays where it is.
 
         Nothing is read twice: not when `ids` grow from call to call, nor when they are fed. All 0 where the patching
-        rule reads no text. Raises EdgebltError as `feed`, and for none or more than `ROLLBACK_BYTES` of them.
+        rule reads no text.
+
+        ids: 1 to 32 that may be fed next.
+
+        Raises EdgebltError as `feed` does, and for none or more ids.
         """
         array = self._checked(ids)
         if not 0 < len(array) <= ROLLBACK_BYTES:
             raise EdgebltError(f"{len(array)} ids cannot be read ahead; give 1 to {ROLLBACK_BYTES}")
-        self._settle()
-        self._unsettled = self._position
-        logits = self._patcher.read_ahead(self._position, array)
-        self._unsettled = None
-        return logits.copy()
+        with self._turn:
+            self._settle()
+            self._unsettled = self._position
+            logits = self._patcher.read_ahead(self._position, array).copy()
+            self._unsettled = None
+            return logits
 
     @contextmanager
     def within_patch(self) -> Iterator[Callable[[int], NDArray[np.float32]]]:
         """A function that feeds one id after the other to encoder and decoder alone, as if no patch ended.
 
-        It gives logits [vocab] and takes at most `ROLLBACK_BYTES` ids; afterwards the session is where it was, and
-        meanwhile it must not be used otherwise.
+        It gives logits [vocab] and takes at most 32 ids; afterwards the session is where it was, and meanwhile it
+        cannot be used otherwise.
         """
-        self._settle()
-        self._unsettled = self._position
-        ahead = 0
+        with self._turn:
+            self._settle()
+            self._unsettled = self._position
+            turns = self._turn.count
+            yield self._single_feed()
+            self._turn.check(turns)
+            for name in ("encoder", "decoder"):
+                cache = self._stages[name].cache
+                assert cache is not None
+                cache.rewind(self._position)
+            self._unsettled = None
+
+    def _single_feed(self) -> Callable[[int], NDArray[np.float32]]:
+        ahead, turns = 0, self._turn.count
 
         def feed(id: int) -> NDArray[np.float32]:
             nonlocal ahead
+            self._turn.check(turns)
             self._ids.store(self._position + ahead, np.array([id]))
             self._single.windows[:] = self._ids.windows(self._position + ahead, 1)
             piece = _Piece(self._position, self._completed, self._single, _NO_PATCHING, self._single.patches(0))
@@ -210,12 +263,16 @@ class Session:
             logits: NDArray[np.float32] = self._decode(piece, piece.patches.latents)[0].copy()
             return logits
 
-        yield feed
-        for name in ("encoder", "decoder"):
-            cache = self._stages[name].cache
-            assert cache is not None
-            cache.rewind(self._position)
-        self._unsettled = None
+        return feed
+
+    def __repr__(self) -> str:
+        return f"<edgeblt.Session at position {self.position}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise EdgebltError(
+            "a Session cannot be pickled or copied; use fork() in this process, or pickle the Model and session.ids"
+            " and feed them again"
+        )
 
     @property
     def work(self) -> dict[StageName, StageWork]:

@@ -12,18 +12,24 @@ what it has learned so from one text to the next.
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.arguments import shown
 from edgeblt.costs import Costs, Trials
 from edgeblt.drafting import DRAFTERS, Drafter, first_rates
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import EOS
+from edgeblt.ids import OFFSET
 from edgeblt.sampling import Sampler
 from edgeblt.session import Session
 
-NONE, AUTO, NGRAM, PATCHER, DECODER = "none", "auto", "ngram", "patcher", "decoder"
+NONE: Final = "none"
+AUTO: Final = "auto"
+NGRAM: Final = "ngram"
+PATCHER: Final = "patcher"
+DECODER: Final = "decoder"
 DRAFTS = (NONE, *DRAFTERS, AUTO)
 _STANDS_FOR: dict[str, tuple[str, ...]] = {NONE: (), AUTO: tuple(DRAFTERS)}
 
@@ -52,10 +58,10 @@ class Experience:
         self.trials = Trials([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
-def check_draft(draft: str) -> None:
+def check_draft(draft: object) -> None:
     """Raises EdgebltError for what is not one of DRAFTS."""
-    if draft not in DRAFTS:
-        raise EdgebltError(f"draft is {draft!r:.40}; use one of {', '.join(DRAFTS)}")
+    if not isinstance(draft, str) or draft not in DRAFTS:
+        raise EdgebltError(f"draft is {shown(draft)}; use one of {', '.join(DRAFTS)}")
 
 
 def generate_ids(
@@ -66,17 +72,18 @@ def generate_ids(
     most: int,
     counts: DraftCounts | None = None,
 ) -> Iterator[int]:
-    """Ids that follow the text the session has been fed, `logits` [vocab] being its last: at most `most`, up to EOS.
+    """Ids that follow the text the session has been fed, `logits` [vocab] being its last: at most `most`.
 
-    The last one has not been fed. `experience` says how to draft.
+    They end with one of the sampler's `ends`, if it comes. The last one has not been fed. `experience` says how to
+    draft. Raises EdgebltError where the model fails (`Sampler.choose`).
     """
-    left, pending = most, EOS
+    left, pending = most, 0
     chosen = [sampler.choose(logits)]
     speculation = _Speculation(session, sampler, experience, counts or DraftCounts()) if most > 1 else None
     while True:
         for pending in chosen[:left]:
             yield pending
-            if pending == EOS:
+            if pending in sampler.ends:
                 return
         left -= len(chosen)
         if left <= 0 or speculation is None:
@@ -145,10 +152,13 @@ class _Speculation:
         chosen: list[int] = []
         for row, guess in zip(rows, [*drafted, None], strict=True):
             chosen.append(self._sampler.choose(row))
-            if chosen[-1] != guess or guess == EOS:
+            if chosen[-1] != guess or guess in self._sampler.ends:
                 break
         return chosen
 
     def _pick(self, logits: NDArray[np.float32], ahead: int) -> tuple[int, float]:
-        guess = self._sampler.foresee(logits, ahead)
+        try:
+            guess = self._sampler.foresee(logits, ahead)
+        except EdgebltError:  # a drafter's own logits fail: nothing is lost but the guess
+            return OFFSET, 0.0
         return guess, self._sampler.likelihood(logits, guess)

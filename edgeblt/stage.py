@@ -13,6 +13,8 @@ from edgeblt.cache import KeyValueCache
 from edgeblt.contract import StageContract
 from edgeblt.cuda import explained
 from edgeblt.device_array import Array, DeviceArray, DeviceMemory
+from edgeblt.errors import EdgebltError
+from edgeblt.run_errors import run_error
 from edgeblt.work import StageWork
 
 MANY = 33  # positions from which on work is worth all cores, and its buffers are not kept
@@ -64,22 +66,34 @@ class Stage:
     ) -> None:
         """Run on these arrays, contiguous and of the contract's types, writing into `outputs`.
 
+        Raises EdgebltError where onnxruntime cannot, for want of memory or by what is in the graph or its weights.
+
         Binding an array takes longer than a small node computes. Calls on as many `positions` that complete as many
         `patches` share a binding, in which only arrays that are other objects than in its last call are bound again;
         so do all calls on MANY positions or more.
         """
+        started = time.perf_counter()
+        try:
+            self._binding(positions, patches).run(inputs, outputs)
+        except EdgebltError:
+            raise
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            sentence = explained(error) if self.memory else None
+            raise sentence or run_error(error, self.name) from None
+        self.work.add(positions, patches, time.perf_counter() - started)
+
+    def _binding(self, positions: int, patches: int) -> "_Binding":
         key = (positions, patches) if positions < MANY else _OF_MANY
         binding = self._bindings.get(key)
         if binding is None:
             graph = self._graph.few if positions < MANY else self._graph.many
-            binding = self._bindings[key] = _Binding(graph, self._graph.read_there)
+            binding = _Binding(graph, self._graph.read_there)
             if self.cache:
                 if self._cache_values is None:
                     self._cache_values = _CacheValues(self.cache)
                 self._cache_values.bind(binding)
-        started = time.perf_counter()
-        binding.run(inputs, outputs)
-        self.work.add(positions, patches, time.perf_counter() - started)
+            self._bindings[key] = binding
+        return binding
 
     def clear(self) -> None:
         """Back to an empty sequence."""
@@ -136,13 +150,7 @@ class _Binding:
 
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._bind(inputs, outputs)
-        if not self._read_there:
-            self._graph.run_with_iobinding(self._binding)
-            return
-        try:
-            self._graph.run_with_iobinding(self._binding)
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise explained(error) or error from None
+        self._graph.run_with_iobinding(self._binding)
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         for name, array in inputs.items():

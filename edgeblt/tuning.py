@@ -15,7 +15,7 @@ from edgeblt.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.model import Model, Scores, load
+from edgeblt.model import Model, Scores, open_model
 from edgeblt.progress import progress
 from edgeblt.reference import Text
 from edgeblt.samples import held_out_text
@@ -82,7 +82,7 @@ def tune(
     """
     texts = texts or (Text("prose", held_out_text("prose")),)
     _check(max_bpb_increase, texts)
-    model = load(bundle, provider, threads)
+    model = open_model(bundle, provider, threads)
     patching = model.config.patching
     if not patching.rule.needs_entropies:
         raise EdgebltError(f"{model.bundle.path} starts patches without entropies; there is no threshold to tune")

@@ -122,10 +122,14 @@ def _figure(value: float) -> str:
 def validate(
     models: Sequence[Model], rows: Rows, record: Callable[[TextRow], None] | None = None
 ) -> tuple[Report, ...]:
-    """Compare each model with the reference, which is asked once for all of them.
+    """Compare each model with a reference, which is asked once for all of them.
 
-    `record` is called with every row, once it is compared. Raises EdgebltError if the reference's vocabulary is not
-    that of a model, and what `rows` raises.
+    models: open bundles.
+    rows: texts with what the reference makes of them: `edgeblt.reference_file.ReferenceFile(path)`, recorded by
+        `edgeblt validate --save-reference-logits`, or `edgeblt.reference.ComputedRows(reference, texts)`.
+    record: called with every row, once it is compared; default None.
+
+    Raises EdgebltError if the reference's vocabulary is not that of a model, and what `rows` raises.
     """
     sums = [dict.fromkeys(rows.sizes, _Sums()) for _ in models]
     passages: list[Passage] = []

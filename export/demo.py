@@ -14,6 +14,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, cut_into_patches, load
+from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.reference import ComputedRows
@@ -50,10 +51,11 @@ def run_demo(bundle: str | Path, recipe: str | Path = "fp32") -> Demo:
 
 
 def _export(bundle: str | Path, recipe: str | Path) -> Bundle:
+    name = Name(recipe) if isinstance(recipe, str) else recipe
     if not load_recipe(recipe).needs_calibration:
-        return export_bundle(DEMO_CHECKPOINT, bundle, recipe, replace=True)
+        return export_bundle(DEMO_CHECKPOINT, bundle, name, replace=True)
     with tempfile.TemporaryDirectory() as folder:
-        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "compressed", recipe)
+        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "compressed", name)
         return export_bundle(compressed, bundle, replace=True)
 
 

@@ -30,6 +30,7 @@ from edgeblt.export.patcher import patcher_graph
 from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import WeightSource
 from edgeblt.files import whole_directory
+from edgeblt.names import Name, RecipeName
 from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.printing import printable
 from edgeblt.progress import BYTES, Advance, progress
@@ -45,23 +46,29 @@ _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 def export_bundle(
     checkpoint: str | Path,
     bundle: str | Path,
-    recipe: str | Path | None = None,
+    recipe: RecipeName | Name | Path | None = None,
     target: str = "cpu",
     replace: bool = False,
     patcher: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
     strict: bool = False,
 ) -> Bundle:
-    """Write `checkpoint` as a bundle directory; it appears when it is complete.
+    """Write a checkpoint as a bundle directory; it appears when it is complete.
 
-    `recipe`: a recipe's name or file; None is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own
-    formats. `target`: cpu, cuda, or for some stages such as `global=cuda`, the others cpu; stages for cuda compute in
-    float16, and store in float16 what the recipe leaves in floating point. `patcher`, `strict`: see
-    `open_checkpoint`, whose notes are warnings here.
-    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same export
-    completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a
-    recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists
-    and `replace` is false; what is no bundle is never replaced.
+    checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
+    bundle: the directory to write.
+    recipe: how to store the weights: the name of one that needs no text, such as int8, or the path of a TOML file.
+        None, the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats.
+    target: what the graphs run on: cpu, the default, cuda, or some stages' own such as `global=cuda`, the others cpu.
+        Stages for cuda compute in float16, and store in float16 what the recipe leaves in floating point.
+    replace: True replaces a bundle that is there; what is no bundle is never replaced. Default False.
+    patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
+    memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
+    strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
+
+    What a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
+    exported, an unknown recipe or target, a recipe that needs a text or would quantize again, a limit below what the
+    largest matrix needs, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
     targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))

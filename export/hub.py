@@ -25,7 +25,7 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"(?!.*--)(?!.*\.\.)(?!.*\.git$){_NAME}/{_NAME}")
 _REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s~^:?*\[\\]+")
 
-_SETTINGS = {"config.json", "params.json", "train_args.json"}
+_SETTINGS = {"config.json", "generation_config.json", "params.json", "train_args.json"}
 _SINGLE, _INDEX, _ENTROPY = "model.safetensors", "model.safetensors.index.json", "consolidated.pth"
 _PATCHER = {f"entropy_model/{name}" for name in ("params.json", _ENTROPY)}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -31,6 +31,8 @@ def inspect_checkpoint(
     description = {
         "patching": checkpoint.config.patching.describe(),
         "windows": _windows(checkpoint.config),
+        "a text ends with": checkpoint.config.generation.describe_ends(),
+        "sampling": checkpoint.config.generation.describe_sampling(),
         "cross-attention": f"{checkpoint.config.cross_attention_k} vectors a patch",
         "unused tensors": ", ".join(checkpoint.unused_names()) or "none",
     }

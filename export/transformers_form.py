@@ -3,12 +3,13 @@
 Source of the names: transformers `models/blt/modeling_blt.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
 from edgeblt.export.config_section import shown
+from edgeblt.export.generation_config import read_generation
 from edgeblt.export.safetensors_files import StoredTensor
 from edgeblt.export.stored_weights import FloatingWeight, StoredWeight, bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.transformers_config import TransformersConfig, parse_config
@@ -109,8 +110,9 @@ def open_transformers_form(directory: Path, strict: bool = False) -> Transformer
     document = read_json(inside(directory, CONFIG))
     bitsandbytes = _take_quantization(document, directory / CONFIG)
     config = parse_config(document, str(directory / CONFIG), strict)
+    model = replace(config.model, generation=read_generation(directory, document, config.model.vocab_size))
     listing, stored = read_safetensors(directory)
-    return TransformersForm(listing, config, stored, bitsandbytes)
+    return TransformersForm(listing, replace(config, model=model), stored, bitsandbytes)
 
 
 def _take_quantization(document: object, where: Path) -> bool:

@@ -16,6 +16,7 @@ from edgeblt.export.safetensors_files import layout
 from edgeblt.export.weight_file import Arrays, Journal, WeightFile
 from edgeblt.export.weights import Encoded, row_blocks
 from edgeblt.files import whole_directory
+from edgeblt.names import Name, RecipeName
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.activations import Scratch
 from edgeblt.quant.calibration import PrunedLayer, calibrate, read_calibration
@@ -34,22 +35,29 @@ _MADE_BY = ("edgeblt", "torch", "numpy")
 def quantize_checkpoint(
     checkpoint: str | Path,
     out: str | Path,
-    recipe: str | Path = "int4",
+    recipe: RecipeName | Name | Path = "int4",
     calibration: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
     table_hits: float | None = None,
     patcher: str | Path | None = None,
     strict: bool = False,
 ) -> Path:
-    """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
+    """Write a checkpoint, compressed, as a directory; it appears when it is complete.
 
-    `calibration` is a text file for the recipes that need one; None takes the one that comes with the package.
-    `table_hits` is the recipe's field of that name, where it is given; `patcher`, `strict`: see `open_checkpoint`,
-    whose notes are warnings here.
-    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
-    conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
-    unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
-    there already or not writable.
+    checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
+    out: the directory to write; it must not exist yet.
+    recipe: the name of one that comes with the package, int4 by default, or the path of a TOML file.
+    calibration: a text file like those the model will see, for recipes that need one; None, the default, is the text
+        that comes with the package.
+    memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
+    table_hits: keep only the rows of the hash tables that carry this share of the text's lookups, above 0 and at most
+        1; None, the default, is what the recipe says.
+    patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
+    strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
+
+    What a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened
+    or is quantized already, an unknown recipe, a calibration text that is missing or too short, a limit below what the
+    largest matrix needs, `out` there already or not writable.
     """
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
     source.warn()

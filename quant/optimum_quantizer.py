@@ -11,6 +11,7 @@ except ImportError:
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.names import Name, RecipeName
 from edgeblt.quant.compress import quantize_checkpoint
 
 
@@ -47,7 +48,7 @@ class BltQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum ships no 
         save_dir: str | Path,
         file_prefix: str | None = None,
         *,
-        recipe: str | Path = "int4",
+        recipe: RecipeName | Name | Path = "int4",
         calibration: str | Path | None = None,
     ) -> Path:
         """Write the quantized checkpoint as the directory `save_dir` and return its path.

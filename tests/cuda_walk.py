@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeblt import cache, native
 from edgeblt.contract import STAGES
-from edgeblt.model import load, log_softmax
+from edgeblt.model import log_softmax, open_model
 from edgeblt.placed_nodes import placed_nodes
 
 LENGTH = 400
@@ -22,7 +22,7 @@ SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # what may be left to the CPU: 
 def walk(bundle: str, provider: str) -> None:
     """Opens a bundle, wanders over a text, and prints what ran where."""
     cache.DEVICE_SLACK = 40  # so that caches move their content
-    model = load(bundle, provider)
+    model = open_model(bundle, provider)
     rng = random.Random(0)
     ids = [1] + [rng.randrange(4, 260) for _ in range(LENGTH - 1)]
     session = model.session()
@@ -60,7 +60,7 @@ def patch(bundle: str, library: str) -> None:
     """Opens a bundle with this library of kernels for CUDA, and prints what its EntropyPatch makes of its logits."""
     found = native.NativeStatus(Path(library), "emulated", None)
     native.cuda_status = lambda: found  # type: ignore[assignment]
-    model = load(bundle, "cuda")
+    model = open_model(bundle, "cuda")
     nodes = [part for part in placed_nodes(model) if part.stage == "patcher"]
     rows = []
     session = model.session()

@@ -29,6 +29,7 @@ from edgeblt.export.safetensors_files import layout
 from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import Encoded
 from edgeblt.model import load as load_bundle
+from edgeblt.names import Name
 from edgeblt.quant.calibration import TEXT_BYTES, calibration_texts
 from edgeblt.quant.codebooks import CodebookQuantized
 from edgeblt.quant.compress import quantize_checkpoint
@@ -482,7 +483,7 @@ def test_the_shortest_calibration_text(workshop: Workshop, tmp_path: Path) -> No
 
 
 def test_unknown_recipes_and_checkpoints(workshop: Workshop, shelf: Path) -> None:
-    refuse(lambda: quantize_checkpoint(workshop.original(5), shelf / "out", "int5"), "there is no recipe 'int5'")
+    refuse(lambda: quantize_checkpoint(workshop.original(5), shelf / "out", Name("int5")), "there is no recipe 'int5'")
     refuse(lambda: quantize_checkpoint(shelf / "none", shelf / "out", "int8"), "does not exist")
 
 

@@ -22,7 +22,7 @@ from edgeblt.contract import STAGES
 from edgeblt.device_array import DeviceArray
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.model import Model, load
+from edgeblt.model import Model, load, open_model
 from edgeblt.session import ROLLBACK_BYTES, Session
 from host_memory import HostMemory
 
@@ -237,7 +237,7 @@ def test_a_stage_runs_where_it_was_exported_for(exported: Callable[[int], Export
     for provider in ("cuda", "global=cuda"):
         stage = "patcher" if provider == "cuda" else "global"
         with pytest.raises(EdgebltError) as raised:
-            load(bundle, provider)
+            open_model(bundle, provider)
         assert str(raised.value) == (
             f"the stage {stage} of {bundle} was exported for the cpu, not for cuda; export the checkpoint again with"
             " --target cuda"
@@ -256,7 +256,7 @@ def test_where_it_runs_by_default(for_cuda: Callable[[int], Path], monkeypatch: 
     with pytest.raises(EdgebltError, match="there is no CUDA here"):
         load(for_cuda(10))
     with pytest.raises(EdgebltError, match="there is no CUDA here"):
-        load(for_cuda(10), "patcher=cpu")
+        open_model(for_cuda(10), "patcher=cpu")
     assert seen and load(for_cuda(10), "cpu").provider_name == "cpu"
 
 

@@ -20,7 +20,7 @@ from edgeblt.benchmark import Setting, bench, bench_model
 from edgeblt.errors import EdgebltError
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOE, BOS, BPE_DELIMITER, EOS, OFFSET, VOCAB_SIZE, encode
-from edgeblt.model import load
+from edgeblt.model import load, open_model
 from edgeblt.samples import held_out_text
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import CHUNK_BYTES, Session
@@ -308,7 +308,7 @@ def test_load_takes_text_paths_and_threads(tiny: Exported, tmp_path: Path) -> No
     with pytest.raises(EdgebltError, match="threads is 0; it must be at least 1"):
         load(tiny.bundle, threads=0)
     with pytest.raises(EdgebltError, match="provider 'tpu' is unknown"):
-        load(tiny.bundle, provider="tpu")
+        open_model(tiny.bundle, provider="tpu")
     with pytest.raises(EdgebltError, match="is not a bundle directory"):
         load(tmp_path / "nothing")
 

@@ -24,7 +24,7 @@ from edgeblt.device_array import DeviceArray
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
-from edgeblt.model import Model, load
+from edgeblt.model import Model, load, open_model
 from edgeblt.placed_nodes import placed_nodes
 from edgeblt.quant.recipe import _PACKAGED, packaged_recipes
 from edgeblt.session import ROLLBACK_BYTES, Session
@@ -170,7 +170,7 @@ def test_only_shapes_run_on_the_cpu(tiny: Callable[[int], Tiny], seed: int) -> N
 )
 def test_stages_on_both(tiny: Callable[[int], Tiny], placement: str) -> None:
     one = tiny(WINDOWS)
-    model = load(one.bundle, placement)
+    model = open_model(one.bundle, placement)
     assert {stage for stage, place in model.placement.items() if place == "cpu"} == {
         part.partition("=")[0] for part in placement.split(",")
     }
@@ -204,7 +204,7 @@ def test_formats(tiny: Callable[[int], Tiny], recipe: str, tmp_path: Path) -> No
     }
     threshold = decided_threshold(load(bundles["cpu"]), one.text.ids)
     exact, on_host, on_gpu = (
-        load(bundles[target], provider, threshold=threshold).session()
+        open_model(bundles[target], provider, threshold=threshold).session()
         for target, provider in (("cpu", "cpu"), ("cuda", "cpu"), ("cuda", "cuda"))
     )
     expected = exact.feed(one.text.ids)

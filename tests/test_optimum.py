@@ -17,6 +17,7 @@ from edgeblt import cli
 from edgeblt.bundle import open_bundle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.optimum_cli import register_edgeblt
 from edgeblt.quant.optimum_quantizer import BltQuantizer
@@ -123,10 +124,12 @@ def test_the_quantizer_writes_what_quantize_checkpoint_does(
     checkpoint: Path, recipe: Path, as_text: bool, tmp_path: Path
 ) -> None:
     quantizer = BltQuantizer.from_pretrained(str(checkpoint) if as_text else checkpoint)
-    recipes: tuple[str | Path, ...] = (recipe, "fp32")
+    recipes: tuple[Name | Path, ...] = (recipe, Name("fp32"))
     results = []
     for number, chosen in enumerate(recipes):  # one after the other, from the same weights
-        saved = quantizer.quantize(save_dir=tmp_path / f"saved{number}", recipe=str(chosen) if as_text else chosen)
+        saved = quantizer.quantize(
+            save_dir=tmp_path / f"saved{number}", recipe=Name(str(chosen)) if as_text else chosen
+        )
         assert saved == tmp_path / f"saved{number}"
         results.append(files(saved))
         assert results[-1] == files(quantize_checkpoint(checkpoint, tmp_path / f"expected{number}", chosen))
@@ -163,7 +166,7 @@ def test_the_quantizer_refuses_what_it_cannot_write(checkpoint: Path, tmp_path: 
     with pytest.raises(EdgebltError, match="exists already"):
         quantizer.quantize(tmp_path, recipe="fp32")
     with pytest.raises(EdgebltError, match="no recipe 'int3'"):
-        quantizer.quantize(tmp_path / "out", recipe="int3")
+        quantizer.quantize(tmp_path / "out", recipe=Name("int3"))
     assert not list(tmp_path.iterdir())
 
 

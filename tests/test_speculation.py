@@ -21,6 +21,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, EOS, OFFSET, encode
 from edgeblt.model import Model, load
+from edgeblt.names import Name
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_texts
 from edgeblt.sampling import Sampler, Sampling
 from edgeblt.session import ROLLBACK_BYTES, Session
@@ -209,7 +210,7 @@ def test_no_more_than_asked_for(most: int, tiny: Callable[[int], Model]) -> None
 
 def test_unknown_drafts_are_refused(tiny: Callable[[int], Model]) -> None:
     with pytest.raises(EdgebltError, match="draft is 'oracle'; use one of none, patcher, decoder, ngram, auto"):
-        tiny(10).generate("x", draft="oracle")
+        tiny(10).generate("x", draft=Name("oracle"))
 
 
 def pick(logits: object, ahead: int) -> tuple[int, float]:

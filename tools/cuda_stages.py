@@ -32,7 +32,8 @@ from edgeblt.bundle import MANIFEST
 from edgeblt.cores import usable_cores
 from edgeblt.device import device_name
 from edgeblt.ids import BOS, encode
-from edgeblt.model import load
+from edgeblt.model import open_model
+from edgeblt.names import Name
 from edgeblt.parsing import parse_dataclass
 from edgeblt.placed_nodes import placed_nodes
 from edgeblt.reference import Text
@@ -116,12 +117,12 @@ def export_recipe(work: Work, recipe: str) -> Iterator[Record]:
 
     compressed = Path(work.checkpoints or work.directory) / (recipe if work.checkpoints else f"{recipe}-checkpoint")
     if load_recipe(recipe).needs_calibration and not compressed.is_dir():
-        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(work.directory) / f"{recipe}-checkpoint", recipe)
+        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(work.directory) / f"{recipe}-checkpoint", Name(recipe))
     for name, target in bundles_of(recipe):
         if compressed.is_dir() and name == recipe:
             export_bundle(compressed, work.bundle(name, target), target=target)
         else:
-            export_bundle(DEMO_CHECKPOINT, work.bundle(name, target), name, target)
+            export_bundle(DEMO_CHECKPOINT, work.bundle(name, target), Name(name), target)
     yield from ()
 
 
@@ -146,7 +147,7 @@ def check_recipe(work: Work, recipe: str) -> Iterator[Record]:
     (cpu_recipe, _), _ = bundles_of(recipe)
     on_cpu, on_cuda = work.bundle(cpu_recipe, "cpu"), work.bundle(recipe, "cuda")
     yield from attempt(
-        f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, placed_nodes(load(on_cuda, "cuda")))])
+        f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, placed_nodes(open_model(on_cuda, "cuda")))])
     )
     for bundle, target, provider in ((on_cuda, "cuda", "cuda"), (on_cpu, "cpu", "cpu"), (on_cuda, "cuda", "cpu")):
         compare = functools.partial(_accuracy, work, bundle, recipe, target, provider)
@@ -158,7 +159,7 @@ def check_recipe(work: Work, recipe: str) -> Iterator[Record]:
 
 
 def _accuracy(work: Work, bundle: Path, recipe: str, target: str, provider: str) -> Iterator[Record]:
-    (report,) = validate([load(bundle, provider)], ReferenceFile(work.reference))
+    (report,) = validate([open_model(bundle, provider)], ReferenceFile(work.reference))
     yield Accuracy(recipe, target, report)
 
 
@@ -220,7 +221,7 @@ def _add_bundles(work: Work, runs: Runs, context: NDArray[np.int64], long_text: 
             continue
         name = f"{recipe} on {target}"
         try:
-            model = load(work.bundle(recipe, target), target)
+            model = open_model(work.bundle(recipe, target), target)
         except Exception as error:  # the others are timed without it
             yield Failure(f"{name}: speed", reason_of(error))
             continue

@@ -1,0 +1,68 @@
+"""Arguments of public functions, checked where they come in: a sentence that names the argument, never a traceback."""
+
+import math
+import numbers
+import os
+from operator import index
+from pathlib import Path
+
+from edgeblt.errors import EdgebltError
+
+_SHOWN = 60  # characters
+
+
+def whole_number(name: str, value: object, least: int | None = 0) -> int:
+    """`value` as an int, of any integer type but bool. Raises EdgebltError for others, and for one below `least`."""
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise EdgebltError(f"{name} is {shown(value)}; it must be a whole number")
+    if least is not None and number < least:
+        rest = f"be at least {least}" if least else "not be negative"
+        raise EdgebltError(f"{name} is {shown(value)}; it must {rest}")
+    return number
+
+
+def real_number(name: str, value: object, rest: str) -> float:
+    """`value` as a finite float, of any real type but bool. Raises EdgebltError, `rest` saying what it must be."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise EdgebltError(f"{name} is {shown(value)}; {rest}")
+
+
+def as_bytes(name: str, value: object) -> bytes:
+    """Bytes as they are, and text in UTF-8. Raises EdgebltError for others, and for text with lone surrogates."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise EdgebltError(f"{name} is {shown(value)}; it must be bytes or str")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise EdgebltError(f"{name} is {shown(value)}, which has no UTF-8 form; give bytes") from None
+
+
+def as_path(name: str, value: object) -> Path:
+    """Raises EdgebltError for what is neither str nor a path."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str):
+        raise EdgebltError(f"{name} is {shown(value)}; it must be a str or a Path")
+    return Path(path)
+
+
+def shown(value: object) -> str:
+    """A short form of any value, on one line."""
+    try:
+        text = ascii(value)
+    except Exception:  # an int of thousands of digits, or an object whose own repr fails
+        return f"a value of type {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

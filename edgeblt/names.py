@@ -1,0 +1,14 @@
+"""The names that functions take, as types: a type checker refuses a misspelt one.
+
+A name that is known only when the program runs, or one put together such as `patcher=cpu,global=cuda`, is passed as
+`Name(text)`, which changes nothing at run time; it is checked there as every name is.
+"""
+
+from typing import Literal, NewType
+
+Name = NewType("Name", str)
+"""A `str` that stands for a name of any kind, for type checkers."""
+
+DraftName = Literal["none", "patcher", "decoder", "ngram", "auto"]
+ProviderName = Literal["cpu", "cuda"]
+RecipeName = Literal["fp32", "fp16", "int8", "int4", "int4-small", "sparse-int8", "sparse-int4", "nf4"]

@@ -1,0 +1,43 @@
+"""What goes wrong while a graph is opened or runs, in one sentence: onnxruntime raises a dozen unrelated types."""
+
+from types import TracebackType
+
+from edgeblt.errors import EdgebltError
+
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
+_LONGEST = 300
+
+
+def no_memory(error: BaseException, what: str) -> EdgebltError | None:
+    """The sentence for an error that means the memory is full, while `what` was done; None for other errors."""
+    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        return None
+    return EdgebltError(
+        f"there is not enough memory {what}; end other processes or raise this one's limit, or use a shorter text or a"
+        " bundle with smaller weights"
+    )
+
+
+def run_error(error: Exception, stage: str) -> EdgebltError:
+    """The sentence for what onnxruntime raised when it ran a stage's graph."""
+    reason = " ".join(str(error).split())[:_LONGEST]
+    return no_memory(error, f"to run the stage {stage}") or EdgebltError(
+        f"onnxruntime cannot run the stage {stage} ({reason}); see with --verify whether the bundle is damaged, or"
+        " export it again"
+    )
+
+
+class EnoughMemory:
+    """A context in which a MemoryError becomes a sentence about `what`, as does an error that hands one on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, MemoryError | EdgebltError) and (sentence := no_memory(error, self._what)):
+            raise sentence from None
