@@ -456,7 +456,10 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     draft: Annotated[
-        str, typer.Option(help=f"How to guess bytes ahead, which on the CPU changes only the time: {DRAFTS}.")
+        str,
+        typer.Option(
+            help=f"How to guess bytes ahead: {DRAFTS}. On the CPU it changes only the time; auto guesses nowhere else."
+        ),
     ] = "auto",
     provider: Provider = None,
     threads: Threads = None,
