@@ -457,9 +457,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     draft: Annotated[
         str,
-        typer.Option(
-            help=f"How to guess bytes ahead: {DRAFTS}. On the CPU it changes only the time; auto guesses nowhere else."
-        ),
+        typer.Option(help=f"How to guess bytes ahead: {DRAFTS}; auto only where it changes nothing but time."),
     ] = "auto",
     provider: Provider = None,
     threads: Threads = None,

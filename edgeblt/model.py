@@ -164,8 +164,8 @@ class Model:
     ) -> bytes:
         """The bytes that follow `prompt`, until the model ends the text or `max_new_bytes` are there.
 
-        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes the time it takes only; where
-        `is_exact` is false, as on a GPU, kinds other than `auto` may also turn a near tie (docs/cuda.md).
+        `draft`, none or a way to guess bytes ahead (`edgeblt.speculation.DRAFTS`), changes only the time it takes. With
+        `is_exact` false, as on a GPU, kinds other than `auto` may also turn a near tie (docs/cuda.md).
         Raises EdgebltError for settings out of range.
         """
         return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
