@@ -9,13 +9,14 @@ CHECKED := edgeblt $(wildcard tests tools benchmarks)
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow cuda native-tests fuzz-native venv clean
+.PHONY: help demo test levels lint bench slow cuda native-tests fuzz-native venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
 	@echo "make test   lint, types, tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  compare with transformers"
+	@echo "make levels what must be exact, once without the native library and once at each of its levels here"
 	@echo "make slow   the slow tests and those that install packages"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
@@ -27,11 +28,19 @@ demo: $(READY)
 	$(BIN)/edgeblt demo
 
 # Two test processes, one thread each; the tests must not reach for models over the network.
-test slow: export OMP_NUM_THREADS ?= 1
-test slow: export HF_HUB_OFFLINE = 1
+test slow levels: export OMP_NUM_THREADS ?= 1
+test slow levels: export HF_HUB_OFFLINE = 1
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Tests that compare results with another computation, or with themselves in other company.
+EXACT := $(addprefix tests/test_,exactness.py session.py portable.py bitsandbytes.py speculation.py compress.py)
+
+levels: $(READY)
+	@set -e; for level in 0 $$($(BIN)/python -c 'from edgeblt import native; print(*native.status().levels)'); do \
+		echo "EDGEBLT_NATIVE=$$level"; EDGEBLT_NATIVE=$$level $(BIN)/python -m pytest -n 2 -q $(EXACT); \
+	done
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or network"

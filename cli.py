@@ -501,7 +501,8 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
     draft: Annotated[
-        str, typer.Option(help=f"How to guess bytes ahead, which on the CPU changes only the time: {DRAFTS}.")
+        str,
+        typer.Option(help=f"How to guess bytes ahead: {DRAFTS}; auto only where it changes nothing but time."),
     ] = "auto",
     provider: Provider = None,
     threads: Threads = None,

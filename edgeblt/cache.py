@@ -1,5 +1,6 @@
 """What a session remembers: key-value caches that forget what no window can see, and rows kept for rolling back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,28 @@ from numpy.typing import DTypeLike, NDArray
 from edgeblt.contract import CacheSpec
 from edgeblt.device_array import Array, DeviceMemory, empty, zeros
 
-SLACK = 32  # slots a windowed cache may fill beyond what it must keep, before it moves its content to the front
-DEVICE_SLACK = 1024  # the same on a GPU, where a move takes long, and its attention passes over what no window sees
+PIECE_BYTES = 128  # positions between two moves of a windowed cache's content; no run of a graph goes beyond one
+DEVICE_SLACK = 1024  # on a GPU: slots filled beyond what must be kept, before a move, which takes long there
 _INITIAL_CAPACITY = 128
+_SPARE = 1  # slots behind the filled ones that a graph may write to: portable bodies attend with one row more
+
+
+def pieces(position: int, count: int) -> Iterator[slice]:
+    """Cuts `count` ids from `position` on where a multiple of `PIECE_BYTES` lies between them."""
+    start = 0
+    while start < count:
+        end = min(start + PIECE_BYTES - (position + start) % PIECE_BYTES, count)
+        yield slice(start, end)
+        start = end
 
 
 class KeyValueCache:
     """Buffers [1, kv heads, capacity, head_dim] of one stage, a key and a value one per layer.
 
-    Slot i holds position `first + i`. A windowed cache keeps `window - 1` positions plus those to roll back over, so
-    its size is bounded; one without a window doubles as it fills.
+    Slot i holds position `first + i`. One without a window doubles as it fills. A windowed one is bounded: it moves its
+    content to the front where the text passes a multiple of `PIECE_BYTES`, and back where it is rolled back over one.
+    So the slots of what a position sees follow from the position alone, however the text came: ONNX Runtime adds up
+    by slots, and another order would be another sum. On a GPU moves are rare, and follow from how the text was fed.
     """
 
     def __init__(self, spec: CacheSpec, rollback: int, memory: DeviceMemory | None = None) -> None:
@@ -28,7 +41,7 @@ class KeyValueCache:
         self.first = 0
         self.length = 0
         self._rollback = rollback
-        self._slack = SLACK if memory is None else DEVICE_SLACK
+        self._forgotten: list[Array] = []  # on the host: of every buffer what the last move left out
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
@@ -40,45 +53,84 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self.buffers)
+        return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
 
     def reserve(self, count: int) -> bool:
         """Make room for `count` more positions; True if the buffers were replaced by larger ones."""
-        if self.spec.window is not None:
-            # The new positions themselves are the nearest to roll back over.
-            keep = self.spec.window - 1 + max(self._rollback - count, 0)
-            if self.length > keep and self.length + count > keep + max(count, self._slack):
-                self._drop(self.length - keep)
-        needed = self.length + count
+        keep = self._kept(count)
+        if self.length > keep:
+            self._drop(self.length - keep)
+        needed = self.length + count + _SPARE
         if needed <= self.capacity:
             return False
-        enough = None if self.spec.window is None else self.spec.window - 1 + self._rollback + self._slack
-        self._grow(max(needed, min(2 * self.capacity, enough or 2 * self.capacity)))
+        self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
         return True
+
+    @property
+    def _enough(self) -> int | None:
+        """The most slots that a windowed cache has use for."""
+        if self.spec.window is None:
+            return None
+        more = PIECE_BYTES if self._memory is None else self._rollback + DEVICE_SLACK
+        return self.spec.window - 1 + more + _SPARE
+
+    def _kept(self, count: int) -> int:
+        """How many of the positions before the next `count` stay."""
+        if self.spec.window is None:
+            return self.length
+        if self._memory is None:
+            position = self.first + self.length
+            return position - self._first_slot(position)
+        # The new positions themselves are the nearest to roll back over.
+        keep = self.spec.window - 1 + max(self._rollback - count, 0)
+        return keep if self.length + count > keep + max(count, DEVICE_SLACK) else self.length
+
+    def _first_slot(self, position: int) -> int:
+        """The position in slot 0 when the one given comes, on the host."""
+        if self.spec.window is None:
+            return 0
+        return max(position - position % PIECE_BYTES - (self.spec.window - 1), 0)
 
     def _drop(self, count: int) -> None:
         """Forget the oldest positions. Attention takes time for every slot that is filled, seen or not."""
+        if self._memory is None:
+            self._forgotten = [buffer[:, :, :count].copy() for buffer in self.buffers]
         for buffer in self.buffers:
             buffer[:, :, : self.length - count] = buffer[:, :, count : self.length]
         self.first, self.length = self.first + count, self.length - count
+        self._rotate_from(self.first)
+
+    def _take_back(self, kept: int) -> None:
+        """The inverse of the last `_drop`, for the first `kept` positions after what it dropped."""
+        count = self._forgotten[0].shape[2]
+        for buffer, forgotten in zip(self.buffers, self._forgotten, strict=True):
+            buffer[:, :, count : count + kept] = buffer[:, :, :kept].copy()
+            buffer[:, :, :count] = forgotten
+        self.first, self._forgotten = self.first - count, []
         self._rotate_from(self.first)
 
     def can_rewind(self, position: int) -> bool:
         """Whether everything a window reaches back to from `position` is still here."""
         if self.first == 0:
             return True
+        if self._memory is None:
+            forgotten = self._forgotten[0].shape[2] if self._forgotten else 0
+            return self._first_slot(position) >= self.first - forgotten
         assert self.spec.window is not None
         return position - self.first >= self.spec.window - 1
 
     def rewind(self, position: int) -> None:
+        if self._memory is None and self._first_slot(position) < self.first:
+            self._take_back(max(position - self.first, 0))
         self.length = position - self.first
 
     def clear(self) -> None:
         self.first = self.length = 0
+        self._forgotten = []
         self._rotate_from(0)
 
     def copy_from(self, other: "KeyValueCache") -> None:
-        self.first, self.length = other.first, other.length
+        self.first, self.length, self._forgotten = other.first, other.length, other._forgotten
         self.cosines, self.sines = other.cosines.copy(), other.sines.copy()
         self.buffers = [buffer.copy() for buffer in other.buffers]
 

@@ -21,6 +21,7 @@ from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
+from edgeblt.exactness import is_exact
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
@@ -93,6 +94,7 @@ class Model:
         self.config: ModelConfig = self.bundle.manifest.config
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._experiences: dict[str, Experience] = {}
+        self._is_exact: bool | None = None
         self._graphs: dict[StageName, StageGraph] = {}
         for name in STAGES:
             self._graphs[name] = _open_stage(
@@ -110,6 +112,14 @@ class Model:
     def is_on_host(self) -> bool:
         """Whether no stage runs on a GPU."""
         return set(self.placement.values()) == {"cpu"}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a byte gets the same logits to the last bit whatever is computed beside it, so that drafts cannot
+        change a text: tried once, when it is first asked about. Never with a stage on a GPU."""
+        if self._is_exact is None:
+            self._is_exact = self.is_on_host and is_exact(self.session)
+        return self._is_exact
 
     @property
     def device(self) -> str:
@@ -164,10 +174,10 @@ class Model:
     def _usable_drafters(self, draft: str) -> list[str]:
         """A rule that reads no text has no patcher to ask. `auto` asks no model that reads too much for a guess.
 
-        Nor does it guess at all with a stage on a GPU, whose rounding depends on how many bytes it is given at once:
-        drafts could change the text.
+        Nor does it guess at all where rounding depends on how many bytes are computed at once, as on a GPU: drafts
+        could change the text.
         """
-        if draft == AUTO and not self.is_on_host:
+        if draft == AUTO and not self.is_exact:
             return []
         usable = [name for name in DRAFTERS if name != PATCHER or self.config.patcher]
         if draft != AUTO:
@@ -203,7 +213,7 @@ class Model:
             None as for the temperature, 1 for all.
         seed: 0 or more; the same one repeats what is drawn. None, the default, is another every time.
         draft: how bytes are guessed ahead, which changes the time it takes only: none, patcher, decoder, ngram, or
-            auto, the default. With a stage on a GPU, kinds other than auto may also turn a near tie.
+            auto, the default. Where `is_exact` is false, kinds other than auto may also turn a near tie.
 
         What ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model fails.
         """

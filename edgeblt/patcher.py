@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.cache import RowHistory
+from edgeblt.cache import RowHistory, pieces
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STATE_WIDTH
 from edgeblt.stage import MANY, Stage
@@ -32,6 +32,9 @@ class Patching(NamedTuple):
         """Views."""
         some = slice(start, end)
         return Patching(self.logits[some], self.entropies[some], self.patch_starts[some], self.states[some])
+
+    def copy(self) -> "Patching":
+        return Patching(*(array.copy() for array in self))
 
     def store(self, start: int, other: "Patching") -> None:
         end = start + len(other.entropies)
@@ -77,7 +80,9 @@ class Patcher:
             del self._ahead_ids[known:]
             self._rewind_stage(position + known)
         else:
-            self._ahead.store(known, self._run(position + known, ids[known:]))
+            for cut in pieces(position + known, len(ids) - known):
+                start = known + cut.start
+                self._ahead.store(start, self._run(position + start, ids[start : known + cut.stop]))
             self._ahead_ids.extend(ids[known:].tolist())
         logits: NDArray[np.float32] = self._ahead.logits[len(ids) - 1]
         return logits

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.arguments import whole_number
 from edgeblt.buffers import Buffers, Homes, PatchBuffers
-from edgeblt.cache import IdHistory, RowHistory
+from edgeblt.cache import IdHistory, RowHistory, pieces
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, cross_row_width
 from edgeblt.device_array import Array, zeros
@@ -27,7 +27,6 @@ from edgeblt.work import StageWork
 
 ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
 CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
-PIECE_BYTES = 128  # the most bytes the other stages see in one run
 
 _NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
 
@@ -327,24 +326,26 @@ class Session:
         Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage,
         with one position a patch, reads its weights for many at a time.
         """
-        first_patch = self._completed
-        pieces = [self._encode(ids[start : start + PIECE_BYTES]) for start in range(0, len(ids), PIECE_BYTES)]
-        latents = self._run_global(first_patch, pieces)
+        first_patch, cuts = self._completed, list(pieces(self._position, len(ids)))
+        encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
+        latents = self._run_global(first_patch, encoded)
         chunks = []
-        for piece in pieces:
+        for piece in encoded:
             start = piece.first_patch - first_patch
-            patch_latents = latents[start : start + piece.patches.count] if len(pieces) > 1 else latents
+            patch_latents = latents[start : start + piece.patches.count] if len(encoded) > 1 else latents
             logits, patching = self._decode(piece, patch_latents), piece.patching
             chunks.append(Chunk(piece.position, logits, patching.entropies, patching.patch_starts))
         return chunks
 
-    def _encode(self, ids: NDArray[np.int64]) -> "_Piece":
-        """Patch starts, byte vectors and patch vectors of the next ids."""
+    def _encode(self, ids: NDArray[np.int64], alone: bool) -> "_Piece":
+        """Patch starts, byte vectors and patch vectors of the next ids; `alone`: no other piece is under way."""
         count = len(ids)
-        buffers = self._buffers(count)
+        buffers = self._buffers(count) if alone else Buffers(self.config, self._homes, count)
         self._ids.store(self._position, ids)
         buffers.windows[:] = self._ids.windows(self._position, count)
         patching = self._patcher.read(self._position, ids)
+        if not alone:  # the next piece may be as long
+            patching = patching.copy()
         patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
         piece = _Piece(self._position, self._completed, buffers, patching, patches)
         self._run_encoder(piece)

@@ -125,14 +125,14 @@ class CrossAttention:
         heads, weights = self.stack.heads, self.stack.weights
         latents = graph.computed(graph.inputs["latents"])
         projected = weights.linear(latents, ["decoder.patch_projection"])
-        vectors = graph.op("Reshape", projected, graph.constant([-1, k, decoder.hidden_size]))
+        vectors = graph.op("Reshape", projected, graph.constant([-1, decoder.hidden_size]))
         parts = []
         for layer in range(self.config.decoder_cross_count):
             prefix = f"decoder.cross.{layer}"
             normed = rms_norm(graph, vectors, weights.vector(f"{prefix}.key_norm"), decoder.norm_epsilon)
             both = weights.linear(normed, [f"{prefix}.key", f"{prefix}.value"])
-            both = heads.pad(both, [-1, k, 2 * decoder.kv_head_count * heads.padded])
-            grid = graph.constant([0, 0, 2, decoder.kv_head_count, heads.padded])
+            both = heads.pad(both, [-1, 2 * decoder.kv_head_count * heads.padded])
+            grid = graph.constant([-1, k, 2, decoder.kv_head_count, heads.padded])
             key, value = graph.ops("Split", graph.op("Reshape", both, grid), outputs=2, axis=2, num_outputs=2)
             key = graph.op("Transpose", key, perm=[0, 2, 3, 4, 1])  # [L, 1, kv heads, head_dim, k]
             # [L, 1, kv heads, k, head_dim]; for cuda as the keys

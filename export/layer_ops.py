@@ -1,8 +1,8 @@
 """Whole layers of domain `edgeblt`: what a stage computes with as one operator, and its portable body.
 
 A node costs ONNX Runtime about as long as a small product takes, so where a layer's weights are all dense int8 or int4
-its kernel computes all of it. Bodies are made of the operators of `native_ops`, which a model must carry too. Values
-are [T, width], float32. Weights, `ProductInputs` in the order of the products, and norms are initializers.
+its kernel computes all of it. Bodies are made as those of `native_ops`, with one spare row for the whole layer. Values
+are [T, width], float32. Weights, `product_inputs` in the order of the products, and norms are initializers.
 
     DenseLayer           x, past_key, past_value, total_length, cosines, sines    as WindowAttention
                          attention_norm, mlp_norm [width], weights of query (with key and value below it), output,
@@ -20,17 +20,18 @@ A row holds, from `offset` on, the layer's keys [kv heads, head_dim, vectors] an
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from edgeblt.export.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.native_ops import (
-    ATTENTION,
     ATTENTION_ATTRIBUTES,
-    DENSE,
     DOMAIN,
     MICROSOFT,
     ROUNDING_ATTRIBUTES,
+    attention,
+    dense_product,
+    with_spare_row,
+    without_spare_row,
 )
 
 LAYER, LATENT, CROSS = "DenseLayer", "LatentAttention", "DenseCrossAttention"
@@ -60,23 +61,19 @@ def dense_layer_function(opset: int = 23) -> ir.Function:
     """`DenseLayer` in the operators it is made of."""
     names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
-    normed = _norm(writer, inputs["x"], inputs["attention_norm"])
-    projected = _product(writer, inputs, "query", normed, "width", "projected")
-    last_slot = writer.op("Sub", inputs["total_length"], writer.constant(np.array([1], np.int32)))
-    attended, *presents = writer.ops(
-        ATTENTION, projected, inputs["past_key"], inputs["past_value"], last_slot,
-        *(inputs[name] for name in CACHE_INPUTS[2:]), outputs=3, domain=DOMAIN,
-        **{name: reference(name, kind=kind) for name, kind in ATTENTION_ATTRIBUTES.items()},
-    )  # fmt: skip
+    x = with_spare_row(writer, inputs["x"])
+    projected = _product(writer, inputs, "query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
+    attended, *presents = attention(writer, projected, inputs)
     output = _product(writer, inputs, "output", attended, "attended", "width")
     normed, _, _, total = writer.ops(
-        "SkipSimplifiedLayerNormalization", output, inputs["x"], inputs["mlp_norm"],
+        "SkipSimplifiedLayerNormalization", output, x, inputs["mlp_norm"],
         outputs=4, domain=MICROSOFT, epsilon=reference("epsilon", kind=FLOAT),
     )  # fmt: skip
     gate = _product(writer, inputs, "gate", normed, "width", "intermediate")
     gate = writer.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
     gated = writer.op("Mul", gate, _product(writer, inputs, "up", normed, "width", "intermediate"))
     y = writer.op("Add", _product(writer, inputs, "down", gated, "intermediate", "width"), total)
+    y = without_spare_row(writer, y)
     sizes = dict.fromkeys(LAYER_SIZES, INT)
     attributes = {**ATTENTION_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(LAYER_PRODUCTS)}
     return function((DOMAIN, LAYER), attributes, inputs, [y, *presents], writer, _opsets(opset))
@@ -114,14 +111,15 @@ def dense_cross_attention_function(opset: int = 23) -> ir.Function:
     """`DenseCrossAttention` in the operators it is made of."""
     names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
-    normed = _norm(writer, inputs["x"], inputs["query_norm"])
-    query = _product(writer, inputs, "query", normed, "width", "attended")
+    x = with_spare_row(writer, inputs["x"])
+    query = _product(writer, inputs, "query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
+    index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
-        LATENT, query, *(inputs[name] for name in ROW_INPUTS), domain=DOMAIN,
+        LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=DOMAIN,
         **{name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()},
     )  # fmt: skip
     output = _product(writer, inputs, "output", attended, "attended", "width")
-    y = writer.op("Add", output, writer.op("Add", inputs["x"], inputs["x"]))
+    y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
     sizes = dict.fromkeys(("width", "attended"), INT)
     attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
     return function((DOMAIN, CROSS), attributes, inputs, [y], writer, _opsets(opset))
@@ -136,11 +134,9 @@ def _norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value
 def _product(
     writer: FunctionWriter, inputs: Inputs, product: str, value: ir.Value, columns: str, rows: str
 ) -> ir.Value:
-    weights = (inputs[f"{product}_{part}"] for part in ("codes", "scales", "zero_points"))
-    rounding = {name: reference(f"{product}_{name}", name) for name in ROUNDING_ATTRIBUTES}
-    return writer.op(
-        DENSE, value, *weights, domain=DOMAIN, K=reference(columns, "K"), N=reference(rows, "N"), **rounding
-    )
+    weights = [inputs[f"{product}_{part}"] for part in ("codes", "scales", "zero_points")]
+    rounding = {name: f"{product}_{name}" for name in ROUNDING_ATTRIBUTES}
+    return dense_product(writer, value, weights, {"K": columns, "N": rows, **rounding})
 
 
 def _opsets(opset: int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Matrix products of domain `edgeblt`: their portable bodies, for models that must also run without the library.
 
-All take `x` float32 [.., K] and give float32 [.., N]. Weights and scales are initializers. Common attributes, to be
+All take `x` float32 [T, K] and give float32 [T, N]. Weights and scales are initializers. Common attributes, to be
 written on every node: K, N, bits (4 or 8), block_size (16 to 256: inputs are rounded in blocks of so many columns), and
 blocks_per_scale (how many of these share a scale of the weights; the last ones may be fewer).
 
@@ -17,9 +17,14 @@ The sparse ones have no zero points: a value is the weight over its scale. A ker
 accuracy_level 4 does: in a block of a row the largest magnitude is 127. The bodies end in that operator; the sparse
 ones spread their weights out to 8 bits first. All of that happens once, when the model is opened, as ONNX Runtime then
 computes what depends on initializers only.
+
+ONNX Runtime computes rows in pairs, and one that is left over by another kernel, which adds up in another order. From a
+difference in the last bit an input of a later product may round to the next step, and a patch start elsewhere. So the
+bodies put a row of zeros behind the others (`with_spare_row`): no row of the model's is ever left over, and each has
+the same bits in any company.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -44,15 +49,51 @@ def dense_matmul_function(opset: int = 23) -> ir.Function:
     """`DenseMatMul` as MatMulNBits, which reads the same codes and zero points."""
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
-        blocks = writer.op("Shape", inputs["codes"], start=1, end=2)
-        scales = _repeated_scales(writer, inputs["scales"], blocks)
-        return writer.op(
-            "MatMulNBits", inputs["x"], inputs["codes"], scales, inputs["zero_points"], domain=MICROSOFT,
-            K=reference("K"), N=reference("N"), bits=reference("bits"), block_size=reference("block_size"),
-            accuracy_level=INT8_ACTIVATIONS,
-        )  # fmt: skip
+        weights = [inputs[name] for name in ("codes", "scales", "zero_points")]
+        attributes = {name: name for name in COMMON_ATTRIBUTES}
+        product = dense_product(writer, with_spare_row(writer, inputs["x"]), weights, attributes)
+        return without_spare_row(writer, product)
 
     return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
+
+
+def dense_product(
+    writer: FunctionWriter, x: ir.Value, weights: Sequence[ir.Value], attributes: Mapping[str, str]
+) -> ir.Value:
+    """`x` times a DenseMatMul's codes, scales and zero points; `attributes` names the function's for each own."""
+    codes, scales, zero_points = weights
+    blocks = writer.op("Shape", codes, start=1, end=2)
+    repeated = _repeated_scales(writer, scales, blocks, writer.attribute(attributes["blocks_per_scale"]))
+    return writer.op(
+        "MatMulNBits", x, codes, repeated, zero_points, domain=MICROSOFT,
+        **{name: reference(attributes[name], name) for name in ("K", "N", "bits", "block_size")},
+        accuracy_level=INT8_ACTIVATIONS,
+    )  # fmt: skip
+
+
+def with_spare_row(writer: FunctionWriter, value: ir.Value) -> ir.Value:
+    """Rows [T + 1, width], the last one zeros."""
+    return writer.op("Pad", value, writer.ints(0, 0, 1, 0))
+
+
+def without_spare_row(writer: FunctionWriter, value: ir.Value) -> ir.Value:
+    """The inverse of `with_spare_row`."""
+    return writer.op("Slice", value, writer.ints(0), writer.ints(-1), writer.ints(0))
+
+
+def attention(writer: FunctionWriter, projected: ir.Value, cache: Mapping[str, ir.Value]) -> list[ir.Value]:
+    """WindowAttention of rows that a spare one follows, which is written to the slot behind theirs: [attended, ..]."""
+    total = cache["total_length"]  # also the slot of the spare row
+    with_spare = writer.op("Add", total, writer.constant(np.array([1], np.int32)))
+    batch = writer.op("Unsqueeze", projected, writer.ints(0))
+    attended, *presents = writer.ops(
+        "GroupQueryAttention", batch, None, None, cache["past_key"], cache["past_value"], total, with_spare,
+        cache["cosines"], cache["sines"],
+        outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
+        scale=reference("scale", kind=FLOAT), local_window_size=reference("window", "local_window_size"), do_rotary=1,
+        rotary_interleaved=1,
+    )  # fmt: skip
+    return [writer.op("Squeeze", attended, writer.ints(0)), *presents]
 
 
 def sparse_matmul_function(opset: int = 23) -> ir.Function:
@@ -87,14 +128,8 @@ def window_attention_function(opset: int = 23) -> ir.Function:
     names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
-    batch = writer.op("Unsqueeze", inputs["projected"], writer.ints(0))
-    attended, *presents = writer.ops(
-        "GroupQueryAttention", batch, None, None, *(inputs[name] for name in names[1:]),
-        outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
-        scale=reference("scale", kind=FLOAT), local_window_size=reference("window", "local_window_size"), do_rotary=1,
-        rotary_interleaved=1,
-    )  # fmt: skip
-    outputs = [writer.op("Squeeze", attended, writer.ints(0)), *presents]
+    attended, *presents = attention(writer, with_spare_row(writer, inputs["projected"]), inputs)
+    outputs = [without_spare_row(writer, attended), *presents]
     opsets = {"": opset, MICROSOFT: 1}
     return function((DOMAIN, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)
 
@@ -114,10 +149,10 @@ def _function(
     return function((DOMAIN, name), dict.fromkeys(attributes, INT), inputs, [output], writer, opsets)
 
 
-def _repeated_scales(writer: FunctionWriter, scales: ir.Value, blocks: ir.Value) -> ir.Value:
-    """float32 [N, blocks] of scales that blocks share."""
+def _repeated_scales(writer: FunctionWriter, scales: ir.Value, blocks: ir.Value, times: ir.Value) -> ir.Value:
+    """float32 [N, blocks] of scales that so many blocks share."""
     wide = writer.op("Unsqueeze", writer.op("Cast", scales, to=ir.DataType.FLOAT), writer.ints(2))
-    times = writer.op("Unsqueeze", writer.attribute("blocks_per_scale"), writer.ints(0))
+    times = writer.op("Unsqueeze", times, writer.ints(0))
     repeated = writer.op("Expand", wide, writer.op("Concat", writer.ints(1, 1), times, axis=0))
     flat = writer.op("Reshape", repeated, writer.ints(0, -1))
     return writer.op("Slice", flat, writer.ints(0), blocks, writer.ints(1))
@@ -136,11 +171,13 @@ def _product_of_codes(writer: FunctionWriter, x: ir.Value, codes: ir.Value, scal
     ends = writer.op("Concat", rows, writer.op("Mul", blocks, block), axis=0)
     cut = writer.op("Slice", padded, writer.ints(0, 0), ends, writer.ints(0, 1))
     blocked = writer.op("Reshape", cut, writer.op("Concat", rows, blocks, block, axis=0))
-    return writer.op(
-        "MatMulNBits", x, blocked, _repeated_scales(writer, scales, blocks), domain=MICROSOFT,
+    scales = _repeated_scales(writer, scales, blocks, writer.attribute("blocks_per_scale"))
+    product = writer.op(
+        "MatMulNBits", with_spare_row(writer, x), blocked, scales, domain=MICROSOFT,
         K=reference("K"), N=reference("N"), bits=8, block_size=reference("block_size"),
         accuracy_level=INT8_ACTIVATIONS,
     )  # fmt: skip
+    return without_spare_row(writer, product)
 
 
 def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:

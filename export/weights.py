@@ -213,10 +213,15 @@ class Weights:
             return {f"{name}.codes": encoded.packed, f"{name}.scales": in_type(largest, self.graph.computed_in, name)}
 
         self.graph.fill(lambda: iter([Piece(name, 0, make)]))
-        return self.graph.op(
+        if self.graph.is_for_cpu:  # a single row would be added up in another order: `native_ops`
+            value = self.graph.op("Pad", value, self.graph.constant([0, 0, 1, 0]))
+        product = self.graph.op(
             "MatMulBnb4", value, codes, scales, domain=MICROSOFT,
             K=columns, N=rows, block_size=block_size, quant_type=BNB4_TYPES[format.name],
         )  # fmt: skip
+        if self.graph.is_for_cpu:
+            product = self.graph.op("Slice", product, *(self.graph.constant([value]) for value in (0, -1, 0)))
+        return product
 
     def _floating_rows(self, name: str, dtype: str) -> ir.Value:
         """Floating-point numbers as they lie in the checkpoint, of `dtype`."""

@@ -23,10 +23,12 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.model import Model, load
 from edgeblt.session import Session
+from float64_oracle import Doubles, Float64Oracle, bound
 
 LONGEST = 400  # ids in every text: over 16 windows, and more than any windowed cache holds
-TOLERANCE = 1e-5  # of the largest reference logit; 1e-4 is promised, 2e-6 was measured
-ENTROPY_TOLERANCE = 1e-5  # nats; 2e-6 was measured
+TOLERANCE = 1e-5  # of the largest reference logit, between two float32 computations; 1e-4 is promised
+ENTROPY_TOLERANCE = 1e-5  # nats, between two float32 computations of a small model
+PROMISED = 1e-4  # of the largest logit
 
 if native.library_path() is None:
     os.environ.setdefault(native.VARIABLE, "0")  # or every command would say so
@@ -34,12 +36,26 @@ if native.library_path() is None:
 
 @dataclass(frozen=True)
 class Text:
-    """Ids, and what transformers makes of all of them at once."""
+    """Ids, what transformers makes of all of them at once in float64, and how far float32 may be from it."""
 
     ids: NDArray[np.int64]  # [T], BOS first
-    logits: NDArray[np.float32]  # [T, vocab]
-    entropies: NDArray[np.float32]  # [T] nats; 0 where the model has no patcher
+    logits: Doubles  # [T, vocab]
+    entropies: Doubles  # [T] nats; 0 where the model has no patcher
     patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
+    logit_bound: float
+    entropy_bound: float
+
+    @classmethod
+    def of(
+        cls, exact: Float64Oracle, ids: Sequence[int], logits: NDArray[np.float32], starts: NDArray[np.bool_] | None
+    ) -> "Text":
+        """`logits` are transformers' in float32; `starts` are given where its own rule shall not decide."""
+        expected, decided = exact.logits(ids, starts)
+        if exact.model.model.patcher is None:
+            return cls(np.array(ids), expected, np.zeros(len(ids)), decided, bound(expected, logits), 0.0)
+        entropies = exact.entropies(ids)
+        entropy_bound = bound(entropies, tiny_models.reference_entropies(exact.original, ids).numpy())
+        return cls(np.array(ids), expected, entropies, decided, bound(expected, logits), entropy_bound)
 
     def feed(self, session: Session, end: int) -> None:
         """Feed the ids up to position `end`: every result must be the reference's."""
@@ -47,13 +63,13 @@ class Text:
             rows = slice(chunk.position, chunk.position + len(chunk.logits))
             self.check(rows, chunk.logits)
             np.testing.assert_array_equal(chunk.patch_starts, self.patch_starts[rows], err_msg=f"rows {rows}")
-            np.testing.assert_allclose(chunk.entropies, self.entropies[rows], rtol=0, atol=ENTROPY_TOLERANCE)
+            np.testing.assert_allclose(chunk.entropies, self.entropies[rows], rtol=0, atol=self.entropy_bound)
         assert session.position == end
         assert session.patch_count == np.count_nonzero(self.patch_starts[:end])
 
     def check(self, rows: slice, logits: NDArray[np.float32]) -> None:
-        bound = TOLERANCE * float(np.abs(self.logits).max())
-        np.testing.assert_allclose(logits, self.logits[rows], rtol=0, atol=bound, err_msg=f"rows {rows}")
+        assert self.logit_bound < PROMISED * float(np.abs(self.logits).max())
+        np.testing.assert_allclose(logits, self.logits[rows], rtol=0, atol=self.logit_bound, err_msg=f"rows {rows}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,10 @@ class Exported:
     def reference(self) -> TransformersReference:
         return TransformersReference(self.checkpoint)
 
+    @functools.cached_property
+    def exact(self) -> Float64Oracle:
+        return Float64Oracle(self.reference.model)
+
     def with_rule(self, patching: PatchingRule, bundle: Path) -> Model:
         """The same weights under another patching rule."""
         checkpoint = open_checkpoint(self.checkpoint)
@@ -80,25 +100,28 @@ class Exported:
             patch.setattr("edgeblt.export.export_bundle.open_checkpoint", lambda *_: checkpoint)
             return load(export_bundle(self.checkpoint, bundle).path)
 
-    def decided(self, ids: Sequence[int]) -> bool:
-        """Whether no entropy is so near the threshold that rounding could decide about a patch."""
+    def decided(self, text: Text) -> bool:
+        """Whether no entropy is so near the threshold that rounding may decide about a patch, here or there."""
         if self.model.config.patcher is None:
             return True
-        entropies = tiny_models.reference_entropies(self.reference.model, ids)[1:]
-        return bool((entropies - self.model.config.patching.threshold).abs().min() > 3 * ENTROPY_TOLERANCE)
+        distance = np.abs(text.entropies[1:] - self.model.config.patching.threshold).min()  # the first decides nothing
+        return bool(distance > 2 * text.entropy_bound)
+
+    def maybe_text(self, ids: Sequence[int]) -> Text | None:
+        """None where rounding may decide about a patch."""
+        text = Text.of(self.exact, ids, self.reference.row(np.array(ids)).logits, None)
+        return text if self.decided(text) else None
 
     def text(self, ids: Sequence[int]) -> Text:
-        assert self.decided(ids), "an entropy is too near the threshold: choose other ids"
-        row, entropies = self.reference.row(np.array(ids)), np.zeros(len(ids), np.float32)
-        if self.model.config.patcher:
-            entropies = tiny_models.reference_entropies(self.reference.model, ids).numpy()
-        return Text(np.array(ids), row.logits, entropies, row.patch_starts)
+        text = self.maybe_text(ids)
+        assert text, "an entropy is too near the threshold: choose other ids"
+        return text
 
     def texts(self, seed: int, common: int) -> tuple[Text, Text]:
         """Two texts of `LONGEST` ids whose first `common` ids are the same."""
         first = tiny_models.random_ids(seed, LONGEST)
         others = (first[:common] + tiny_models.random_ids(other, LONGEST)[common:] for other in range(1000, 1100))
-        return self.text(first), self.text(next(filter(self.decided, others)))
+        return self.text(first), next(filter(None, map(self.maybe_text, others)))
 
 
 def tiny_oracle(seed: int) -> Any:  # a BltForCausalLM, whose own types are of no help

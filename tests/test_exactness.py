@@ -132,9 +132,8 @@ def test_maximum_length_at_the_last_position(exported: Callable[[int], Exported]
     forced = np.flatnonzero(starts & ~patching_oracle.patch_starts(free, entropies, ids)) + 1
     assert len(forced) >= 3
     for end in map(int, forced):
-        text = Text(
-            np.array(ids[:end]), forward(model.reference.model, ids[:end], starts[:end]), entropies[:end], starts[:end]
-        )
+        logits = forward(model.reference.model, ids[:end], starts[:end])
+        text = Text.of(model.exact, ids[:end], logits, starts[:end])
         text.feed(model.model.session(), end)
 
 
@@ -165,8 +164,9 @@ def test_rules_that_transformers_lacks(
     assert len(ids) / 10 < np.count_nonzero(starts) < 0.7 * len(ids)
 
     session = model.with_rule(patching, tmp_path / "bundle").session()
-    seen = entropies if rule.needs_entropies else np.zeros_like(entropies)
-    text, rng = Text(np.array(ids), forward(oracle, ids, starts), seen, starts), random.Random(seed)
+    text, rng = Text.of(model.exact, ids, forward(oracle, ids, starts), starts), random.Random(seed)
+    if not rule.needs_entropies:
+        text = dataclasses.replace(text, entropies=np.zeros(len(ids)), entropy_bound=0.0)
     while session.position < len(ids):
         text.feed(session, min(session.position + rng.choice(CHUNKS), len(ids)))
         if rng.random() < 0.5:

@@ -20,7 +20,7 @@ from transformers.models.blt.modeling_blt import compute_hash_embeddings
 
 import tiny_models
 from conftest import LONGEST, Exported, Text
-from edgeblt.cache import SLACK
+from edgeblt.cache import PIECE_BYTES
 from edgeblt.config import HashConfig, PatchingRule, Rule
 from edgeblt.contract import TARGETS, StageContract, Target, TensorSpec
 from edgeblt.errors import EdgebltError
@@ -102,7 +102,7 @@ def test_going_back_is_instant_within_reach_and_exact_beyond(
         texts[0].feed(session, position)
         if position not in (90, 160, 229, 330):
             continue
-        for back in (*range(1, 5), *range(ROLLBACK_BYTES - 1, min(ROLLBACK_BYTES + SLACK + 4, position))):
+        for back in (*range(1, 5), *range(ROLLBACK_BYTES - 1, min(ROLLBACK_BYTES + PIECE_BYTES + 4, position))):
             fork, runs = session.fork(), 0
             fork.rollback(position - back)
             if back <= ROLLBACK_BYTES:
@@ -148,7 +148,8 @@ def test_going_back_to_before_the_first_patch_ended(
 @pytest.mark.parametrize("at_once", [1, 600], ids=["bytes", "chunks"])
 def test_only_the_global_cache_grows(exported: Callable[[int], Exported], at_once: int) -> None:
     model, ids = exported(WINDOWS).model, tiny_models.random_ids(7, 1800)
-    session, longest_patch, largest = model.session(), model.config.patching.max_patch_length, min(at_once, CHUNK_BYTES)
+    session, longest_patch = model.session(), model.config.patching.max_patch_length
+    largest = min(at_once, CHUNK_BYTES)
     assert longest_patch is not None
     bytes_at = {}
     while session.position < 1800:
@@ -161,7 +162,7 @@ def test_only_the_global_cache_grows(exported: Callable[[int], Exported], at_onc
             continue
         assert bytes_at[600][name] == bytes_at[1800][name]
         assert stage.cache.spec.window is not None
-        assert stage.cache.capacity <= max(128, stage.cache.spec.window - 1 + ROLLBACK_BYTES + max(SLACK, largest))
+        assert stage.cache.capacity <= stage.cache.spec.window + PIECE_BYTES
     for rows in (session._patcher._states, session._byte_vectors, session._cross_rows):
         assert len(rows._rows) <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + largest))
 
