@@ -99,7 +99,6 @@ class Findings:
     """What is to say about the configuration of one checkpoint as a whole."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []  # defaults that were taken
         self._refused: dict[str, list[str]] = {}  # by file
         self._unknown: dict[str, list[str]] = {}
 
@@ -133,12 +132,12 @@ class Findings:
                 "without it, or remove what this one was not trained with"
             )
         if not self._unknown:
-            return tuple(self.notes)
+            return ()
         several = sum(map(len, self._unknown.values())) > 1
         listed = f"{_by_file(self._unknown)}: {'these fields are' if several else 'this field is'} not known to edgeblt"
         if strict:
             raise EdgebltError(f"{listed}; remove what does not change what the model computes, or leave out --strict")
-        return (f"{listed}, and taken not to change what the model computes; --strict refuses such", *self.notes)
+        return (f"{listed}, and taken not to change what the model computes; --strict refuses such",)
 
 
 def _dotted(section: Section, name: str) -> str:
