@@ -198,9 +198,7 @@ def _check_interface(graph: Graph, contract: StageContract) -> None:
         wanted = [Value(spec.name, _TYPES[spec.dtype], spec.shape) for spec in specs]
         for value in values:
             if value not in wanted:
-                raise MalformedError(
-                    f"{value.name!a:.60} is no tensor of the stage {contract.name} of its configuration"
-                )
+                raise MalformedError(f"{value.name!a:.60} is no tensor that its configuration gives this stage")
         if {value.name for value in values} != {value.name for value in wanted} or len(values) != len(wanted):
             raise MalformedError(f"it has other inputs and outputs than the stage {contract.name}")
     names, settings = {value.name for value in graph.inputs}, {spec.name for spec in contract.settings}

@@ -80,7 +80,7 @@ class Step:
         return shape[:-1]
 
     def wrong(self, what: str) -> MalformedError:
-        return MalformedError(f"its node {self.node.op_type!a:.40} {what}")
+        return MalformedError(f"its node {self.node.op_type} {what}")
 
 
 Rule = Callable[[Step], list[Shape]]

@@ -135,9 +135,7 @@ def parse_function(content: memoryview) -> Function:
 
 def tensors(content: bytes | memoryview) -> Iterator[Tensor]:
     """The initializers of a model's main graph, in file order. Raises MalformedError."""
-    graph = decode(memoryview(content), _MODEL).get("graph")
-    if graph is None:
-        raise MalformedError("it holds no graph")
+    graph = decode(memoryview(content), _MODEL).get("graph", memoryview(b""))
     return map(_tensor, decode(graph, _GRAPH)["initializer"])
 
 
