@@ -6,7 +6,7 @@ READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow cuda native-tests venv clean
+.PHONY: help demo test lint bench slow fuzz cuda native-tests venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  compare with transformers"
 	@echo "make slow   the slow tests and those that install packages"
+	@echo "make fuzz   COUNT bundles (1000) changed at random from SEED (1): each must work or be refused"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
 	@echo "make venv   only set up .venv"
@@ -31,6 +32,16 @@ test: lint
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or network"
+
+# Bundles changed at random; then, where they have a fuzzer of their own, the native operators. A case that is found is
+# printed with how to run it again.
+SEED ?= 1
+COUNT ?= 1000
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz_graphs.py --seed $(SEED) --count $(COUNT)
+	$(if $(wildcard tests/fuzz_operators.py),$(MAKE) fuzz-native SEED=$(SEED) CASES=$(COUNT))
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -58,8 +58,9 @@ class Worker:
     def run(self, path: Path) -> dict[str, str]:
         process = self._process = self._process or self._started()
         assert process.stdin and process.stdout
-        process.stdin.write(f"{path}\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which the lines below find
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
         if not select.select([process.stdout], [], [], self._seconds)[0]:
             self.stop()
             return {"ended": f"runs longer than {self._seconds:.0f} s", "said": "", "left": ""}

@@ -841,9 +841,10 @@ def huge_windows(directory: Path, rng: random.Random) -> None:
     for stage in ("patcher", "encoder", "decoder"):
         document["config"][stage]["window"] = 2**31 - 1
         model = onnx.load(directory / f"{stage}.onnx", load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                attribute.i = 2**31 - 1 if attribute.name == "window" else attribute.i
+        attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+        for attribute in attributes:
+            if attribute.name == "window":
+                attribute.i = 2**31 - 1
         (directory / f"{stage}.onnx").write_bytes(model.SerializeToString())
     document["config"]["patching"]["max_patch_length"] = 2**31 - 1
     write_sealed(directory, document)
