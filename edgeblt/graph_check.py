@@ -272,6 +272,8 @@ class _Inference:
     def _branches(self, node: Node) -> list[Shape]:
         """Of the branch that computes; the other gives no rows."""
         found = []
+        if Elements.of(Step(node, self._known).shape(0)) != Elements(1, ()):
+            raise MalformedError("a branch is chosen by more than one value")
         for name in ("then_branch", "else_branch"):
             graph = node.value(name)
             if graph.inputs or graph.initializers:

@@ -155,41 +155,41 @@ def _message(name: str) -> Field:
     return Field(name, Kind.BYTES)
 
 
-_MODEL: Table = {
+_MODEL = Table({
     1: _int("ir_version"), 2: _text("producer_name"), 3: _text("producer_version"), 4: _text("domain"),
     5: _int("model_version"), 6: _text("doc_string"), 7: _message("graph"), 8: _repeated("opset_import"),
     25: _repeated("functions"),
-}  # fmt: skip
-_OPSET: Table = {1: _text("domain"), 2: _int("version")}
-_FUNCTION: Table = {
+})  # fmt: skip
+_OPSET = Table({1: _text("domain"), 2: _int("version")})
+_FUNCTION = Table({
     1: _text("name"), 4: _repeated("input", Kind.TEXT), 5: _repeated("output", Kind.TEXT),
     6: _repeated("attribute", Kind.TEXT), 7: _repeated("node"), 8: _text("doc_string"), 9: _repeated("opset_import"),
     10: _text("domain"),
-}  # fmt: skip
-_GRAPH: Table = {
+})  # fmt: skip
+_GRAPH = Table({
     1: _repeated("node"), 2: _text("name"), 5: _repeated("initializer"), 10: _text("doc_string"),
     11: _repeated("input"), 12: _repeated("output"), 13: _repeated("value_info"),
-}  # fmt: skip
-_NODE: Table = {
+})  # fmt: skip
+_NODE = Table({
     1: _repeated("input", Kind.TEXT), 2: _repeated("output", Kind.TEXT), 3: _text("name"), 4: _text("op_type"),
     5: _repeated("attribute"), 6: _text("doc_string"), 7: _text("domain"),
-}  # fmt: skip
-_ATTRIBUTE: Table = {
+})  # fmt: skip
+_ATTRIBUTE = Table({
     1: _text("name"), 2: Field("f", Kind.FLOAT), 3: _int("i"), 4: _text("s"), 5: _message("t"), 6: _message("g"),
     8: _repeated("ints", Kind.INT), 13: _text("doc_string"), 20: _int("type"), 21: _text("ref_attr_name"),
-}  # fmt: skip
-_TENSOR: Table = {
+})  # fmt: skip
+_TENSOR = Table({
     1: _repeated("dims", Kind.INT), 2: _int("data_type"), 4: _repeated("float_data", Kind.FLOAT),
     5: _repeated("int32_data", Kind.INT), 7: _repeated("int64_data", Kind.INT), 8: _text("name"),
     9: _message("raw_data"), 12: _text("doc_string"), 13: _repeated("external_data"), 14: _int("data_location"),
-}  # fmt: skip
+})  # fmt: skip
 _NUMBERS = {"float_data": (FLOAT,), "int32_data": (INT32, UINT8, BOOL, FLOAT16), "int64_data": (INT64,)}
-_PAIR: Table = {1: _text("key"), 2: _text("value")}
-_VALUE: Table = {1: _text("name"), 2: _message("type"), 3: _text("doc_string")}
-_TYPE: Table = {1: _message("tensor_type"), 6: _text("denotation")}
-_TENSOR_TYPE: Table = {1: _int("elem_type"), 2: _message("shape")}
-_SHAPE: Table = {1: _repeated("dim")}
-_DIMENSION: Table = {1: _int("dim_value"), 2: _text("dim_param"), 3: _text("denotation")}
+_PAIR = Table({1: _text("key"), 2: _text("value")})
+_VALUE = Table({1: _text("name"), 2: _message("type"), 3: _text("doc_string")})
+_TYPE = Table({1: _message("tensor_type"), 6: _text("denotation")})
+_TENSOR_TYPE = Table({1: _int("elem_type"), 2: _message("shape")})
+_SHAPE = Table({1: _repeated("dim")})
+_DIMENSION = Table({1: _int("dim_value"), 2: _text("dim_param"), 3: _text("denotation")})
 
 
 def _opsets(messages: list[memoryview]) -> tuple[tuple[str, int], ...]:

@@ -49,7 +49,20 @@ class RawField(NamedTuple):
     end: int
 
 
-Table = Mapping[int, Field]  # by field number
+class Table:
+    """The fields of a message, by number."""
+
+    def __init__(self, fields: Mapping[int, Field]) -> None:
+        self.fields = fields
+        self.repeated = tuple(field.name for field in fields.values() if field.repeated)
+        self.by_tag = {tag: field for number, field in fields.items() for tag in _tags(number, field)}
+
+
+def _tags(number: int, field: Field) -> Iterator[int]:
+    """Number and wire type as they may be written; of repeated numbers there may be many in one."""
+    yield number << 3 | {Kind.INT: _VARINT, Kind.FLOAT: _FIXED32}.get(field.kind, _LENGTH)
+    if field.repeated and field.kind in (Kind.INT, Kind.FLOAT):
+        yield number << 3 | _LENGTH
 
 
 def decode(message: memoryview, table: Table) -> dict[str, Any]:
@@ -57,18 +70,39 @@ def decode(message: memoryview, table: Table) -> dict[str, Any]:
 
     Raises MalformedError for anything but one field of the table after another.
     """
-    values: dict[str, Any] = {field.name: [] for field in table.values() if field.repeated}
-    for number, wire_type, value, _, _ in raw_fields(message):
-        field = table.get(number)
+    values: dict[str, Any] = {name: [] for name in table.repeated}
+    place, size, by_tag = 0, len(message), table.by_tag
+    while place < size:
+        tag, place = read_varint(message, place)
+        field = by_tag.get(tag)
         if field is None:
-            raise MalformedError(f"a field is of the number {number}, which edgeblt writes nowhere")
+            raise _unknown(tag, table)
+        wire_type = tag & 7
+        value: int | memoryview
+        if wire_type == _VARINT:
+            value, place = read_varint(message, place)
+        else:
+            length = 4
+            if wire_type == _LENGTH:
+                length, place = read_varint(message, place)
+            if place + length > size:
+                raise MalformedError("it ends within a field")
+            value = message[place : place + length]
+            place += length
         if field.repeated:
             values[field.name] += _several(field, wire_type, value)
         elif field.name in values:
             raise MalformedError(f"its field {field.name} is there twice")
         else:
-            values[field.name] = _single(field, wire_type, value)
+            values[field.name] = _single(field, value)
     return values
+
+
+def _unknown(tag: int, table: Table) -> MalformedError:
+    field = table.fields.get(tag >> 3)
+    if field is not None:
+        return MalformedError(f"its field {field.name} is of the wrong type")
+    return MalformedError(f"a field is of the number {tag >> 3}, which edgeblt writes nowhere")
 
 
 def raw_fields(message: memoryview) -> Iterator[RawField]:
@@ -131,44 +165,31 @@ def field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | _LENGTH) + varint(len(content)) + content
 
 
-def _single(field: Field, wire_type: int, value: int | memoryview) -> Any:
-    if field.kind is Kind.INT and isinstance(value, int):
-        return _signed(value)
-    if field.kind is Kind.FLOAT and wire_type == _FIXED32:
-        return struct.unpack("<f", _content(value))[0]
-    if field.kind is Kind.TEXT and wire_type == _LENGTH:
+def _single(field: Field, value: int | memoryview) -> Any:
+    """The content of a field of the right wire type."""
+    if isinstance(value, int):
+        return value - _TWO_64 if value >= _TWO_63 else value
+    if field.kind is Kind.TEXT:
         try:
-            return str(_content(value), "utf-8")
+            return str(value, "utf-8")
         except UnicodeDecodeError:
             raise MalformedError(f"its field {field.name} is no UTF-8") from None
-    if field.kind is Kind.BYTES and wire_type == _LENGTH:
-        return value
-    raise MalformedError(f"its field {field.name} is of the wrong type")
+    return struct.unpack("<f", value)[0] if field.kind is Kind.FLOAT else value
 
 
 def _several(field: Field, wire_type: int, value: int | memoryview) -> list[Any]:
     """Elements of a repeated field; of numbers either one, or packed many."""
-    if wire_type == _LENGTH and field.kind is Kind.INT:
-        return list(_packed_ints(_content(value)))
-    if wire_type == _LENGTH and field.kind is Kind.FLOAT:
-        content = _content(value)
-        if len(content) % 4:
-            raise MalformedError(f"its field {field.name} ends within a number")
-        return list(struct.unpack(f"<{len(content) // 4}f", content))
-    return [_single(field, wire_type, value)]
+    if isinstance(value, int) or wire_type != _LENGTH or field.kind in (Kind.TEXT, Kind.BYTES):
+        return [_single(field, value)]
+    if field.kind is Kind.INT:
+        return list(_packed_ints(value))
+    if len(value) % 4:
+        raise MalformedError(f"its field {field.name} ends within a number")
+    return list(struct.unpack(f"<{len(value) // 4}f", value))
 
 
 def _packed_ints(content: memoryview) -> Iterator[int]:
     place = 0
     while place < len(content):
         value, place = read_varint(content, place)
-        yield _signed(value)
-
-
-def _signed(value: int) -> int:
-    return value - _TWO_64 if value >= _TWO_63 else value
-
-
-def _content(value: int | memoryview) -> memoryview:
-    assert isinstance(value, memoryview)
-    return value
+        yield value - _TWO_64 if value >= _TWO_63 else value

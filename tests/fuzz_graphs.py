@@ -106,7 +106,13 @@ def fuzz(bundles: dict[str, Path], cases: list[str], scratch: Path, seconds: flo
             parent = scratch / "case"
             shutil.rmtree(parent, ignore_errors=True)
             directory = Path(shutil.copytree(bundles[name], parent / "bundle"))
-            changes = tuple(mutate(directory, rng))
+            prepared = bundles[name].with_name(f"{name}.prepared")
+            if prepared.exists():  # it is used by the portable bodies, and then instead of the bundle's own
+                native = "portable"
+                shutil.copytree(prepared, parent / "bundle.prepared")
+                changes = tuple(mutate(parent / "bundle.prepared", rng))
+            else:
+                changes = tuple(mutate(directory, rng))
             result = workers[native].run(directory)
             yield Outcome(case, name, native, changes, result["ended"], result["said"], result["left"])
     finally:

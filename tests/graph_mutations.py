@@ -17,7 +17,6 @@ from onnx import AttributeProto, TensorProto, helper
 
 from edgeblt.bundle import checksum, file_record
 
-STAGES = ("patcher", "encoder", "global", "decoder")
 EDGES = (
     0, 1, -1, 2, 3, 7, 8, 15, 16, 17, 31, 63, 64, 255, 256, 257, 1 << 12, 1 << 20, (1 << 31) - 1, 1 << 31, -(1 << 31),
     (1 << 32) - 1, 1 << 32, 1 << 40, 1 << 60, (1 << 62) + 1, (1 << 63) - 1, -(1 << 63), -(1 << 62),
@@ -48,12 +47,27 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document))
 
 
+def seal_prepared(directory: Path) -> None:
+    """The same for prepared weights, which belong to a bundle that is as it was."""
+    path = directory / "prepared.json"
+    document = json.loads(path.read_text())
+    for stage, files in document["stages"].items():
+        for kind, suffix in (("graph", "onnx"), ("weights", "weights")):
+            record = file_record(directory / f"{stage}.{suffix}")
+            files[kind] = {"size": record.size, "sha256": record.sha256}
+    write_sealed(path, document)
+
+
 def mutate(directory: Path, rng: random.Random) -> list[str]:
     """One to three changes; their names."""
     names = rng.choices(list(CHANGES), [weight for weight, _ in CHANGES.values()], k=rng.choice((1, 1, 1, 2, 3)))
+    if (directory / "prepared.json").exists():
+        names = [name for name in names if name not in ("manifest", "second-value", "body")] or ["attribute"]
     for name in names:
         CHANGES[name][1](directory, rng)
-    if "manifest" not in names:
+    if (directory / "prepared.json").exists():
+        seal_prepared(directory)
+    elif "manifest" not in names:
         seal(directory)
     return names
 
@@ -63,7 +77,7 @@ def mutate(directory: Path, rng: random.Random) -> list[str]:
 
 def _graph(change: Callable[[Any, random.Random], object]) -> Change:
     def apply(directory: Path, rng: random.Random) -> None:
-        path = directory / f"{rng.choice(STAGES)}.onnx"
+        path = rng.choice(sorted(directory.glob("*.onnx")))
         try:
             model = onnx.load(path, load_external_data=False)
         except Exception:  # an earlier change made it no graph; protobuf and onnx raise what they like
@@ -307,7 +321,7 @@ def _body(model: Any, rng: random.Random) -> None:
 
 def _wire(directory: Path, rng: random.Random) -> None:
     """A graph's bytes: ended early, changed, a part said again, or ONNX Runtime's other form."""
-    path = directory / f"{rng.choice(STAGES)}.onnx"
+    path = rng.choice(sorted(directory.glob("*.onnx")))
     content = bytearray(path.read_bytes())
     kind = rng.randrange(5)
     if kind == 0:
@@ -327,7 +341,7 @@ def _wire(directory: Path, rng: random.Random) -> None:
 
 def _second_value(directory: Path, rng: random.Random) -> None:
     """An entry of external data with two values."""
-    path = directory / f"{rng.choice(STAGES)}.onnx"
+    path = rng.choice(sorted(directory.glob("*.onnx")))
     stage = path.stem.encode()
     old = b"\x0a\x08location\x12" + bytes([len(stage) + 8]) + stage + b".weights"
     name = rng.choice((b"bundle.json", b"README.md", b"../other"))

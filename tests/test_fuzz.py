@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from fuzz_graphs import Worker, fuzz
-from tiny_bundles import CASES, small_bundles
+from tiny_bundles import CASES, PREPARED, small_bundles
 
 
 @pytest.mark.slow
 def test_changed_bundles_work_or_are_refused(tmp_path: Path) -> None:
     bundles = small_bundles(tmp_path / "bundles")
-    assert len(bundles) == len(CASES)
+    assert len(bundles) == len(CASES) + len(PREPARED)
     outcomes = list(fuzz(bundles, [f"test:{number}" for number in range(250)], tmp_path))
     assert not [str(outcome) for outcome in outcomes if outcome.is_finding]
     ended = [outcome.ended for outcome in outcomes]

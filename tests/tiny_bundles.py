@@ -1,10 +1,15 @@
 """Bundles of tiny models for those who change them: every kind of weight format, both targets."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from transformers import BltConfig
 
 import tiny_models
+from edgeblt import native
 from edgeblt.export.export_bundle import export_bundle
 from test_compress import recipe_text
 
@@ -42,6 +47,9 @@ def whole_layers() -> BltConfig:
     )  # fmt: skip
 
 
+PREPARED = ("int4-cpu-7", "fp32-cpu-10")  # of these there is a copy with its weights packed
+
+
 def small_bundles(directory: Path, cases: tuple[tuple[str, str, int | None], ...] = CASES) -> dict[str, Path]:
     """By name, in `directory`; those that are there already are taken as they are."""
     bundles = {}
@@ -57,4 +65,15 @@ def small_bundles(directory: Path, cases: tuple[tuple[str, str, int | None], ...
             tiny_models.save_model(tiny_models.random_model(config, seed or 0), checkpoint)
         (directory / f"{recipe}.toml").write_text(RECIPES[recipe])
         export_bundle(checkpoint, bundles[name], directory / f"{recipe}.toml", target)
+    for name in set(PREPARED) & bundles.keys():
+        copy = bundles[f"packed-{name}"] = directory / f"packed-{name}"
+        if not copy.exists():
+            shutil.copytree(bundles[name], copy)
+            _prepare(copy)
     return bundles
+
+
+def _prepare(bundle: Path) -> None:
+    """In a process without the native library, as ONNX Runtime packs nothing for our own kernels."""
+    command = [sys.executable, "-c", "import sys, edgeblt.prepare as p; p.prepare(sys.argv[1])", str(bundle)]
+    subprocess.run(command, env={**os.environ, native.VARIABLE: "0"}, check=True, capture_output=True)
