@@ -127,11 +127,3 @@ RULES: Mapping[tuple[str, str], Rule] = {
     (EDGEBLT, "WindowAttention"): _window_attention,
     (MICROSOFT, "GroupQueryAttention"): _group_query_attention,
 }
-
-
-def check_packed(step: Step) -> None:
-    """What can be said of attention in a graph that ONNX Runtime saved, whose shapes are not followed."""
-    if step.node.operator == (MICROSOFT, "GroupQueryAttention"):
-        check_cache(step, (3, 4, 6, 7, 8))
-    elif step.node.operator == (EDGEBLT, "WindowAttention"):
-        check_cache(step, (1, 2, 4, 5, 6))

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeblt import operators
-from edgeblt.attention_rules import check_packed
 from edgeblt.contract import StageContract
 from edgeblt.errors import EdgebltError
 from edgeblt.function_digest import digest
-from edgeblt.graph_step import Shapes, Step
+from edgeblt.graph_step import Rule, Shapes, Step
 from edgeblt.onnx_graph import INT32, INT64, Graph, Model, Node, Tensor, Value, parse_model
-from edgeblt.product_rules import WEIGHTS
+from edgeblt.prepared_rules import PREPARED_RULES
 from edgeblt.protobuf import MalformedError
 from edgeblt.shape_rules import RULES
 from edgeblt.sizes import Elements, Shape, Size, fixed, written
 
-LARGEST_GRAPH = 64 << 20  # bytes; a graph holds no weights
+LARGEST_GRAPH = 16 << 20  # bytes; a graph holds no weights, and of a thousand layers takes a third
+LARGEST_FUNCTION = 1 << 17
 MOST_NODES = 1 << 17
 FREE_ELEMENTS = 1 << 15  # of a value or a position, however few weights there are
 _ORT_FORM = b"ORTM"  # the bytes 4 to 8 of the runtime's own form
@@ -83,11 +83,9 @@ class _Examination:
                 self._check_node(node)
         if self.contract:
             _check_interface(model.graph, self.contract)
-            if self.packed:
-                _check_packed_nodes(model.graph, self.contract, {})
-            else:
+            if not self.packed:
                 _check_memory(model.graph, self.contract)
-                _Inference(model.graph, self.contract).run()
+            _Inference(model.graph, self.contract, PREPARED_RULES if self.packed else RULES).run()
 
     def _check_versions(self, model: Model) -> None:
         known = operators.PREPARED_OPSETS if self.packed else operators.OPSETS
@@ -103,6 +101,8 @@ class _Examination:
     def _check_functions(self, model: Model) -> None:
         found = set()
         for content in model.functions:
+            if len(content) > LARGEST_FUNCTION:
+                raise MalformedError(f"a function of it has more than {LARGEST_FUNCTION} bytes")
             identity, made = digest(bytes(content))
             if made not in operators.FUNCTIONS.get(identity, ()):
                 raise MalformedError(f"its function {identity[1]!a:.60} is not the one of that name")
@@ -206,17 +206,6 @@ def _check_interface(graph: Graph, contract: StageContract) -> None:
         raise MalformedError("an input has a value already")
 
 
-def _check_packed_nodes(graph: Graph, contract: StageContract, outer: Mapping[str, Tensor]) -> None:
-    tensors = {**outer, **{tensor.name: tensor for tensor in graph.initializers}}
-    known = Shapes(contract, tensors, {name: fixed(tensor.dims) for name, tensor in tensors.items()})
-    for node in graph.nodes:
-        if node.operator in WEIGHTS:
-            WEIGHTS[node.operator](Step(node, known))
-        check_packed(Step(node, known))
-        for branch in node.graphs:
-            _check_packed_nodes(branch, contract, tensors)
-
-
 def _check_memory(graph: Graph, contract: StageContract) -> None:
     """What the runtime keeps for a position is no more than what the stage's weights justify, which lie apart."""
     places = sorted(
@@ -238,21 +227,17 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
 class _Inference:
     """The shapes of all values, node by node."""
 
-    def __init__(self, graph: Graph, contract: StageContract) -> None:
-        self._graph = graph
-        self._known = Shapes(contract, {tensor.name: tensor for tensor in graph.initializers})
+    def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], Rule]) -> None:
+        self._graph, self._rules = graph, rules
+        self._known = Shapes(contract, {})
         largest = max((Elements.of(fixed(tensor.dims)).count for tensor in graph.initializers), default=0)
+        self._inputs = {value.name for value in graph.inputs}
         self._most = max(largest, FREE_ELEMENTS)
         self._factors = 2 if contract.target == "cuda" else 1  # there attention is over all pairs of the chunk
 
     def run(self) -> None:
         for spec in self._known.contract.all_inputs:
             self._known.shapes[spec.name] = _contract_shape(spec.shape)
-        for tensor in self._graph.initializers:
-            self._known.shapes.setdefault(tensor.name, fixed(tensor.dims))
-            integers = _integers(tensor)
-            if integers is not None:
-                self._known.integers[tensor.name] = integers
         self._follow(self._graph)
         for spec in self._known.contract.all_outputs:
             found, wanted = self._known.shapes.get(spec.name), _contract_shape(spec.shape)
@@ -261,27 +246,41 @@ class _Inference:
                 raise MalformedError(f"{spec.name} is computed as {shown}, not {written(wanted)}")
 
     def _follow(self, graph: Graph) -> None:
+        self._enter(graph.initializers)
         for node in graph.nodes:
-            shapes = self._branches(node) if node.op_type == "If" else RULES[node.operator](Step(node, self._known))
+            known = Step(node, self._known)
+            shapes = self._branches(node) if node.op_type == "If" else self._rules[node.operator](known)
             for name, shape in zip(node.outputs, shapes, strict=True):
                 elements = Elements.of(shape)
                 if elements.count > self._most or len(elements.sums) > self._factors:
                     raise MalformedError(f"its node {node.op_type} makes {written(shape)}, more than its weights need")
                 self._known.shapes[name] = shape
 
+    def _enter(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._known.tensors[tensor.name] = tensor
+            if tensor.name not in self._inputs:  # a default of a setting
+                self._known.shapes[tensor.name] = fixed(tensor.dims)
+            self._known.integers.pop(tensor.name, None)
+            integers = _integers(tensor)
+            if integers is not None:
+                self._known.integers[tensor.name] = integers
+
     def _branches(self, node: Node) -> list[Shape]:
-        """Of the branch that computes; the other gives no rows."""
+        """Of the branch that computes; the other gives the same, or no rows."""
         found = []
         if Elements.of(Step(node, self._known).shape(0)) != Elements(1, ()):
             raise MalformedError("a branch is chosen by more than one value")
         for name in ("then_branch", "else_branch"):
             graph = node.value(name)
-            if graph.inputs or graph.initializers:
-                raise MalformedError("a branch has inputs or tensors of its own")
+            if graph.inputs:
+                raise MalformedError("a branch has inputs of its own")
+            outer, self._known = self._known, self._known.copy()  # a branch's tensors may be called as others
             self._follow(graph)
             found.append([self._known.shapes.get(value.name, ()) for value in graph.outputs])
+            self._known = outer
         for full, empty in zip(*found, strict=True):
-            if not full or not empty or empty != (Size(0), *full[1:]):
+            if not full or empty not in (full, (Size(0), *full[1:])):
                 raise MalformedError(f"its branches give {written(full)} and {written(empty)}")
         return found[0]
 
@@ -292,8 +291,10 @@ def _contract_shape(dims: tuple[int | str, ...]) -> Shape:
 
 def _integers(tensor: Tensor) -> tuple[Size, ...] | None:
     """The elements of a small tensor of integers that lie in the graph."""
-    if tensor.type not in (INT32, INT64) or tensor.content is None or len(tensor.dims) > 1:
+    if tensor.type not in (INT32, INT64) or tensor.external is not None or len(tensor.dims) > 1:
         return None
     if tensor.size > 8 * _LONGEST_LIST:
         return None
+    if tensor.content is None:
+        return fixed(map(int, tensor.numbers))
     return fixed(memoryview(bytes(tensor.content)).cast("i" if tensor.type == INT32 else "q"))

@@ -1,6 +1,6 @@
 """What a rule about shapes (`edgeblt.shape_rules`) sees: one node, and what is known of the values around it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgeblt.contract import StageContract
@@ -16,10 +16,14 @@ class Shapes:
     """What is known of the values around a node; `integers` are the elements of those that hold sizes or axes."""
 
     contract: StageContract
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     shapes: dict[str, Shape] = field(default_factory=dict)
     integers: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     last_slots: set[str] = field(default_factory=set)  # total_length - 1
+
+    def copy(self) -> "Shapes":
+        known = dict(self.tensors), dict(self.shapes), dict(self.integers), set(self.last_slots)
+        return Shapes(self.contract, *known)
 
 
 class Step:

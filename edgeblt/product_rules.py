@@ -1,7 +1,6 @@
 """Shapes of products with a model's weights, and of lookups in them, where these are stored in few bits.
 
-`WEIGHTS` are the parts that concern the weights alone: ONNX Runtime packs them by what the attributes say, not by how
-long they are.
+ONNX Runtime packs weights by what the attributes say, not by how long they are: `_WEIGHTS` compares the two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +93,7 @@ def _constants(step: Step, index: int, rank: int) -> list[int]:
     return [size.constant for size in shape]
 
 
-WEIGHTS: Mapping[tuple[str, str], Callable[[Step], None]] = {
+_WEIGHTS: Mapping[tuple[str, str], Callable[[Step], None]] = {
     (EDGEBLT, "DenseMatMul"): _dense,
     (EDGEBLT, "MaskedMatMul"): _masked,
     (EDGEBLT, "SparseMatMul"): _tiles,
@@ -110,11 +109,11 @@ def _looked_up(step: Step) -> list[Shape]:
 
 
 def _product(step: Step) -> list[Shape]:
-    WEIGHTS[step.node.operator](step)
+    _WEIGHTS[step.node.operator](step)
     return [(*step.rows(0, step.number("K")), Size(step.number("N")))]
 
 
 RULES: Mapping[tuple[str, str], Rule] = {
-    **dict.fromkeys(WEIGHTS, _product),
+    **dict.fromkeys(_WEIGHTS, _product),
     (MICROSOFT, "GatherBlockQuantized"): _looked_up,
 }

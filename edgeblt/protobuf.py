@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 _LONGEST_VARINT = 10  # bytes
+_LONGEST_LIST = 1 << 16  # bytes, of numbers that are written one by one
 _TWO_63, _TWO_64 = 1 << 63, 1 << 64
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types; groups, 3 and 4, are refused
 
@@ -181,6 +182,8 @@ def _several(field: Field, wire_type: int, value: int | memoryview) -> list[Any]
     """Elements of a repeated field; of numbers either one, or packed many."""
     if isinstance(value, int) or wire_type != _LENGTH or field.kind in (Kind.TEXT, Kind.BYTES):
         return [_single(field, value)]
+    if len(value) > _LONGEST_LIST:
+        raise MalformedError(f"its field {field.name} has more than {_LONGEST_LIST} bytes")
     if field.kind is Kind.INT:
         return list(_packed_ints(value))
     if len(value) % 4:

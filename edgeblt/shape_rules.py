@@ -14,7 +14,7 @@ from edgeblt.product_rules import FLOATS
 from edgeblt.sizes import ONE, Elements, Shape, Size, broadcast, written
 
 
-def _broadcast(step: Step) -> list[Shape]:
+def broadcast_rule(step: Step) -> list[Shape]:
     shapes = [step.shape(index) for index in range(len(step.node.inputs))]
     shape = broadcast(shapes)
     if shape is None:
@@ -26,10 +26,10 @@ def _subtract(step: Step) -> list[Shape]:
     first, second = step.node.inputs
     if first == "total_length" and step.known.integers.get(second) == (ONE,):
         step.known.last_slots.add(step.node.outputs[0])
-    return _broadcast(step)
+    return broadcast_rule(step)
 
 
-def _same(step: Step) -> list[Shape]:
+def same_rule(step: Step) -> list[Shape]:
     return [step.shape(0)]
 
 
@@ -182,8 +182,8 @@ def _unsqueeze(step: Step) -> list[Shape]:
 RULES: Mapping[tuple[str, str], Rule] = {  # `If` apart, whose branches edgeblt.graph_check follows
     **product_rules.RULES,
     **attention_rules.RULES,
-    **{("", name): _broadcast for name in ("Add", "Div", "Equal", "Greater", "Mod", "Mul", "Where")},
-    **{("", name): _same for name in ("Cast", "CumSum", "Exp", "Gelu", "Identity", "Relu", "Softmax")},
+    **{("", name): broadcast_rule for name in ("Add", "Div", "Equal", "Greater", "Mod", "Mul", "Where")},
+    **{("", name): same_rule for name in ("Cast", "CumSum", "Exp", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Expand"): _expand,
@@ -202,6 +202,6 @@ RULES: Mapping[tuple[str, str], Rule] = {  # `If` apart, whose branches edgeblt.
     ("", "Transpose"): _transpose,
     ("", "Unsqueeze"): _unsqueeze,
     (MICROSOFT, "FusedMatMul"): _matmul,
-    (MICROSOFT, "QuickGelu"): _same,
+    (MICROSOFT, "QuickGelu"): same_rule,
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip_norm,
 }
