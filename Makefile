@@ -9,7 +9,7 @@ CHECKED := edgeblt $(wildcard tests tools benchmarks)
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test levels lint bench slow cuda native-tests fuzz-native venv clean
+.PHONY: help demo test levels lint bench slow fuzz cuda native-tests fuzz-native venv clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench  compare with transformers"
 	@echo "make levels what must be exact, once without the native library and once at each of its levels here"
 	@echo "make slow   the slow tests and those that install packages"
+	@echo "make fuzz   COUNT bundles (1000) changed at random from SEED (1): each must work or be refused"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
 	@echo "make fuzz-native   the native operators under sanitizers with models that lie; SEED and CASES choose which"
@@ -44,6 +45,16 @@ levels: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or network"
+
+# Bundles changed at random; then, where they have a fuzzer of their own, the native operators. A case that is found is
+# printed with how to run it again.
+SEED ?= 1
+COUNT ?= 1000
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz_graphs.py --seed $(SEED) --count $(COUNT)
+	$(if $(wildcard tests/fuzz_operators.py),$(MAKE) fuzz-native SEED=$(SEED) CASES=$(COUNT))
 
 lint: $(READY)
 	$(BIN)/ruff check

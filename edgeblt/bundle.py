@@ -10,17 +10,17 @@
 
 import hashlib
 import json
-import mmap
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES, TARGETS, StageName, Target
+from edgeblt.contract import STAGES, TARGETS, StageName, Target, stage_contracts
 from edgeblt.errors import EdgebltError
+from edgeblt.graph_check import check_graph
 from edgeblt.parsing import dataclass_document, parse_dataclass
 from edgeblt.placement import parse_placement
 
@@ -30,10 +30,6 @@ _DOCUMENT_LIMIT = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_TEXT = 2000
-# What names an external tensor's file in a graph: ONNX's StringStringEntryProto, as protobuf libraries write it.
-_LOCATION_KEY = b"location"
-_PACKED_KEY = b"prepacked_"
-_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
-    """Read and check a bundle: names, file sizes, the graphs' hashes and whose weights they use.
+    """Read and check a bundle: names, file sizes, the graphs' hashes and what they do (`edgeblt.graph_check`).
 
     With `verify` the hash of every file. Raises EdgebltError naming the file at fault.
     """
@@ -102,8 +98,10 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
     try:
         for name, record in manifest.files.items():
             check_file(path / name, record, verify or name in graphs, "copy the bundle again")
-        for entry in manifest.stages.values():
-            check_external_data(path / entry.graph, entry.weights, "export again")
+        contracts = stage_contracts(manifest.config, manifest.targets)
+        for stage, entry in manifest.stages.items():
+            graph, sizes = path / entry.graph, {name: manifest.files[name].size for name in entry.weights}
+            check_graph(graph.read_bytes(), graph, sizes, "export again", contract=contracts[cast(StageName, stage)])
     except OSError as error:
         raise EdgebltError(
             f"{error.filename or path} cannot be read ({error.strerror}); copy the bundle again"
@@ -203,31 +201,6 @@ def check_file(file: Path, record: FileRecord, hashed: bool, remedy: str) -> Non
         raise EdgebltError(f"{file} has {status.st_size} bytes instead of {record.size}; {remedy}")
     if hashed and file_record(file) != record:
         raise EdgebltError(f"{file} does not match its sha256: it was changed or damaged; {remedy}")
-
-
-def check_external_data(graph: Path, weights: tuple[str, ...], remedy: str, packed: bool = False) -> None:
-    """The graph reads no file but its own weights: each `location` in it must be one of theirs.
-
-    ONNX Runtime keeps external data inside the directory; that alone would let in files no hash covers. Nor may it
-    bring packed weights unless they are `packed` here: it would read past the end of what is too short.
-    """
-    if graph.stat().st_size == 0:
-        return  # nothing to map; ONNX Runtime will say that it is no graph
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if not packed and content.find(_PACKED_KEY) >= 0:
-            raise EdgebltError(
-                f"{graph} refers to packed weights, which belong to the machine that made them; {remedy}"
-            )
-        place = content.find(_LOCATION_KEY)
-        while place >= 0:
-            found = _LOCATION.match(content, max(place - 2, 0))
-            length = found[1][0] if found else 0
-            name = content[found.end() : found.end() + length] if found and length < 128 else b""
-            if name.decode("ascii", "replace") not in weights:
-                raise EdgebltError(
-                    f"{graph} refers to the data file {name!r:.60}, which is not among its weights; {remedy}"
-                )
-            place = content.find(_LOCATION_KEY, place + len(_LOCATION_KEY))
 
 
 def checksum(document: dict[str, Any]) -> str:

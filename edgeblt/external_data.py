@@ -3,12 +3,14 @@
 A tensor in a file of its own says where in its external data: pairs of strings, `offset` and `length`, and for each
 packed form `prepacked_0`, ...: a key, then one buffer after another, as `key|offset;length;checksum|...` (written by
 ONNX Runtime's `ExternalDataInfo::WritePrepackedToFileAndAddToProto`). The rest of a graph is copied as it is; of
-protobuf's encoding and onnx.proto only as much is known here as leads to these pairs.
+onnx.proto only as much is known here as leads to these pairs.
 """
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
+
+from edgeblt.protobuf import field, raw_fields
 
 ALIGNMENT = 64  # bytes; where ONNX Runtime's allocators start the buffers that its kernels pack weights into
 # By message, the fields on the way to a tensor's external data, and the message each holds.
@@ -33,7 +35,7 @@ def align_external_data(graph: Path, weights: Path) -> int:
     """
     with weights.open("r+b") as file:
         aligner = _Aligner(file)
-        graph.write_bytes(aligner.rewritten(graph.read_bytes(), "model"))
+        graph.write_bytes(aligner.rewritten(memoryview(graph.read_bytes()), "model"))
     return aligner.packed_count
 
 
@@ -42,18 +44,17 @@ class _Aligner:
         self.packed_count = 0
         self._file = file
 
-    def rewritten(self, message: bytes, kind: str) -> bytes:
+    def rewritten(self, message: memoryview, kind: str) -> bytes:
         """The message with the offsets of what was moved."""
-        parts = []
+        parts: list[bytes | memoryview] = []
         external = dict(_external_data(message)) if kind == "tensor" else {}
-        for number, start, content, end in _fields(message):
-            if number in _WAYS[kind] and content:
-                parts.append(_field(number, self.rewritten(message[content:end], _WAYS[kind][number])))
+        for number, _, content, start, end in raw_fields(message):
+            if number in _WAYS[kind] and isinstance(content, memoryview):
+                parts.append(field(number, self.rewritten(content, _WAYS[kind][number])))
             elif not (kind == "tensor" and number == _EXTERNAL_DATA):
                 parts.append(message[start:end])
         for key, value in self._aligned(external).items():
-            pair = _field(_KEY, key.encode()) + _field(_VALUE, value.encode())
-            parts.append(_field(_EXTERNAL_DATA, pair))
+            parts.append(field(_EXTERNAL_DATA, field(_KEY, key.encode()) + field(_VALUE, value.encode())))
         return b"".join(parts)
 
     def _aligned(self, external: dict[str, str]) -> dict[str, str]:
@@ -81,47 +82,13 @@ class _Aligner:
         return end + -end % ALIGNMENT
 
 
-def _external_data(tensor: bytes) -> Iterator[tuple[str, str]]:
-    for number, _, content, end in _fields(tensor):
-        if number == _EXTERNAL_DATA:
-            pair = tensor[content:end]
-            strings = {inner: pair[first:last].decode() for inner, _, first, last in _fields(pair)}
-            yield strings[_KEY], strings[_VALUE]
+def _external_data(tensor: memoryview) -> Iterator[tuple[str, str]]:
+    for found in raw_fields(tensor):
+        if found.number == _EXTERNAL_DATA and isinstance(found.value, memoryview):
+            pair = {inner.number: inner.value for inner in raw_fields(found.value)}
+            yield _text(pair[_KEY]), _text(pair[_VALUE])
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Of each field its number, its start, the start of its content (0 where it is a plain number), and its end."""
-    place = 0
-    while place < len(message):
-        start = place
-        tag, place = _varint(message, place)
-        content = 0
-        if tag & 7 == 0:
-            _, place = _varint(message, place)
-        elif tag & 7 == 2:
-            length, content = _varint(message, place)
-            place = content + length
-        else:
-            place += {1: 8, 5: 4}[tag & 7]
-        yield tag >> 3, start, content, place
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _encoded(number << 3 | 2) + _encoded(len(content)) + content
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number in groups of seven bits, lowest first, and the place after it."""
-    value = shift = 0
-    while message[place] >= 128:
-        value |= (message[place] & 127) << shift
-        place, shift = place + 1, shift + 7
-    return value | message[place] << shift, place + 1
-
-
-def _encoded(value: int) -> bytes:
-    groups = []
-    while value >= 128:
-        groups.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*groups, value])
+def _text(value: int | memoryview) -> str:
+    assert isinstance(value, memoryview)
+    return str(value, "utf-8")

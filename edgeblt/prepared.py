@@ -15,6 +15,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import onnxruntime
 
@@ -23,13 +24,13 @@ from edgeblt.bundle import (
     Bundle,
     FileRecord,
     check_checksum,
-    check_external_data,
     check_file,
     checksum,
     read_document,
 )
-from edgeblt.contract import STAGES, StageName
+from edgeblt.contract import STAGES, StageName, stage_contracts
 from edgeblt.errors import EdgebltError
+from edgeblt.graph_check import check_graph
 from edgeblt.parsing import dataclass_document, parse_dataclass
 
 FORMAT_VERSION = 1
@@ -125,11 +126,15 @@ def open_prepared(path: Path, bundle: Bundle, provider: str, verify: bool = Fals
         reason = _misfit(record, record_for(bundle, provider, {}))
         if reason:
             return Prepared(path, (), f"{path} was made {reason}; {remedy}")
+        contracts = stage_contracts(bundle.manifest.config, bundle.manifest.targets)
         for stage, files in record.stages.items():
             graph = path / graph_name(stage)
             check_file(graph, files.graph, True, remedy)
             check_file(path / weights_name(stage), files.weights, verify, remedy)
-            check_external_data(graph, (weights_name(stage),), remedy, packed=True)
+            sizes = {weights_name(stage): files.weights.size}
+            check_graph(
+                graph.read_bytes(), graph, sizes, remedy, packed=True, contract=contracts[cast(StageName, stage)]
+            )
     except RecursionError:
         raise EdgebltError(f"{path / RECORD} is nested too deeply; {remedy}") from None
     except OSError as error:

@@ -333,7 +333,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights-link": (lambda path: turn_into_link(path / "global.weights"), "nor may it be a link" + AGAIN),
     "weights-missing": (lambda path: (path / "global.weights").unlink(), "(No such file or directory)" + AGAIN),
     "weights-short": (lambda path: os.truncate(path / "global.weights", 100), "has 100 bytes instead of "),
-    "weights-elsewhere": (read_elsewhere, "b'../secret.file', which is not among its weights" + AGAIN),
+    "weights-elsewhere": (read_elsewhere, "'../secret.file', which is not among its weights" + AGAIN),
     "record-missing": (lambda path: (path / RECORD).unlink(), "(No such file or directory)" + AGAIN),
     "record-changed": (lambda path: flip(path / RECORD, 100), AGAIN),
     "record-pipe": (lambda path: replace(path / RECORD), "is not a regular file of at most 1048576 bytes"),
@@ -373,13 +373,12 @@ def test_changed_weights_are_found_by_verify(ready: Path) -> None:
     assert message.startswith(f"{beside(ready)}/global.weights does not match its sha256") and AGAIN in message
 
 
-def test_a_graph_that_no_runtime_opens(ready: Path) -> None:
+def test_a_graph_that_is_none(ready: Path) -> None:
     graph = beside(ready) / "global.onnx"
     graph.write_bytes(b"\xff" * 10)
     record = dataclasses.asdict(file_record(graph))
     edit_record(beside(ready), lambda document: document["stages"]["global"].update(graph=record))
-    assert f"{graph} cannot be opened by onnxruntime (" in refusal(lambda: load(ready, threads=1))
-    assert refusal(lambda: load(ready, threads=1)).endswith("; prepare the bundle again")
+    assert refusal(lambda: load(ready, threads=1)).startswith(f"{graph} is no graph that edgeblt writes: ")
 
 
 def test_a_bundle_must_not_bring_packed_weights(ready: Path) -> None:
@@ -388,17 +387,15 @@ def test_a_bundle_must_not_bring_packed_weights(ready: Path) -> None:
         shutil.copy(beside(ready) / name, ready / name)
     manifest = open_bundle_unchecked(ready)
     write_manifest(ready, manifest)
-    message = refusal(lambda: load(ready, threads=1))
-    assert message == (
-        f"{ready / 'global.onnx'} refers to packed weights, which belong to the machine that made them; export again"
-    )
+    said = refusal(lambda: load(ready, threads=1))
+    assert said.startswith(f"{ready / 'global.onnx'} is no graph that edgeblt writes: it imports ")
 
 
 def open_bundle_unchecked(bundle: Path) -> Any:
     """The manifest with every file's size and hash as they now are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgeblt.bundle.check_file", lambda *arguments: None)
-        patch.setattr("edgeblt.bundle.check_external_data", lambda *arguments: None)
+        patch.setattr("edgeblt.bundle.check_graph", lambda *arguments, **options: None)
         manifest = open_bundle(bundle).manifest
     files: dict[str, FileRecord] = {name: file_record(bundle / name) for name in manifest.files}
     return dataclasses.replace(manifest, files=files)

@@ -1,0 +1,34 @@
+"""A short run of the fuzzers; `make fuzz` runs more."""
+
+from pathlib import Path
+
+import pytest
+
+from fuzz_graphs import Worker, fuzz
+from tiny_bundles import CASES, PREPARED, small_bundles
+
+
+@pytest.mark.slow
+def test_changed_bundles_work_or_are_refused(tmp_path: Path) -> None:
+    bundles = small_bundles(tmp_path / "bundles")
+    assert len(bundles) == len(CASES) + len(PREPARED)
+    outcomes = list(fuzz(bundles, [f"test:{number}" for number in range(250)], tmp_path))
+    assert not [str(outcome) for outcome in outcomes if outcome.is_finding]
+    ended = [outcome.ended for outcome in outcomes]
+    assert ended.count("works") > 15 and ended.count("refused") > 100  # it neither sees nothing nor breaks everything
+
+
+@pytest.mark.slow
+def test_a_crash_is_seen(tmp_path: Path) -> None:
+    """By a worker whose process ends, and by one that does not answer."""
+    worker = Worker("portable", 60)
+    (tmp_path / "bundle").mkdir()
+    assert worker.run(tmp_path / "bundle")["ended"] == "refused"
+    assert worker._process
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.run(tmp_path / "bundle")["ended"].startswith("crashes with exit code -9")
+    assert worker.run(tmp_path / "bundle")["ended"] == "refused"
+    worker._seconds = 0
+    assert worker.run(tmp_path / "bundle")["ended"].startswith("runs longer than")
+    worker.stop()
