@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeblt.config import Generation
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json
-from edgeblt.export.transformers_config import Section
+from edgeblt.export.config_section import Section
 from edgeblt.ids import EOS
 
 GENERATION = "generation_config.json"

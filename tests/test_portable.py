@@ -87,9 +87,9 @@ def test_drafts_change_no_text(format: str, exported: Callable[[int], Exported],
     model = quantized(exported(10), format, tmp_path)
     for seed in range(4):
         prompt = bytes(id - 4 for id in tiny_models.random_ids(seed, 100)[1:])
-        settings = {"max_new_bytes": 60, "temperature": 0.0 if seed % 2 else 1.0, "seed": seed}
-        expected = model.generate(prompt, draft=NONE, **settings)
-        assert {model.generate(prompt, draft=draft, **settings) for draft in DRAFTS} == {expected}
+        temperature = 0.0 if seed % 2 else 1.0
+        expected = model.generate(prompt, 60, temperature, seed=seed, draft=NONE)
+        assert {model.generate(prompt, 60, temperature, seed=seed, draft=Name(draft)) for draft in DRAFTS} == {expected}
 
 
 @pytest.mark.parametrize("stage", ["patcher", "decoder"])
