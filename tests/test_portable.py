@@ -13,6 +13,7 @@ import tiny_models
 from conftest import Exported
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load
+from edgeblt.names import Name
 from edgeblt.session import ROLLBACK_BYTES, Session
 from edgeblt.speculation import AUTO, DRAFTS, NONE
 from edgeblt.stage import Stage
