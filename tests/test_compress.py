@@ -471,7 +471,7 @@ def test_calibration_texts_of_no_use(
 def test_a_directory_as_calibration_text(workshop: Workshop, shelf: Path, tmp_path: Path) -> None:
     refuse(
         lambda: quantize_checkpoint(workshop.original(5), shelf / "out", workshop.recipe("gptq"), tmp_path),
-        "cannot be read (Is a directory)",
+        "is a directory; give a text file",
     )
 
 

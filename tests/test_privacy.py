@@ -42,7 +42,7 @@ def test_importing_loading_and_generating_write_nothing(tiny_bundle: tuple[Path,
 
 
 def test_an_import_alone_writes_nothing(tmp_path: Path) -> None:
-    assert written(tmp_path, "import edgeblt") == set()
+    assert written(tmp_path, "import edgeblt.model") == set()
 
 
 def test_a_command_writes_nothing(tmp_path: Path) -> None:
@@ -54,5 +54,5 @@ def test_the_users_own_setting_stays(tmp_path: Path) -> None:
     """Without the variable this ONNX Runtime does write, or the tests above would prove nothing."""
     if not written(tmp_path / "without", "import onnxruntime"):
         pytest.skip("this version of ONNX Runtime writes nothing anyway")
-    assert written(tmp_path / "own", "import edgeblt", setting="0")
+    assert written(tmp_path / "own", "import edgeblt.model", setting="0")
     assert written(tmp_path / "too late", "import onnxruntime; import edgeblt")  # as docs/device.md says

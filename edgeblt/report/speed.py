@@ -34,13 +34,13 @@ class _Bar:
 
 
 def latency_chart(rows: Sequence[Row]) -> Chart | None:
-    """The cumulative distribution of the time between bytes, a curve a benchmark, a panel a device."""
+    """The cumulative distribution of the time of a byte, a curve a benchmark, a panel a device."""
     timed = [(row, row.benchmark) for row in rows if row.benchmark]
     if not timed:
         return None
     devices = list(dict.fromkeys(benchmark.device for _, benchmark in timed))
     labels = list(dict.fromkeys(row.label for row, _ in timed))
-    title = "from one byte to the next, milliseconds"
+    title = "what a byte took, milliseconds"
     layout = device_panels(devices, [240] * len(devices), title)
     data, words, named = [], [], set[str]()
     for row, benchmark in timed:
@@ -55,7 +55,7 @@ def latency_chart(rows: Sequence[Row]) -> Chart | None:
         layout[axis("yaxis", panel)] |= {"tickvals": list(_TICKS), "ticktext": [f"{tick}%" for tick in _TICKS]}
     return Chart(
         "latency",
-        "Time between bytes",
+        "Time of a byte",
         "For each setting, the share of decoded bytes (upward) that took no more than a time (rightward, milliseconds; "
         "each step of ten is as wide as the next). A curve further left is faster, a steep one steadier; a tail to "
         "the right means that some bytes are waited for, such as those that end a patch and run the global stage. "
