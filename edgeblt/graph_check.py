@@ -248,19 +248,25 @@ class _Inference:
     def _follow(self, graph: Graph) -> None:
         self._enter(graph.initializers)
         for node in graph.nodes:
-            known = Step(node, self._known)
-            shapes = self._branches(node) if node.op_type == "If" else self._rules[node.operator](known)
+            step = Step(node, self._known)
+            shapes = self._branches(node) if node.op_type == "If" else self._rules[node.operator](step)
+            if len(shapes) != len(node.outputs):
+                raise step.wrong(f"has {len(node.outputs)} outputs")
             for name, shape in zip(node.outputs, shapes, strict=True):
                 elements = Elements.of(shape)
                 if elements.count > self._most or len(elements.sums) > self._factors:
-                    raise MalformedError(f"its node {node.op_type} makes {written(shape)}, more than its weights need")
+                    raise step.wrong(f"makes {written(shape)}, more than its weights need")
+                if any(size.is_constant and size.constant < 0 for size in shape):
+                    raise step.wrong(f"makes {written(shape)}")
                 self._known.shapes[name] = shape
 
     def _enter(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            self._known.tensors[tensor.name] = tensor
-            if tensor.name not in self._inputs:  # a default of a setting
-                self._known.shapes[tensor.name] = fixed(tensor.dims)
+            if tensor.name in self._inputs:  # a setting's default, which is no constant
+                if self._known.shapes[tensor.name] != fixed(tensor.dims):
+                    raise MalformedError(f"the default of {tensor.name!a:.60} has another shape")
+                continue
+            self._known.tensors[tensor.name], self._known.shapes[tensor.name] = tensor, fixed(tensor.dims)
             self._known.integers.pop(tensor.name, None)
             integers = _integers(tensor)
             if integers is not None:
@@ -279,6 +285,8 @@ class _Inference:
             self._follow(graph)
             found.append([self._known.shapes.get(value.name, ()) for value in graph.outputs])
             self._known = outer
+        if len(found[0]) != len(found[1]):
+            raise MalformedError("its branches give different numbers of values")
         for full, empty in zip(*found, strict=True):
             if not full or empty not in (full, (Size(0), *full[1:])):
                 raise MalformedError(f"its branches give {written(full)} and {written(empty)}")

@@ -53,7 +53,7 @@ def _split(step: Step) -> list[Shape]:
         return RULES["", "Split"](step)
     shape, sizes = step.shape(0), step.constants(1)
     axis = step.axis(step.number("axis"), len(shape))
-    if shape[axis] != Size(sum(sizes)) or min(sizes) < 0 or len(sizes) != len(step.node.outputs):
+    if shape[axis] != Size(sum(sizes)) or min(sizes, default=0) < 0 or len(sizes) != len(step.node.outputs):
         raise step.wrong(f"splits {written(shape)} in {sizes!r:.60}")
     return [(*shape[:axis], Size(size), *shape[axis + 1 :]) for size in sizes]
 

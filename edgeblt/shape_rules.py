@@ -66,10 +66,12 @@ def _gather(step: Step) -> list[Shape]:
 
 def _matmul(step: Step) -> list[Shape]:
     left, right = step.shape(0), step.shape(1)
+    batch = broadcast([left[:-2], right[:-2]])
+    if len(left) < 2 or len(right) < 2 or batch is None:
+        raise step.wrong(f"has inputs of {written(left)} and {written(right)}")
     if step.node.value("transB"):
         right = (*right[:-2], right[-1], right[-2])
-    batch = broadcast([left[:-2], right[:-2]])
-    if len(left) < 2 or len(right) < 2 or left[-1] != right[-2] or batch is None:
+    if left[-1] != right[-2]:
         raise step.wrong(f"has inputs of {written(left)} and {written(right)}")
     return [(*batch, left[-2], right[-1])]
 

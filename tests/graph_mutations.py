@@ -398,19 +398,29 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 # How often, and what.
+GRAPH_CHANGES: dict[str, tuple[int, Callable[[Any, random.Random], None]]] = {
+    "anything": (6, _anything),
+    "attribute": (8, _attribute),
+    "rewire": (8, _rewire),
+    "alike": (10, _alike),
+    "operator": (3, _operator),
+    "insert": (5, _insert),
+    "tensor": (6, _tensor),
+    "loop": (1, _loop),
+    "functions": (1, _functions),
+    "body": (3, _body),
+}
 CHANGES: dict[str, tuple[int, Change]] = {
-    "anything": (6, _graph(_anything)),
-    "attribute": (8, _graph(_attribute)),
-    "rewire": (8, _graph(_rewire)),
-    "alike": (10, _graph(_alike)),
-    "operator": (3, _graph(_operator)),
-    "insert": (5, _graph(_insert)),
-    "tensor": (6, _graph(_tensor)),
-    "loop": (1, _graph(_loop)),
-    "functions": (1, _graph(_functions)),
-    "body": (3, _graph(_body)),
+    **{name: (weight, _graph(change)) for name, (weight, change) in GRAPH_CHANGES.items()},
     "wire": (3, _wire),
     "second-value": (1, _second_value),
     "weights": (8, _weights),
     "manifest": (6, _manifest),
 }
+
+
+def change_graph(model: Any, rng: random.Random) -> None:
+    """One to three of `GRAPH_CHANGES` on a model in memory."""
+    weights = [weight for weight, _ in GRAPH_CHANGES.values()]
+    for _, change in rng.choices(list(GRAPH_CHANGES.values()), weights, k=rng.choice((1, 1, 2, 3))):
+        change(model, rng)

@@ -27,7 +27,7 @@ from edgeblt.graph_check import check_graph
 from edgeblt.onnx_graph import parse_model
 from edgeblt.quant.recipe import load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
-from graph_mutations import seal
+from graph_mutations import change_graph, seal
 from tiny_bundles import RECIPES, whole_layers
 
 Change = Callable[[Any], object]
@@ -359,6 +359,24 @@ def test_any_end_is_refused_or_whole(fp32: Bundle) -> None:
     rng = random.Random(0)
     for end in rng.sample(range(1, len(content)), 40):
         refusal(fp32, "global", content[:end])
+
+
+def test_changed_graphs_are_accepted_or_refused(graphs: Graphs) -> None:
+    """Whatever is changed in them, the examination itself ends in its sentence or in nothing."""
+    rng, accepted, places = random.Random(0), 0, sorted(graphs)
+    for _ in range(150):
+        place = rng.choice(places)
+        content, contract = graphs[place]
+        model = onnx.load_from_string(content)
+        change_graph(model, rng)
+        try:
+            check_graph(
+                model.SerializeToString(), Path("x.onnx"), {f"{place[2]}.weights": 1 << 40}, "r", False, contract
+            )
+            accepted += 1
+        except EdgebltError as error:
+            assert_one_sentence(str(error))
+    assert 5 < accepted < 75
 
 
 def test_configurations_that_weights_do_not_justify(fp32: Bundle) -> None:
