@@ -12,13 +12,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.bundle import Bundle, open_bundle
+from edgeblt.bundle import Bundle, HeldStage, hold_bundle
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
+from edgeblt.held_files import HeldFile, is_too_many_open, too_many_open
 from edgeblt.ids import BOS, EOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
@@ -68,7 +69,8 @@ class Model:
     ) -> None:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
         self.memory_before, started = resident_memory(), time.perf_counter()
-        self.bundle = open_bundle(path, verify)
+        held = hold_bundle(path, verify)
+        self.bundle = held.bundle
         self.threads, self.threshold = threads, threshold
         self.placement = place_stages(self.bundle, provider)
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
@@ -78,10 +80,14 @@ class Model:
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._experiences: dict[str, Experience] = {}
         self._graphs: dict[StageName, StageGraph] = {}
+        self._weights: list[HeldFile] = []  # of all stages: what is mapped
         for name in STAGES:
-            self._graphs[name] = _open_stage(
-                self.bundle, self.prepared, name, self._contracts[name], threads, self.placement[name]
-            )
+            bytes_ = sum(file.size for file in held.stages[name].weights)
+            counts = thread_counts(threads, bytes_)
+            packed = self.prepared.stage(name)
+            stage = packed or held.stages[name]
+            self._graphs[name] = _open_stage(stage, bool(packed), self._contracts[name], counts, self.placement[name])
+            self._weights += stage.weights
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -111,7 +117,9 @@ class Model:
         return other
 
     def session(self) -> Session:
-        """A new, empty sequence."""
+        """A new, empty sequence. Raises EdgebltError where a file of weights was written to since it was opened."""
+        for file in self._weights:
+            file.refuse_changes()
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def experience(self, draft: str) -> Experience:
@@ -259,42 +267,40 @@ def _as_bytes(prompt: bytes | str) -> bytes:
 
 
 def _open_stage(
-    bundle: Bundle,
-    prepared: Prepared,
-    name: StageName,
-    contract: StageContract,
-    threads: int | None,
-    provider: Provider,
+    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
 ) -> StageGraph:
-    stage = bundle.manifest.stages[name]
-    one, many = thread_counts(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
-    optimized, memory = prepared.graph(name), memory_of(provider)
+    """`counts`: threads for runs on few positions, and on many."""
+    (few, many), memory = counts, memory_of(provider)
 
     def opened(threads: int) -> onnxruntime.InferenceSession:
         options = session_options(threads, provider)
-        if optimized:
+        if is_prepared:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return _open_graph(optimized, contract, options, provider, "prepare")
-        return _open_graph(bundle.path / stage.graph, contract, options, provider, "export")
+        return _open_graph(stage, contract, options, provider, "prepare" if is_prepared else "export")
 
-    graph = opened(one)
+    graph = opened(few)
     if memory:
         return StageGraph.on_device(graph, memory)
-    return StageGraph(graph, graph if one == many else opened(many))
+    return StageGraph(graph, graph if few == many else opened(many))
 
 
 def _open_graph(
-    path: Path, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
+    stage: HeldStage, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
 ) -> onnxruntime.InferenceSession:
+    path = stage.graph
     try:
-        graph = open_graph(str(path), options, provider)
+        graph = open_graph(stage.content, stage.directory.path, options, provider)
     except EdgebltError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
+        stage.refuse_replacement()
+        if is_too_many_open(error):
+            raise too_many_open(path) from None
         if provider == "cuda" and (sentence := explained(error)):
             raise sentence from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
+    stage.refuse_replacement()  # it opened the weights by their names
     _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)
     _check_interface(path, contract.all_outputs, graph.get_outputs(), remedy)
     return graph
