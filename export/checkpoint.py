@@ -138,8 +138,8 @@ def open_checkpoint(path: str | Path, patcher: str | Path | None = None) -> Chec
     original = open_transformers_form(path)
     config = original.config.model
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
-    used = {part.name for weight in weights.values() for part in weight.parts}
-    return Checkpoint(path, config, weights, sorted(original.stored.keys() - used), is_transformers_form=True)
+    unused = original.unused(weights.values())
+    return Checkpoint(path, config, weights, unused, files=original.files, is_transformers_form=original.has_own_names)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

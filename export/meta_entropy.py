@@ -12,7 +12,16 @@ from pathlib import Path
 
 from edgeblt.config import TransformerConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint_files import CONFIG, INDEX, SINGLE, exists, inside, read_json, read_safetensors
+from edgeblt.export.checkpoint_files import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    by_plain_name,
+    checkpoint_file,
+    exists,
+    read_json,
+    read_weights,
+)
 from edgeblt.export.meta_config import Fixed, StackFields, parse_stack, refuse_idle_window, refuse_others
 from edgeblt.export.pickle_files import pickled_tensors
 from edgeblt.export.stored_weights import StoredPart
@@ -64,7 +73,7 @@ def open_entropy_model(directory: Path) -> EntropyModel:
     name = next((name for name in (CONFIG, PARAMS) if exists(directory, name)), None)
     if name is None:
         raise EdgebltError(f"{directory} holds neither {CONFIG} nor {PARAMS}; give the directory of an entropy model")
-    file = inside(directory, name)
+    file = checkpoint_file(directory, name)
     document = read_json(file)
     fields = _fields(document, file)
     stack = _as_saved(fields) if name == CONFIG else _as_loaded(fields)
@@ -110,7 +119,7 @@ def _tensors(directory: Path) -> tuple[Path, Mapping[str, StoredPart], dict[str,
     """The file that says which tensors there are, the tensors, and the files they are in."""
     pickle = next((name for name in PICKLES if exists(directory, name)), None)
     if pickle is None or exists(directory, SINGLE) or exists(directory, INDEX):
-        listing, stored = read_safetensors(directory)
+        listing, stored = read_weights(directory)
         return listing, stored, {file.name: file for file in (listing, *(part.file for part in stored.values()))}
-    file = inside(directory, pickle)
-    return file, pickled_tensors(file, KEY), {pickle: file}
+    file = checkpoint_file(directory, pickle)
+    return file, by_plain_name(file, pickled_tensors(file, KEY).values()), {pickle: file}

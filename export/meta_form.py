@@ -14,7 +14,14 @@ from typing import Any
 
 from edgeblt.config import ModelConfig, PatchingRule
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
+from edgeblt.export.checkpoint_files import (
+    CONFIG,
+    checkpoint_file,
+    exists,
+    read_json,
+    read_weights,
+    refuse_no_directory,
+)
 from edgeblt.export.meta_config import is_meta, parse_model
 from edgeblt.export.meta_entropy import EntropyModel, open_entropy_model
 from edgeblt.export.meta_patching import parse_patching, refuse_contradictions
@@ -87,7 +94,7 @@ def stored_name(name: str) -> str:
 def is_meta_form(directory: Path) -> bool:
     """Whether the directory's `config.json` is in Meta's form; damaged ones are somebody else's to refuse."""
     try:
-        return exists(directory, CONFIG) and is_meta(read_json(inside(directory, CONFIG)))
+        return exists(directory, CONFIG) and is_meta(read_json(checkpoint_file(directory, CONFIG)))
     except EdgebltError:
         return False
 
@@ -107,7 +114,7 @@ def open_meta_form(directory: Path, patcher: Path | None) -> MetaForm:
     entropy = _entropy_model(directory, patcher, patching)
     config = parse_model(args, patching, entropy.stack if entropy else None)
     refuse_contradictions(args, training, patching)
-    listing, stored = read_safetensors(directory)
+    listing, stored = read_weights(directory)
     files = [directory / CONFIG, directory / TRAINING, listing, *dict.fromkeys(part.file for part in stored.values())]
     named = {file.name: file for file in files}
     if entropy:
@@ -129,8 +136,6 @@ def _entropy_model(directory: Path, patcher: Path | None, patching: PatchingRule
         raise EdgebltError(
             f"{directory} has no entropy model in {ENTROPY_MODEL}/; give the directory of one with --patcher"
         )
-    if not folder.resolve().is_relative_to(directory.resolve()):
-        raise EdgebltError(f"{folder} is a link that leads out of the checkpoint; give where it leads with --patcher")
     return open_entropy_model(folder)
 
 
@@ -140,7 +145,7 @@ def _refuse_other_vocabulary(entropy: EntropyModel, config: ModelConfig) -> None
 
 
 def _object(directory: Path, name: str) -> dict[str, Any]:
-    return Section(read_json(inside(directory, name)), str(directory / name)).document
+    return Section(read_json(checkpoint_file(directory, name)), str(directory / name)).document
 
 
 def _find(source: MetaForm | EntropyModel, name: str, shape: Shape) -> StoredPart:

@@ -73,13 +73,12 @@ class StoredTensor:
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
-        return finite_float32(self._rows(start, stop), self.file, self.name)
+        return finite_float32(self._rows(start, stop), self.file, self.name)  # a copy: they are views of a mapped file
 
 
-def finite_float32(rows: torch.Tensor, file: Path, name: str) -> NDArray[np.float32]:
-    """`rows` of a mapped tensor, C-contiguous, in memory of their own. Raises EdgebltError for NaN and infinity."""
-    # A copy even of float32: `rows` is a view of the mapped file.
-    values: NDArray[np.float32] = rows.to(torch.float32, copy=True).contiguous().numpy()
+def finite_float32(rows: torch.Tensor, file: Path, name: str, copy: bool = True) -> NDArray[np.float32]:
+    """`rows` C-contiguous, with `copy` in memory of their own. Raises EdgebltError for NaN and infinity."""
+    values: NDArray[np.float32] = rows.to(torch.float32, copy=copy).contiguous().numpy()
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
         raise EdgebltError(
             f"{file}: the tensor {name!a} holds values that are not finite in float32; "

@@ -701,7 +701,7 @@ SINGLE_CHECKPOINTS = [
     Mutation("config-deep", write_config(b"[" * 100_000), "is not valid JSON"),
     Mutation("config-deep-inside", write_config(b'{"model_type":' + b"[" * 960 + b"]" * 960 + b"}")),
     Mutation("config-no-unicode", write_config(b"\xff{}"), "is not valid JSON"),
-    Mutation("pickle", to_pickle, "pickle"),
+    Mutation("pickle", to_pickle, "was not written by torch.save"),
 ]  # fmt: skip
 SHARDED_CHECKPOINTS = [
     *(Mutation(f"truncate-{name}-{n}", truncate(name)) for name in (INDEX, *SHARDS) for n in range(2)),
