@@ -164,11 +164,11 @@ class _Archive:
 
     def place(self, name: str, tensor: TensorRecord) -> int:
         """Where in the file the tensor's data begin. Raises EdgebltError where they are not there."""
-        size = 1 if tensor.storage.dtype is None else getattr(torch, tensor.dtype).itemsize
+        size: int = getattr(torch, tensor.dtype).itemsize
+        stored = tensor.storage.count * (size if tensor.storage.dtype else 1)
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
-        start = tensor.offset * getattr(torch, tensor.dtype).itemsize
-        end = start + math.prod(tensor.shape) * getattr(torch, tensor.dtype).itemsize
-        if entry is None or entry.file_size < tensor.storage.count * size or entry.file_size < end:
+        start = tensor.offset * size
+        if entry is None or entry.file_size < max(stored, start + math.prod(tensor.shape) * size):
             raise EdgebltError(f"{self._file}: the tensor {name!a:.100} lacks some of its data; {_REMEDY}")
         return self._content(entry) + start
 
@@ -183,7 +183,7 @@ class _Archive:
             raise unreadable(self._file, error, _REMEDY) from None
         if len(header) == _ENTRY_SIZE and header.startswith(_ENTRY_START):
             lengths: tuple[int, int] = struct.unpack("<HH", header[_ENTRY_LENGTHS])
-            start: int = entry.header_offset + _ENTRY_SIZE + sum(lengths)
+            start = entry.header_offset + _ENTRY_SIZE + sum(lengths)
             if start + entry.file_size <= size:
                 return start
         raise EdgebltError(f"{self._file} is truncated or was not written by torch.save; {_REMEDY}")

@@ -264,7 +264,15 @@ def _tensor(*arguments: Any) -> TensorRecord | OtherTensor:
 def _tensor_of_dtype(*arguments: Any) -> TensorRecord | OtherTensor:
     """torch._utils._rebuild_tensor_v3: the dtype behind what v2 has."""
     match arguments:
-        case (Storage(_, None, _) as storage, int(offset), tuple(shape), tuple(strides), bool(), dict(), _Global(name)):
+        case (
+            Storage(_, None, _) as storage,
+            int(offset),
+            tuple(shape),
+            tuple(strides),
+            bool(),
+            dict(),
+            _Global(name),
+        ) if name in _DTYPES:
             return _record(storage, name.removeprefix("torch."), offset, shape, strides)
         case (Storage(), *_):
             return OtherTensor()

@@ -135,7 +135,7 @@ def to_pipe(directory: Path, name: str) -> None:
     os.mkfifo(directory / name)
 
 
-REPLACEMENTS = (remove, empty, to_directory, to_link_outside, to_link_nowhere, to_pipe)
+REPLACEMENTS = (remove, empty, to_directory, to_link_nowhere, to_pipe)
 
 
 def replace(change: Callable[[Path, str], None], name: str) -> Callable[[Path, random.Random], object]:
@@ -145,7 +145,11 @@ def replace(change: Callable[[Path, str], None], name: str) -> Callable[[Path, r
 BUNDLE_DAMAGE = [
     *(Mutation(f"truncate-{name}-{n}", truncate(name)) for name in FILES for n in range(3)),
     *(Mutation(f"flip-{name}-{n}", flip(name)) for name in FILES for n in range(8 if name == MANIFEST else 3)),
-    *(Mutation(f"{change.__name__}-{name}", replace(change, name)) for change in REPLACEMENTS for name in FILES),
+    *(
+        Mutation(f"{change.__name__}-{name}", replace(change, name))
+        for change in (*REPLACEMENTS, to_link_outside)
+        for name in FILES
+    ),  # links may lead out of a checkpoint, not of a bundle
 ]
 
 
