@@ -18,6 +18,7 @@ import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import EdgebltError
+from edgeblt.lost_files import explaining_lost_files
 
 if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
@@ -646,7 +647,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
     try:
-        with _cleaning_up_when_stopped():
+        with _cleaning_up_when_stopped(), explaining_lost_files():
             app(prog_name="edgeblt")  # not cli.py, nor python -m
     except EdgebltError as error:
         _fail(str(error))

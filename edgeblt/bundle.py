@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,14 @@ class HeldStage:
     weights: tuple[HeldFile, ...]
     directory: HeldDirectory
 
-    def refuse_replacement(self) -> None:
-        """Raises EdgebltError unless whoever opened the weights by their names until now opened these."""
-        self.directory.refuse_replacement()
-        for file in self.weights:
-            file.refuse_replacement()
+
+def refuse_replacement(stages: Iterable[HeldStage]) -> None:
+    """Raises EdgebltError unless whoever opened the stages' weights by their names until now opened these."""
+    stages = tuple(stages)
+    for file in (file for stage in stages for file in stage.weights):
+        file.refuse_replacement()
+    for stage in stages:
+        stage.directory.refuse_replacement()
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         document = read_document(path, "export the bundle again")
     except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); is {path.parent} a bundle?") from None
+        raise unreadable(path, error, f"is {path.parent} a bundle?") from None
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise EdgebltError(

@@ -12,14 +12,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.bundle import Bundle, HeldStage, hold_bundle
+from edgeblt.bundle import Bundle, HeldStage, hold_bundle, refuse_replacement
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.cuda import explained, gpu_memory
 from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
-from edgeblt.held_files import HeldFile, is_too_many_open, too_many_open
+from edgeblt.held_files import is_too_many_open, too_many_open
 from edgeblt.ids import BOS, EOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
@@ -80,14 +80,16 @@ class Model:
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._experiences: dict[str, Experience] = {}
         self._graphs: dict[StageName, StageGraph] = {}
-        self._weights: list[HeldFile] = []  # of all stages: what is mapped
+        used = []
         for name in STAGES:
-            bytes_ = sum(file.size for file in held.stages[name].weights)
-            counts = thread_counts(threads, bytes_)
-            packed = self.prepared.stage(name)
-            stage = packed or held.stages[name]
-            self._graphs[name] = _open_stage(stage, bool(packed), self._contracts[name], counts, self.placement[name])
-            self._weights += stage.weights
+            own, packed = held.stages[name], self.prepared.stage(name)
+            counts = thread_counts(threads, sum(file.size for file in own.weights))
+            used.append(packed or own)
+            self._graphs[name] = _open_stage(
+                used[-1], packed is not None, self._contracts[name], counts, self.placement[name]
+            )
+        self._weights = [file for stage in used for file in stage.weights]  # what is mapped
+        refuse_replacement(used)  # ONNX Runtime opened the weights by their names
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -293,14 +295,13 @@ def _open_graph(
     except EdgebltError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
-        stage.refuse_replacement()
+        refuse_replacement([stage])
         if is_too_many_open(error):
             raise too_many_open(path) from None
         if provider == "cuda" and (sentence := explained(error)):
             raise sentence from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
-    stage.refuse_replacement()  # it opened the weights by their names
     _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)
     _check_interface(path, contract.all_outputs, graph.get_outputs(), remedy)
     return graph

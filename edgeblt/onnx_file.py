@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeblt.errors import EdgebltError
+from edgeblt.held_files import unreadable
 from edgeblt.roofline import StoredTensor
 
 # Bytes of an element by TensorProto.DataType.
@@ -21,7 +22,7 @@ def initializers(path: Path, prefix: str) -> list[StoredTensor]:
     try:
         return list(_initializers(memoryview(path.read_bytes()), prefix))
     except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
+        raise unreadable(path, error, "copy the bundle again") from None
     except _MalformedError as error:
         raise EdgebltError(f"{path} is no ONNX graph ({error}); export the bundle again") from None
 

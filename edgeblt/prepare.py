@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeblt.bundle import Bundle, HeldStage, file_record, hold_bundle, write_document
+from edgeblt.bundle import Bundle, HeldStage, file_record, hold_bundle, refuse_replacement, write_document
 from edgeblt.contract import STAGES
 from edgeblt.errors import EdgebltError
 from edgeblt.external_data import align_external_data
@@ -104,7 +104,7 @@ def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedSta
         raise EdgebltError(
             f"{source.graph} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"
         ) from None
-    source.refuse_replacement()
+    refuse_replacement([source])
     if weights.exists() and align_external_data(graph, weights):
         return PreparedStage(file_record(graph), file_record(weights))
     graph.unlink(missing_ok=True)

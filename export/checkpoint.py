@@ -27,6 +27,7 @@ from edgeblt.export.meta_form import is_meta_form, open_meta_form
 from edgeblt.export.stored_weights import FloatingWeight, FusedWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
+from edgeblt.held_files import unreadable
 from edgeblt.quant.formats import WeightFormat
 
 
@@ -109,7 +110,7 @@ class Checkpoint:
         try:
             stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         except OSError as error:
-            raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); give a whole checkpoint") from None
+            raise unreadable(error.filename, error, "give a whole checkpoint") from None
         return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
