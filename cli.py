@@ -19,6 +19,7 @@ import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import CheckpointNote, EdgebltError
+from edgeblt.lost_files import explaining_lost_files
 from edgeblt.names import Name
 
 if TYPE_CHECKING:  # the runtime, slow to import
@@ -708,7 +709,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
     try:
-        with _cleaning_up_when_stopped(), _notes_as_lines():
+        with _cleaning_up_when_stopped(), _notes_as_lines(), explaining_lost_files():
             app(prog_name="edgeblt")  # not cli.py, nor python -m
     except EdgebltError as error:
         _fail(str(error))

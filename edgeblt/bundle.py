@@ -13,20 +13,23 @@ import json
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, TARGETS, StageName, Target, stage_contracts
 from edgeblt.errors import EdgebltError
 from edgeblt.graph_check import check_graph
+from edgeblt.held_files import HeldDirectory, HeldFile, unreadable
 from edgeblt.parsing import dataclass_document, parse_dataclass
 from edgeblt.placement import parse_placement
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 _DOCUMENT_LIMIT = 1 << 20
+_GRAPH_LIMIT = 1 << 28  # those of a 7B model take well below 1 MB
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_TEXT = 2000
@@ -82,11 +85,43 @@ class Bundle:
         return checksum(dataclass_document(self.manifest))[:12]
 
 
+@dataclass(frozen=True)
+class HeldStage:
+    """One stage's files, checked: its graph as it was read, its weights open."""
+
+    graph: Path
+    content: bytes = field(repr=False)
+    weights: tuple[HeldFile, ...]
+    directory: HeldDirectory
+
+
+def refuse_replacement(stages: Iterable[HeldStage]) -> None:
+    """Raises EdgebltError unless whoever opened the stages' weights by their names until now opened these."""
+    stages = tuple(stages)
+    for file in (file for stage in stages for file in stage.weights):
+        file.refuse_replacement()
+    for stage in stages:
+        stage.directory.refuse_replacement()
+
+
+@dataclass(frozen=True)
+class HeldBundle:
+    """A bundle and its stages' files, which stay open as long as this lives."""
+
+    bundle: Bundle
+    stages: dict[StageName, HeldStage]
+
+
 def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
     """Read and check a bundle: names, file sizes, the graphs' hashes and what they do (`edgeblt.graph_check`).
 
     With `verify` the hash of every file. Raises EdgebltError naming the file at fault.
     """
+    return hold_bundle(path, verify).bundle
+
+
+def hold_bundle(path: str | Path, verify: bool = False) -> HeldBundle:
+    """As `open_bundle`; the graphs' content and the weights, open, are what was checked."""
     path = Path(path)
     if not os.path.isdir(path):  # os.path: never raises, however odd the name
         raise EdgebltError(f"{path} is not a bundle directory; make one with `edgeblt export CHECKPOINT {path}`")
@@ -94,19 +129,32 @@ def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
         manifest = _read_manifest(path / MANIFEST)
     except RecursionError:
         raise EdgebltError(f"{path / MANIFEST} is nested too deeply; export the bundle again") from None
-    graphs = {entry.graph for entry in manifest.stages.values()}
     try:
-        for name, record in manifest.files.items():
-            check_file(path / name, record, verify or name in graphs, "copy the bundle again")
-        contracts = stage_contracts(manifest.config, manifest.targets)
-        for stage, entry in manifest.stages.items():
-            graph, sizes = path / entry.graph, {name: manifest.files[name].size for name in entry.weights}
-            check_graph(graph.read_bytes(), graph, sizes, "export again", contract=contracts[cast(StageName, stage)])
+        stages = _hold_stages(path, manifest, verify)
     except OSError as error:
-        raise EdgebltError(
-            f"{error.filename or path} cannot be read ({error.strerror}); copy the bundle again"
-        ) from None
-    return Bundle(path, manifest)
+        raise unreadable(Path(error.filename or path), error, "copy the bundle again") from None
+    return HeldBundle(Bundle(path, manifest), stages)
+
+
+def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName, HeldStage]:
+    graphs = {entry.graph for entry in manifest.stages.values()}
+    weights = {name for entry in manifest.stages.values() for name in entry.weights}
+    directory, contents, files = HeldDirectory(path), dict[str, bytes](), dict[str, HeldFile]()
+    for name, record in manifest.files.items():
+        file = hold_file(path / name, record, verify and name not in graphs, "copy the bundle again")
+        if name in graphs:
+            contents[name] = read_graph(file, record, "copy the bundle again")
+        if name in weights:
+            files[name] = file
+    contracts = stage_contracts(manifest.config, manifest.targets)
+    stages: dict[StageName, HeldStage] = {}
+    for stage in STAGES:
+        entry = manifest.stages[stage]
+        content, graph = contents[entry.graph], path / entry.graph
+        sizes = {name: manifest.files[name].size for name in entry.weights}
+        check_graph(content, graph, sizes, "export again", contract=contracts[stage])
+        stages[stage] = HeldStage(graph, content, tuple(files[name] for name in entry.weights), directory)
+    return stages
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -152,7 +200,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         document = read_document(path, "export the bundle again")
     except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); is {path.parent} a bundle?") from None
+        raise unreadable(path, error, f"is {path.parent} a bundle?") from None
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise EdgebltError(
@@ -192,15 +240,31 @@ def _texts(manifest: Manifest) -> list[str]:
     return [manifest.name, manifest.target, manifest.recipe, *formats, *manifest.made_by, *manifest.made_by.values()]
 
 
-def check_file(file: Path, record: FileRecord, hashed: bool, remedy: str) -> None:
-    """A file must be there itself, of its size and, if `hashed`, its hash. Raises EdgebltError, and OSError."""
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise EdgebltError(f"{file} is not a regular file, nor may it be a link; {remedy}")
-    if status.st_size != record.size:
-        raise EdgebltError(f"{file} has {status.st_size} bytes instead of {record.size}; {remedy}")
-    if hashed and file_record(file) != record:
-        raise EdgebltError(f"{file} does not match its sha256: it was changed or damaged; {remedy}")
+def hold_file(path: Path, record: FileRecord, hashed: bool, remedy: str) -> HeldFile:
+    """Open a file, which must be there itself, of its size and, if `hashed`, its hash.
+
+    Raises EdgebltError, and OSError.
+    """
+    file = HeldFile(path, remedy)
+    if file.size != record.size:
+        raise EdgebltError(f"{path} has {file.size} bytes instead of {record.size}; {remedy}")
+    if hashed and file.sha256() != record.sha256:
+        raise _damaged(path, remedy)
+    return file
+
+
+def read_graph(file: HeldFile, record: FileRecord, remedy: str) -> bytes:
+    """The bytes of a graph that `hold_file` opened; their hash must be right. Raises EdgebltError, and OSError."""
+    if file.size > _GRAPH_LIMIT:
+        raise EdgebltError(f"{file.path} is no graph of edgeblt: it has more than {_GRAPH_LIMIT} bytes; {remedy}")
+    content = file.content()
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        raise _damaged(file.path, remedy)
+    return content
+
+
+def _damaged(path: Path, remedy: str) -> EdgebltError:
+    return EdgebltError(f"{path} does not match its sha256: it was changed or damaged; {remedy}")
 
 
 def checksum(document: dict[str, Any]) -> str:

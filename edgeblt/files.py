@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeblt.errors import EdgebltError
+from edgeblt.held_files import is_too_many_open, too_many_open
+
+_SPARE = 4  # two for each level of directories
 
 
 @contextmanager
@@ -31,27 +34,31 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
         _refuse_existing(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        left = _made_before(partial)
-        with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if left and os.fstat(descriptor).st_uid != os.geteuid():
-                raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
-            try:
-                if not resume:
-                    empty(partial)
-                yield partial
-                partial.chmod(0o777 & ~_umask())
-                if replace and os.path.lexists(path):
+        with _Spare() as spare:  # before anything is made that it may have to remove
+            left = _made_before(partial)
+            with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+                if left and os.fstat(descriptor).st_uid != os.geteuid():
+                    raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
+                try:
+                    if not resume:
+                        empty(partial)
+                    yield partial
+                    partial.chmod(0o777 & ~_umask())
+                    if replace and os.path.lexists(path):
+                        _remove(replaced)
+                        path.rename(replaced)
+                    partial.rename(path)
+                except BaseException:
+                    spare.release()
+                    if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
+                        replaced.rename(path)
+                    shutil.rmtree(partial, ignore_errors=True)
+                    raise
+                finally:
                     _remove(replaced)
-                    path.rename(replaced)
-                partial.rename(path)
-            except BaseException:
-                if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
-                    replaced.rename(path)
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            finally:
-                _remove(replaced)
     except OSError as error:
+        with suppress(OSError):
+            partial.rmdir()  # where it was made, but could not be opened: it is empty
         raise cannot_write(path, error) from None
 
 
@@ -130,6 +137,8 @@ def empty(directory: Path, but: Collection[str] = ()) -> None:
 
 def cannot_write(path: Path, error: OSError) -> EdgebltError:
     """The one sentence for an OSError while `path` was being written."""
+    if is_too_many_open(error):
+        return too_many_open(path)
     reason = error.strerror or " ".join(str(error).split())
     return EdgebltError(f"{path} cannot be written ({reason}); free some space or choose another place")
 
@@ -169,6 +178,28 @@ def _mode(path: Path) -> int | None:
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return stat.S_IMODE(mode) & 0o777
+
+
+class _Spare:
+    """Descriptors kept for removing a directory, which takes some, where others have used up all there are."""
+
+    def __enter__(self) -> "_Spare":
+        """Raises OSError where there are too few, and keeps none."""
+        self._descriptors: list[int] = []
+        try:
+            for _ in range(_SPARE):
+                self._descriptors.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            self.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
 
 def _made_before(directory: Path) -> bool:

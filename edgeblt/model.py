@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, real_number, shown, whole_number
-from edgeblt.bundle import Bundle, open_bundle
+from edgeblt.bundle import Bundle, HeldStage, hold_bundle, refuse_replacement
 from edgeblt.config import ModelConfig
 from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.cores import check_threads
@@ -22,6 +22,7 @@ from edgeblt.device import device_name
 from edgeblt.drafting import DRAFTERS
 from edgeblt.errors import EdgebltError
 from edgeblt.exactness import is_exact
+from edgeblt.held_files import is_too_many_open, too_many_open
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.memory import resident_memory, return_freed_memory
@@ -85,7 +86,8 @@ class Model:
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
         path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
-        self.bundle = open_bundle(path, verify)
+        held = hold_bundle(path, verify)
+        self.bundle = held.bundle
         self.threads, self.threshold = threads, _checked_threshold(self.bundle, threshold)
         self.placement = place_stages(self.bundle, provider)
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
@@ -96,10 +98,16 @@ class Model:
         self._experiences: dict[str, Experience] = {}
         self._is_exact: bool | None = None
         self._graphs: dict[StageName, StageGraph] = {}
+        used = []
         for name in STAGES:
+            own, packed = held.stages[name], self.prepared.stage(name)
+            counts = thread_counts(threads, sum(file.size for file in own.weights))
+            used.append(packed or own)
             self._graphs[name] = _open_stage(
-                self.bundle, self.prepared, name, self._contracts[name], threads, self.placement[name]
+                used[-1], packed is not None, self._contracts[name], counts, self.placement[name]
             )
+        self._weights = [file for stage in used for file in stage.weights]  # what is mapped
+        refuse_replacement(used)  # ONNX Runtime opened the weights by their names
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -156,7 +164,9 @@ class Model:
         return _opened_again, (*self._opened, self.threshold)
 
     def session(self) -> Session:
-        """A new, empty sequence."""
+        """A new, empty sequence. Raises EdgebltError where a file of weights was written to since it was opened."""
+        for file in self._weights:
+            file.refuse_changes()
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def experience(self, draft: str) -> Experience:
@@ -375,38 +385,35 @@ def _checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
 
 
 def _open_stage(
-    bundle: Bundle,
-    prepared: Prepared,
-    name: StageName,
-    contract: StageContract,
-    threads: int | None,
-    provider: Provider,
+    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
 ) -> StageGraph:
-    stage = bundle.manifest.stages[name]
-    one, many = thread_counts(threads, sum(bundle.manifest.files[weights].size for weights in stage.weights))
-    optimized, memory = prepared.graph(name), memory_of(provider)
+    """`counts`: threads for runs on few positions, and on many."""
+    (few, many), memory = counts, memory_of(provider)
 
     def opened(threads: int) -> onnxruntime.InferenceSession:
         options = session_options(threads, provider)
-        if optimized:
+        if is_prepared:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return _open_graph(optimized, contract, options, provider, "prepare")
-        return _open_graph(bundle.path / stage.graph, contract, options, provider, "export")
+        return _open_graph(stage, contract, options, provider, "prepare" if is_prepared else "export")
 
-    graph = opened(one)
+    graph = opened(few)
     if memory:
         return StageGraph.on_device(graph, memory)
-    return StageGraph(graph, graph if one == many else opened(many))
+    return StageGraph(graph, graph if few == many else opened(many))
 
 
 def _open_graph(
-    path: Path, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
+    stage: HeldStage, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
 ) -> onnxruntime.InferenceSession:
+    path = stage.graph
     try:
-        graph = open_graph(str(path), options, provider)
+        graph = open_graph(stage.content, stage.directory.path, options, provider)
     except EdgebltError:
         raise
     except Exception as error:  # onnxruntime raises a dozen unrelated types
+        refuse_replacement([stage])
+        if is_too_many_open(error):
+            raise too_many_open(path) from None
         if provider == "cuda" and (sentence := explained(error)):
             raise sentence from None
         if sentence := no_memory(error, f"to open {path}"):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from edgeblt.errors import EdgebltError
+from edgeblt.held_files import unreadable
 from edgeblt.onnx_graph import Tensor, tensors
 from edgeblt.protobuf import MalformedError
 from edgeblt.roofline import StoredTensor
@@ -13,7 +14,7 @@ def initializers(path: Path, prefix: str) -> list[StoredTensor]:
     try:
         return [_stored(tensor) for tensor in tensors(path.read_bytes()) if tensor.name.startswith(prefix)]
     except OSError as error:
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from None
+        raise unreadable(path, error, "copy the bundle again") from None
     except MalformedError as error:
         raise EdgebltError(f"{path} is no ONNX graph ({error}); export the bundle again") from None
 

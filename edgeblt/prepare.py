@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeblt.bundle import Bundle, file_record, open_bundle, write_document
-from edgeblt.contract import STAGES, StageName
+from edgeblt.bundle import Bundle, HeldStage, file_record, hold_bundle, refuse_replacement, write_document
+from edgeblt.contract import STAGES
 from edgeblt.cores import usable_cores
 from edgeblt.errors import EdgebltError
 from edgeblt.external_data import align_external_data
 from edgeblt.files import whole_directory
+from edgeblt.held_files import is_too_many_open, too_many_open
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model
 from edgeblt.prepared import (
@@ -60,14 +61,15 @@ def prepare(path: str | Path) -> Preparation:
     the directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
     weights cannot be written, or where results differ.
     """
-    bundle = open_bundle(path)
+    held = hold_bundle(path)
+    bundle = held.bundle
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     with whole_directory(target, replace=True) as partial:
         stages: dict[str, PreparedStage] = {}
         with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
             for name in STAGES:
-                stage = None if name in LEFT else _prepare_stage(bundle, name, partial)
+                stage = None if name in LEFT else _prepare_stage(held.stages[name], name, partial)
                 if stage:
                     stages[name] = stage
                 advance(1)
@@ -83,7 +85,7 @@ def _refuse_to_replace_others(target: Path) -> None:
         raise EdgebltError(f"{target} holds something other than prepared weights; remove it, or rename the bundle")
 
 
-def _prepare_stage(bundle: Bundle, name: StageName, directory: Path) -> PreparedStage | None:
+def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedStage | None:
     """Writes the stage's optimized graph; None, and nothing, where it has no packed weights."""
     graph, weights = directory / graph_name(name), directory / weights_name(name)
     options = session_options(usable_cores())
@@ -94,14 +96,16 @@ def _prepare_stage(bundle: Bundle, name: StageName, directory: Path) -> Prepared
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_EXTERNAL_FROM_BYTES),
     }.items():
         options.add_session_config_entry(key, value)
-    source = bundle.path / bundle.manifest.stages[name].graph
     try:
-        open_graph(str(source), options, "cpu")
+        open_graph(source.content, source.directory.path, options, "cpu")
     except Exception as error:  # onnxruntime raises a dozen unrelated types
+        if is_too_many_open(error):
+            raise too_many_open(source.graph) from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(
-            f"{source} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"
+            f"{source.graph} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"
         ) from None
+    refuse_replacement([source])
     if weights.exists() and align_external_data(graph, weights):
         return PreparedStage(file_record(graph), file_record(weights))
     graph.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ has them mapped instead: shared by all processes, and dropped and read again as 
 import hashlib
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -23,14 +24,17 @@ from edgeblt import native
 from edgeblt.bundle import (
     Bundle,
     FileRecord,
+    HeldStage,
     check_checksum,
-    check_file,
     checksum,
+    hold_file,
     read_document,
+    read_graph,
 )
 from edgeblt.contract import STAGES, StageName, stage_contracts
 from edgeblt.errors import EdgebltError
 from edgeblt.graph_check import check_graph
+from edgeblt.held_files import HeldDirectory, unreadable
 from edgeblt.parsing import dataclass_document, parse_dataclass
 
 FORMAT_VERSION = 1
@@ -73,10 +77,15 @@ class Prepared:
     path: Path
     stages: tuple[str, ...]
     unused_because: str | None
+    held: Mapping[str, HeldStage] = field(default_factory=dict, repr=False, compare=False)  # by stage
 
     def graph(self, stage: StageName) -> Path | None:
         """The stage's prepared graph, or None where the bundle's own is to be opened."""
         return self.path / graph_name(stage) if stage in self.stages and not self.unused_because else None
+
+    def stage(self, stage: StageName) -> HeldStage | None:
+        """Its files, likewise."""
+        return self.held.get(stage) if self.graph(stage) else None
 
     def describe(self) -> str:
         """`yes` and which stages, or `no` and why."""
@@ -127,19 +136,29 @@ def open_prepared(path: Path, bundle: Bundle, provider: str, verify: bool = Fals
         if reason:
             return Prepared(path, (), f"{path} was made {reason}; {remedy}")
         contracts = stage_contracts(bundle.manifest.config, bundle.manifest.targets)
+        directory, held = HeldDirectory(path), dict[str, HeldStage]()
         for stage, files in record.stages.items():
-            graph = path / graph_name(stage)
-            check_file(graph, files.graph, True, remedy)
-            check_file(path / weights_name(stage), files.weights, verify, remedy)
-            sizes = {weights_name(stage): files.weights.size}
+            held[stage] = _hold(directory, stage, files, verify, remedy)
             check_graph(
-                graph.read_bytes(), graph, sizes, remedy, packed=True, contract=contracts[cast(StageName, stage)]
+                held[stage].content,
+                held[stage].graph,
+                {weights_name(stage): files.weights.size},
+                remedy,
+                packed=True,
+                contract=contracts[cast(StageName, stage)],
             )
     except RecursionError:
         raise EdgebltError(f"{path / RECORD} is nested too deeply; {remedy}") from None
     except OSError as error:
-        raise EdgebltError(f"{error.filename or path} cannot be read ({error.strerror}); {remedy}") from None
-    return Prepared(path, tuple(stage for stage in STAGES if stage in record.stages), None)
+        raise unreadable(Path(error.filename or path), error, remedy) from None
+    return Prepared(path, tuple(stage for stage in STAGES if stage in record.stages), None, held)
+
+
+def _hold(directory: HeldDirectory, stage: str, files: PreparedStage, verify: bool, remedy: str) -> HeldStage:
+    graph, weights = directory.path / graph_name(stage), directory.path / weights_name(stage)
+    content = read_graph(hold_file(graph, files.graph, False, remedy), files.graph, remedy)
+    held = hold_file(weights, files.weights, verify, remedy)
+    return HeldStage(graph, content, (held,), directory)
 
 
 def record_for(bundle: Bundle, provider: str, stages: dict[str, PreparedStage]) -> PreparedRecord:

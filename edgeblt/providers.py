@@ -1,6 +1,8 @@
 """Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Literal, cast
 
 import onnxruntime
 
@@ -12,6 +14,7 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
 # Norms add up in float32; memory is taken as it is needed, as several graphs share the GPU.
 _CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 
 
@@ -20,17 +23,23 @@ def memory_of(provider: Provider) -> DeviceMemory | None:
     return cuda.CudaMemory() if provider == "cuda" else None
 
 
-def open_graph(path: str, options: onnxruntime.SessionOptions, provider: Provider) -> onnxruntime.InferenceSession:
+def open_graph(
+    content: bytes, directory: Path, options: onnxruntime.SessionOptions, provider: Provider
+) -> onnxruntime.InferenceSession:
     """A graph on its provider, which ONNX Runtime must not silently replace by another, nor print that it tries again.
 
-    Raises EdgebltError as `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
+    `content` is an ONNX model, `directory` where its external data lie, which are mapped. Raises EdgebltError as
+    `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
     """
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own format, which is not examined
+    # As bytes: no name of a directory is then refused.
+    options.add_session_config_entry(_DATA_FOLDER, cast(str, os.fsencode(directory)))
     if provider == "cpu":
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     cuda.require_cuda()
     providers = [(cuda.PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
     with cuda.quiet():
-        graph = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        graph = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     cuda.require_gpu(graph)
     return graph
 

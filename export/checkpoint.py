@@ -28,6 +28,7 @@ from edgeblt.export.meta_form import is_meta_form, open_meta_form
 from edgeblt.export.stored_weights import FloatingWeight, FusedWeight, PrunedTable, Shape, StoredWeight
 from edgeblt.export.transformers_form import open_transformers_form
 from edgeblt.export.weights import Encoded
+from edgeblt.held_files import unreadable
 from edgeblt.quant.formats import WeightFormat
 
 
@@ -117,7 +118,7 @@ class Checkpoint:
         try:
             stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         except OSError as error:
-            raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); give a whole checkpoint") from None
+            raise unreadable(error.filename, error, "give a whole checkpoint") from None
         return hashlib.sha256(repr((self.config, stats, settings)).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -147,9 +148,10 @@ def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict:
     original = open_transformers_form(path, strict)
     config, notes = original.config.model, original.config.notes
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
-    used = {part.name for weight in weights.values() for part in weight.parts}
-    unused = sorted(original.stored.keys() - used)
-    return Checkpoint(path, config, weights, unused, is_transformers_form=True, notes=notes)
+    unused = original.unused(weights.values())
+    return Checkpoint(
+        path, config, weights, unused, files=original.files, is_transformers_form=original.has_own_names, notes=notes
+    )
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:

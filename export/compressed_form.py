@@ -19,7 +19,6 @@ from typing import Any
 
 from edgeblt.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.hub import blob_folders
 from edgeblt.export.safetensors_files import StoredTensor, stored_tensors
 from edgeblt.export.stored_weights import (
     BitsAndBytes4Weight,
@@ -145,7 +144,7 @@ def open_compressed_form(directory: Path) -> CompressedForm:
         if not (text.isprintable() and len(text) <= 1000):
             raise EdgebltError(f"{file} holds the text {text!a:.60}, which cannot be shown; quantize again")
     weights = directory / WEIGHTS
-    if not _is_own_file(weights):
+    if not os.path.isfile(weights):
         raise EdgebltError(f"{weights} is missing or no regular file; quantize again")
     return CompressedForm(directory, config, record, {tensor.name: tensor for tensor in stored_tensors(weights)})
 
@@ -160,18 +159,9 @@ def _texts(record: CompressionRecord) -> Iterator[str]:
     yield from record.relative_error
 
 
-def _is_own_file(file: Path) -> bool:
-    """Whether it is a regular file and no link, except to where huggingface_hub keeps it."""
-    if os.path.islink(file):
-        target = Path(os.path.realpath(file))
-        if not any(target.is_relative_to(folder) for folder in blob_folders(file.parent.resolve())):
-            return False
-    return os.path.isfile(file)
-
-
 def _document(file: Path) -> dict[str, Any] | None:
     try:
-        if not _is_own_file(file) or file.stat().st_size > _CONFIG_LIMIT:
+        if not os.path.isfile(file) or file.stat().st_size > _CONFIG_LIMIT:
             return None
         document = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeblt.config import Generation
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json
+from edgeblt.export.checkpoint_files import CONFIG, checkpoint_file, exists, read_json
 from edgeblt.export.config_section import Section
 from edgeblt.ids import EOS
 
@@ -25,7 +25,7 @@ def read_generation(directory: Path, config: object, vocab_size: int) -> Generat
     own = Section(config, str(directory / CONFIG))
     stated = own
     if exists(directory, GENERATION):
-        stated = Section(read_json(inside(directory, GENERATION)), str(directory / GENERATION))
+        stated = Section(read_json(checkpoint_file(directory, GENERATION)), str(directory / GENERATION))
     found = (_ends(section, vocab_size) for section in (stated, own))
     ends = next((ends for ends in found if ends is not None), (EOS,))
     if not stated.boolean("do_sample", False):

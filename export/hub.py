@@ -26,7 +26,10 @@ _REPOSITORY = re.compile(rf"(?!.*--)(?!.*\.\.)(?!.*\.git$){_NAME}/{_NAME}")
 _REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s~^:?*\[\\]+")
 
 _SETTINGS = {"config.json", "generation_config.json", "params.json", "train_args.json"}
-_SINGLE, _INDEX, _ENTROPY = "model.safetensors", "model.safetensors.index.json", "consolidated.pth"
+_SINGLE, _INDEX, _PICKLE, _ENTROPY = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "consolidated.pth",
+)  # fmt: skip
+_WEIGHTS = ((_SINGLE, _INDEX, ".safetensors"), (_PICKLE, f"{_PICKLE}.index.json", ".bin"))
 _PATCHER = {f"entropy_model/{name}" for name in ("params.json", _ENTROPY)}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TIMEOUT = 10.0  # seconds, for the hub to begin its answer
@@ -58,14 +61,17 @@ def is_hub_id(checkpoint: str | Path) -> bool:
 def needed_files(names: Collection[str]) -> list[str]:
     """Of a model's files those that edgeblt reads; none if it cannot read the model.
 
-    Weights are looked for in transformers' order: one safetensors file, several, and then what `facebook/blt-entropy`
-    has. Other pickles, and formats of other libraries, are never read.
+    Weights are looked for in transformers' order: one safetensors file, several, the same as pickles, and then what
+    `facebook/blt-entropy` has. Other pickles, and formats of other libraries, are never read.
     """
     weights = {_ENTROPY}
-    if _SINGLE in names:
-        weights = {_SINGLE}
-    elif _INDEX in names:
-        weights = {_INDEX} | {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    for single, index, suffix in _WEIGHTS:
+        if single in names:
+            weights = {single}
+            break
+        if index in names:
+            weights = {index} | {name for name in names if name.endswith(suffix) and "/" not in name}
+            break
     found = set(names)
     complete = weights & found and {"config.json", "params.json"} & found
     return sorted((_SETTINGS | _PATCHER | weights) & found) if complete else []
@@ -77,15 +83,6 @@ def repository_of(directory: Path) -> str | None:
     if directory.parent.name != "snapshots" or not folder.startswith("models--"):
         return None
     return folder.removeprefix("models--").replace("--", "/")
-
-
-def blob_folders(directory: Path) -> tuple[Path, ...]:
-    """Where links of a snapshot, or of a folder in one, may lead; nowhere from any other. `directory` is resolved."""
-    snapshots = next((parent for parent in directory.parents[:2] if parent.name == "snapshots"), None)
-    if snapshots is None:
-        return ()
-    model = snapshots.parent
-    return model / "blobs", model.parent / "blobs"
 
 
 def _download(repository: str, revision: str | None) -> Path:
@@ -144,8 +141,8 @@ def _unusable(repository: str, names: Collection[str]) -> EdgebltError:
     pickles = sorted(name for name in names if name.endswith(_PICKLES))
     if pickles and not any(name.endswith(".safetensors") for name in names):
         return EdgebltError(
-            f"the model {repository} has its weights only as a pickle ({pickles[0]!a:.60}), which can run code and is "
-            f"never loaded; give one that has {_SINGLE}"
+            f"the model {repository} has its weights only as {pickles[0]!a:.60}, which is not read; give one that has "
+            f"{_SINGLE} or {_PICKLE}, and config.json"
         )
     return EdgebltError(
         f"the model {repository} lacks {_SINGLE} (or {_INDEX}) or config.json; give one in transformers' or Meta's form"

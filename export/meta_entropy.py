@@ -12,7 +12,16 @@ from pathlib import Path
 
 from edgeblt.config import TransformerConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint_files import CONFIG, INDEX, SINGLE, exists, inside, read_json, read_safetensors
+from edgeblt.export.checkpoint_files import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    by_plain_name,
+    checkpoint_file,
+    exists,
+    read_json,
+    read_weights,
+)
 from edgeblt.export.config_section import Findings, Section
 from edgeblt.export.meta_config import (
     Fixed,
@@ -73,7 +82,7 @@ def entropy_fields(directory: Path, findings: Findings) -> Section:
     name = next((name for name in (CONFIG, PARAMS) if exists(directory, name)), None)
     if name is None:
         raise EdgebltError(f"{directory} holds neither {CONFIG} nor {PARAMS}; give the directory of an entropy model")
-    file, key = inside(directory, name), "args" if name == CONFIG else "entropy_model"
+    file, key = checkpoint_file(directory, name), "args" if name == CONFIG else "entropy_model"
     document = read_json(file)
     if not isinstance(document, dict) or not isinstance(document.get(key), dict):
         raise EdgebltError(f"{file} has no {key!r} of an entropy model; give the directory of Meta's entropy model")
@@ -121,7 +130,7 @@ def _tensors(directory: Path) -> tuple[Path, Mapping[str, StoredPart], dict[str,
     """The file that says which tensors there are, the tensors, and the files they are in."""
     pickle = next((name for name in PICKLES if exists(directory, name)), None)
     if pickle is None or exists(directory, SINGLE) or exists(directory, INDEX):
-        listing, stored = read_safetensors(directory)
+        listing, stored = read_weights(directory)
         return listing, stored, {file.name: file for file in (listing, *(part.file for part in stored.values()))}
-    file = inside(directory, pickle)
-    return file, pickled_tensors(file, KEY), {pickle: file}
+    file = checkpoint_file(directory, pickle)
+    return file, by_plain_name(file, pickled_tensors(file, KEY).values()), {pickle: file}

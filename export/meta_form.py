@@ -14,7 +14,14 @@ from typing import Any
 
 from edgeblt.config import ModelConfig, PatchingRule
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint_files import CONFIG, exists, inside, read_json, read_safetensors, refuse_no_directory
+from edgeblt.export.checkpoint_files import (
+    CONFIG,
+    checkpoint_file,
+    exists,
+    read_json,
+    read_weights,
+    refuse_no_directory,
+)
 from edgeblt.export.config_section import Findings, Section
 from edgeblt.export.meta_config import is_meta, mlp_width, parse_model, sort_model
 from edgeblt.export.meta_entropy import EntropyModel, entropy_fields, open_entropy_model
@@ -88,7 +95,7 @@ def stored_name(name: str) -> str:
 def is_meta_form(directory: Path) -> bool:
     """Whether the directory's `config.json` is in Meta's form; damaged ones are somebody else's to refuse."""
     try:
-        return exists(directory, CONFIG) and is_meta(read_json(inside(directory, CONFIG)))
+        return exists(directory, CONFIG) and is_meta(read_json(checkpoint_file(directory, CONFIG)))
     except EdgebltError:
         return False
 
@@ -112,7 +119,7 @@ def open_meta_form(directory: Path, patcher: Path | None, strict: bool = False) 
     fields = entropy_fields(folder, findings) if folder else None
     notes = findings.settle(strict)
     entropy = open_entropy_model(folder, fields) if folder and fields else None
-    listing, stored = read_safetensors(directory)
+    listing, stored = read_weights(directory)
     config = parse_model(
         args, patching, entropy.stack if entropy else None, lambda stage: mlp_width(stored, listing, STAGES[stage])
     )
@@ -138,8 +145,6 @@ def _entropy_folder(directory: Path, patcher: Path | None, patching: PatchingRul
         raise EdgebltError(
             f"{directory} has no entropy model in {ENTROPY_MODEL}/; give the directory of one with --patcher"
         )
-    if not folder.resolve().is_relative_to(directory.resolve()):
-        raise EdgebltError(f"{folder} is a link that leads out of the checkpoint; give where it leads with --patcher")
     return folder
 
 
@@ -149,7 +154,7 @@ def _refuse_other_vocabulary(entropy: EntropyModel, config: ModelConfig) -> None
 
 
 def _object(directory: Path, name: str) -> dict[str, Any]:
-    return Section(read_json(inside(directory, name)), str(directory / name)).document
+    return Section(read_json(checkpoint_file(directory, name)), str(directory / name)).document
 
 
 def _find(source: MetaForm | EntropyModel, name: str, shape: Shape) -> StoredPart:

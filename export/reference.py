@@ -17,6 +17,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.transformers_model import transformers_model
+from edgeblt.held_files import unreadable
 from edgeblt.ids import OFFSET
 from edgeblt.model import Model
 from edgeblt.quant.recipe import HASH_TABLES
@@ -123,7 +124,7 @@ def checkpoint_sha256(files: dict[str, Path]) -> str:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             lines.update(f"{digest}  {name}\n".encode(errors="surrogateescape"))
     except OSError as error:
-        raise EdgebltError(f"{error.filename} cannot be read ({error.strerror}); copy the checkpoint again") from None
+        raise unreadable(error.filename, error, "copy the checkpoint again") from None
     return lines.hexdigest()
 
 

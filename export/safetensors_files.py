@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.weight_file import Slot
+from edgeblt.held_files import is_too_many_open, too_many_open, unreadable
 
 # The header of a 7B model takes 60 KB; the format's own limit of 100 MB would let a file cost gigabytes to open.
 HEADER_LIMIT = 16 << 20
@@ -73,13 +74,12 @@ class StoredTensor:
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` (along the first axis), float32, C-contiguous, in memory of their own."""
-        return finite_float32(self._rows(start, stop), self.file, self.name)
+        return finite_float32(self._rows(start, stop), self.file, self.name)  # a copy: they are views of a mapped file
 
 
-def finite_float32(rows: torch.Tensor, file: Path, name: str) -> NDArray[np.float32]:
-    """`rows` of a mapped tensor, C-contiguous, in memory of their own. Raises EdgebltError for NaN and infinity."""
-    # A copy even of float32: `rows` is a view of the mapped file.
-    values: NDArray[np.float32] = rows.to(torch.float32, copy=True).contiguous().numpy()
+def finite_float32(rows: torch.Tensor, file: Path, name: str, copy: bool = True) -> NDArray[np.float32]:
+    """`rows` C-contiguous, with `copy` in memory of their own. Raises EdgebltError for NaN and infinity."""
+    values: NDArray[np.float32] = rows.to(torch.float32, copy=copy).contiguous().numpy()
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
         raise EdgebltError(
             f"{file}: the tensor {name!a} holds values that are not finite in float32; "
@@ -106,7 +106,7 @@ def _header(file: Path) -> bytes:
             if length <= HEADER_LIMIT and 8 + length <= size:
                 return stream.read(length)
     except OSError as error:
-        raise EdgebltError(f"{file} cannot be read: {error.strerror}") from None
+        raise unreadable(file, error, "give a whole checkpoint") from None
     raise EdgebltError(f"{file} is truncated or not a safetensors file ({size} bytes); download or write it again")
 
 
@@ -130,8 +130,18 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError, RuntimeError) as error:
+        if is_too_many_open(error):
+            raise too_many_open(file) from None
+        _refuse_unreadable(file)  # "No such file", says the library, whatever keeps it from opening one
         reason = " ".join(ascii(str(error)).strip("'\"").split())[:200]
         raise EdgebltError(f"{file} is not a whole safetensors file ({reason}); download or write it again") from None
+
+
+def _refuse_unreadable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise unreadable(file, error, "give a whole checkpoint") from None
 
 
 def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Slot], bytes]:

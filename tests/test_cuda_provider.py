@@ -114,9 +114,9 @@ def test_nothing_is_copied_between_providers_unseen(
     """In the graphs as ONNX Runtime runs them: only `total_length`, a number, goes to the GPU, and back nothing but
     whether the portable form of EntropyPatch has a maximum length."""
     code = (
-        "import sys\nfrom edgeblt.providers import open_graph, session_options\n"
+        "import sys, pathlib\nfrom edgeblt.providers import open_graph, session_options\n"
         "options = session_options(1, 'cuda')\noptions.optimized_model_filepath = sys.argv[2]\n"
-        "open_graph(sys.argv[1], options, 'cuda')"
+        "path = pathlib.Path(sys.argv[1])\nopen_graph(path.read_bytes(), path.parent, options, 'cuda')"
     )
     for stage in STAGES:
         path = tmp_path / f"{stage}.onnx"

@@ -451,10 +451,12 @@ def test_files_that_are_not_json(name: str, content: bytes, checkpoint: Path) ->
 def test_links_out_of_the_directory(name: str, checkpoint: Path, tmp_path: Path) -> None:
     file = checkpoint / name
     outside = file.rename(tmp_path / "outside")
+    file.symlink_to(outside)
+    assert open_checkpoint(checkpoint).names()
+    file.unlink()
     for target, fragment in {
-        outside: "is a link that leads out of the checkpoint; copy the file",
         tmp_path / "nowhere": "is a link that leads nowhere",
-        tmp_path: "is a link that leads out of",
+        tmp_path: "is not a regular file",
     }.items():
         file.symlink_to(target)
         message = refusal(checkpoint)
@@ -467,8 +469,7 @@ def test_links_out_of_the_directory(name: str, checkpoint: Path, tmp_path: Path)
 def test_a_folder_that_leads_out_of_the_directory(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "entropy_model").rename(tmp_path / "outside")
     (checkpoint / "entropy_model").symlink_to(tmp_path / "outside")
-    assert "entropy_model is a link that leads out of the checkpoint; give where it leads" in refusal(checkpoint)
-    assert open_checkpoint(checkpoint, tmp_path / "outside").names()
+    assert open_checkpoint(checkpoint).names() == open_checkpoint(checkpoint, tmp_path / "outside").names()
 
 
 @pytest.mark.parametrize("document", [{"args": None}, {"args": []}, {"args": "x"}, {"args": {}}])

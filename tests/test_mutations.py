@@ -135,7 +135,7 @@ def to_pipe(directory: Path, name: str) -> None:
     os.mkfifo(directory / name)
 
 
-REPLACEMENTS = (remove, empty, to_directory, to_link_outside, to_link_nowhere, to_pipe)
+REPLACEMENTS = (remove, empty, to_directory, to_link_nowhere, to_pipe)
 
 
 def replace(change: Callable[[Path, str], None], name: str) -> Callable[[Path, random.Random], object]:
@@ -145,7 +145,11 @@ def replace(change: Callable[[Path, str], None], name: str) -> Callable[[Path, r
 BUNDLE_DAMAGE = [
     *(Mutation(f"truncate-{name}-{n}", truncate(name)) for name in FILES for n in range(3)),
     *(Mutation(f"flip-{name}-{n}", flip(name)) for name in FILES for n in range(8 if name == MANIFEST else 3)),
-    *(Mutation(f"{change.__name__}-{name}", replace(change, name)) for change in REPLACEMENTS for name in FILES),
+    *(
+        Mutation(f"{change.__name__}-{name}", replace(change, name))
+        for change in (*REPLACEMENTS, to_link_outside)
+        for name in FILES
+    ),  # links may lead out of a checkpoint, not of a bundle
 ]
 
 
@@ -702,7 +706,7 @@ SINGLE_CHECKPOINTS = [
     Mutation("config-deep", write_config(b"[" * 100_000), "is not valid JSON"),
     Mutation("config-deep-inside", write_config(b'{"model_type":' + b"[" * 960 + b"]" * 960 + b"}")),
     Mutation("config-no-unicode", write_config(b"\xff{}"), "is not valid JSON"),
-    Mutation("pickle", to_pickle, "pickle"),
+    Mutation("pickle", to_pickle, "was not written by torch.save"),
 ]  # fmt: skip
 SHARDED_CHECKPOINTS = [
     *(Mutation(f"truncate-{name}-{n}", truncate(name)) for name in (INDEX, *SHARDS) for n in range(2)),

@@ -94,15 +94,13 @@ def without_cuda() -> str | None:
     from edgeblt.providers import open_graph
 
     text = '<ir_version: 10, opset_import: ["": 23]> graph (float[n] x) => (float[n] y) { y = Add(x, x) }'
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
-        try:
-            open_graph(str(path), onnxruntime.SessionOptions(), "cuda")
-        except EdgebltError as error:
-            return str(error)
-        except Exception as error:  # onnxruntime raises a dozen unrelated types
-            return f"onnxruntime cannot open a model on the GPU ({' '.join(str(error).split())[:300]})"
+    content = onnx.parser.parse_model(text).SerializeToString()
+    try:
+        open_graph(content, HERE, onnxruntime.SessionOptions(), "cuda")
+    except EdgebltError as error:
+        return str(error)
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        return f"onnxruntime cannot open a model on the GPU ({' '.join(str(error).split())[:300]})"
     return None
 
 

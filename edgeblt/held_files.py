@@ -1,0 +1,152 @@
+"""Files opened once: what is checked, read and used is the same file, whatever takes its name or is written into it.
+
+A held file keeps its descriptor. What it was when it was opened can be compared with what it is later
+(`refuse_changes`) and with what its name leads to (`refuse_replacement`); both are a few system calls.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeblt.errors import EdgebltError
+
+# A pipe must not block, a terminal must not become ours. Links are refused, the last part of the path alone.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_BLOCK = 1 << 20  # bytes
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+
+
+class HeldFile:
+    """A regular file that stays open until `close`, or until nobody refers to it."""
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        """Raises EdgebltError, with `remedy` at its end, for what is no regular file; OSError where it cannot be read.
+
+        What is neither file nor directory is not even opened: that alone would make some devices act.
+        """
+        self.path, self._descriptor = path, -1
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise _irregular(path, remedy)
+        try:
+            self._descriptor = os.open(path, _FLAGS)
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link since
+                raise _irregular(path, remedy) from None
+            raise
+        self._status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._status.st_mode):
+            raise _irregular(path, remedy)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes, when it was opened."""
+        return self._status.st_size
+
+    def content(self) -> bytes:
+        """All of it, as much as there was when it was opened. Raises OSError."""
+        return b"".join(self._blocks())
+
+    def sha256(self) -> str:
+        """Raises OSError."""
+        digest = hashlib.sha256()
+        for block in self._blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _blocks(self) -> Iterable[bytes]:
+        place = 0
+        while place < self.size and (block := os.pread(self._descriptor, min(_BLOCK, self.size - place), place)):
+            yield block
+            place += len(block)
+
+    def refuse_changes(self) -> None:
+        """Raises EdgebltError if the file was written to or cut since it was opened; its name may lead elsewhere."""
+        now = os.fstat(self._descriptor)
+        if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
+            raise EdgebltError(
+                f"{self.path} has changed since it was opened; open the bundle again, and replace files instead of "
+                "writing into them"
+            )
+
+    def refuse_replacement(self) -> None:
+        """Raises EdgebltError if the file changed in any way, or its name leads to another one."""
+        try:
+            now, named = os.fstat(self._descriptor), os.lstat(self.path)
+        except OSError:
+            raise _replaced(self.path) from None
+        if not (_identity(now) == _identity(self._status) == _identity(named)):
+            raise _replaced(self.path)
+
+
+class HeldDirectory:
+    """A directory that stays open: its name must lead to it, and it stay where it is, while files in it are opened."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.path, self._descriptor = path, -1
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._status = os.fstat(self._descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def refuse_replacement(self) -> None:
+        """Raises EdgebltError if the directory's name leads to another one, or did meanwhile: moving it shows."""
+        try:
+            now, named = os.fstat(self._descriptor), os.stat(self.path)
+        except OSError:
+            raise _replaced(self.path) from None
+        if not (_identity(now) == _identity(self._status) == _identity(named)):
+            raise _replaced(self.path)
+
+
+def unreadable(path: Path, error: OSError, remedy: str) -> EdgebltError:
+    """The one sentence for an OSError while `path` was being read."""
+    if error.errno in _NO_HANDLES:
+        return too_many_open(path)
+    reason = error.strerror or " ".join(str(error).split())
+    return EdgebltError(f"{path} cannot be read ({reason}); {remedy}")
+
+
+def too_many_open(path: Path) -> EdgebltError:
+    """The one sentence for EMFILE and ENFILE, where `path` was being read or written."""
+    return EdgebltError(
+        f"{path} cannot be opened, as too many files are open; allow more with `ulimit -n`, or close others"
+    )
+
+
+def is_too_many_open(error: BaseException) -> bool:
+    """Whether an error, of a library perhaps, says that no more files can be opened."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_HANDLES
+    text = str(error)
+    return any(os.strerror(number) in text or f"SystemError : {number}" in text for number in _NO_HANDLES)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Moving a file away and back changes the last of these."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _irregular(path: Path, remedy: str) -> EdgebltError:
+    return EdgebltError(f"{path} is not a regular file, nor may it be a link; {remedy}")
+
+
+def _replaced(path: Path) -> EdgebltError:
+    return EdgebltError(f"{path} changed while it was being opened; open it again")
