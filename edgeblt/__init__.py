@@ -1,13 +1,45 @@
-"""edgeblt runs Byte Latent Transformers on a device, from bundles made by `edgeblt export`."""
+"""edgeblt runs Byte Latent Transformers on a device, from bundles made by `edgeblt export`.
 
+What it offers is imported when it is first used: so the command line answers at once, and can be stopped at any time.
+"""
+
+import importlib
 import importlib.util
-
-if importlib.util.find_spec("onnxruntime") is None:
-    # No dependency of the package itself: its two builds exclude each other.
-    raise ImportError("edgeblt needs ONNX Runtime; install edgeblt[onnxruntime] or edgeblt[onnxruntime-gpu]")
+from typing import TYPE_CHECKING, Any
 
 from edgeblt.errors import EdgebltError
-from edgeblt.model import Model, Scores, load
-from edgeblt.session import Session
 
-__all__ = ["EdgebltError", "Model", "Scores", "Session", "load"]
+if TYPE_CHECKING:
+    from edgeblt.model import Model, Scores, load
+    from edgeblt.session import Session
+
+    __version__: str
+
+__all__ = ["EdgebltError", "Model", "Scores", "Session", "__version__", "load"]
+
+_PLACES = {"Model": "model", "Scores": "model", "load": "model", "Session": "session"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from edgeblt.native import package_version
+
+        return package_version() or "unknown"
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_runtime()
+    return getattr(importlib.import_module(f"edgeblt.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def require_runtime() -> None:
+    """Raises ImportError without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        from edgeblt.installing import install_hint
+
+        raise ImportError(
+            f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"
+        )

@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -30,11 +30,7 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
     if not replace:
         _refuse_existing(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        left = _made_before(partial)
-        with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if left and os.fstat(descriptor).st_uid != os.geteuid():
-                raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
+        with _own_directory(path, partial):
             try:
                 if not resume:
                     empty(partial)
@@ -51,6 +47,24 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
                 raise
             finally:
                 _remove(replaced)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
+def scratch_directory(path: Path, purpose: str) -> Iterator[Path]:
+    """Yields a directory beside `path` for what is made on the way to it; it is removed when the block ends.
+
+    It may hold what a killed process left, and is left by one for the next. Raises EdgebltError if another process is
+    using it, or if it cannot be written.
+    """
+    scratch = _hidden(path, purpose)
+    try:
+        with _own_directory(path, scratch):
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from None
 
@@ -133,6 +147,17 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def _own_directory(path: Path, directory: Path) -> Iterator[None]:
+    """`directory`, beside `path` and made if it is absent, is this process's alone meanwhile. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = _made_before(directory)
+    with _locked(path, directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        if left and os.fstat(descriptor).st_uid != os.geteuid():
+            raise EdgebltError(f"{directory} is somebody else's; remove it, or choose another name")
+        yield
+
+
 def _made_before(directory: Path) -> bool:
     """Whether something of that name was there; else makes it."""
     try:
@@ -153,6 +178,24 @@ def _remove(replaced: Path) -> None:
 
 def _hidden(path: Path, state: str) -> Path:
     return path.parent / f".{path.name}.{state}"
+
+
+def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], kind: str) -> bool:
+    """Whether `path` is a directory to be replaced, which only what is `ours` may be. Raises EdgebltError if it is not.
+
+    `ours` says whether a directory holds nothing but what `kind` names.
+    """
+    if not os.path.lexists(path):
+        return replace  # what a killed process moved aside comes back
+    if os.path.islink(path) or not os.path.isdir(path) or not ours(path):
+        raise EdgebltError(
+            f"{path} exists already and is no {kind}, so it is never replaced; remove it or choose another name"
+            if replace
+            else f"{path} exists already; remove it or choose another name"
+        )
+    if not replace:
+        raise EdgebltError(f"{path} exists already; replace it with --force, or choose another name")
+    return True
 
 
 def _refuse_existing(path: Path) -> None:

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,19 +169,33 @@ class Model:
         top_p: float | None = None,
         seed: int | None = None,
         draft: str = AUTO,
+        *,
+        reading: Callable[[Session], None] | None = None,
     ) -> Iterator[bytes]:
-        """As `generate`, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters."""
+        """As `generate`, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters.
+
+        `reading` is called with the session after each chunk of the prompt.
+        """
         sampling = Sampling(temperature, top_k, top_p, seed)
         if max_new_bytes < 0:
             raise EdgebltError(f"max_new_bytes is {max_new_bytes}; it must not be negative")
         check_draft(draft)
-        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling), draft)
+        return self._stream(_as_bytes(prompt), max_new_bytes, Sampler(sampling), draft, reading)
 
-    def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler, draft: str) -> Iterator[bytes]:
+    def _stream(
+        self,
+        prompt: bytes,
+        max_new_bytes: int,
+        sampler: Sampler,
+        draft: str,
+        reading: Callable[[Session], None] | None,
+    ) -> Iterator[bytes]:
         session = self.session()
         logits = np.empty(0, np.float32)
         for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
             logits = chunk.logits[-1]
+            if reading:
+                reading(session)
         for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
             if chosen != EOS:
                 yield bytes([chosen - OFFSET])

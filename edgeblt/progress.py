@@ -10,11 +10,27 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 Advance = Callable[[int], None]
 BYTES = "bytes"
+FIRST_LINE_AFTER, LINE_EVERY = 2.0, 5.0  # seconds: what is done sooner needs no line, and a log few of them
+
+_shown = True
+
+
+def show_progress(wanted: bool) -> None:
+    """Whether work that begins from now on says how far it is."""
+    global _shown
+    _shown = wanted
+
+
+def progress_is_shown() -> bool:
+    return _shown
 
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
     """Yields a function to call with the number of units done since the last call; bytes are shown as kB, MB, GB."""
+    if not _shown:
+        yield lambda count: None
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         counts = (DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))
@@ -28,22 +44,24 @@ def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 class _Lines:
-    """A line at every tenth of the way."""
+    """A line every few seconds, and the last; none for work that is soon done."""
 
     def __init__(self, console: Console, description: str, total: int, unit: str) -> None:
         self._console, self._description, self._total, self._unit = console, description, total, unit
-        self._done = self._tenths = 0
+        self._done = 0
         self._started = time.monotonic()
+        self._next = self._started + max(FIRST_LINE_AFTER, LINE_EVERY)
 
     def advance(self, count: int) -> None:
         self._done += count
-        tenths = 10 * self._done // max(self._total, 1)
-        if tenths > self._tenths:
-            self._tenths = tenths
-            self._console.print(self._line(), highlight=False, markup=False)
+        now = time.monotonic()
+        last = self._done >= self._total and now >= self._started + FIRST_LINE_AFTER
+        if last or now >= self._next:
+            self._next = now + LINE_EVERY
+            self._console.print(self._line(now), highlight=False, markup=False, soft_wrap=True)
 
-    def _line(self) -> str:
+    def _line(self, now: float) -> str:
         if self._unit != BYTES:
             return f"{self._description}: {self._done}/{self._total} {self._unit}"
-        left = (time.monotonic() - self._started) * (self._total - self._done) / self._done
+        left = (now - self._started) * (self._total - self._done) / self._done
         return f"{self._description}: {decimal(self._done)} of {decimal(self._total)}, {left:.0f} s left"

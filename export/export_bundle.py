@@ -1,8 +1,7 @@
 """From a checkpoint to a bundle: build the four graphs, write them with their weights, describe what was written."""
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,16 +24,17 @@ from edgeblt.export.decoder import decoder_graph
 from edgeblt.export.encoder import encoder_graph
 from edgeblt.export.global_transformer import global_graph
 from edgeblt.export.graph import Stage, weights_name
-from edgeblt.export.model_card import checkpoint_name, model_card
+from edgeblt.export.model_card import model_card, origin
 from edgeblt.export.patcher import patcher_graph
 from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import WeightSource
-from edgeblt.files import whole_directory
+from edgeblt.files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.printing import printable
 from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.compress import Compression
 from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
-from edgeblt.quant.recipe import HASH_TABLES, load_recipe
+from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
@@ -49,32 +49,68 @@ def export_bundle(
     replace: bool = False,
     patcher: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
+    calibration: str | Path | None = None,
+    table_hits: float | None = None,
 ) -> Bundle:
     """Write `checkpoint` as a bundle directory; it appears when it is complete.
 
     `recipe`: a recipe's name or file; None is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own
-    formats. `target`: cpu, cuda, or for some stages such as `global=cuda`, the others cpu; stages for cuda compute in
-    float16, and store in float16 what the recipe leaves in floating point. `patcher`: see `open_checkpoint`.
-    `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same export
-    completed is used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a
-    recipe that needs a text or would quantize again, a limit below what the largest matrix needs, or if `bundle` exists
-    and `replace` is false; what is no bundle is never replaced.
+    formats. One that needs a text, `calibration` and `table_hits` have the checkpoint compressed first, to a directory
+    beside the bundle that is removed at the end: they, and what comes of it, are as of `quantize_checkpoint`.
+    `target`: cpu, cuda, or for some stages such as `global=cuda`, the others cpu; stages for cuda compute in float16,
+    and store in float16 what the recipe leaves in floating point. `patcher`: see `open_checkpoint`. `memory_limit` is
+    in bytes, beyond what the interpreter and its libraries take. What a killed run of the same export completed is
+    used. Raises EdgebltError for a checkpoint that cannot be exported, an unknown recipe or target, a recipe that would
+    quantize again, a limit below what the largest matrix needs, what `quantize_checkpoint` raises, or if `bundle`
+    exists and `replace` is false; what is no bundle is never replaced.
     """
     targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
     target = describe_placement(targets)
     opened, path = open_checkpoint(checkpoint, patcher), Path(bundle)
-    source, recipe_name = _in_recipe(opened, recipe or ("fp16" if target == "cuda" else "fp32"), recipe is not None)
+    chosen = _chosen(opened, recipe, "fp16" if target == "cuda" else "fp32")
+    if calibration is None and table_hits is None and not (chosen and chosen.needs_text):
+        replace = check_replaceable(path, replace, holds_bundle, "bundle")
+        _write_bundle(opened, chosen, path, targets, replace, memory_limit)
+        return open_bundle(path)
+    if chosen is None:
+        raise EdgebltError(f"{opened.path} is quantized already; leave out the calibration text and the table hits")
+    compression = Compression(opened, chosen, calibration, memory_limit, table_hits)
+    replace = check_replaceable(path, replace, holds_bundle, "bundle")
+    with scratch_directory(path, "quantized") as scratch:
+        compression.write(scratch)  # the journal stays: a killed export's successor checks and uses all of it
+        compressed = open_checkpoint(scratch)
+        _write_bundle(compressed, None, path, targets, replace, memory_limit, compression.fingerprint)
+    return open_bundle(path)
+
+
+def holds_bundle(directory: Path) -> bool:
+    """Whether the directory holds a bundle, whole or damaged, and nothing else."""
+    names = {entry.name for entry in directory.iterdir() if not (entry.is_dir() or entry.is_symlink())}
+    own = {MANIFEST, "README.md"} | {name for name in names if name.endswith((".onnx", ".weights"))}
+    return MANIFEST in names and {entry.name for entry in directory.iterdir()} <= own
+
+
+def _write_bundle(
+    opened: Checkpoint,
+    recipe: Recipe | None,
+    path: Path,
+    targets: Mapping[StageName, Target],
+    replace: bool,
+    memory_limit: int,
+    fingerprint: Callable[..., str] | None = None,
+) -> None:
+    """`recipe` None: in the checkpoint's own formats. `fingerprint`: what stands for the checkpoint's own."""
+    source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
+    recipe_name, target = _recipe_name(opened, recipe), describe_placement(targets)
     check_export(source, opened.names(), memory_limit)
     built = build_graphs(source, targets)
     made_by = {name: _version(name) for name in _MADE_BY}
-    key = opened.fingerprint(
-        source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
-    )
-    with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
+    key = (fingerprint or opened.fingerprint)(recipe, target, made_by, _layout(built))
+    with whole_directory(path, replace, resume=True) as partial:
         journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
         stages: dict[str, StageRecord] = {}
-        with progress(f"exporting {checkpoint_name(opened)}", total, BYTES) as advance:
+        with progress(f"exporting {origin(opened)}", total, BYTES) as advance:
             for name, stage in built.items():
                 weights = _write_stage(stage, name, partial, journal, advance)
                 stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name, targets[name]))
@@ -92,7 +128,6 @@ def export_bundle(
         )
         write_manifest(partial, manifest)
         journal.finish()
-    return open_bundle(path)
 
 
 def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | None = None) -> dict[StageName, Stage]:
@@ -101,19 +136,19 @@ def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | Non
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
 
 
-def _in_recipe(checkpoint: Checkpoint, recipe: str | Path, asked_for: bool) -> tuple[WeightSource, str]:
-    """The weights as they shall be stored, and a name for it."""
-    if checkpoint.is_quantized or checkpoint.record:
-        if asked_for:
-            raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
-        return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
-    chosen = load_recipe(recipe)
-    if chosen.needs_text:
-        raise EdgebltError(
-            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
-            f"--recipe {printable(str(recipe))}`, then export OUT"
-        )
-    return RecipeSource(checkpoint, chosen), chosen.name
+def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
+    """None for a checkpoint that is quantized: it has its formats."""
+    if not (checkpoint.is_quantized or checkpoint.record):
+        return load_recipe(recipe or default)
+    if recipe is not None:
+        raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
+    return None
+
+
+def _recipe_name(checkpoint: Checkpoint, recipe: Recipe | None) -> str:
+    if recipe:
+        return recipe.name
+    return checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:

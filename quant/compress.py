@@ -1,6 +1,6 @@
 """`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
-from dataclasses import replace
+import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, expected_shapes, open_checkpoint
-from edgeblt.export.compressed_form import CONFIG, WEIGHTS, CompressionRecord, config_document, parts_of
+from edgeblt.export.compressed_form import (
+    CONFIG,
+    WEIGHTS,
+    CompressionRecord,
+    config_document,
+    holds_compressed_form,
+    parts_of,
+)
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.safetensors_files import layout
 from edgeblt.export.weight_file import Arrays, Journal, WeightFile
 from edgeblt.export.weights import Encoded, row_blocks
-from edgeblt.files import whole_directory
+from edgeblt.files import check_replaceable, whole_directory
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.activations import Scratch
 from edgeblt.quant.calibration import PrunedLayer, calibrate, read_calibration
@@ -38,6 +45,7 @@ def quantize_checkpoint(
     memory_limit: int = DEFAULT_LIMIT,
     table_hits: float | None = None,
     patcher: str | Path | None = None,
+    replace: bool = False,
 ) -> Path:
     """Write `checkpoint`, compressed by `recipe`, as the directory `out`; it appears when it is complete.
 
@@ -46,36 +54,63 @@ def quantize_checkpoint(
     `memory_limit` is in bytes, beyond what the interpreter and its libraries take. What a killed run of the same
     conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened or is quantized already, an
     unknown recipe, a calibration text that is missing or too short, a limit below what the largest matrix needs, `out`
-    there already or not writable.
+    not writable, or there already if `replace` is false; what `edgeblt quantize` did not write is never replaced.
     """
     source, chosen, path = open_checkpoint(checkpoint, patcher), load_recipe(recipe), Path(out)
-    if table_hits is not None:
-        chosen = replace(chosen, table_hits=table_hits)
-    if source.is_quantized or source.record:
-        raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
-    text, described = read_calibration(calibration) if chosen.needs_text or calibration else (b"", "")
-    scratch_limit = scratch_bytes(source, chosen, memory_limit)
-    made_by = {name: _version(name) for name in _MADE_BY}
-    kept = None
-    if chosen.table_hits is not None:
-        kept = rows_worth_keeping(count_hits(text, source.config), chosen.table_hits)
-    with whole_directory(path, resume=True) as partial:
-        journal = Journal(partial, source.fingerprint(chosen, described, made_by))
-        slots, header = layout(_tensors(source, chosen, kept))
+    compression = Compression(source, chosen, calibration, memory_limit, table_hits)
+    replace = check_replaceable(path, replace, holds_compressed_form, "compressed checkpoint")
+    with whole_directory(path, replace, resume=True) as partial:
+        compression.write(partial).finish()
+    return path
+
+
+class Compression:
+    """A checkpoint on its way through a recipe: all is checked when this is made, before anything is written."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: Recipe,
+        calibration: str | Path | None = None,
+        memory_limit: int = DEFAULT_LIMIT,
+        table_hits: float | None = None,
+    ) -> None:
+        """As `quantize_checkpoint`, which see for what it raises."""
+        if source.is_quantized or source.record:
+            raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
+        self.recipe = recipe if table_hits is None else dataclasses.replace(recipe, table_hits=table_hits)
+        self._source = source
+        reads = self.recipe.needs_text or calibration
+        self._text, self._described = read_calibration(calibration) if reads else (b"", "")
+        self._scratch_limit = scratch_bytes(source, self.recipe, memory_limit)
+        self._made_by = {name: _version(name) for name in _MADE_BY}
+        self._table_rows = None
+        if self.recipe.table_hits is not None:
+            self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
+
+    def fingerprint(self, *settings: object) -> str:
+        """What it comes from and how it is made, and these settings."""
+        return self._source.fingerprint(self.recipe, self._described, self._made_by, *settings)
+
+    def write(self, directory: Path) -> Journal:
+        """Fill `directory`, except for what a killed run of the same completed; the journal is to be finished."""
+        source, recipe, kept = self._source, self.recipe, self._table_rows
+        journal = Journal(directory, self.fingerprint())
+        slots, header = layout(_tensors(source, recipe, kept))
         with (
-            WeightFile(partial / WEIGHTS, slots, journal, header) as file,
+            WeightFile(directory / WEIGHTS, slots, journal, header) as file,
             progress(f"quantizing {checkpoint_name(source)}", file.size, BYTES) as advance,
         ):
-            quantizing = _Quantizing(source, chosen, file, advance, kept)
-            if chosen.needs_calibration:
-                with Scratch(partial, scratch_limit) as scratch:
-                    calibrate(source, chosen, text, quantizing, scratch, kept)
+            quantizing = _Quantizing(source, recipe, file, advance, kept)
+            if recipe.needs_calibration:
+                with Scratch(directory, self._scratch_limit) as scratch:
+                    calibrate(source, recipe, self._text, quantizing, scratch, kept)
             quantizing.all_others()
         errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
-        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
-        (partial / CONFIG).write_text(config_document(chosen.pruned(source.config), record), encoding="utf-8")
-        journal.finish()
-    return path
+        made_of = checkpoint_name(source)
+        record = CompressionRecord(recipe, made_of, self._described, self._made_by, errors, table_rows)
+        (directory / CONFIG).write_text(config_document(recipe.pruned(source.config), record), encoding="utf-8")
+        return journal
 
 
 def _tensors(
