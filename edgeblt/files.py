@@ -189,7 +189,7 @@ def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], k
         return replace  # what a killed process moved aside comes back
     if os.path.islink(path) or not os.path.isdir(path) or not ours(path):
         raise EdgebltError(
-            f"{path} exists already and is no {kind}, so it is never replaced; remove it or choose another name"
+            f"{path} exists already and is not a {kind} alone, so it is not replaced; remove it or choose another name"
             if replace
             else f"{path} exists already; remove it or choose another name"
         )

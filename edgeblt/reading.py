@@ -83,7 +83,7 @@ def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
             nonlocal advance, done, said
             read, seconds = session.position, time.monotonic() - started
             if seconds >= SHOWN_AFTER:
-                advance = advance or bar.enter_context(progress("reading the prompt", size, BYTES))
+                advance = advance or bar.enter_context(progress("reading the prompt", size, BYTES, even=False))
                 advance(min(read, size) - done)
                 done = min(read, size)
             cost.add(read, session.patch_count, seconds, session.work["global"].seconds)

@@ -176,7 +176,11 @@ def test_killed_again_and_again(workshop: Workshop, conversion: str) -> None:
 def test_a_real_kill(workshop: Workshop, conversion: str, lines: int) -> None:
     """A process of its own, nothing in it changed, killed from outside when it has printed some lines of progress."""
     out = workshop.out("real")
-    code = "import edgeblt.quant.calibration as c; c.TEXT_BYTES = 64; import edgeblt.cli; edgeblt.cli.main()"
+    code = (
+        "import edgeblt.quant.calibration as c; c.TEXT_BYTES = 64\n"
+        "import edgeblt.progress as p; p.FIRST_LINE_AFTER = p.LINE_EVERY = p._LINE_EVERY_SHARE = 0.0\n"
+        "import edgeblt.cli; edgeblt.cli.main()"
+    )
     command = [sys.executable, "-c", code, *map(str, workshop.arguments(conversion, out))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
