@@ -6,7 +6,7 @@ READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench slow cuda native-tests venv clean
+.PHONY: help demo test lint bench slow cuda native-tests venv wheel clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -17,6 +17,7 @@ help:
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
 	@echo "make venv   only set up .venv"
+	@echo "make wheel  build the package for a device, and print its path"
 	@echo "make clean  remove .venv, builds and caches"
 
 demo: $(READY)
@@ -73,6 +74,14 @@ $(READY): pyproject.toml constraints.txt $(wildcard native/* native/cuda/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+
+# Needs neither torch nor .venv: pip alone builds it, in an environment of its own.
+BUILDER := build/wheel-venv
+wheel:
+	@test -x $(BUILDER)/bin/pip || { echo "setting up $(BUILDER)" >&2; $(PYTHON) -m venv $(BUILDER); }
+	@mkdir -p dist && rm -f dist/edgeblt-*.whl
+	@$(BUILDER)/bin/pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . >&2
+	@ls "$(CURDIR)"/dist/edgeblt-*.whl
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache edgeblt/libedgeblt.so edgeblt/libedgeblt_cuda.so

@@ -1,6 +1,6 @@
 """How to install an extra of this package, in a form that works for the installation at hand.
 
-No index has the package yet, so `pip install 'edgeblt[...]'` would find nothing. What pip recorded of its source
+No index has the package yet, so its bare name would find nothing there. What pip recorded of its source
 (direct_url.json, PEP 610) says where the same package can be had again: a clone, a wheel or a repository.
 """
 

@@ -126,6 +126,19 @@ def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]
     assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_as_they_are_typed(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each, whatever the width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run_command(capfd, command, "--help").stdout
+    examples = [line for line in shown.splitlines() if line.startswith("  edgeblt ")]
+    assert all(line.count("edgeblt ") == 1 and not line.endswith("\\") for line in examples)
+    if "For example:" in " ".join(shown.split()):
+        assert examples
+
+
 def test_the_summary_of_every_command_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
     result = run_command(capfd, "--help")
     assert result.code == 0
@@ -161,6 +174,27 @@ def test_generate_reads_the_prompt_from_stdin(bundle: Path) -> None:
     result = run_process("generate", bundle, "-", "--max-new-bytes", 8, input=prompt)
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout == load(bundle).generate(prompt, 8).decode(errors="replace").encode() + b"\n"
+
+
+def test_generate_reads_the_prompt_from_a_file(bundle: Path, tmp_path: Path) -> None:
+    prompt = b"gr\xc3\xb6\xff\x00\n"
+    (tmp_path / "prompt").write_bytes(prompt)
+    expected = load(bundle).generate(prompt, 8)
+    from_file = run_process("generate", bundle, "--prompt-file", tmp_path / "prompt", "--max-new-bytes", 8)
+    assert (from_file.returncode, from_file.stderr) == (0, b"")
+    assert from_file.stdout == expected.decode(errors="replace").encode() + b"\n"
+    raw = run_process("generate", bundle, "--prompt-file", "-", "--max-new-bytes", 8, "--raw", input=prompt)
+    assert (raw.returncode, raw.stdout, raw.stderr) == (0, expected, b"")
+    with pytest.raises(UnicodeDecodeError):
+        expected.decode()  # or the two would not differ
+
+
+def test_generate_wants_one_prompt(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "give a prompt, or --prompt-file FILE, and not both"
+    assert sentence(run_command(capfd, "generate", bundle)) == said
+    assert sentence(run_command(capfd, "generate", bundle, "hello", "--prompt-file", "x")) == said
+    gone = tmp_path / "gone"
+    assert "gone cannot be read" in sentence(run_command(capfd, "generate", bundle, "--prompt-file", gone))
 
 
 def test_generate_takes_a_prompt_that_is_no_unicode(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -367,6 +401,7 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--json", tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == document
     assert all(name in result.stdout for name in sizes)
+    assert "sha256" in result.stdout and "parameters" not in result.stdout  # of which a bundle tells none
 
 
 def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -375,7 +410,8 @@ def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.Capt
     assert (result.code, document["kind"]) == (0, "checkpoint")
     assert [part["stage"] for part in document["parts"]] == ["patcher", "encoder", "encoder", "global", "decoder"]
     assert all(part["weight_format"] == "float32" and part["sha256"] is None for part in document["parts"])
-    assert "hash tables" in run_command(capfd, "inspect", tiny_bundle[0]).stdout
+    shown = run_command(capfd, "inspect", tiny_bundle[0]).stdout
+    assert "hash tables" in shown and "parameters" in shown and "sha256" not in shown
 
 
 def test_quantize_then_export(
