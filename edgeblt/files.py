@@ -187,7 +187,11 @@ def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], k
     """
     if not os.path.lexists(path):
         return replace  # what a killed process moved aside comes back
-    if os.path.islink(path) or not os.path.isdir(path) or not ours(path):
+    try:
+        alone = not os.path.islink(path) and os.path.isdir(path) and ours(path)
+    except OSError:  # what cannot be listed may hold anything
+        alone = False
+    if not alone:
         raise EdgebltError(
             f"{path} exists already and is not a {kind} alone, so it is not replaced; remove it or choose another name"
             if replace
