@@ -9,7 +9,7 @@ CHECKED := edgeblt $(wildcard tests tools benchmarks)
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test levels lint bench slow fuzz cuda native-tests fuzz-native venv clean
+.PHONY: help demo test levels lint bench slow fuzz cuda native-tests fuzz-native venv wheel clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -23,6 +23,7 @@ help:
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
 	@echo "make fuzz-native   the native operators under sanitizers with models that lie; SEED and CASES choose which"
 	@echo "make venv   only set up .venv"
+	@echo "make wheel  build the package for a device, and print its path"
 	@echo "make clean  remove .venv, builds and caches"
 
 demo: $(READY)
@@ -111,6 +112,14 @@ $(READY): pyproject.toml constraints.txt $(wildcard native/* native/cuda/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+
+# Needs neither torch nor .venv: pip alone builds it, in an environment of its own.
+BUILDER := build/wheel-venv
+wheel:
+	@test -x $(BUILDER)/bin/pip || { echo "setting up $(BUILDER)" >&2; $(PYTHON) -m venv $(BUILDER); }
+	@mkdir -p dist && rm -f dist/edgeblt-*.whl
+	@$(BUILDER)/bin/pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist . >&2
+	@ls "$(CURDIR)"/dist/edgeblt-*.whl
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache edgeblt/libedgeblt.so edgeblt/libedgeblt_cuda.so

@@ -6,21 +6,22 @@ import io
 import itertools
 import json
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
 from edgeblt import native, printing
 from edgeblt.errors import CheckpointNote, EdgebltError
+from edgeblt.installing import install_hint
 from edgeblt.lost_files import explaining_lost_files
 from edgeblt.names import Name
+from edgeblt.progress import show_progress
+from edgeblt.stopping import stopped_at_once, stopped_by_signals, was_stopped
 
 if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.reference import Text
@@ -30,7 +31,6 @@ Value = TypeVar("Value", str, int, float)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     help="Byte Latent Transformers on devices: export a checkpoint to a bundle, prove it, time it, run it.",
     epilog="To see all of it on the model that comes with the package: edgeblt demo",
@@ -69,6 +69,28 @@ MemoryLimit = Annotated[
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text like those the model will see, 64 KB or more; by default English and Python that come with the "
+        "package.",
+    ),
+]
+TableHits = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such as "
+        "0.99; give a long text. The other rows become zeros.",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=lambda quiet: show_progress(not quiet), help="Say nothing but results and errors."
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first, not just their sizes.")]
 
 
@@ -80,12 +102,13 @@ def demo(
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help=f"{RECIPES}, fp32, or a TOML file of your own.")
     ] = "fp32",
+    quiet: Quiet = False,
 ) -> None:
     """Run the whole road on a small model.
 
     Takes the model that comes with the package, quantizes it if the recipe says so, exports it, validates it against
     transformers on six held-out texts, times it beside transformers, and writes a passage in which you see where
-    patches start. Needs edgeblt[workbench]; takes a minute or two.
+    patches start. Needs the extra `workbench`; takes a minute or two.
     """
     _require_workbench()
     from edgeblt.export.demo import run_demo
@@ -98,34 +121,23 @@ def quantize(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write; it must not exist yet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")],
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help=f"{RECIPES}, or a TOML file of your own.")] = "int4",
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A text like those the model will see, 64 KB or more; by default English and Python that come with "
-            "the package.",
-        ),
-    ] = None,
+    calibration: Calibration = None,
     patcher: Patcher = None,
-    table_hits: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such "
-            "as 0.99; give a long text. The other rows become zeros.",
-        ),
-    ] = None,
+    table_hits: TableHits = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a compressed checkpoint that is there.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
 
     A recipe says which format and method each stage gets; the better methods run a calibration text through the model
-    and make up for rounding errors as they go. The result is a checkpoint again, small, for `edgeblt export`. Needs
-    edgeblt[workbench]. For example:
+    and make up for rounding errors as they go. The result is a checkpoint again, small, for `edgeblt export`, which
+    with the same options does both at once. Needs the extra `workbench`. For example:
 
+    \b
     edgeblt quantize path/to/checkpoint my-int4 --recipe int4
     edgeblt export my-int4 my-bundle
     """
@@ -135,7 +147,9 @@ def quantize(
     from edgeblt.quant.compress import quantize_checkpoint
 
     limit = _gigabytes(memory_limit)
-    written = quantize_checkpoint(checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, strict)
+    written = quantize_checkpoint(
+        checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, replace=force, strict=strict
+    )
     printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
@@ -144,31 +158,37 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
     ],
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write; it must not exist yet.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory to write.")],
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="How to store the weights: a recipe that needs no calibration (fp32, fp16, int8, nf4, or a TOML file "
-            "of yours). By default fp32, fp16 for cuda, or the formats of a checkpoint that is quantized already.",
+            help=f"How to store the weights: {RECIPES}, fp32, fp16, or a TOML file of yours. By default fp32, fp16 for "
+            "cuda, or the formats of a checkpoint that is quantized already.",
         ),
     ] = None,
+    calibration: Calibration = None,
     target: Annotated[
         str,
         typer.Option(help="What the graphs are made to run on: cpu, cuda, or by stage: global=cuda."),
     ] = "cpu",
     patcher: Patcher = None,
+    table_hits: TableHits = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
     A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, in Meta's
     form, or one that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a
-    manifest; it appears when it is complete. Needs edgeblt[workbench]; the device that runs the bundle does not. For
-    example:
+    manifest; it appears when it is complete. A recipe that needs a calibration text quantizes on the way, as `edgeblt
+    quantize` does. Needs the extra `workbench`; the device that runs the bundle does not. For example:
 
+    \b
     edgeblt export path/to/checkpoint my-bundle
+    edgeblt export path/to/checkpoint my-int4 --recipe int4
     """
     _require_workbench()
     from edgeblt.export.export_bundle import export_bundle
@@ -179,9 +199,12 @@ def export(
         bundle,
         None if recipe is None else Name(recipe),
         target,
-        patcher=patcher,
-        memory_limit=limit,
-        strict=strict,
+        force,
+        patcher,
+        limit,
+        calibration,
+        table_hits,
+        strict,
     )
     printing.show_inspection(_inspect_bundle(exported))
 
@@ -226,15 +249,16 @@ def validate(
         float | None, typer.Option(help="Exit with code 1 if the share of equal bytes generated is below this.")
     ] = None,
     strict: Strict = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare a bundle with its checkpoint.
 
     Both read texts and continue their beginnings; compared are bits per byte, patch boundaries, logits and what is
-    generated. Texts are cut into rows of 2,048 bytes, as transformers keeps no state. Limits are on all texts
-    together. Only --reference needs edgeblt[workbench]. For example:
+    generated. Texts are cut into rows of 2,048 bytes, as transformers keeps no state. Limits hold for
+    every text. Only --reference needs the extra `workbench`. For example:
 
+    \b
     edgeblt validate my-bundle --reference path/to/checkpoint --min-top1 0.99
-
     edgeblt validate my-bundle --reference-logits saved-logits --max-kl 0.01
     """
     from edgeblt.model import open_model
@@ -315,14 +339,15 @@ def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
 
 
 @app.command()
-def prepare(bundle: BundlePath, json_file: JsonFile = None) -> None:
+def prepare(bundle: BundlePath, json_file: JsonFile = None, quiet: Quiet = False) -> None:
     """Pack a bundle's weights for this machine.
 
     ONNX Runtime repacks weights whenever a bundle is opened, in memory of each process. This writes them packed to
     BUNDLE.prepared: processes then share them, they need not all stay in memory, and opening is faster. Takes about
-    twice the weights' size of disk, four times for fp16. Results stay the same, bit by bit. Run it again after an
-    update of onnxruntime. For example:
+    twice the weights' size of disk, four times for fp16; nothing is written where nothing is packed. Results stay the
+    same, bit by bit. Run it again after an update of onnxruntime. For example:
 
+    \b
     edgeblt prepare my-bundle
     edgeblt bench my-bundle
     """
@@ -374,6 +399,7 @@ def bench(
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write the results as CSV; - is stdout.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time a bundle on this machine.
 
@@ -381,6 +407,7 @@ def bench(
     what part of the memory's bandwidth that takes, and how much memory the process holds: its own, and mapped from
     files, which processes share. Where options list several values, all combinations are timed, in turn. For example:
 
+    \b
     edgeblt bench my-bundle --draft none,auto --prompt-bytes 128,4096 --markdown
 
     edgeblt bench my-bundle --draft none,auto --decode generated,text --temperature 0,0.7
@@ -440,6 +467,7 @@ def tune(
     provider: Provider = None,
     threads: Threads = None,
     json_file: JsonFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Find the threshold that decodes cheapest.
 
@@ -448,6 +476,7 @@ def tune(
     the one that reads the fewest bytes of weights for a byte while bits per byte rise by no more than you allow.
     Speeds are measured too, but decide nothing. For example:
 
+    \b
     edgeblt tune my-bundle --max-bpb-increase 0.02
     """
     from edgeblt.tuning import tune as tune_bundle
@@ -471,12 +500,11 @@ def report(
     """Draw results as one HTML page.
 
     It compares bundles, settings and devices: a summary, accuracy against size and speed, latency, entropy and patches
-    of a passage, time and size by stage. The page needs no network. Needs edgeblt[report]. For example:
+    of a passage, time and size by stage. The page needs no network. Needs the extra `report`. For example:
 
+    \b
     edgeblt validate my-bundle --reference path/to/checkpoint --json accuracy.json
-
     edgeblt bench my-bundle --json speed.json
-
     edgeblt report accuracy.json speed.json -o report.html
     """
     from edgeblt.report.page import write_report
@@ -487,7 +515,12 @@ def report(
 @app.command()
 def generate(
     bundle: BundlePath,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or a file that holds it, any bytes; - is stdin.")
+    ] = None,
     max_new_bytes: Annotated[int, typer.Option(help="Stop after this many bytes, if the model has not.")] = 256,
     temperature: Annotated[
         float | None,
@@ -509,23 +542,49 @@ def generate(
     threads: Threads = None,
     threshold: Threshold = None,
     verify: Verify = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the bytes as they are: no UTF-8 is asked for, no newline added.")
+    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Continue a text.
 
-    What the model writes streams to stdout, character by character. For example:
+    What the model writes streams to stdout, character by character; bytes that are no UTF-8 show as U+FFFD. For
+    example:
 
+    \b
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
+    edgeblt generate my-bundle --prompt-file start.bin --raw > more.bin
     """
     from edgeblt.model import open_model
-    from edgeblt.text_files import read_stream
+    from edgeblt.reading import shown_reading
     from edgeblt.utf8 import utf8_pieces
 
-    start = read_stream(sys.stdin.buffer, "the prompt") if prompt == "-" else prompt.encode(errors="surrogateescape")
-    model = open_model(bundle, provider, threads, verify, threshold)
-    stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, Name(draft))
-    for piece in utf8_pieces(stream):
-        print(piece, end="", flush=True)
-    print()
+    start = _prompt(prompt, prompt_file)
+    with stopped_at_once():
+        model = open_model(bundle, provider, threads, verify, threshold)
+        with shown_reading(len(start)) as reading:
+            stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, Name(draft), reading=reading)
+            first = list(itertools.islice(stream, 1))  # after which the prompt is read
+        written = itertools.chain(first, stream)
+        if raw:
+            for byte in written:
+                sys.stdout.buffer.write(byte)
+                sys.stdout.buffer.flush()
+            return
+        for piece in utf8_pieces(written):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _prompt(text: str | None, file: Path | None) -> bytes:
+    from edgeblt.text_files import read_stream
+
+    if (text is None) == (file is None):
+        raise EdgebltError("give a prompt, or --prompt-file FILE, and not both")
+    if text == "-" or str(file) == "-":
+        return read_stream(sys.stdin.buffer, "the prompt")
+    return _read(file) if file else (text or "").encode(errors="surrogateescape")
 
 
 @app.command()
@@ -623,9 +682,8 @@ def _require_workbench() -> None:
     needed = ("torch", "transformers", "onnx", "onnx_ir", "safetensors")
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
-        raise EdgebltError(
-            f"this command needs {', '.join(missing)}; install what is missing with: pip install 'edgeblt[workbench]'"
-        )
+        hint = install_hint("workbench")
+        raise EdgebltError(f"this command needs {', '.join(missing)}; install what is missing with: {hint}")
 
 
 def _read(path: Path) -> bytes:
@@ -709,20 +767,40 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
     try:
-        with _cleaning_up_when_stopped(), _notes_as_lines(), explaining_lost_files():
-            app(prog_name="edgeblt")  # not cli.py, nor python -m
+        with stopped_by_signals(), _notes_as_lines(), explaining_lost_files():
+            _run()
     except EdgebltError as error:
         _fail(str(error))
     except MemoryError as error:
         _fail(f"there is not enough memory ({error}); free some, or use a smaller model")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _fail_to_print(error)
     except Exception as error:
+        if number := was_stopped():  # in native code, which made something else of it
+            raise SystemExit(128 + number) from None
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         _fail(f"onnxruntime cannot run this bundle ({' '.join(str(error).split())[:300]}); export the bundle again")
 
 
+def _run() -> None:
+    """All that was printed has arrived when this ends."""
+    try:
+        app(prog_name="edgeblt")  # not cli.py, nor python -m
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _forget(sys.stdout)
+            raise SystemExit(1) from None
+        raise
+
+
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"edgeblt: {printing.printable(message)}", err=True)
+    with suppress(OSError):  # then nobody can be told
+        typer.echo(f"edgeblt: {printing.printable(message)}", err=True)
     raise SystemExit(2)
 
 
@@ -743,24 +821,15 @@ def _notes_as_lines() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _cleaning_up_when_stopped() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the command as an exception does, so that what is half-written is removed."""
+def _fail_to_print(error: OSError) -> NoReturn:
+    _forget(sys.stdout)
+    _fail(f"the output cannot be written ({error.strerror}); free some space, or write it to another place")
 
-    def stop(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
 
-    signals = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]
-    ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        ours = []
-    for number in ours:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+def _forget(stream: TextIO) -> None:
+    """Throw away what could not be written: the interpreter would try again at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

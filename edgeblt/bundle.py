@@ -201,6 +201,11 @@ def _read_manifest(path: Path) -> Manifest:
         document = read_document(path, "export the bundle again")
     except OSError as error:
         raise unreadable(path, error, f"is {path.parent} a bundle?") from None
+        if _looks_like_a_checkpoint(path.parent):
+            raise EdgebltError(
+                f"{path.parent} is a checkpoint, not a bundle; export it first: edgeblt export {path.parent} BUNDLE"
+            ) from None
+        raise EdgebltError(f"{path} cannot be read ({error.strerror}); is {path.parent} a bundle?") from None
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise EdgebltError(
@@ -210,6 +215,12 @@ def _read_manifest(path: Path) -> Manifest:
     manifest = parse_dataclass(Manifest, document, str(path))
     _check_names(manifest, path)
     return manifest
+
+
+def _looks_like_a_checkpoint(path: Path) -> bool:
+    """In transformers' form, Meta's, or of `edgeblt quantize`: a configuration and weights."""
+    has_config = any(os.path.isfile(path / name) for name in ("config.json", "params.json"))
+    return has_config and any(any(path.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pth"))
 
 
 def _check_names(manifest: Manifest, path: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import onnxruntime
 
 from edgeblt.errors import EdgebltError
+from edgeblt.installing import install_hint
 
 PROVIDER = "CUDAExecutionProvider"
-INSTALL = "pip install 'edgeblt[cuda]'"
 DRIVER = "libcuda.so.1"
 CUDNN = "libcudnn.so.9"
 LEAST_CAPABILITY = (8, 0)  # older GPUs have no flash attention, whose windows ONNX Runtime's others do not promise
@@ -107,14 +107,14 @@ def require_cuda() -> None:
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EdgebltError(
             f"the installed onnxruntime has no {PROVIDER}; run `pip uninstall onnxruntime onnxruntime-gpu`, then"
-            f" `{INSTALL}`"
+            f" `{install_hint('cuda')}`"
         )
     driver = _driver()
     major = _cuda_major()
     # Each before those that need it; ONNX Runtime would log a wall of text for one that is missing.
     for name in (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}", "libcurand.so.10"):
         if _open(name) is None:
-            raise EdgebltError(f"{name}, a library of CUDA {major}, is missing; run `{INSTALL}`")
+            raise EdgebltError(f"{name}, a library of CUDA {major}, is missing; run `{install_hint('cuda')}`")
     for name in (f"libnvrtc.so.{major}", CUDNN):  # ONNX Runtime opens them when an operator asks for them
         _open(name)
     version = _INT()
@@ -147,7 +147,7 @@ def require_gpu(session: onnxruntime.InferenceSession) -> None:
     if PROVIDER not in session.get_providers():
         raise EdgebltError(
             f"onnxruntime {onnxruntime.__version__} cannot load its {PROVIDER}, though CUDA's libraries are there; run"
-            f" `pip uninstall onnxruntime onnxruntime-gpu`, then `{INSTALL}`"
+            f" `pip uninstall onnxruntime onnxruntime-gpu`, then `{install_hint('cuda')}`"
         )
 
 

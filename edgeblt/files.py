@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -33,32 +33,46 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
     if not replace:
         _refuse_existing(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _Spare() as spare:  # before anything is made that it may have to remove
-            left = _made_before(partial)
-            with _locked(path, partial, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-                if left and os.fstat(descriptor).st_uid != os.geteuid():
-                    raise EdgebltError(f"{partial} is somebody else's; remove it, or choose another name")
-                try:
-                    if not resume:
-                        empty(partial)
-                    yield partial
-                    partial.chmod(0o777 & ~_umask())
-                    if replace and os.path.lexists(path):
-                        _remove(replaced)
-                        path.rename(replaced)
-                    partial.rename(path)
-                except BaseException:
-                    spare.release()
-                    if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
-                        replaced.rename(path)
-                    shutil.rmtree(partial, ignore_errors=True)
-                    raise
-                finally:
+        with _Spare() as spare, _own_directory(path, partial):
+            try:
+                if not resume:
+                    empty(partial)
+                yield partial
+                partial.chmod(0o777 & ~_umask())
+                if replace and os.path.lexists(path):
                     _remove(replaced)
+                    path.rename(replaced)
+                partial.rename(path)
+            except BaseException:
+                spare.release()
+                if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
+                    replaced.rename(path)
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            finally:
+                _remove(replaced)
     except OSError as error:
         with suppress(OSError):
             partial.rmdir()  # where it was made, but could not be opened: it is empty
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
+def scratch_directory(path: Path, purpose: str) -> Iterator[Path]:
+    """Yields a directory beside `path` for what is made on the way to it; it is removed when the block ends.
+
+    It may hold what a killed process left, and is left by one for the next. Raises EdgebltError if another process is
+    using it, or if it cannot be written.
+    """
+    scratch = _hidden(path, purpose)
+    try:
+        with _Spare() as spare, _own_directory(path, scratch):
+            try:
+                yield scratch
+            finally:
+                spare.release()
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
         raise cannot_write(path, error) from None
 
 
@@ -202,6 +216,17 @@ class _Spare:
             os.close(self._descriptors.pop())
 
 
+@contextmanager
+def _own_directory(path: Path, directory: Path) -> Iterator[None]:
+    """`directory`, beside `path` and made if it is absent, is this process's alone meanwhile. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = _made_before(directory)
+    with _locked(path, directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        if left and os.fstat(descriptor).st_uid != os.geteuid():
+            raise EdgebltError(f"{directory} is somebody else's; remove it, or choose another name")
+        yield
+
+
 def _made_before(directory: Path) -> bool:
     """Whether something of that name was there; else makes it."""
     try:
@@ -222,6 +247,28 @@ def _remove(replaced: Path) -> None:
 
 def _hidden(path: Path, state: str) -> Path:
     return path.parent / f".{path.name}.{state}"
+
+
+def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], kind: str) -> bool:
+    """Whether `path` is a directory to be replaced, which only what is `ours` may be. Raises EdgebltError if it is not.
+
+    `ours` says whether a directory holds nothing but what `kind` names.
+    """
+    if not os.path.lexists(path):
+        return replace  # what a killed process moved aside comes back
+    try:
+        alone = not os.path.islink(path) and os.path.isdir(path) and ours(path)
+    except OSError:  # what cannot be listed may hold anything
+        alone = False
+    if not alone:
+        raise EdgebltError(
+            f"{path} exists already and is not a {kind} alone, so it is not replaced; remove it or choose another name"
+            if replace
+            else f"{path} exists already; remove it or choose another name"
+        )
+    if not replace:
+        raise EdgebltError(f"{path} exists already; replace it with --force, or choose another name")
+    return True
 
 
 def _refuse_existing(path: Path) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -238,10 +238,14 @@ class Model:
         top_p: float | None = None,
         seed: int | None = None,
         draft: DraftName | Name = AUTO,
+        *,
+        reading: Callable[[Session], None] | None = None,
     ) -> Iterator[bytes]:
         """What `generate` gives, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters.
 
-        Takes what `generate` takes, and refuses what it refuses when it is called.
+        Takes what `generate` takes, and refuses what it refuses when it is called; and
+
+        reading: called with the session after each chunk of the prompt; it may ask where that is. Default None.
         """
         stated = self.config.generation
         sampling = Sampling(
@@ -252,14 +256,23 @@ class Model:
         )
         most = whole_number("max_new_bytes", max_new_bytes)
         check_draft(draft)
-        return self._stream(as_bytes("prompt", prompt), most, Sampler(sampling, ends=stated.ends), draft)
+        return self._stream(as_bytes("prompt", prompt), most, Sampler(sampling, ends=stated.ends), draft, reading)
 
-    def _stream(self, prompt: bytes, max_new_bytes: int, sampler: Sampler, draft: str) -> Iterator[bytes]:
+    def _stream(
+        self,
+        prompt: bytes,
+        max_new_bytes: int,
+        sampler: Sampler,
+        draft: str,
+        reading: Callable[[Session], None] | None,
+    ) -> Iterator[bytes]:
         with EnoughMemory("to generate a text"):
             session = self.session()
             logits = np.empty(0, np.float32)
             for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
                 logits = chunk.logits[-1]
+                if reading:
+                    reading(session)
             for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
                 if chosen not in sampler.ends:
                     yield bytes([chosen - OFFSET])

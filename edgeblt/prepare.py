@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class StageOutcome:
 class Preparation:
     """Field by field the JSON of `edgeblt prepare`."""
 
-    path: str
+    path: str | None  # None where nothing was written
     bytes: int  # written, of all stages
     stages: tuple[StageOutcome, ...]
 
@@ -58,26 +59,32 @@ def prepare(path: str | Path) -> Preparation:
     """Write the graphs of a bundle with their weights packed for this machine to a directory beside it.
 
     `load` uses it on the cpu from then on, for the same results: all figures of a text are compared bit by bit before
-    the directory appears. One that is there already is replaced. Raises EdgebltError for a damaged bundle, where packed
-    weights cannot be written, or where results differ.
+    the directory appears. One that is there already is replaced. Nothing is written where no stage has weights to
+    pack. Raises EdgebltError for a damaged bundle, where packed weights cannot be written, or where results differ.
     """
     held = hold_bundle(path)
     bundle = held.bundle
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
-    with whole_directory(target, replace=True) as partial:
-        stages: dict[str, PreparedStage] = {}
+    stages: dict[str, PreparedStage] = {}
+    with suppress(_NothingToPackError), whole_directory(target, replace=True) as partial:
         with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
             for name in STAGES:
                 stage = None if name in LEFT else _prepare_stage(held.stages[name], name, partial)
                 if stage:
                     stages[name] = stage
                 advance(1)
+        if not stages:
+            raise _NothingToPackError  # so that no directory appears
         record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
         _compare(bundle, open_prepared(partial, bundle, "cpu"))
-    outcomes = (_outcome(name, stages.get(name)) for name in STAGES)
-    return Preparation(str(target), record.size, tuple(outcomes))
+    outcomes = tuple(_outcome(name, stages.get(name)) for name in STAGES)
+    return Preparation(str(target) if stages else None, sum(outcome.bytes for outcome in outcomes), outcomes)
+
+
+class _NothingToPackError(Exception):
+    """ONNX Runtime uses the weights of all stages as they are."""
 
 
 def _refuse_to_replace_others(target: Path) -> None:

@@ -175,17 +175,26 @@ def show_preparation(result: "Preparation") -> None:
         table.add_row(stage.stage, _size(stage.bytes) if stage.bytes else "", stage.left_because or "")
     table.add_row("all", _size(result.bytes), "")
     _print(table)
+    if result.path is None:
+        _print("Nothing was written: this machine uses the weights of the bundle as they are.")
+        return
     _print(printable(f"Written to {result.path}. Results are the same, bit by bit; this machine uses it from now on."))
 
 
 def show_inspection(result: "Inspection") -> None:
     _print(printable(f"{result.kind} {result.path}"))  # no title of the table, which would break a long path
-    table = _table("", "stage", "content", "format", "parameters", "size", "sha256")
-    for part in result.parts:
-        parameters = f"{part.parameters:,}" if part.parameters else ""
-        digest = part.sha256[:12] if part.sha256 else ""
-        _add(table, part.stage, part.content, part.weight_format, parameters, _size(part.bytes), digest)
-    table.add_row("", "all", "", "", _size(result.bytes), "")
+    columns: dict[str, list[str]] = {
+        "stage": [part.stage for part in result.parts] + [""],
+        "content": [part.content for part in result.parts] + ["all"],
+        "format": [part.weight_format for part in result.parts] + [""],
+        "parameters": [f"{part.parameters:,}" if part.parameters else "" for part in result.parts] + [""],
+        "size": [_size(part.bytes) for part in result.parts] + [_size(result.bytes)],
+        "sha256": [part.sha256[:12] if part.sha256 else "" for part in result.parts] + [""],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}  # a bundle counts no parameters
+    table = _table("", *columns)
+    for row in zip(*columns.values(), strict=True):
+        _add(table, *row)
     _print(table)
     for name, value in result.description.items():
         _print(printable(f"{name}: {value}"))

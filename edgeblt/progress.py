@@ -10,40 +10,65 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 Advance = Callable[[int], None]
 BYTES = "bytes"
+FIRST_LINE_AFTER, LINE_EVERY = 2.0, 5.0  # seconds: what is done sooner needs no line, and a log few of them
+_LINE_EVERY_SHARE = 0.2  # of the time so far: the longer it takes, the less is to be said
+
+_shown = True
+
+
+def show_progress(wanted: bool) -> None:
+    """Whether work that begins from now on says how far it is."""
+    global _shown
+    _shown = wanted
+
+
+def progress_is_shown() -> bool:
+    return _shown
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Advance]:
-    """Yields a function to call with the number of units done since the last call; bytes are shown as kB, MB, GB."""
+def progress(description: str, total: int, unit: str, even: bool = True) -> Iterator[Advance]:
+    """Yields a function to call with the number of units done since the last call; bytes are shown as kB, MB, GB.
+
+    `even`: each unit takes about as long as any other, so that the time left may be told.
+    """
+    if not _shown:
+        yield lambda count: None
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         counts = (DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))
-        columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+        left = (TimeRemainingColumn(),) if even else ()
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts, *left)
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(description, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    lines = _Lines(console, description, total, unit)
+    lines = _Lines(console, description, total, unit, even)
     yield lines.advance
 
 
 class _Lines:
-    """A line at every tenth of the way."""
+    """A line every few seconds, and the last; none for work that is soon done."""
 
-    def __init__(self, console: Console, description: str, total: int, unit: str) -> None:
+    def __init__(self, console: Console, description: str, total: int, unit: str, even: bool) -> None:
+        self._even = even
         self._console, self._description, self._total, self._unit = console, description, total, unit
-        self._done = self._tenths = 0
+        self._done = 0
         self._started = time.monotonic()
+        self._next = self._started + max(FIRST_LINE_AFTER, LINE_EVERY)
 
     def advance(self, count: int) -> None:
         self._done += count
-        tenths = 10 * self._done // max(self._total, 1)
-        if tenths > self._tenths:
-            self._tenths = tenths
-            self._console.print(self._line(), highlight=False, markup=False)
+        now = time.monotonic()
+        last = self._done >= self._total and now >= self._started + FIRST_LINE_AFTER
+        if last or now >= self._next:
+            self._next = now + max(LINE_EVERY, _LINE_EVERY_SHARE * (now - self._started))
+            self._console.print(self._line(now), highlight=False, markup=False, soft_wrap=True)
 
-    def _line(self) -> str:
+    def _line(self, now: float) -> str:
         if self._unit != BYTES:
             return f"{self._description}: {self._done}/{self._total} {self._unit}"
-        left = (time.monotonic() - self._started) * (self._total - self._done) / self._done
-        return f"{self._description}: {decimal(self._done)} of {decimal(self._total)}, {left:.0f} s left"
+        line = f"{self._description}: {decimal(self._done)} of {decimal(self._total)}"
+        left = (now - self._started) * (self._total - self._done) / self._done
+        return f"{line}, {left:.0f} s left" if self._even else line

@@ -84,7 +84,7 @@ class Report(Validation):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a validation must keep to; None is no limit. Raises EdgebltError for a limit that is no number."""
+    """What a validation must keep to on every text; None is no limit. Raises EdgebltError for one that is no number."""
 
     max_bpb_increase: float | None = None  # bits
     max_kl: float | None = None  # nats
@@ -97,8 +97,18 @@ class Limits:
             if value is not None and math.isnan(value):
                 raise EdgebltError(f"{name} is {value}; it must be a number")
 
-    def passed_by(self, validation: Validation) -> list[str]:
-        """A sentence for each limit that is passed."""
+    def passed_by(self, report: Report) -> list[str]:
+        """A sentence for each text and each limit that is passed on it.
+
+        Over all texts together a gain on one, whatever it is worth, would hide a loss on another.
+        """
+        return [
+            f"on the text {name}, {failure}"
+            for name, validation in report.texts.items()
+            for failure in self._passed_on(validation)
+        ]
+
+    def _passed_on(self, validation: Validation) -> list[str]:
         most = (
             ("bits per byte rise by", validation.bits_per_byte_increase, self.max_bpb_increase),
             ("mean KL is", validation.mean_kl, self.max_kl),

@@ -128,6 +128,11 @@ def is_compressed(directory: Path) -> bool:
     return document is not None and MARK in document
 
 
+def holds_compressed_form(directory: Path) -> bool:
+    """Whether the directory holds a compressed checkpoint, whole or damaged, and nothing else."""
+    return is_compressed(directory) and {entry.name for entry in directory.iterdir()} <= {CONFIG, WEIGHTS}
+
+
 def open_compressed_form(directory: Path) -> CompressedForm:
     """Read the configuration and the weights' header. Raises EdgebltError."""
     file = directory / CONFIG

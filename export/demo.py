@@ -1,6 +1,5 @@
 """The whole road on the bundled model: export, validate, time beside transformers, generate."""
 
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, cut_into_patches, load
 from edgeblt.names import Name
-from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.recipe import load_recipe
 from edgeblt.reference import ComputedRows
 from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
 from edgeblt.validation import Report, validate
@@ -43,20 +40,12 @@ def run_demo(bundle: str | Path, recipe: str | Path = "fp32") -> Demo:
 
     Raises EdgebltError for an unknown recipe, or if `bundle` cannot be written.
     """
-    exported = _export(bundle, recipe)
+    name = Name(recipe) if isinstance(recipe, str) else recipe
+    exported = export_bundle(DEMO_CHECKPOINT, bundle, name, replace=True)
     model, reference = load(exported.path), TransformersReference(DEMO_CHECKPOINT)
     (accuracy,) = validate([model], ComputedRows(reference, held_out_texts()))
     prefill, decode = _time_transformers(reference)
     return Demo(exported, accuracy, bench_model(model, PROMPT_BYTES, NEW_BYTES), prefill, decode, _passage(model))
-
-
-def _export(bundle: str | Path, recipe: str | Path) -> Bundle:
-    name = Name(recipe) if isinstance(recipe, str) else recipe
-    if not load_recipe(recipe).needs_calibration:
-        return export_bundle(DEMO_CHECKPOINT, bundle, name, replace=True)
-    with tempfile.TemporaryDirectory() as folder:
-        compressed = quantize_checkpoint(DEMO_CHECKPOINT, Path(folder) / "compressed", name)
-        return export_bundle(compressed, bundle, replace=True)
 
 
 def _time_transformers(reference: TransformersReference) -> tuple[float, float]:

@@ -1,8 +1,7 @@
 """From a checkpoint to a bundle: build the four graphs, write them with their weights, describe what was written."""
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,17 +24,18 @@ from edgeblt.export.decoder import decoder_graph
 from edgeblt.export.encoder import encoder_graph
 from edgeblt.export.global_transformer import global_graph
 from edgeblt.export.graph import Stage, weights_name
-from edgeblt.export.model_card import checkpoint_name, model_card
+from edgeblt.export.model_card import model_card, origin
 from edgeblt.export.patcher import patcher_graph
 from edgeblt.export.weight_file import Journal, WeightFile
 from edgeblt.export.weights import WeightSource
-from edgeblt.files import whole_directory
+from edgeblt.files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.names import Name, RecipeName
 from edgeblt.placement import describe_placement, parse_placement
 from edgeblt.printing import printable
 from edgeblt.progress import BYTES, Advance, progress
+from edgeblt.quant.compress import Compression
 from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
-from edgeblt.quant.recipe import HASH_TABLES, load_recipe
+from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.recipe_source import RecipeSource
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
@@ -51,42 +51,78 @@ def export_bundle(
     replace: bool = False,
     patcher: str | Path | None = None,
     memory_limit: int = DEFAULT_LIMIT,
+    calibration: str | Path | None = None,
+    table_hits: float | None = None,
     strict: bool = False,
 ) -> Bundle:
     """Write a checkpoint as a bundle directory; it appears when it is complete.
 
     checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
     bundle: the directory to write.
-    recipe: how to store the weights: the name of one that needs no text, such as int8, or the path of a TOML file.
-        None, the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats.
+    recipe: how to store the weights: the name of one that comes with the package, or the path of a TOML file. None,
+        the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats. One that needs a
+        text has the checkpoint compressed first, to a directory beside the bundle that is removed at the end.
     target: what the graphs run on: cpu, the default, cuda, or some stages' own such as `global=cuda`, the others cpu.
         Stages for cuda compute in float16, and store in float16 what the recipe leaves in floating point.
     replace: True replaces a bundle that is there; what is no bundle is never replaced. Default False.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
     memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
+    calibration, table_hits: as `quantize_checkpoint` takes them; default None. Either has the checkpoint compressed
+        first, whatever the recipe.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
 
     What a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
-    exported, an unknown recipe or target, a recipe that needs a text or would quantize again, a limit below what the
-    largest matrix needs, or if `bundle` exists and may not be replaced.
+    exported, an unknown recipe or target, a recipe that would quantize again, a limit below what the largest matrix
+    needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
     targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
-    target = describe_placement(targets)
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
     opened.warn()
-    source, recipe_name = _in_recipe(opened, recipe or ("fp16" if target == "cuda" else "fp32"), recipe is not None)
+    chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
+    if calibration is None and table_hits is None and not (chosen and chosen.needs_text):
+        replace = check_replaceable(path, replace, holds_bundle, "bundle")
+        _write_bundle(opened, chosen, path, targets, replace, memory_limit)
+        return open_bundle(path)
+    if chosen is None:
+        raise EdgebltError(f"{opened.path} is quantized already; leave out the calibration text and the table hits")
+    compression = Compression(opened, chosen, calibration, memory_limit, table_hits)
+    replace = check_replaceable(path, replace, holds_bundle, "bundle")
+    with scratch_directory(path, "quantized") as scratch:
+        compression.write(scratch)  # the journal stays: a killed export's successor checks and uses all of it
+        compressed = open_checkpoint(scratch)
+        _write_bundle(compressed, None, path, targets, replace, memory_limit, compression.fingerprint)
+    return open_bundle(path)
+
+
+def holds_bundle(directory: Path) -> bool:
+    """Whether the directory holds a bundle, whole or damaged, and nothing else."""
+    names = {entry.name for entry in directory.iterdir() if not (entry.is_dir() or entry.is_symlink())}
+    own = {MANIFEST, "README.md"} | {name for name in names if name.endswith((".onnx", ".weights"))}
+    return MANIFEST in names and {entry.name for entry in directory.iterdir()} <= own
+
+
+def _write_bundle(
+    opened: Checkpoint,
+    recipe: Recipe | None,
+    path: Path,
+    targets: Mapping[StageName, Target],
+    replace: bool,
+    memory_limit: int,
+    fingerprint: Callable[..., str] | None = None,
+) -> None:
+    """`recipe` None: in the checkpoint's own formats. `fingerprint`: what stands for the checkpoint's own."""
+    source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
+    recipe_name, target = _recipe_name(opened, recipe), describe_placement(targets)
     check_export(source, opened.names(), memory_limit)
     built = build_graphs(source, targets)
     made_by = {name: _version(name) for name in _MADE_BY}
-    key = opened.fingerprint(
-        source.recipe if isinstance(source, RecipeSource) else None, target, made_by, _layout(built)
-    )
-    with whole_directory(path, replace and os.path.lexists(path / MANIFEST), resume=True) as partial:
+    key = (fingerprint or opened.fingerprint)(recipe, target, made_by, _layout(built))
+    with whole_directory(path, replace, resume=True) as partial:
         journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
         stages: dict[str, StageRecord] = {}
-        with progress(f"exporting {checkpoint_name(opened)}", total, BYTES) as advance:
+        with progress(f"exporting {origin(opened)}", total, BYTES) as advance:
             for name, stage in built.items():
                 weights = _write_stage(stage, name, partial, journal, advance)
                 stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name, targets[name]))
@@ -104,7 +140,6 @@ def export_bundle(
         )
         write_manifest(partial, manifest)
         journal.finish()
-    return open_bundle(path)
 
 
 def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | None = None) -> dict[StageName, Stage]:
@@ -113,19 +148,19 @@ def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | Non
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
 
 
-def _in_recipe(checkpoint: Checkpoint, recipe: str | Path, asked_for: bool) -> tuple[WeightSource, str]:
-    """The weights as they shall be stored, and a name for it."""
-    if checkpoint.is_quantized or checkpoint.record:
-        if asked_for:
-            raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
-        return checkpoint, checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
-    chosen = load_recipe(recipe)
-    if chosen.needs_text:
-        raise EdgebltError(
-            f"the recipe {printable(str(recipe))} needs a calibration text; first run `edgeblt quantize CHECKPOINT OUT "
-            f"--recipe {printable(str(recipe))}`, then export OUT"
-        )
-    return RecipeSource(checkpoint, chosen), chosen.name
+def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
+    """None for a checkpoint that is quantized: it has its formats."""
+    if not (checkpoint.is_quantized or checkpoint.record):
+        return load_recipe(recipe or default)
+    if recipe is not None:
+        raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
+    return None
+
+
+def _recipe_name(checkpoint: Checkpoint, recipe: Recipe | None) -> str:
+    if recipe:
+        return recipe.name
+    return checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:

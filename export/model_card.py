@@ -17,7 +17,7 @@ def model_card(checkpoint: Checkpoint, recipe: str, target: str) -> str:
     rows = "\n".join(f"| {name} | {_stack(stack)} |" for name, stack in stacks.items() if stack)
     weights = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     hashes = config.hashes
-    name = checkpoint_name(checkpoint)
+    name = origin(checkpoint)
     return f"""# {name}, a Byte Latent Transformer for edgeblt
 
 Exported from the checkpoint `{name}` with the recipe `{recipe}` for the target `{target}`:
@@ -33,6 +33,11 @@ Patches: {config.patching.describe()}. Cross-attention: {config.cross_attention_
     edgeblt generate {"<this directory>"} "Once upon a time"
     edgeblt inspect {"<this directory>"}
 """
+
+
+def origin(checkpoint: Checkpoint) -> str:
+    """The name of the checkpoint that this one was compressed from, or its own."""
+    return checkpoint.record.source if checkpoint.record else checkpoint_name(checkpoint)
 
 
 def checkpoint_name(checkpoint: Checkpoint) -> str:

@@ -1,6 +1,6 @@
 """`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
-from dataclasses import replace
+import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import Checkpoint, expected_shapes, open_checkpoint
-from edgeblt.export.compressed_form import CONFIG, WEIGHTS, CompressionRecord, config_document, parts_of
+from edgeblt.export.compressed_form import (
+    CONFIG,
+    WEIGHTS,
+    CompressionRecord,
+    config_document,
+    holds_compressed_form,
+    parts_of,
+)
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.safetensors_files import layout
 from edgeblt.export.weight_file import Arrays, Journal, WeightFile
 from edgeblt.export.weights import Encoded, row_blocks
-from edgeblt.files import whole_directory
+from edgeblt.files import check_replaceable, whole_directory
 from edgeblt.names import Name, RecipeName
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.activations import Scratch
@@ -40,12 +47,13 @@ def quantize_checkpoint(
     memory_limit: int = DEFAULT_LIMIT,
     table_hits: float | None = None,
     patcher: str | Path | None = None,
+    replace: bool = False,
     strict: bool = False,
 ) -> Path:
     """Write a checkpoint, compressed, as a directory; it appears when it is complete.
 
     checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
-    out: the directory to write; it must not exist yet.
+    out: the directory to write.
     recipe: the name of one that comes with the package, int4 by default, or the path of a TOML file.
     calibration: a text file like those the model will see, for recipes that need one; None, the default, is the text
         that comes with the package.
@@ -53,42 +61,70 @@ def quantize_checkpoint(
     table_hits: keep only the rows of the hash tables that carry this share of the text's lookups, above 0 and at most
         1; None, the default, is what the recipe says.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
+    replace: True replaces a compressed checkpoint that is there; nothing else is ever replaced. Default False.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
 
     What a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened
     or is quantized already, an unknown recipe, a calibration text that is missing or too short, a limit below what the
-    largest matrix needs, `out` there already or not writable.
+    largest matrix needs, `out` not writable, or there already and not to be replaced.
     """
+    keep_to_usable_cores()
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
     source.warn()
-    keep_to_usable_cores()
-    if table_hits is not None:
-        chosen = replace(chosen, table_hits=table_hits)
-    if source.is_quantized or source.record:
-        raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
-    text, described = read_calibration(calibration) if chosen.needs_text or calibration else (b"", "")
-    scratch_limit = scratch_bytes(source, chosen, memory_limit)
-    made_by = {name: _version(name) for name in _MADE_BY}
-    kept = None
-    if chosen.table_hits is not None:
-        kept = rows_worth_keeping(count_hits(text, source.config), chosen.table_hits)
-    with whole_directory(path, resume=True) as partial:
-        journal = Journal(partial, source.fingerprint(chosen, described, made_by))
-        slots, header = layout(_tensors(source, chosen, kept))
+    compression = Compression(source, chosen, calibration, memory_limit, table_hits)
+    replace = check_replaceable(path, replace, holds_compressed_form, "compressed checkpoint")
+    with whole_directory(path, replace, resume=True) as partial:
+        compression.write(partial).finish()
+    return path
+
+
+class Compression:
+    """A checkpoint on its way through a recipe: all is checked when this is made, before anything is written."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: Recipe,
+        calibration: str | Path | None = None,
+        memory_limit: int = DEFAULT_LIMIT,
+        table_hits: float | None = None,
+    ) -> None:
+        """As `quantize_checkpoint`, which see for what it raises."""
+        if source.is_quantized or source.record:
+            raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
+        self.recipe = recipe if table_hits is None else dataclasses.replace(recipe, table_hits=table_hits)
+        self._source = source
+        reads = self.recipe.needs_text or calibration
+        self._text, self._described = read_calibration(calibration) if reads else (b"", "")
+        self._scratch_limit = scratch_bytes(source, self.recipe, memory_limit)
+        self._made_by = {name: _version(name) for name in _MADE_BY}
+        self._table_rows = None
+        if self.recipe.table_hits is not None:
+            self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
+
+    def fingerprint(self, *settings: object) -> str:
+        """What it comes from and how it is made, and these settings."""
+        return self._source.fingerprint(self.recipe, self._described, self._made_by, *settings)
+
+    def write(self, directory: Path) -> Journal:
+        """Fill `directory`, except for what a killed run of the same completed; the journal is to be finished."""
+        source, recipe, kept = self._source, self.recipe, self._table_rows
+        journal = Journal(directory, self.fingerprint())
+        slots, header = layout(_tensors(source, recipe, kept))
         with (
-            WeightFile(partial / WEIGHTS, slots, journal, header) as file,
+            WeightFile(directory / WEIGHTS, slots, journal, header) as file,
             progress(f"quantizing {checkpoint_name(source)}", file.size, BYTES) as advance,
         ):
-            quantizing = _Quantizing(source, chosen, file, advance, kept)
-            if chosen.needs_calibration:
-                with Scratch(partial, scratch_limit) as scratch:
-                    calibrate(source, chosen, text, quantizing, scratch, kept)
+            quantizing = _Quantizing(source, recipe, file, advance, kept)
+            if recipe.needs_calibration:
+                with Scratch(directory, self._scratch_limit) as scratch:
+                    calibrate(source, recipe, self._text, quantizing, scratch, kept)
             quantizing.all_others()
         errors, table_rows = quantizing.relative_errors(), None if kept is None else 1 + int(kept.sum())
-        record = CompressionRecord(chosen, checkpoint_name(source), described, made_by, errors, table_rows)
-        (partial / CONFIG).write_text(config_document(chosen.pruned(source.config), record), encoding="utf-8")
-        journal.finish()
-    return path
+        made_of = checkpoint_name(source)
+        record = CompressionRecord(recipe, made_of, self._described, self._made_by, errors, table_rows)
+        (directory / CONFIG).write_text(config_document(recipe.pruned(source.config), record), encoding="utf-8")
+        return journal
 
 
 def _tensors(

@@ -7,7 +7,9 @@ from typing import Any
 try:
     from optimum.quantization_base import OptimumQuantizer
 except ImportError:
-    raise ImportError("BltQuantizer needs optimum; install it with: pip install 'edgeblt[workbench]'") from None
+    from edgeblt.installing import install_hint
+
+    raise ImportError(f"BltQuantizer needs optimum; install it with: {install_hint('workbench')}") from None
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint

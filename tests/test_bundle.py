@@ -244,8 +244,9 @@ def test_the_manifest_says_what_it_was_made_from(tiny_bundle: tuple[Path, Path])
 
 
 def test_progress_ends_at_its_end(
-    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgeblt.progress.FIRST_LINE_AFTER", 0.0)
     bundle = export_bundle(tiny_bundle[0], tmp_path / "bundle").path
     captured = capfd.readouterr()
     graphs = [onnx.load(bundle / f"{stage}.onnx", load_external_data=False).graph for stage in STAGES]
@@ -363,7 +364,8 @@ def export_refusal(checkpoint: Path, bundle: Path, **options: Any) -> str:
 def test_refused_exports(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, bundle = tiny_bundle
     out = tmp_path / "out"
-    assert export_refusal(checkpoint, bundle) == f"{bundle} exists already; remove it or choose another name"
+    said = f"{bundle} exists already; replace it with --force, or choose another name"
+    assert export_refusal(checkpoint, bundle) == said
     assert export_refusal(checkpoint, out, recipe="int3").startswith(
         "there is no recipe 'int3'; use one of fp16, fp32, int4"
     )
@@ -380,7 +382,10 @@ def test_refused_exports(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None
 
 def test_replace_takes_only_a_bundle(tiny_bundle: tuple[Path, Path], bundle: Path, tmp_path: Path) -> None:
     (bundle / "more").write_text("x")
-    assert "more" not in contents(export_bundle(tiny_bundle[0], bundle, replace=True).path)
+    assert "is not a bundle alone" in export_refusal(tiny_bundle[0], bundle, replace=True)
+    (bundle / "more").unlink()
+    (bundle / "bundle.json").write_text("damaged")
+    assert open_bundle(export_bundle(tiny_bundle[0], bundle, replace=True).path, verify=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "precious").write_text("x")

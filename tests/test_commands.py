@@ -18,6 +18,7 @@ from conftest import default_signals
 from edgeblt import cli, native
 from edgeblt.benchmark import Benchmark
 from edgeblt.bundle import open_bundle
+from edgeblt.installing import install_hint
 from edgeblt.model import load
 from edgeblt.noise import NOISES
 from edgeblt.reference_file import ReferenceFile
@@ -27,20 +28,22 @@ from edgeblt.validation import Passage, Report, Validation
 COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "inspect",
             "doctor")  # fmt: skip
 OPTIONS = {
-    "demo": ["--bundle", "--recipe"],
-    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher"],
-    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--target", "--memory-limit", "--patcher"],
+    "demo": ["--bundle", "--recipe", "--quiet"],
+    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher",
+                 "--force", "--quiet"],
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--target", "--memory-limit",
+               "--patcher", "--force", "--quiet"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
-                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold"],
-    "prepare": ["BUNDLE", "--json"],
+                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold", "--quiet"],
+    "prepare": ["BUNDLE", "--json", "--quiet"],
     "bench": ["BUNDLE", "--provider", "--threads", "--draft", "--threshold", "--prompt-bytes", "--new-bytes",
               "--decode", "--temperature", "--seed", "--repeats", "--text", "--bandwidth / --no-bandwidth",
-              "--price-per-hour", "--json", "--csv", "--markdown"],
-    "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json"],
+              "--price-per-hour", "--json", "--csv", "--markdown", "--quiet"],
+    "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json", "--quiet"],
     "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--draft",
-                 "--provider", "--threads", "--threshold", "--verify"],
+                 "--provider", "--threads", "--threshold", "--verify", "--prompt-file", "--raw", "--quiet"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher"],
     "doctor": ["--json"],
 }  # fmt: skip
@@ -123,6 +126,19 @@ def test_help_names_every_option(command: str, capfd: pytest.CaptureFixture[str]
     assert sorted(shown) == sorted([option for option in OPTIONS[command] if option.startswith("--")] + ["--help"])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_as_they_are_typed(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each, whatever the width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run_command(capfd, command, "--help").stdout
+    examples = [line for line in shown.splitlines() if line.startswith("  edgeblt ")]
+    assert all(line.count("edgeblt ") == 1 and not line.endswith("\\") for line in examples)
+    if "For example:" in " ".join(shown.split()):
+        assert examples
+
+
 def test_the_summary_of_every_command_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
     result = run_command(capfd, "--help")
     assert result.code == 0
@@ -160,6 +176,27 @@ def test_generate_reads_the_prompt_from_stdin(bundle: Path) -> None:
     assert result.stdout == load(bundle).generate(prompt, 8).decode(errors="replace").encode() + b"\n"
 
 
+def test_generate_reads_the_prompt_from_a_file(bundle: Path, tmp_path: Path) -> None:
+    prompt = b"gr\xc3\xb6\xff\x00\n"
+    (tmp_path / "prompt").write_bytes(prompt)
+    expected = load(bundle).generate(prompt, 8)
+    from_file = run_process("generate", bundle, "--prompt-file", tmp_path / "prompt", "--max-new-bytes", 8)
+    assert (from_file.returncode, from_file.stderr) == (0, b"")
+    assert from_file.stdout == expected.decode(errors="replace").encode() + b"\n"
+    raw = run_process("generate", bundle, "--prompt-file", "-", "--max-new-bytes", 8, "--raw", input=prompt)
+    assert (raw.returncode, raw.stdout, raw.stderr) == (0, expected, b"")
+    with pytest.raises(UnicodeDecodeError):
+        expected.decode()  # or the two would not differ
+
+
+def test_generate_wants_one_prompt(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "give a prompt, or --prompt-file FILE, and not both"
+    assert sentence(run_command(capfd, "generate", bundle)) == said
+    assert sentence(run_command(capfd, "generate", bundle, "hello", "--prompt-file", "x")) == said
+    gone = tmp_path / "gone"
+    assert "gone cannot be read" in sentence(run_command(capfd, "generate", bundle, "--prompt-file", gone))
+
+
 def test_generate_takes_a_prompt_that_is_no_unicode(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = run_command(capfd, "generate", bundle, os.fsdecode(b"a\xff"), "--max-new-bytes", 8)
     assert result == Result(0, load(bundle).generate(b"a\xff", 8).decode(errors="replace") + "\n", "")
@@ -169,10 +206,12 @@ def test_generate_streams_whole_characters(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr("edgeblt.model.Model.stream", lambda *_: (bytes([byte]) for byte in "ä最x".encode() + b"\xe6"))
+    monkeypatch.setattr(
+        "edgeblt.model.Model.stream", lambda *_, **__: (bytes([byte]) for byte in "ä最x".encode() + b"\xe6")
+    )
     monkeypatch.setattr("builtins.print", lambda piece="", end="\n", flush=False: written.append(piece + end * flush))
     assert run_command(capfd, "generate", bundle, "hello").code == 0
-    assert written[:-1] == ["ä", "最", "x", "\ufffd"]  # each flushed at once: `end` is empty
+    assert written.pop() == "\n" and written == ["ä", "最", "x", "\ufffd"]  # each flushed at once: `end` is empty
 
 
 def test_generate_where_stdout_cannot_show_it(bundle: Path) -> None:
@@ -273,13 +312,15 @@ def test_validate_beyond_limits(
     tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     worse = Validation(2.5, 2.25, 0.75, 0.125, 0.5, 0.625, 1.0, 10, "cpu")
+    better = Validation(2.0, 9.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1000, "cpu")  # outweighs it over both
+    both = Validation(2.0, 8.9, 0.99, 0.001, 0.99, 0.99, 1.0, 1010, "cpu")
     passage = Passage("text.txt", "x", (0.5,), (True,), None)
-    report = Report(**vars(worse), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="", threshold=None,
-                    texts={"text.txt": worse}, passage=passage)  # fmt: skip
+    report = Report(**vars(both), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="", threshold=None,
+                    texts={"russian": better, "text.txt": worse}, passage=passage)  # fmt: skip
     monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_: (report,))
     arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
-    rise = "edgeblt: bits per byte rise by 0.250000, more than 0.2\n"
-    agreement = "edgeblt: boundary agreement is 0.750000, below 0.9\n"
+    rise = "edgeblt: on the text text.txt, bits per byte rise by 0.250000, more than 0.2\n"
+    agreement = "edgeblt: on the text text.txt, boundary agreement is 0.750000, below 0.9\n"
     limits: list[tuple[list[object], str]] = [
         ([], ""),
         (["--max-bpb-increase", 0.25, "--min-boundary-agreement", 0.75], ""),
@@ -287,14 +328,14 @@ def test_validate_beyond_limits(
         (["--max-bpb-increase", 0.2], rise),
         (["--min-boundary-agreement", 0.9], agreement),
         (["--max-bpb-increase", 0.2, "--min-boundary-agreement", 0.9], rise + agreement),
-        (["--max-kl", 0.1], "edgeblt: mean KL is 0.125000, more than 0.1\n"),
-        (["--min-top1", 0.51], "edgeblt: top-1 agreement is 0.500000, below 0.51\n"),
-        (["--min-greedy-agreement", 0.7], "edgeblt: greedy agreement is 0.625000, below 0.7\n"),
+        (["--max-kl", 0.1], "edgeblt: on the text text.txt, mean KL is 0.125000, more than 0.1\n"),
+        (["--min-top1", 0.51], "edgeblt: on the text text.txt, top-1 agreement is 0.500000, below 0.51\n"),
+        (["--min-greedy-agreement", 0.7], "edgeblt: on the text text.txt, greedy agreement is 0.625000, below 0.7\n"),
     ]
     for options, said in limits:
         result = run_command(capfd, *arguments, *options)
         assert (result.code, result.stderr) == (1 if said else 0, said)
-        assert json.loads(result.stdout)["bits_per_byte"] == 2.5
+        assert json.loads(result.stdout)["bits_per_byte"] == 2.0
 
 
 def test_references_that_are_refused(
@@ -333,8 +374,8 @@ def test_a_quantized_checkpoint_is_no_reference(
 
 def test_bench(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", bundle, "--prompt-bytes", 9, "--new-bytes", 5, "--repeats", 1, "--threads", 1]
-    result = run_command(capfd, *arguments, "--json", "-", "--provider", "cpu", "--no-bandwidth")
-    assert result.code == 0 and result.stderr.startswith("timing: ")
+    result = run_command(capfd, *arguments, "--json", "-", "--provider", "cpu", "--no-bandwidth", "--quiet")
+    assert (result.code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert list(document) == BENCHMARK_FIELDS
     assert list(document["inter_byte_latency_ms"]) == ["p50", "p95", "p99"]
@@ -360,6 +401,7 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--json", tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == document
     assert all(name in result.stdout for name in sizes)
+    assert "sha256" in result.stdout and "parameters" not in result.stdout  # of which a bundle tells none
 
 
 def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +410,8 @@ def test_inspect_a_checkpoint(tiny_bundle: tuple[Path, Path], capfd: pytest.Capt
     assert (result.code, document["kind"]) == (0, "checkpoint")
     assert [part["stage"] for part in document["parts"]] == ["patcher", "encoder", "encoder", "global", "decoder"]
     assert all(part["weight_format"] == "float32" and part["sha256"] is None for part in document["parts"])
-    assert "hash tables" in run_command(capfd, "inspect", tiny_bundle[0]).stdout
+    shown = run_command(capfd, "inspect", tiny_bundle[0]).stdout
+    assert "hash tables" in shown and "parameters" in shown and "sha256" not in shown
 
 
 def test_quantize_then_export(
@@ -408,8 +451,9 @@ def test_quantize_that_is_refused(
         result = run_command(capfd, "quantize", checkpoint, out, *arguments)
         assert result.code == 2 and message in sentence(result)
         assert not out.exists()
-    result = run_command(capfd, "export", checkpoint, out, "--recipe", "int4")
-    assert result.code == 2 and "edgeblt quantize CHECKPOINT OUT --recipe int4" in sentence(result)
+        result = run_command(capfd, "export", checkpoint, out, "--recipe", "int4", *arguments)
+        assert result.code == 2 and message in sentence(result)
+        assert not list(tmp_path.glob("*out*"))
 
 
 def test_json_that_cannot_be_written(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -488,8 +532,15 @@ def test_refused_paths(
     for path in (none, long, text):
         assert f"{path} is not a bundle directory; make" in sentence(run_command(capfd, "generate", path, "hello"))
         assert f"{path} is not a directory; give" in sentence(run_command(capfd, "inspect", path))
-    said = sentence(run_command(capfd, "generate", checkpoint, "hello"))
-    assert said == f"{checkpoint / 'bundle.json'} cannot be read (No such file or directory); is {checkpoint} a bundle?"
+    (tmp_path / "folder").mkdir()
+    said = sentence(run_command(capfd, "generate", tmp_path / "folder", "hello"))
+    assert said.endswith(f"bundle.json cannot be read (No such file or directory); is {tmp_path / 'folder'} a bundle?")
+    for command in (["generate", checkpoint, "hello"], ["bench", checkpoint], ["prepare", checkpoint],
+                    ["tune", checkpoint, "--max-bpb-increase", 0.1],
+                    ["validate", checkpoint, "--reference", checkpoint, "--text", text]):  # fmt: skip
+        assert sentence(run_command(capfd, *command)) == (
+            f"{checkpoint} is a checkpoint, not a bundle; export it first: edgeblt export {checkpoint} BUNDLE"
+        )
     arguments: list[object] = ["validate", bundle, "--reference"]
     assert sentence(run_command(capfd, *arguments, checkpoint, "--text", none)).endswith("; give a text file")
     assert sentence(run_command(capfd, *arguments, checkpoint, "--text", tmp_path)).endswith("; give a text file")
@@ -501,7 +552,10 @@ def test_demo_replaces_nothing_but_a_bundle(tmp_path: Path, capfd: pytest.Captur
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
     said = sentence(run_command(capfd, "demo", "--bundle", tmp_path / "home"))
-    assert said == f"{tmp_path / 'home'} exists already; remove it or choose another name"
+    assert said == (
+        f"{tmp_path / 'home'} exists already and is not a bundle alone, so it is not replaced; remove it or choose "
+        "another name"
+    )
     assert (tmp_path / "home" / "thesis.txt").exists()
 
 
@@ -526,7 +580,7 @@ def test_without_the_workbench(
     ]
     for command in commands:
         assert sentence(run_command(capfd, *command)) == (
-            "this command needs torch; install what is missing with: pip install 'edgeblt[workbench]'"
+            f"this command needs torch; install what is missing with: {install_hint('workbench')}"
         )
     assert not (tmp_path / "out").exists()
     assert run_command(capfd, "inspect", bundle).code == 0
@@ -536,19 +590,18 @@ def test_the_device_commands_need_no_workbench(bundle: Path, text: Path) -> None
     text.write_bytes(text.read_bytes() * 12)
     for arguments in (
         ["generate", bundle, "hello", "--max-new-bytes", 3],
-        ["inspect", bundle, "--verify"],
         ["bench", bundle, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1],
         ["tune", bundle, "--max-bpb-increase", 0.01, "--text", text],
     ):
-        result = run_process(*arguments, before=HIDE_WORKBENCH)
-        other = [line for line in result.stderr.decode().splitlines() if not re.search(r"\d+/\d+ \w+$", line)]
-        assert (result.returncode, other) == (0, [])  # beside lines of progress
+        result = run_process(*arguments, "--quiet", before=HIDE_WORKBENCH)
+        assert (result.returncode, result.stderr) == (0, b"")
         assert result.stdout
+    assert run_process("inspect", bundle, "--verify", before=HIDE_WORKBENCH).returncode == 0
 
 
 # Stopped.
 
-ENDLESS = "import itertools; from edgeblt.model import Model; Model.stream = lambda *_: itertools.repeat(b'x')"
+ENDLESS = "import itertools; from edgeblt.model import Model; Model.stream = lambda *_, **__: itertools.repeat(b'x')"
 
 
 def started(*arguments: object, before: str) -> "subprocess.Popen[bytes]":

@@ -17,8 +17,9 @@ import cuda_stand_in
 from cuda_stand_in import StandIn
 from edgeblt import cuda
 from edgeblt.errors import EdgebltError
+from edgeblt.installing import install_hint
 
-REMEDY = "run `pip install 'edgeblt[cuda]'`"
+REMEDY = f"run `{install_hint('cuda')}`"
 IN_A_CONTAINER = "in a container pass its NVIDIA option (docker run --gpus all)"
 SEE = f"see what nvidia-smi and CUDA_VISIBLE_DEVICES say, and {IN_A_CONTAINER}"
 
@@ -107,7 +108,7 @@ def test_without_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda.require_cuda.cache_clear()
     assert said(cuda.require_cuda) == (
         "the installed onnxruntime has no CUDAExecutionProvider; run `pip uninstall onnxruntime onnxruntime-gpu`, then"
-        " `pip install 'edgeblt[cuda]'`"
+        f" `{install_hint('cuda')}`"
     )
 
 
@@ -148,7 +149,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_noticed_in_silence(stand_in: Sta
         pytest.skip("libcublas.so is installed")
     assert run(open_without_cuda, stand_in.environment(without="libcublas.so.13")) == (
         f"onnxruntime {onnxruntime.__version__} cannot load its CUDAExecutionProvider, though CUDA's libraries are"
-        " there; run `pip uninstall onnxruntime onnxruntime-gpu`, then `pip install 'edgeblt[cuda]'`"
+        " there; run `pip uninstall onnxruntime onnxruntime-gpu`, then `{install_hint('cuda')}`"
     )
 
 

@@ -17,6 +17,7 @@ from edgeblt import cli
 from edgeblt.bundle import open_bundle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.installing import install_hint
 from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.optimum_cli import register_edgeblt
@@ -174,7 +175,7 @@ def test_without_optimum_the_quantizer_says_what_to_install() -> None:
     code = "import sys; sys.modules['optimum'] = None; import edgeblt.quant.optimum_quantizer"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     last = result.stderr.splitlines()[-1]
-    assert last == "ImportError: BltQuantizer needs optimum; install it with: pip install 'edgeblt[workbench]'"
+    assert last == f"ImportError: BltQuantizer needs optimum; install it with: {install_hint('workbench')}"
 
 
 # The commands.

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from conftest import Exported
 from edgeblt.benchmark import Benchmark, Percentiles, Setting, Spread, bench
 from edgeblt.errors import EdgebltError
+from edgeblt.installing import install_hint
 from edgeblt.reference import ComputedRows, Text
 from edgeblt.report import page
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
@@ -152,7 +153,7 @@ def test_paths_that_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str
 def test_without_plotly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("edgeblt.report.page.importlib.util", SimpleNamespace(find_spec=lambda name: None))
     said = sentence(run_command(capfd, "report", written(tmp_path / "result.json", benchmark())))
-    assert said == "a report needs plotly; install it with: pip install 'edgeblt[report]'"
+    assert said == f"a report needs plotly; install it with: {install_hint('report')}"
 
 
 # Joining.

@@ -176,7 +176,11 @@ def test_killed_again_and_again(workshop: Workshop, conversion: str) -> None:
 def test_a_real_kill(workshop: Workshop, conversion: str, lines: int) -> None:
     """A process of its own, nothing in it changed, killed from outside when it has printed some lines of progress."""
     out = workshop.out("real")
-    code = "import edgeblt.quant.calibration as c; c.TEXT_BYTES = 64; import edgeblt.cli; edgeblt.cli.main()"
+    code = (
+        "import edgeblt.quant.calibration as c; c.TEXT_BYTES = 64\n"
+        "import edgeblt.progress as p; p.FIRST_LINE_AFTER = p.LINE_EVERY = p._LINE_EVERY_SHARE = 0.0\n"
+        "import edgeblt.cli; edgeblt.cli.main()"
+    )
     command = [sys.executable, "-c", code, *map(str, workshop.arguments(conversion, out))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -192,6 +196,76 @@ def test_a_real_kill(workshop: Workshop, conversion: str, lines: int) -> None:
     command[command.index(str(out))] = str(whole)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert contents(out) == contents(whole)
+
+
+# Quantizing on the way to a bundle.
+
+
+@pytest.fixture(scope="module")
+def in_two_commands(workshop: Workshop) -> Contents:
+    small, out = workshop.out("two-small"), workshop.out("two")
+    workshop.runner.run(*workshop.arguments("gptq", small))
+    assert workshop.runner.run("export", small, out).code == 0
+    return contents(out)
+
+
+@pytest.fixture(scope="module")
+def through(workshop: Workshop) -> Outcome:
+    """How it goes in one command."""
+    return workshop.runner.run(*at_once(workshop, workshop.out("at-once")))
+
+
+def at_once(workshop: Workshop, out: Path) -> list[object]:
+    _, checkpoint, _, *options = workshop.arguments("gptq", out)
+    return ["export", checkpoint, out, *options]
+
+
+def test_one_command_gives_what_two_do(workshop: Workshop, in_two_commands: Contents) -> None:
+    out = workshop.out("at-once")
+    ended = workshop.runner.run(*at_once(workshop, out))
+    assert ended.code == 0 and contents(out) == in_two_commands and os.listdir(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.8, 0.97])
+def test_killed_on_the_way_to_a_bundle(
+    workshop: Workshop, in_two_commands: Contents, through: Outcome, share: float
+) -> None:
+    """Neither the quantized weights nor the bundle's are made twice, and nothing stays beside it."""
+    out = workshop.out("at-once")
+    died = workshop.runner.run(*at_once(workshop, out), step=int(share * through.steps))
+    assert died.code == -9 and set(os.listdir(out.parent)) <= {".out.partial", ".out.quantized"}
+    resumed = workshop.runner.run(*at_once(workshop, out))
+    assert resumed.code == 0 and contents(out) == in_two_commands and os.listdir(out.parent) == ["out"]
+    assert sorted(died.written + resumed.written) == sorted(through.written)
+    assert resumed.computed == sum(map(calibrated, set(resumed.written) & set(workshop.whole("gptq")[1].written)))
+
+
+@pytest.mark.parametrize("how", [FULL, INTERRUPT])
+def test_stopped_on_the_way_to_a_bundle(workshop: Workshop, through: Outcome, how: str) -> None:
+    for share in (0.3, 0.9):
+        out = workshop.out("at-once")
+        ended = workshop.runner.run(*at_once(workshop, out), step=int(share * through.steps), how=how)
+        assert ended.code != 0 and os.listdir(out.parent) == [], ended
+
+
+def test_force_replaces_what_it_wrote_and_nothing_else(workshop: Workshop) -> None:
+    out = workshop.out("forced")
+    for conversion, kind in (("fp32", "bundle"), ("gptq", "compressed checkpoint")):
+        arguments = workshop.arguments(conversion, out)
+        other = ["export", workshop.checkpoint, out] if kind == "bundle" else ["quantize", workshop.checkpoint, out]
+        assert workshop.runner.run(*other, "--recipe", "int8").code == 0
+        before = contents(out)
+        refused = workshop.runner.run(*arguments)
+        assert refused.said.endswith(f"{out} exists already; replace it with --force, or choose another name\n")
+        assert contents(out) == before
+        assert workshop.runner.run(*arguments, "--force").code == 0
+        assert contents(out) == workshop.whole(conversion)[0] and os.listdir(out.parent) == ["out"]
+        (out / "thesis.txt").write_text("mine")
+        before = contents(out)
+        refused = workshop.runner.run(*arguments, "--force")
+        assert refused.code == 2 and f"exists already and is not a {kind} alone, so it is not replaced" in refused.said
+        assert contents(out) == before
+        shutil.rmtree(out)
 
 
 # What is not used again.

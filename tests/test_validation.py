@@ -250,22 +250,41 @@ def test_a_passage_that_cannot_be(data: str, entropies: tuple[float, ...] | None
 # Limits.
 
 
+def report_of(**texts: Validation) -> Report:
+    first = next(iter(texts.values()))
+    passage = Passage("prose", "", None, (), None)
+    return Report(**vars(first), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="d", threshold=None,
+                  texts=texts, passage=passage)  # fmt: skip
+
+
 def test_limits() -> None:
     result = Validation(2.5, 2.0, 0.75, 0.125, 0.875, 0.5, 1.0, 10, "cpu")
+    report = report_of(prose=result)
     assert result.bits_per_byte_increase == 0.5
-    assert Limits().passed_by(result) == Limits(0.5, 0.125, 0.75, 0.875, 0.5).passed_by(result) == []
-    assert Limits(max_bpb_increase=0.25).passed_by(result) == ["bits per byte rise by 0.500000, more than 0.25"]
-    assert Limits(max_kl=0.1).passed_by(result) == ["mean KL is 0.125000, more than 0.1"]
-    assert Limits(min_boundary_agreement=0.8).passed_by(result) == ["boundary agreement is 0.750000, below 0.8"]
-    assert Limits(min_top1=0.9).passed_by(result) == ["top-1 agreement is 0.875000, below 0.9"]
-    assert Limits(min_greedy_agreement=0.6).passed_by(result) == ["greedy agreement is 0.500000, below 0.6"]
-    small = dataclasses.replace(result, mean_kl=4.5e-13)
-    assert Limits(max_kl=0.0).passed_by(small) == ["mean KL is 4.5e-13, more than 0.0"]
+    assert Limits().passed_by(report) == Limits(0.5, 0.125, 0.75, 0.875, 0.5).passed_by(report) == []
+    for limits, sentence in (
+        (Limits(max_bpb_increase=0.25), "bits per byte rise by 0.500000, more than 0.25"),
+        (Limits(max_kl=0.1), "mean KL is 0.125000, more than 0.1"),
+        (Limits(min_boundary_agreement=0.8), "boundary agreement is 0.750000, below 0.8"),
+        (Limits(min_top1=0.9), "top-1 agreement is 0.875000, below 0.9"),
+        (Limits(min_greedy_agreement=0.6), "greedy agreement is 0.500000, below 0.6"),
+    ):
+        assert limits.passed_by(report) == [f"on the text prose, {sentence}"]
+    small = report_of(prose=dataclasses.replace(result, mean_kl=4.5e-13))
+    assert Limits(max_kl=0.0).passed_by(small) == ["on the text prose, mean KL is 4.5e-13, more than 0.0"]
     nan = math.nan
     broken = dataclasses.replace(
         result, bits_per_byte=nan, boundary_agreement=nan, mean_kl=nan, top1_agreement=nan, greedy_agreement=nan
     )
-    assert len(Limits(100, 100, 0, 0, 0).passed_by(broken)) == 5  # what is no number is within no limit
+    assert len(Limits(100, 100, 0, 0, 0).passed_by(report_of(prose=broken))) == 5  # no number is within no limit
+
+
+def test_a_gain_on_one_text_hides_no_loss_on_another() -> None:
+    worse = Validation(2.5, 2.0, 1.0, 0.0, 1.0, 1.0, 1.0, 10, "cpu")
+    better = dataclasses.replace(worse, bits_per_byte=15.0, reference_bits_per_byte=19.0)
+    assert Limits(max_bpb_increase=0.0).passed_by(report_of(russian=better, prose=worse)) == [
+        "on the text prose, bits per byte rise by 0.500000, more than 0.0"
+    ]
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])

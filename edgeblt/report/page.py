@@ -16,6 +16,7 @@ from rich.filesize import decimal
 from edgeblt import native
 from edgeblt.benchmark import Benchmark, Percentiles
 from edgeblt.errors import EdgebltError
+from edgeblt.installing import install_hint
 from edgeblt.printing import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
 from edgeblt.report.charts import Chart, colour, devices_of
@@ -309,7 +310,7 @@ def _hash(script: str) -> str:
 
 def _plotly_js() -> str:
     if not importlib.util.find_spec("plotly"):
-        raise EdgebltError("a report needs plotly; install it with: pip install 'edgeblt[report]'")
+        raise EdgebltError(f"a report needs plotly; install it with: {install_hint('report')}")
     from plotly.offline import get_plotlyjs
 
     source: str = get_plotlyjs()

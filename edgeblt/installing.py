@@ -1,0 +1,59 @@
+"""How to install an extra of this package, in a form that works for the installation at hand.
+
+No index has the package yet, so its bare name would find nothing there. What pip recorded of its source
+(direct_url.json, PEP 610) says where the same package can be had again: a clone, a wheel or a repository.
+"""
+
+import importlib.metadata
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs edgeblt with `extra`, several with commas between, into this Python."""
+    return f"{_pip()} install {_requirement(extra)}"
+
+
+def _pip() -> str:
+    """This Python's own: the first in the path may be another's."""
+    found = shutil.which("pip")
+    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
+        return "pip"
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"
+
+
+def _requirement(extra: str) -> str:
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():  # also where the sources are used without being installed
+        return f"-e {_quoted(f'{clone}[{extra}]')}"
+    source = _recorded_source()
+    if source is None:  # from an index, then, which has the extra too
+        return _quoted(f"edgeblt[{extra}]")
+    parts, repository = urlsplit(source["url"]), source.get("vcs_info")
+    if repository:
+        return _quoted(f"edgeblt[{extra}] @ {repository['vcs']}+{source['url']}@{repository['commit_id']}")
+    if parts.scheme != "file":
+        return _quoted(f"edgeblt[{extra}] @ {source['url']}")
+    path = unquote(parts.path)
+    if os.path.exists(path):
+        return _quoted(f"{path}[{extra}]")
+    return f"{_quoted(f'WHEEL[{extra}]')}, WHEEL being what `make wheel` in a clone prints"
+
+
+def _recorded_source() -> Any:
+    """What pip noted where the package did not come from an index."""
+    try:
+        text = importlib.metadata.distribution("edgeblt").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return json.loads(text) if text else None
+
+
+def _quoted(argument: str) -> str:
+    return f"'{argument}'" if "'" not in argument else shlex.quote(argument)
