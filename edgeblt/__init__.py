@@ -3,13 +3,12 @@
 What it offers is imported when it is first used: so the command line answers at once, and can be stopped at any time.
 """
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
-
 from edgeblt.errors import EdgebltError
 
+TYPE_CHECKING = False  # as type checkers know it; the module typing would be the slowest import here
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgeblt.model import Model, Scores, load
     from edgeblt.session import Session
 
@@ -20,14 +19,17 @@ __all__ = ["EdgebltError", "Model", "Scores", "Session", "__version__", "load"]
 _PLACES = {"Model": "model", "Scores": "model", "load": "model", "Session": "session"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from edgeblt.native import package_version
 
         return package_version() or "unknown"
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_runtime()
+    import importlib.util
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ImportError(missing_runtime())
     return getattr(importlib.import_module(f"edgeblt.{_PLACES[name]}"), name)
 
 
@@ -35,11 +37,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def require_runtime() -> None:
-    """Raises ImportError without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        from edgeblt.installing import install_hint
+def missing_runtime() -> str:
+    """What to say without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
+    from edgeblt.installing import install_hint
 
-        raise ImportError(
-            f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"
-        )
+    return f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"
