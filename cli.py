@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
-from edgeblt import native, printing
+from edgeblt import missing_runtime, native, printing
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.installing import install_hint
 from edgeblt.lost_files import explaining_lost_files
@@ -780,6 +780,8 @@ def main() -> None:
     except Exception as error:
         if number := was_stopped():  # in native code, which made something else of it
             raise SystemExit(128 + number) from None
+        if isinstance(error, ImportError) and not importlib.util.find_spec("onnxruntime"):
+            _fail(missing_runtime())
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         _fail(f"onnxruntime cannot run this bundle ({' '.join(str(error).split())[:300]}); export the bundle again")

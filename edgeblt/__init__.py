@@ -3,38 +3,41 @@
 What it offers is imported when it is first used: so the command line answers at once, and can be stopped at any time.
 """
 
-import importlib
-import importlib.util
 import os
-from typing import TYPE_CHECKING, Any
 
 from edgeblt.errors import EdgebltError
-from edgeblt.names import Name
 
 # ONNX Runtime writes a device id and a queue of events to the user's folders as it is imported, and sends them, unless
 # this is set before; a setting of the user's own stays.
 if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+TYPE_CHECKING = False  # as type checkers know it; the module typing would be the slowest import here
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgeblt.model import Model, Scores, load
+    from edgeblt.names import Name
     from edgeblt.session import Session
 
     __version__: str
 
 __all__ = ["EdgebltError", "Model", "Name", "Scores", "Session", "__version__", "load"]
 
-_PLACES = {"Model": "model", "Scores": "model", "load": "model", "Session": "session"}
+_PLACES = {"Model": "model", "Name": "names", "Scores": "model", "load": "model", "Session": "session"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from edgeblt.native import package_version
 
         return package_version() or "unknown"
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_runtime()
+    import importlib.util
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ImportError(missing_runtime())
     return getattr(importlib.import_module(f"edgeblt.{_PLACES[name]}"), name)
 
 
@@ -42,11 +45,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def require_runtime() -> None:
-    """Raises ImportError without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        from edgeblt.installing import install_hint
+def missing_runtime() -> str:
+    """What to say without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
+    from edgeblt.installing import install_hint
 
-        raise ImportError(
-            f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"
-        )
+    return f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"

@@ -67,8 +67,8 @@ def export_bundle(
     replace: True replaces a bundle that is there; what is no bundle is never replaced. Default False.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
     memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
-    calibration, table_hits: as `quantize_checkpoint` takes them; default None. Either has the checkpoint compressed
-        first, whatever the recipe.
+    calibration: as `quantize_checkpoint` takes it, which is then called first, whatever the recipe; default None.
+    table_hits: likewise; default None.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
 
     What a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be

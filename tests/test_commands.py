@@ -586,6 +586,14 @@ def test_without_the_workbench(
     assert run_command(capfd, "inspect", bundle).code == 0
 
 
+def test_without_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    find_spec = importlib.util.find_spec
+    absent = "onnxruntime"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == absent else find_spec(name))
+    said = sentence(run_command(capfd, "generate", bundle, "hello"))
+    assert said == f"edgeblt needs ONNX Runtime; install it with: {install_hint(absent)} (onnxruntime-gpu for NVIDIA)"
+
+
 def test_the_device_commands_need_no_workbench(bundle: Path, text: Path) -> None:
     text.write_bytes(text.read_bytes() * 12)
     for arguments in (
