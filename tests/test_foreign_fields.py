@@ -151,7 +151,7 @@ VALUES = st.sampled_from([None, False, True, 0, 1, 2.5, "text", [], [1, {}], {},
 PLACES = st.sampled_from([None, *SECTIONS])
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(fields=st.dictionaries(st.tuples(PLACES, NAMES), VALUES, min_size=1, max_size=12))
 def test_unknown_fields_are_noted_together_or_refused(fields: dict[tuple[str | None, str], object]) -> None:
     document, listed = small_config().to_dict(), []
@@ -194,7 +194,7 @@ OTHERWISE: dict[str, object] = {  # where neither true nor 2 will do
 DANGEROUS = {name: OTHERWISE.get(name, 2) for name in SWITCHES if name not in KNOWN}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(fields=st.dictionaries(st.tuples(PLACES, st.sampled_from(sorted(DANGEROUS))), st.none(), min_size=1, max_size=8))
 def test_fields_that_change_the_computation_are_refused_together(fields: dict[tuple[str | None, str], None]) -> None:
     document, listed = small_config().to_dict() | {"zz_unknown": 1}, []
