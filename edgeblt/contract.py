@@ -38,7 +38,7 @@ class CacheSpec:
 
     Keys are stored after rotary embedding. Slots hold consecutive positions; the graph writes chunk byte t into slot
     `total_length - T + t` of the buffer it was given (past and present share memory), rotated by that slot's row of
-    `cosines` and `sines`.
+    `cosines` and `sines`. There is a slot behind these, which it may write to as well: C is at least total_length + 1.
     """
 
     dtype: DType

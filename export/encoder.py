@@ -41,9 +41,14 @@ def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.
     """Byte embedding plus one row of each hash table [T, width]."""
     windows = graph.inputs["windows"]
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
-    hashed = weights.lookup("encoder.hash_tables", _table_rows(graph, config.hashes, windows))
     embedded = weights.lookup("encoder.embedding", ids)
-    return graph.op("Add", embedded, graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0))
+    if graph.is_for_cpu:  # with a spare row, as ReduceSum adds up those of a single one in another order
+        windows = graph.op("Pad", windows, graph.constant([0, 0, 1, 0]))
+    hashed = weights.lookup("encoder.hash_tables", _table_rows(graph, config.hashes, windows))
+    total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)
+    if graph.is_for_cpu:
+        total = graph.op("Slice", total, *(graph.constant([value]) for value in (0, -1, 0)))
+    return graph.op("Add", embedded, total)
 
 
 def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.Value:

@@ -190,7 +190,7 @@ def random_layer(seed: int, count: int | None = None) -> Layer:
     heads = kv_heads * int(chance.integers(1, 4))
     width, intermediate = int(chance.integers(1, 200)), int(chance.integers(1, 300))
     past, rows = int(chance.integers(0, 60)), count or int(chance.choice([1, 2, 3, 5, 8, 17, 40]))
-    capacity = past + rows + int(chance.integers(0, 5))
+    capacity = past + rows + int(chance.integers(1, 5))
     cache = chance.normal(size=(2, kv_heads, capacity, head_width)).astype(np.float32)
     angles = chance.uniform(-7, 7, (capacity, head_width // 2)).astype(np.float32)
     window = int(chance.choice([-1, 1, 7, 33]))

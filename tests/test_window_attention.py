@@ -118,7 +118,7 @@ def cases(draw: st.DrawFn) -> Case:
     heads = kv_heads * draw(st.integers(1, 3))
     past, count = draw(st.integers(0, 70)), draw(st.integers(1, 40))
     chance = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    capacity = past + count + draw(st.integers(0, 5))
+    capacity = past + count + draw(st.integers(1, 5))
     rows = chance.normal(size=(count, heads + 2 * kv_heads, width)) * draw(st.sampled_from([0.1, 1.0, 5.0]))
     cache = chance.normal(size=(2, kv_heads, capacity, width)).astype(np.float32)
     angles = chance.uniform(-7, 7, (capacity, width // 2)).astype(np.float32)
