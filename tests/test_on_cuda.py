@@ -70,7 +70,7 @@ class Tiny:
         assert session.position == end
 
 
-def bound(expected: NDArray[np.float32], on_host: NDArray[np.float32]) -> float:
+def bound(expected: NDArray[np.float32] | NDArray[np.float64], on_host: NDArray[np.float32]) -> float:
     """How far logits may be from what is expected, given how far they are on the CPU."""
     return TIMES * max(largest(on_host - expected), UNIT * largest(expected))
 
