@@ -30,12 +30,13 @@ COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune"
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher",
-                 "--force", "--quiet"],
+                 "--strict", "--force", "--quiet"],
     "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--target", "--memory-limit",
-               "--patcher", "--force", "--quiet"],
+               "--patcher", "--strict", "--force", "--quiet"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
-                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold", "--quiet"],
+                 "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold", "--strict",
+                 "--quiet"],
     "prepare": ["BUNDLE", "--json", "--quiet"],
     "bench": ["BUNDLE", "--provider", "--threads", "--draft", "--threshold", "--prompt-bytes", "--new-bytes",
               "--decode", "--temperature", "--seed", "--repeats", "--text", "--bandwidth / --no-bandwidth",
@@ -44,7 +45,8 @@ OPTIONS = {
     "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--seed", "--draft",
                  "--provider", "--threads", "--threshold", "--verify", "--prompt-file", "--raw", "--quiet"],
-    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher"],
+    "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher",
+                "--strict"],
     "doctor": ["--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
@@ -317,7 +319,7 @@ def test_validate_beyond_limits(
     passage = Passage("text.txt", "x", (0.5,), (True,), None)
     report = Report(**vars(both), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="", threshold=None,
                     texts={"russian": better, "text.txt": worse}, passage=passage)  # fmt: skip
-    monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_: (report,))
+    monkeypatch.setattr("edgeblt.export.reference.validate_against", lambda *_, **__: (report,))
     arguments = ["validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text, "--json", "-"]
     rise = "edgeblt: on the text text.txt, bits per byte rise by 0.250000, more than 0.2\n"
     agreement = "edgeblt: on the text text.txt, boundary agreement is 0.750000, below 0.9\n"
@@ -391,7 +393,7 @@ def test_inspect_a_bundle(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFix
     result = run_command(capfd, "inspect", bundle, "--verify", "--json", "-")
     assert (result.code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert list(document) == ["kind", "path", "description", "parts", "plans", "placement"]
+    assert list(document) == ["kind", "path", "description", "parts", "plans", "placement", "notes"]
     assert document["placement"] == []  # it was not asked for
     assert (document["kind"], document["path"]) == ("bundle", str(bundle))
     sizes = {part["content"]: part["bytes"] for part in document["parts"]}
