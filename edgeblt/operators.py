@@ -166,14 +166,14 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 
 # Functions by what they do (`edgeblt.function_digest`): the bodies that operators of our own have had, newest last.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    (EDGEBLT, "DenseCrossAttention"): ("01392600d4c290e9",),
-    (EDGEBLT, "DenseLayer"): ("5dc43a58ccaefd08",),
-    (EDGEBLT, "DenseMatMul"): ("02888309122d92f1",),
+    (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
+    (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
+    (EDGEBLT, "DenseMatMul"): ("7ff6cc551967cec2",),
     (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
-    (EDGEBLT, "MaskedMatMul"): ("fff695d0bfdd2f92",),
-    (EDGEBLT, "SparseMatMul"): ("d993a6c88669fce6",),
-    (EDGEBLT, "WindowAttention"): ("8643d4a3dec2cd62",),
+    (EDGEBLT, "MaskedMatMul"): ("f676e18b3c03a993",),
+    (EDGEBLT, "SparseMatMul"): ("f28fac3a2a396910",),
+    (EDGEBLT, "WindowAttention"): ("8bc64bd195ad1169",),
 }
 
 

@@ -543,7 +543,7 @@ def test_the_command(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFi
     assert files_of(out, ".safetensors") == files_of(workshop.compressed("gptq", 5), ".safetensors")
     again = run_command(capfd, "quantize", *arguments)
     assert (again.code, again.stdout) == (2, "")
-    assert again.stderr == f"edgeblt: {out} exists already; remove it or choose another name\n"
+    assert again.stderr == f"edgeblt: {out} exists already; replace it with --force, or choose another name\n"
 
 
 # The file format.

@@ -149,7 +149,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_noticed_in_silence(stand_in: Sta
         pytest.skip("libcublas.so is installed")
     assert run(open_without_cuda, stand_in.environment(without="libcublas.so.13")) == (
         f"onnxruntime {onnxruntime.__version__} cannot load its CUDAExecutionProvider, though CUDA's libraries are"
-        " there; run `pip uninstall onnxruntime onnxruntime-gpu`, then `{install_hint('cuda')}`"
+        f" there; run `pip uninstall onnxruntime onnxruntime-gpu`, then `{install_hint('cuda')}`"
     )
 
 
