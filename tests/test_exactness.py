@@ -166,7 +166,7 @@ def test_rules_that_transformers_lacks(
     session = model.with_rule(patching, tmp_path / "bundle").session()
     text, rng = Text.of(model.exact, ids, forward(oracle, ids, starts), starts), random.Random(seed)
     if not rule.needs_entropies:
-        text = dataclasses.replace(text, entropies=np.zeros(len(ids)), entropy_bound=0.0)
+        text = text.without_entropies()
     while session.position < len(ids):
         text.feed(session, min(session.position + rng.choice(CHUNKS), len(ids)))
         if rng.random() < 0.5:
