@@ -34,7 +34,7 @@ class Patching(NamedTuple):
         return Patching(self.logits[some], self.entropies[some], self.patch_starts[some], self.states[some])
 
     def copy(self) -> "Patching":
-        return Patching(*(array.copy() for array in self))
+        return Patching(self.logits.copy(), self.entropies.copy(), self.patch_starts.copy(), self.states.copy())
 
     def store(self, start: int, other: "Patching") -> None:
         end = start + len(other.entropies)

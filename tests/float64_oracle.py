@@ -93,11 +93,11 @@ def in_float64() -> Iterator[None]:
         yield
 
 
-class Float32Results(TorchDispatchMode):
+class Float32Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the names of operations that gave float32."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
