@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -70,12 +71,12 @@ class Tiny:
         assert session.position == end
 
 
-def bound(expected: NDArray[np.float32], on_host: NDArray[np.float32]) -> float:
+def bound(expected: NDArray[np.floating[Any]], on_host: NDArray[np.float32]) -> float:
     """How far logits may be from what is expected, given how far they are on the CPU."""
     return TIMES * max(largest(on_host - expected), UNIT * largest(expected))
 
 
-def largest(values: NDArray[np.float32]) -> float:
+def largest(values: NDArray[np.floating[Any]]) -> float:
     found = float(np.abs(values).max())
     assert np.isfinite(found)
     return found
