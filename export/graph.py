@@ -85,6 +85,14 @@ class StageGraph:
         """The inverse of `computed`."""
         return self.cast(value, self.computed_in, "float32")
 
+    def with_spare_row(self, value: ir.Value) -> ir.Value:
+        """Rows [T + 1, width], the last one zeros: see `native_ops`."""
+        return self.op("Pad", value, self.constant([0, 0, 1, 0]))
+
+    def without_spare_row(self, value: ir.Value) -> ir.Value:
+        """The inverse of `with_spare_row`."""
+        return self.op("Slice", value, *(self.constant([number]) for number in (0, -1, 0)))
+
     def number(self, value: float | NDArray[Any]) -> ir.Value:
         """A constant in the type that the stage computes in."""
         return self.constant(np.asarray(value, self.computed_in))

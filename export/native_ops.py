@@ -19,9 +19,10 @@ ones spread their weights out to 8 bits first. All of that happens once, when th
 computes what depends on initializers only.
 
 ONNX Runtime computes rows in pairs, and one that is left over by another kernel, which adds up in another order. From a
-difference in the last bit an input of a later product may round to the next step, and a patch start elsewhere. So the
-bodies put a row of zeros behind the others (`with_spare_row`): no row of the model's is ever left over, and each has
-the same bits in any company.
+difference in the last bit an input of a later product may round to the next step, and a patch start elsewhere. So a
+row of zeros is put behind the others: no row of the model's is ever left over, and each has the same bits in any
+company. Graphs do so around every product (`weights.py`), as the names that ONNX Runtime gives to what is within a body
+are not unique over branches; attention and whole layers, which no branch has, do so in their bodies (`with_spare_row`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,8 +52,7 @@ def dense_matmul_function(opset: int = 23) -> ir.Function:
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         weights = [inputs[name] for name in ("codes", "scales", "zero_points")]
         attributes = {name: name for name in COMMON_ATTRIBUTES}
-        product = dense_product(writer, with_spare_row(writer, inputs["x"]), weights, attributes)
-        return without_spare_row(writer, product)
+        return dense_product(writer, inputs["x"], weights, attributes)
 
     return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
 
@@ -172,12 +172,11 @@ def _product_of_codes(writer: FunctionWriter, x: ir.Value, codes: ir.Value, scal
     cut = writer.op("Slice", padded, writer.ints(0, 0), ends, writer.ints(0, 1))
     blocked = writer.op("Reshape", cut, writer.op("Concat", rows, blocks, block, axis=0))
     scales = _repeated_scales(writer, scales, blocks, writer.attribute("blocks_per_scale"))
-    product = writer.op(
-        "MatMulNBits", with_spare_row(writer, x), blocked, scales, domain=MICROSOFT,
+    return writer.op(
+        "MatMulNBits", x, blocked, scales, domain=MICROSOFT,
         K=reference("K"), N=reference("N"), bits=8, block_size=reference("block_size"),
         accuracy_level=INT8_ACTIVATIONS,
     )  # fmt: skip
-    return without_spare_row(writer, product)
 
 
 def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:

@@ -129,12 +129,23 @@ class Weights:
                 return self._floating_product(value, names, shape, self._stored_in(format.bits))
             case Linear() as format if not self.graph.is_for_cpu:
                 return self._blocked_product(value, names, format, shape)
-            case Linear(sparsity="") as format:
-                return self._dense_product(value, self.dense(names))
-            case Linear() as format:
-                return self._sparse_product(value, names, format, shape)
-            case Codebook() as format:
+            case Codebook() as format if not self.graph.is_for_cpu:
                 return self._codebook_product(value, names[0], format, shape)
+            case Codebook() | Linear() as format:
+                return self.graph.without_spare_row(
+                    self._product_of_rows(self.graph.with_spare_row(value), names, format, shape)
+                )
+
+    def _product_of_rows(
+        self, value: ir.Value, names: list[str], format: Linear | Codebook, shape: tuple[int, int]
+    ) -> ir.Value:
+        if isinstance(format, Codebook):
+            return self._codebook_product(value, names[0], format, shape)
+        return (
+            self._sparse_product(value, names, format, shape)
+            if format.sparsity
+            else self._dense_product(value, self.dense(names))
+        )
 
     def is_dense(self, names: list[str]) -> bool:
         """Whether the product with these weights, side by side, is one DenseMatMul."""
@@ -213,15 +224,10 @@ class Weights:
             return {f"{name}.codes": encoded.packed, f"{name}.scales": in_type(largest, self.graph.computed_in, name)}
 
         self.graph.fill(lambda: iter([Piece(name, 0, make)]))
-        if self.graph.is_for_cpu:  # a single row would be added up in another order: `native_ops`
-            value = self.graph.op("Pad", value, self.graph.constant([0, 0, 1, 0]))
-        product = self.graph.op(
+        return self.graph.op(
             "MatMulBnb4", value, codes, scales, domain=MICROSOFT,
             K=columns, N=rows, block_size=block_size, quant_type=BNB4_TYPES[format.name],
         )  # fmt: skip
-        if self.graph.is_for_cpu:
-            product = self.graph.op("Slice", product, *(self.graph.constant([value]) for value in (0, -1, 0)))
-        return product
 
     def _floating_rows(self, name: str, dtype: str) -> ir.Value:
         """Floating-point numbers as they lie in the checkpoint, of `dtype`."""

@@ -57,6 +57,9 @@ class Text:
         entropy_bound = bound(entropies, tiny_models.reference_entropies(exact.original, ids).numpy())
         return cls(np.array(ids), expected, entropies, decided, bound(expected, logits), entropy_bound)
 
+    def without_entropies(self) -> "Text":
+        return dataclasses.replace(self, entropies=np.zeros(len(self.ids)), entropy_bound=0.0)
+
     def feed(self, session: Session, end: int) -> None:
         """Feed the ids up to position `end`: every result must be the reference's."""
         for chunk in session.run(self.ids[session.position : end]):
@@ -110,6 +113,8 @@ class Exported:
     def maybe_text(self, ids: Sequence[int]) -> Text | None:
         """None where rounding may decide about a patch."""
         text = Text.of(self.exact, ids, self.reference.row(np.array(ids)).logits, None)
+        if self.model.config.patcher is None:  # the reference may have one that it does not ask
+            text = text.without_entropies()
         return text if self.decided(text) else None
 
     def text(self, ids: Sequence[int]) -> Text:

@@ -93,7 +93,7 @@ def in_float64() -> Iterator[None]:
         yield
 
 
-class Float32Results(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class Float32Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the names of operations that gave float32."""
 
     def __init__(self) -> None:

@@ -94,7 +94,8 @@ def loaded(path: Path, dtype: torch.dtype = torch.float32, **quantization: Any) 
     model = BltForCausalLM.from_pretrained(path, dtype=dtype, **options).eval()
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            module.forward = functools.partial(product, module)  # type: ignore[method-assign]  # its own is in bfloat16 on some CPUs, wrong on some
+            # Its own is in bfloat16 on some CPUs, and wrong on some.
+            setattr(module, "forward", functools.partial(product, module))  # noqa: B010
     for parameter in model.parameters():
         if parameter.is_floating_point():  # transformers leaves them as they are stored
             parameter.data = parameter.data.to(dtype)

@@ -340,7 +340,7 @@ def test_the_graphs_run_from_the_contract_alone(tiny_bundle: tuple[Path, Path]) 
         patch_index=np.cumsum(starts) - starts,
     )  # fmt: skip
     latents = run_plainly(
-        bundle, contracts["global"], sizes | {"C": completed}, patch_vectors=encoded["patch_vectors"],
+        bundle, contracts["global"], sizes | {"C": completed + 1}, patch_vectors=encoded["patch_vectors"],
         total_length=completed,
     )["latents"]  # fmt: skip
     decoded = run_plainly(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 import patching_oracle
 import tiny_models
-from conftest import LONGEST, Exported, Text
+from conftest import LONGEST, Exported, Text, tiny_oracle
 from edgeblt.config import PatchingRule, Rule
 from edgeblt.session import CHUNK_BYTES, ROLLBACK_BYTES, Session
+from float64_oracle import Float32Results, Float64Oracle
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()]
 CHUNKS = (1, 1, 1, 1, 2, 3, 5, 8, 17, 40, 64, 100, 150, CHUNK_BYTES + 20)
@@ -78,6 +79,17 @@ def test_any_way_of_feeding_equals_the_full_forward(exported: Callable[[int], Ex
             walks.append(rng.choice(walks).fork())
     for walk in walks:
         walk.texts[walk.text].feed(walk.session, LONGEST)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 24])
+def test_the_reference_computes_in_float64(seed: int) -> None:
+    """Nothing but angles, position times frequency, and what only moves numbers gives float32."""
+    exact = Float64Oracle(tiny_oracle(seed))
+    with Float32Results() as seen:
+        exact.logits(tiny_models.random_ids(seed, 50))
+        exact.entropies(tiny_models.random_ids(seed, 50))
+    moves = {"slice", "select", "_to_copy", "unsqueeze", "view", "clone", "expand", "detach"}
+    assert {name.split(".")[1] for name in seen.names} <= moves | {"mul"}
 
 
 def test_walks_go_everywhere(exported: Callable[[int], Exported], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +178,7 @@ def test_rules_that_transformers_lacks(
     session = model.with_rule(patching, tmp_path / "bundle").session()
     text, rng = Text.of(model.exact, ids, forward(oracle, ids, starts), starts), random.Random(seed)
     if not rule.needs_entropies:
-        text = dataclasses.replace(text, entropies=np.zeros(len(ids)), entropy_bound=0.0)
+        text = text.without_entropies()
     while session.position < len(ids):
         text.feed(session, min(session.position + rng.choice(CHUNKS), len(ids)))
         if rng.random() < 0.5:

@@ -210,9 +210,9 @@ def test_settings_stay_adjustable(shelf: Shelf) -> None:
     assert values.keys() == {spec.name for spec in contract.settings}
     assert contract.cache
     count = 40
-    sizes = {"T": count, "C": count}
+    sizes = {"T": count, "C": count + 1}  # a spare one
     feeds = zeros(contract.inputs + contract.cache.specs("past"), sizes)
-    feeds["cosines"], feeds["sines"] = rotations(contract.cache, count)
+    feeds["cosines"], feeds["sines"] = rotations(contract.cache, count + 1)
     feeds |= {"ids": np.array(tiny_models.random_ids(3, count)), "total_length": np.array([count], np.int32)}
 
     def run(threshold: float, longest: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
