@@ -12,8 +12,11 @@ from edgeblt.product_rules import FLOATS, dense_weights
 from edgeblt.sizes import ONE, Shape, Size, fixed, written
 
 
-def check_cache(step: Step, places: Sequence[int]) -> CacheSpec:
-    """The stage's cache; at these inputs are past keys and values, length, cosines and sines."""
+def check_cache(step: Step, places: Sequence[int], with_spare_row: bool = False) -> CacheSpec:
+    """The stage's cache; at these inputs are past keys and values, length, cosines and sines.
+
+    `with_spare_row`: a row more than the stage's is attended for, which takes the slot behind theirs.
+    """
     cache = step.known.contract.cache
     if cache is None:
         raise step.wrong("attends in a stage without a cache")
@@ -22,7 +25,11 @@ def check_cache(step: Step, places: Sequence[int]) -> CacheSpec:
         raise step.wrong("attends to something else than a layer's cache")
     if step.node.outputs[1:] != (f"present_{key[5:]}", f"present_{value[5:]}"):
         raise step.wrong("gives something else than that layer's cache")
-    for place, name in zip(places[2:], ("total_length", "cosines", "sines"), strict=True):
+    if not with_spare_row:
+        step.expect_named(places[2], "total_length")
+    elif step.node.inputs[places[2]] not in step.known.spare_lengths:
+        raise step.wrong("reads something else than total_length + 1")
+    for place, name in zip(places[3:], ("cosines", "sines"), strict=True):
         step.expect_named(place, name)
     window = step.node.value("window" if step.node.domain == EDGEBLT else "local_window_size")
     if step.number("kv_num_heads") != cache.kv_head_count or window != (-1 if cache.window is None else cache.window):
@@ -30,14 +37,15 @@ def check_cache(step: Step, places: Sequence[int]) -> CacheSpec:
     return cache
 
 
-def _attention(step: Step, places: Sequence[int], slot: int, batch: Shape) -> list[Shape]:
-    cache = check_cache(step, places)
+def _attention(step: Step, places: Sequence[int], slot: int, batch: Shape, with_spare_row: bool = False) -> list[Shape]:
+    cache = check_cache(step, places, with_spare_row)
     kv_heads, head_dim, past = cache.kv_head_count, cache.head_dim, step.shape(places[0])
-    if step.node.inputs[slot] not in step.known.last_slots:
+    last_slots = {"total_length"} if with_spare_row else step.known.last_slots
+    if step.node.inputs[slot] not in last_slots:
         raise step.wrong("reads something else than the last slot")
     heads = step.number("num_heads")
     rows = step.rows(0, (heads + 2 * kv_heads) * head_dim)
-    if rows != (*batch, _chunk(step)) or heads % kv_heads:
+    if rows != (*batch, _chunk(step) + Size(int(with_spare_row))) or heads % kv_heads:
         raise step.wrong(f"attends for {written(rows)}")
     return [(*rows, Size(heads * head_dim)), past, past]
 
@@ -54,7 +62,8 @@ def _window_attention(step: Step) -> list[Shape]:
 def _group_query_attention(step: Step) -> list[Shape]:
     if step.has(1) or step.has(2):
         raise step.wrong("has keys and values of their own")
-    return _attention(step, (3, 4, 6, 7, 8), 5, (ONE,))
+    with_spare_row = step.known.contract.target == "cpu"
+    return _attention(step, (3, 4, 6, 7, 8), 5, (ONE,), with_spare_row)
 
 
 def _layer(step: Step) -> list[Shape]:

@@ -200,12 +200,11 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         document = read_document(path, "export the bundle again")
     except OSError as error:
-        raise unreadable(path, error, f"is {path.parent} a bundle?") from None
         if _looks_like_a_checkpoint(path.parent):
             raise EdgebltError(
                 f"{path.parent} is a checkpoint, not a bundle; export it first: edgeblt export {path.parent} BUNDLE"
             ) from None
-        raise EdgebltError(f"{path} cannot be read ({error.strerror}); is {path.parent} a bundle?") from None
+        raise unreadable(path, error, f"is {path.parent} a bundle?") from None
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise EdgebltError(

@@ -20,10 +20,11 @@ class Shapes:
     shapes: dict[str, Shape] = field(default_factory=dict)
     integers: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     last_slots: set[str] = field(default_factory=set)  # total_length - 1
+    spare_lengths: set[str] = field(default_factory=set)  # total_length + 1
 
     def copy(self) -> "Shapes":
-        known = dict(self.tensors), dict(self.shapes), dict(self.integers), set(self.last_slots)
-        return Shapes(self.contract, *known)
+        known = dict(self.tensors), dict(self.shapes), dict(self.integers)
+        return Shapes(self.contract, *known, set(self.last_slots), set(self.spare_lengths))
 
 
 class Step:

@@ -83,9 +83,9 @@ class Model:
         threshold: float | None = None,
     ) -> None:
         """As `load`, with what is `prepared` in another place than beside the bundle."""
+        path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
-        path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         held = hold_bundle(path, verify)
         self.bundle = held.bundle
         self.threads, self.threshold = threads, _checked_threshold(self.bundle, threshold)

@@ -168,11 +168,11 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
     (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
-    (EDGEBLT, "DenseMatMul"): ("7ff6cc551967cec2",),
+    (EDGEBLT, "DenseMatMul"): ("9236bdf0acd2897a",),
     (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
-    (EDGEBLT, "MaskedMatMul"): ("f676e18b3c03a993",),
-    (EDGEBLT, "SparseMatMul"): ("f28fac3a2a396910",),
+    (EDGEBLT, "MaskedMatMul"): ("4c2598b91eead92d",),
+    (EDGEBLT, "SparseMatMul"): ("ad620b158db908d2",),
     (EDGEBLT, "WindowAttention"): ("8bc64bd195ad1169",),
 }
 

@@ -57,7 +57,7 @@ def dataclass_document(value: object) -> Any:
 
 def _value(hint: Any, value: object, where: str) -> Any:
     if hint is int and type(value) is int and value.bit_length() > _MOST_BITS:
-        raise EdgebltError(f"{where} is {shown(value)}; it must fit in {_MOST_BITS} bits")
+        raise EdgebltError(f"{where} is {shown(value)}; it must be a number of at most {_MOST_BITS} bits")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         if value is None and type(None) in arguments:

@@ -29,6 +29,13 @@ def _subtract(step: Step) -> list[Shape]:
     return broadcast_rule(step)
 
 
+def _add(step: Step) -> list[Shape]:
+    first, second = step.node.inputs
+    if first == "total_length" and step.known.integers.get(second) == (ONE,):
+        step.known.spare_lengths.add(step.node.outputs[0])
+    return broadcast_rule(step)
+
+
 def same_rule(step: Step) -> list[Shape]:
     return [step.shape(0)]
 
@@ -184,13 +191,14 @@ def _unsqueeze(step: Step) -> list[Shape]:
 RULES: Mapping[tuple[str, str], Rule] = {  # `If` apart, whose branches edgeblt.graph_check follows
     **product_rules.RULES,
     **attention_rules.RULES,
-    **{("", name): broadcast_rule for name in ("Add", "Div", "Equal", "Greater", "Mod", "Mul", "Where")},
+    **{("", name): broadcast_rule for name in ("Div", "Equal", "Greater", "Mod", "Mul", "Where")},
     **{("", name): same_rule for name in ("Cast", "CumSum", "Exp", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Expand"): _expand,
     ("", "Gather"): _gather,
     ("", "MatMul"): _matmul,
+    ("", "Add"): _add,
     ("", "Pad"): _pad,
     ("", "ReduceSum"): _reduce,
     ("", "Reshape"): _reshape,

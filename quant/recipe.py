@@ -203,9 +203,9 @@ def load_recipe(recipe: str | Path) -> Recipe:
     if not os.path.isfile(path):  # never raises, however odd the name
         names = ", ".join(packaged_recipes())
         raise EdgebltError(f"there is no recipe {str(recipe)!r:.400}; use one of {names}, or the path of a TOML file")
+    if os.path.getsize(path) > _LIMIT:
+        raise EdgebltError(f"{path} is larger than {_LIMIT} bytes; a recipe is a small TOML file")
     try:
-        if path.stat().st_size > _LIMIT:
-            raise EdgebltError(f"{path} is larger than {_LIMIT} bytes; a recipe is a small TOML file")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EdgebltError(f"{path} cannot be read ({error.strerror}); give a TOML file") from None

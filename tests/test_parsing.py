@@ -97,7 +97,7 @@ def test_defaults() -> None:
         ("count", 1.0, "FILE: count is 1.0; it must be of type int"),
         ("count", "1", "FILE: count is '1'; it must be of type int"),
         ("count", None, "FILE: count is None; it must be of type int"),
-        ("count", 1 << 64, f"FILE: count is {1 << 64}; it must fit in 64 bits"),
+        ("count", 1 << 64, f"FILE: count is {1 << 64}; it must be a number of at most 64 bits"),
         ("count", [1], "FILE: count is [1]; it must be of type int"),
         ("ratio", True, "FILE: ratio is True; it must be of type float"),
         ("ratio", "0.5", "FILE: ratio is '0.5'; it must be of type float"),
@@ -146,7 +146,9 @@ def test_missing_fields(name: str) -> None:
 
 def test_numbers_that_python_does_not_write_out() -> None:
     shown = "a number of thousands of digits"
-    assert refusal(DOCUMENT | {"count": -(10**5000)}) == f"FILE: count is {shown}; it must fit in 64 bits"
+    assert (
+        refusal(DOCUMENT | {"count": -(10**5000)}) == f"FILE: count is {shown}; it must be a number of at most 64 bits"
+    )
     assert refusal(DOCUMENT | {"name": [10**5000]}) == f"FILE: name is {shown}; it must be of type str"
 
 
