@@ -524,7 +524,7 @@ def test_eight_bits_that_are_incomplete_or_in_another_order(eight_bits: Path) ->
     assert f"{QUERY!r} is I8 [29, 30] instead of I8 [30, 30]" in refusal(with_tensors(eight_bits, changes))
 
 
-@pytest.mark.parametrize("record", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq"}, {}, "hqq", [1]])
+@pytest.mark.parametrize("record", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq"}, "hqq", [1]])
 def test_other_quantizations(record: Any, plain: Path) -> None:
     config = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(config | {"quantization_config": record}))

@@ -442,10 +442,13 @@ def test_an_interruption_leaves_nothing(
 
 
 # Forks a process for each line "SIGNAL SHARE TARGET" on stdin. Each runs `edgeblt export` and sends itself the signal
-# when it has made that share of the calls in edgeblt that an export makes (counted by the first, which gets through).
+# when it has made that share of the calls to what writes files that an export makes (counted by the
+# first, which gets through).
 INTERRUPTED = """
 import os, signal, sys
 import edgeblt.cli, edgeblt.export.export_bundle
+
+WRITERS = ("edgeblt.export.weight_file", "edgeblt.files")
 
 def export(target, number=None, moment=None):
     '''Exit status of a process that exports; the number of calls it made goes into `counts`.'''
@@ -456,7 +459,7 @@ def export(target, number=None, moment=None):
     def count(frame, event, argument):
         nonlocal calls
         # In our own functions only: Python drops an exception in a destructor, whoever's it is.
-        if event == "call" and frame.f_globals.get("__name__", "").startswith("edgeblt."):
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(WRITERS):
             calls += 1
             if calls == moment:
                 os.kill(os.getpid(), number)

@@ -353,7 +353,7 @@ def test_channels_cost_what_they_cost(workshop: Workshop) -> None:
 
 
 def test_commands(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The bundle is validated against the whole model; a recipe of channels is planned, and refused without a text."""
+    """The bundle is validated against the whole model; a recipe of channels is planned, and wants a text."""
     text, report, recipe = tmp_path / "text", tmp_path / "report.json", workshop.recipe("int8")
     text.write_bytes(workshop.text.read_bytes()[:300])
     validated = run_command(
@@ -361,8 +361,11 @@ def test_commands(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixtu
     )
     assert validated.code == 0, validated.stderr
     assert 0.01 < json.loads(report.read_text())["mean_kl"] < 1
-    refused = run_command(capfd, "export", workshop.original, tmp_path / "out", "--recipe", recipe)
-    assert "needs a calibration text; first run `edgeblt quantize" in sentence(refused)
+    (tmp_path / "short").write_bytes(b"short")
+    refused = run_command(
+        capfd, "export", workshop.original, tmp_path / "out", "--recipe", recipe, "--calibration", tmp_path / "short"
+    )
+    assert "text has 5 bytes; give at least" in sentence(refused) and not (tmp_path / "out").exists()
     plans = inspect_checkpoint(open_checkpoint(workshop.original), [recipe]).plans
     planned = next(plan for plan in plans if plan.recipe == recipe.stem)
     (made,) = inspect_checkpoint(open_checkpoint(workshop.compressed("int8"))).plans

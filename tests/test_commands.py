@@ -588,12 +588,11 @@ def test_without_the_workbench(
     assert run_command(capfd, "inspect", bundle).code == 0
 
 
-def test_without_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    find_spec = importlib.util.find_spec
+def test_without_onnxruntime(bundle: Path) -> None:
     absent = "onnxruntime"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == absent else find_spec(name))
-    said = sentence(run_command(capfd, "generate", bundle, "hello"))
-    assert said == f"edgeblt needs ONNX Runtime; install it with: {install_hint(absent)} (onnxruntime-gpu for NVIDIA)"
+    result = run_process("generate", bundle, "hello", before=f"sys.modules[{absent!r}] = None")
+    said = f"edgeblt needs ONNX Runtime; install it with: {install_hint(absent)} (onnxruntime-gpu for NVIDIA)"
+    assert (result.returncode, result.stdout, result.stderr.decode()) == (2, b"", f"edgeblt: {said}\n")
 
 
 def test_the_device_commands_need_no_workbench(bundle: Path, text: Path) -> None:
@@ -661,7 +660,11 @@ def test_the_handlers_of_signals_are_given_back(bundle: Path, capfd: pytest.Capt
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError("9 TB"), "there is not enough memory (9 TB); free some, or use a smaller model"),
+        (
+            MemoryError("9 TB"),
+            "there is not enough memory to go on with this text; end other processes or raise this one's limit, or "
+            "use a shorter text or a bundle with smaller weights",
+        ),
         (
             type("Fail", (RuntimeError,), {"__module__": "onnxruntime.capi"})("a\n b"),
             "onnxruntime cannot run this bundle (a b); export the bundle again",

@@ -188,7 +188,8 @@ def test_commands(
     assert reports[1]["bits_per_byte"] == pytest.approx(np.log2(260))  # logits of 0: kernels do nothing
     assert result.returncode == 1
     said = result.stderr.splitlines()[-2:]
-    assert said[0].startswith("edgeblt: on cpu, top-1 agreement is 1.0") and said[1].startswith("edgeblt: on cuda, ")
+    assert said[0].startswith("edgeblt: on cpu, on the text text, top-1 agreement is 1.0")
+    assert said[1].startswith("edgeblt: on cuda, ")
     shown = edgeblt(stand_in, "validate", bundle, "--reference-logits", logits, "--provider", "cpu,cuda")
     assert "cuda" in shown.stdout and shown.returncode == 0, shown.stderr
 

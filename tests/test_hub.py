@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from edgeblt import cli
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.generation_config import GENERATION
 from edgeblt.export.hub import is_hub_id, local_checkpoint, needed_files
 from edgeblt.export.model_card import checkpoint_name
 from edgeblt.export.reference import TransformersReference
@@ -215,15 +216,16 @@ def test_links_lead_to_content_that_is_the_model_s_own(hub: HubServer, cache: Pa
 
 
 def test_a_downloaded_checkpoint_is_that_of_the_directory(
-    hub: HubServer, checkpoint: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+    hub: HubServer, checkpoint: Path, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgeblt.progress.FIRST_LINE_AFTER", 0.0)  # a line however soon it is done
     hub.add_directory("tiny/blt", checkpoint)
     opened, local = open_checkpoint("tiny/blt"), open_checkpoint(checkpoint)
     assert opened.path.is_relative_to(cache) and checkpoint_name(opened) == "tiny/blt"
     assert opened.names() == local.names() and opened.config == local.config
     for name in opened.names():
         np.testing.assert_array_equal(opened.tensor(name), local.tensor(name))
-    assert hub.downloaded() == ["config.json", SINGLE]
+    assert hub.downloaded() == ["config.json", GENERATION, SINGLE]
     captured = capfd.readouterr()
     assert captured.out == "" and captured.err.splitlines()[-1] == "downloading tiny/blt: 1/1 MB"
     hub.log.clear()
@@ -241,7 +243,7 @@ def test_shards(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
     opened, local = open_checkpoint("tiny/blt"), open_checkpoint(checkpoint)
     for name in local.names():
         np.testing.assert_array_equal(opened.tensor(name), local.tensor(name))
-    assert hub.downloaded() == ["config.json", *shards, INDEX]
+    assert hub.downloaded() == ["config.json", GENERATION, *shards, INDEX]
 
 
 def test_a_compressed_checkpoint(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
@@ -347,8 +349,9 @@ def test_the_reference_and_optimum_s_quantizer_take_ids(hub: HubServer, checkpoi
 
 
 def test_a_download_is_continued_by_the_next_run(
-    hub: HubServer, checkpoint: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+    hub: HubServer, checkpoint: Path, cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgeblt.progress.FIRST_LINE_AFTER", 0.0)  # a line however soon it is done
     hub.add_directory("tiny/blt", checkpoint)
     hub.break_after = (checkpoint / SINGLE).stat().st_size // 2
     broken = hub.break_after
@@ -537,15 +540,14 @@ def test_export_from_the_hub_and_the_same_model_offline(tiny_bundle: tuple[Path,
         reader = environment(hub, tmp_path / "home", HF_TOKEN=TOKEN)
         result = run_edgeblt(reader, "export", "tiny/blt", tmp_path / "bundle")
         assert result.returncode == 0, result.stderr
-        shown = result.stderr.splitlines()
-        assert shown[0] == "downloading tiny/blt: 1/1 MB"
+        shown = result.stderr.splitlines()  # nothing where it was soon done
         assert all(line.startswith(("downloading tiny/blt: ", "exporting tiny/blt: ")) for line in shown)
-        assert hub.downloaded() == ["config.json", SINGLE]
+        assert hub.downloaded() == ["config.json", GENERATION, SINGLE]
         hub.log.clear()
         offline = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
         code = "from edgeblt.export.hub import local_checkpoint as local; print(local('tiny/blt')); local('tiny/other')"
         result = run_python(offline, code)
-        assert files(Path(result.stdout.strip())).keys() == {"config.json", SINGLE} and not hub.log
+        assert files(Path(result.stdout.strip())).keys() == {"config.json", GENERATION, SINGLE} and not hub.log
         assert result.stderr.splitlines()[-1].endswith("unset HF_HUB_OFFLINE and download the model")
     own, theirs = files(tmp_path / "bundle"), files(expected)
     assert own.keys() == theirs.keys()

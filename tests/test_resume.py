@@ -500,9 +500,7 @@ def test_what_somebody_else_left_is_not_used(workshop: Workshop) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "options", [["--recipe", "nonsense"], ["--memory-limit", "0.001"], ["--recipe", "int4"], ["--target", "tpu"]]
-)
+@pytest.mark.parametrize("options", [["--recipe", "nonsense"], ["--memory-limit", "0.001"], ["--target", "tpu"]])
 def test_a_refusal_keeps_what_was_left(workshop: Workshop, options: list[str]) -> None:
     out, died = workshop.killed("fp32", "refused")
     outcome = workshop.runner.run("export", workshop.checkpoint, out, *options)
