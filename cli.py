@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
-from edgeblt import missing_runtime, native, printing
+from edgeblt import missing_runtime
+from edgeblt.bundle.lost_files import explaining_lost_files
+from edgeblt.commands.stopping import stopped_at_once, stopped_by_signals, was_stopped
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.lost_files import explaining_lost_files
 from edgeblt.names import Name
+from edgeblt.printable import printable
 from edgeblt.progress import show_progress
-from edgeblt.stopping import stopped_at_once, stopped_by_signals, was_stopped
+from edgeblt.report import terminal
+from edgeblt.runtime import native
 
 if TYPE_CHECKING:  # the runtime, slow to import
-    from edgeblt.reference import Text
-    from edgeblt.validation import Limits, Report
+    from edgeblt.measure.reference import Text
+    from edgeblt.measure.validation import Limits, Report
 
 Value = TypeVar("Value", str, int, float)
 
@@ -113,7 +116,7 @@ def demo(
     _require_workbench()
     from edgeblt.export.demo import run_demo
 
-    printing.show_demo(run_demo(bundle, recipe))
+    terminal.show_demo(run_demo(bundle, recipe))
 
 
 @app.command()
@@ -142,7 +145,7 @@ def quantize(
     edgeblt export my-int4 my-bundle
     """
     _require_workbench()
-    from edgeblt.export.checkpoint import open_checkpoint
+    from edgeblt.export.checkpoints.checkpoint import open_checkpoint
     from edgeblt.export.inspection import inspect_checkpoint
     from edgeblt.quant.compress import quantize_checkpoint
 
@@ -150,7 +153,7 @@ def quantize(
     written = quantize_checkpoint(
         checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, replace=force, strict=strict
     )
-    printing.show_inspection(inspect_checkpoint(open_checkpoint(written)))
+    terminal.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
 
 @app.command()
@@ -206,7 +209,7 @@ def export(
         table_hits,
         strict,
     )
-    printing.show_inspection(_inspect_bundle(exported))
+    terminal.show_inspection(_inspect_bundle(exported))
 
 
 @app.command()
@@ -261,10 +264,10 @@ def validate(
     edgeblt validate my-bundle --reference path/to/checkpoint --min-top1 0.99
     edgeblt validate my-bundle --reference-logits saved-logits --max-kl 0.01
     """
+    from edgeblt.measure.reference_file import ReferenceFile
+    from edgeblt.measure.validation import Limits
+    from edgeblt.measure.validation import validate as validate_models
     from edgeblt.model import open_model
-    from edgeblt.reference_file import ReferenceFile
-    from edgeblt.validation import Limits
-    from edgeblt.validation import validate as validate_models
 
     limits = Limits(max_bpb_increase, max_kl, min_boundary_agreement, min_top1, min_greedy_agreement)
     _check_reference(reference, reference_logits, bool(text) or noise, save_reference_logits, patcher, strict)
@@ -286,7 +289,7 @@ def validate(
         reports = validate_against(reference, models, texts, save_reference_logits, patcher, strict=strict)
     result = reports[0] if len(reports) == 1 else reports
     if not _print_json(json_file, result):
-        printing.show_validation(reports, recorded.recording if recorded else None)
+        terminal.show_validation(reports, recorded.recording if recorded else None)
         _write_json(json_file, result)
     _keep_to(limits, reports)
 
@@ -315,15 +318,15 @@ def _check_reference(
 
 def _texts(paths: list[Path] | None, noise: bool) -> "list[Text]":
     """The files' contents, or the held-out texts, under names that differ wherever the paths do."""
-    from edgeblt.reference import Text, with_noise
-    from edgeblt.samples import held_out_texts
+    from edgeblt.measure.reference import Text, with_noise
+    from edgeblt.measure.texts import held_out_texts
 
     if not paths:
         texts = held_out_texts()
     else:
         names = [path.name for path in paths]
         shown = [path.name if names.count(path.name) == 1 else str(path) for path in paths]
-        texts = [Text(printing.printable(name), _read(path)) for name, path in zip(shown, paths, strict=True)]
+        texts = [Text(printable(name), _read(path)) for name, path in zip(shown, paths, strict=True)]
     return with_noise(texts) if noise else texts
 
 
@@ -356,7 +359,7 @@ def prepare(bundle: BundlePath, json_file: JsonFile = None, quiet: Quiet = False
     _check_results(json_file)
     result = prepare_bundle(bundle)
     if not _print_json(json_file, result):
-        printing.show_preparation(result)
+        terminal.show_preparation(result)
         _write_json(json_file, result)
 
 
@@ -412,11 +415,11 @@ def bench(
 
     edgeblt bench my-bundle --draft none,auto --decode generated,text --temperature 0,0.7
     """
-    from edgeblt.benchmark import TEXT, Setting
-    from edgeblt.benchmark import bench as bench_bundle
-    from edgeblt.benchmark_rows import csv_text
-    from edgeblt.benchmark_rows import markdown as markdown_table
-    from edgeblt.reference import Text
+    from edgeblt.measure.benchmark import TEXT, Setting
+    from edgeblt.measure.benchmark import bench as bench_bundle
+    from edgeblt.measure.reference import Text
+    from edgeblt.report.benchmark_table import csv_text
+    from edgeblt.report.benchmark_table import markdown as markdown_table
 
     _check_results(json_file, csv_file)
     combined = itertools.product(
@@ -434,16 +437,16 @@ def bench(
             dataclasses.replace(each, temperature=0.0) if each.decode == TEXT else each for each in settings
         )
     settings = tuple(dict.fromkeys(settings))
-    prompt = Text(printing.printable(text.name), _read(text)) if text else None
+    prompt = Text(printable(text.name), _read(text)) if text else None
     results = bench_bundle(bundle, settings, new_bytes, repeats, prompt, price_per_hour, bandwidth, seed)
     result = results[0] if len(results) == 1 else results
     if not (_print_json(json_file, result) or _print_text(csv_file, csv_text(results))):
         if markdown:
             print(markdown_table(results), end="", flush=True)
         elif len(results) == 1:
-            printing.show_benchmark(results[0])
+            terminal.show_benchmark(results[0])
         else:
-            printing.show_benchmarks(results)
+            terminal.show_benchmarks(results)
     if str(json_file) != "-":
         _write_json(json_file, result)
     if csv_file and str(csv_file) != "-":
@@ -479,12 +482,12 @@ def tune(
     \b
     edgeblt tune my-bundle --max-bpb-increase 0.02
     """
-    from edgeblt.tuning import tune as tune_bundle
+    from edgeblt.measure.tuning import tune as tune_bundle
 
     _check_results(json_file)
     result = tune_bundle(bundle, max_bpb_increase, _texts(text, False) if text else (), provider, threads)
     if not _print_json(json_file, result):
-        printing.show_tuning(result, bundle)
+        terminal.show_tuning(result, bundle)
         _write_json(json_file, result)
 
 
@@ -509,7 +512,7 @@ def report(
     """
     from edgeblt.report.page import write_report
 
-    print(printing.printable(f"Written to {write_report(results, out)}."))
+    print(printable(f"Written to {write_report(results, out)}."))
 
 
 @app.command()
@@ -556,9 +559,9 @@ def generate(
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
     edgeblt generate my-bundle --prompt-file start.bin --raw > more.bin
     """
+    from edgeblt.commands.reading import shown_reading
+    from edgeblt.decoding.utf8 import utf8_pieces
     from edgeblt.model import open_model
-    from edgeblt.reading import shown_reading
-    from edgeblt.utf8 import utf8_pieces
 
     start = _prompt(prompt, prompt_file)
     with stopped_at_once():
@@ -578,7 +581,7 @@ def generate(
 
 
 def _prompt(text: str | None, file: Path | None) -> bytes:
-    from edgeblt.text_files import read_stream
+    from edgeblt.bundle.text_files import read_stream
 
     if (text is None) == (file is None):
         raise EdgebltError("give a prompt, or --prompt-file FILE, and not both")
@@ -615,8 +618,8 @@ def inspect(
     By stage: files or tensors, weight formats, sizes and hashes. For a checkpoint, by recipe: what its weights would
     take on disk, and how many bytes of them decoding one byte would read; for a bundle, what it reads.
     """
-    from edgeblt.bundle import MANIFEST, open_bundle
-    from edgeblt.export.hub import is_hub_id
+    from edgeblt.bundle.manifest import MANIFEST, open_bundle
+    from edgeblt.export.hub.repository import is_hub_id
 
     _check_results(json_file)
     if not os.path.isdir(path) and not (is_hub_id(path) and importlib.util.find_spec("huggingface_hub")):
@@ -633,12 +636,12 @@ def inspect(
         if provider:
             raise EdgebltError(f"{path} is a checkpoint, which runs nowhere; leave out --provider, or export it first")
         _require_workbench()
-        from edgeblt.export.checkpoint import open_checkpoint
+        from edgeblt.export.checkpoints.checkpoint import open_checkpoint
         from edgeblt.export.inspection import inspect_checkpoint
 
         result = inspect_checkpoint(open_checkpoint(path, patcher, strict), recipe or (), bytes_per_patch)
     if not _print_json(json_file, result):
-        printing.show_inspection(result)
+        terminal.show_inspection(result)
         _write_json(json_file, result)
 
 
@@ -655,7 +658,7 @@ def doctor(json_file: JsonFile = None) -> None:
     _check_results(json_file)
     result = diagnose()
     if not _print_json(json_file, result):
-        printing.show_diagnosis(result)
+        terminal.show_diagnosis(result)
         _write_json(json_file, result)
 
 
@@ -687,7 +690,7 @@ def _require_workbench() -> None:
 
 
 def _read(path: Path) -> bytes:
-    from edgeblt.text_files import read_text
+    from edgeblt.bundle.text_files import read_text
 
     return read_text(path)
 
@@ -723,14 +726,14 @@ def _write_json(path: Path | None, result: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    from edgeblt.result_files import write_result
+    from edgeblt.bundle.result_files import write_result
 
     write_result(path, text.encode())
 
 
 def _check_results(json_file: Path | None, csv_file: Path | None = None, new_file: Path | None = None) -> None:
     """Before what takes long: whether what comes of it can be written; `new_file` must not be there yet."""
-    from edgeblt.result_files import check_result_file, same_file
+    from edgeblt.bundle.result_files import check_result_file, same_file
 
     if same_file(json_file, csv_file):
         place = "stdout; give one of them a file" if str(json_file) == "-" else f"{json_file}; give them two files"
@@ -802,7 +805,7 @@ def _run() -> None:
 
 def _fail(message: str) -> NoReturn:
     with suppress(OSError):  # then nobody can be told
-        typer.echo(f"edgeblt: {printing.printable(message)}", err=True)
+        typer.echo(f"edgeblt: {printable(message)}", err=True)
     raise SystemExit(2)
 
 
@@ -815,7 +818,7 @@ def _notes_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
             if issubclass(category, CheckpointNote):
-                typer.echo(f"edgeblt: {printing.printable(str(message))}", err=True)
+                typer.echo(f"edgeblt: {printable(str(message))}", err=True)
             else:
                 others(message, category, *place, **rest)
 

@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeblt.cores import usable_cores
-from edgeblt.device import device_name
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import AUTO, NONE, generate_ids
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
 from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.recipe import load_recipe
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.speculation import AUTO, NONE, generate_ids
+from edgeblt.quant.recipes.recipe import load_recipe
+from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.machine.device import device_name
 
 CONTEXT_BYTES = 1024
 NEW_BYTES = 128

@@ -18,12 +18,12 @@ import numpy as np
 import onnxruntime
 
 from edgeblt import model as model_module
-from edgeblt.contract import STAGES
-from edgeblt.device import device_name
+from edgeblt.bundle.contract import STAGES
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.texts import held_out_text
 from edgeblt.model import load
-from edgeblt.providers import session_options
-from edgeblt.samples import held_out_text
+from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.providers import session_options
 
 SHOWN = 6  # operators of a stage
 

@@ -17,12 +17,12 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 
 from edgeblt import load
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.transformers_form import stored_name
-from edgeblt.quant.channels import kept_count
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
+from edgeblt.quant.methods.channels import kept_count
 
 SHARES = ("75%", "50%")
 STAGES = ("encoder", "global", "decoder")

@@ -24,18 +24,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.contract import StageName
-from edgeblt.device import device_name
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.weight_plan import StageWeights
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import DRAFTS, DraftCounts, Experience, generate_ids
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
+from edgeblt.measure.texts import HELD_OUT_TEXTS, held_out_text
 from edgeblt.model import Model, load
-from edgeblt.roofline import StageWeights
-from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.speculation import DRAFTS, DraftCounts, Experience, generate_ids
-from edgeblt.work import weight_bytes_read
+from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.stage_work import weight_bytes_read
 
 CONTEXT = 1024
 WAYS = ("greedy", "drawn", "given")

@@ -22,19 +22,19 @@ import torch
 from safetensors.torch import save_file
 
 from edgeblt import Model, load
-from edgeblt.bandwidth import measure_bandwidth
-from edgeblt.contract import STAGES
-from edgeblt.cores import usable_cores
-from edgeblt.device import device_name
-from edgeblt.export.checkpoint import expected_shapes
+from edgeblt.bundle.contract import STAGES
+from edgeblt.export.checkpoints.checkpoint import expected_shapes
+from edgeblt.export.checkpoints.transformers_config import parse_config
+from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.transformers_config import parse_config
-from edgeblt.export.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.quant.recipe import Recipe, load_recipe
-from edgeblt.samples import held_out_text
-from edgeblt.work import weight_bytes_read
+from edgeblt.measure.bandwidth import measure_bandwidth
+from edgeblt.measure.texts import held_out_text
+from edgeblt.quant.recipes.recipe import Recipe, load_recipe
+from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.stage_work import weight_bytes_read
 
 RECIPES = ("fp32", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small")
 CONTEXT_BYTES = 256

@@ -26,13 +26,13 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt import native
-from edgeblt.bandwidth import measure_bandwidth
-from edgeblt.device import device_name
-from edgeblt.export import native_ops
-from edgeblt.export.native_ops import MICROSOFT
-from edgeblt.quant import sparse_layout
-from edgeblt.quant.formats import pack
+from edgeblt.export.operators import matmuls
+from edgeblt.export.operators.matmuls import MICROSOFT
+from edgeblt.measure.bandwidth import measure_bandwidth
+from edgeblt.quant.formats import sparse_layout
+from edgeblt.quant.formats.weight_format import pack
+from edgeblt.runtime import native
+from edgeblt.runtime.machine.device import device_name
 
 Arrays = dict[str, NDArray[Any]]
 ROWS = (1, 2, 3, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
@@ -126,7 +126,7 @@ def all_products(columns: int, rows: int) -> dict[str, Product]:
         )
     }  # fmt: skip
     for values, bits in ((eight, 8), (four, 4)):
-        for op in ("MatMulNBits", native_ops.DENSE):
+        for op in ("MatMulNBits", matmuls.DENSE):
             for block in (32, 128):
                 products[f"{op} int{bits}, blocks of {block}"] = dense(values, bits, block, op)
         for group in sparse_layout.GROUPS:
@@ -145,11 +145,11 @@ def dense_products(columns: int, rows: int) -> dict[str, Product]:
     for values, bits in ((eight, 8), (four, 4)):
         for block in (16, 32, 64, 128, 256):
             for points in (False, True) if bits == 4 and block in (32, 64) else (False,):
-                for op in ("MatMulNBits", native_ops.DENSE):
+                for op in ("MatMulNBits", matmuls.DENSE):
                     name = f"{op} int{bits}, blocks of {block}" + ", zero points" * points
                     products[name] = dense(values, bits, block, op, points)
-        name = f"{native_ops.DENSE} int{bits}, inputs by 16, blocks of 128"
-        products[name] = dense(values, bits, 16, native_ops.DENSE, blocks_per_scale=8)
+        name = f"{matmuls.DENSE} int{bits}, inputs by 16, blocks of 128"
+        products[name] = dense(values, bits, 16, matmuls.DENSE, blocks_per_scale=8)
     return products
 
 
@@ -171,8 +171,8 @@ def dense(
     if points:
         zero_points = np.random.default_rng(2).integers(0, 2 * middle, (rows, columns // block)).astype(np.uint8)
         weights["zero_points"] = pack(zero_points, bits)
-    if op == native_ops.DENSE:
-        return Product(op, native_ops.DOMAIN, weights, attributes | {"blocks_per_scale": blocks_per_scale})
+    if op == matmuls.DENSE:
+        return Product(op, matmuls.DOMAIN, weights, attributes | {"blocks_per_scale": blocks_per_scale})
     weights["scales"] = scales.astype(np.float32)  # with halves MatMulNBits is slower
     return Product(op, MICROSOFT, weights, attributes | {"accuracy_level": 4})
 
@@ -181,14 +181,14 @@ def sparse(values: NDArray[np.int8], bits: int, group: int) -> Product:
     attributes, scales = sparse_parts(values, bits)
     tiles = sparse_layout.pack_tiles(values, bits, group)
     weights: Arrays = {"tiles": tiles, "scales": sparse_layout.pair_scales(scales)}
-    return Product(native_ops.SPARSE, native_ops.DOMAIN, weights, attributes | {"group": group})
+    return Product(matmuls.SPARSE, matmuls.DOMAIN, weights, attributes | {"group": group})
 
 
 def masked(values: NDArray[np.int8], bits: int) -> Product:
     attributes, scales = sparse_parts(values, bits)
     stored = sparse_layout.pack_masked(values, bits)
     weights: Arrays = {"mask": stored.mask, "values": stored.values, "offsets": stored.offsets, "scales": scales}
-    return Product(native_ops.MASKED, native_ops.DOMAIN, weights, attributes)
+    return Product(matmuls.MASKED, matmuls.DOMAIN, weights, attributes)
 
 
 def sparse_parts(values: NDArray[np.int8], bits: int) -> tuple[dict[str, int], NDArray[np.float16]]:
@@ -211,7 +211,7 @@ def open_session(
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
         attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
         nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))
-    opsets = {"": 23, MICROSOFT: 1, native_ops.DOMAIN: 1}
+    opsets = {"": 23, MICROSOFT: 1, matmuls.DOMAIN: 1}
     graph = ir.Graph([value], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="product")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3

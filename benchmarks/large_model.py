@@ -108,9 +108,9 @@ def run(bundle: BundlePath, prompt_bytes: PromptBytes = 256, new_bytes: NewBytes
     It reads prose byte by byte, as if it had chosen each byte itself: random weights would choose nothing like a text,
     and patches would be of another length.
     """
-    from edgeblt.bandwidth import measure_bandwidth
-    from edgeblt.bundle import open_bundle
+    from edgeblt.bundle.manifest import open_bundle
     from edgeblt.inspection import bundle_plan
+    from edgeblt.measure.bandwidth import measure_bandwidth
 
     earlier = measure_bandwidth()
     numbers = [
@@ -147,7 +147,7 @@ def decode(
 
     from edgeblt import load
     from edgeblt.ids import BOS, encode
-    from edgeblt.samples import held_out_text
+    from edgeblt.measure.texts import held_out_text
 
     memory = {"imported": Memory.now()}
     prose = held_out_text("prose")

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from edgeblt import load
+from edgeblt.decoding.sampling import Sampler, Sampling
 from edgeblt.ids import BOS
-from edgeblt.sampling import Sampler, Sampling
 
 
 def main() -> None:

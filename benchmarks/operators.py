@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeblt.device import device_name
+from edgeblt.runtime.machine.device import device_name
 
 ROWS = (1, 8, 64)  # of inputs: decoding, checking a draft, reading a prompt
 REPEATS = 15

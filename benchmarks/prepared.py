@@ -15,15 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgeblt.device import device_name
 from edgeblt.prepare import prepare
+from edgeblt.runtime.machine.device import device_name
 
 READER = """
 import json, sys, time
 from pathlib import Path
-from edgeblt.memory import resident_memory
+from edgeblt.runtime.machine.memory import resident_memory
 from edgeblt.model import Model
-from edgeblt.prepared import Prepared
+from edgeblt.runtime.prepared import Prepared
 
 bundle, prepared, new_bytes = sys.argv[1], sys.argv[2] == "prepared", int(sys.argv[3])
 started = time.process_time()

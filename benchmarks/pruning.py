@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from edgeblt import Model, load
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
+from edgeblt.measure.reference import ComputedRows, Text
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
+from edgeblt.measure.validation import validate
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.reference import ComputedRows, Text
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
-from edgeblt.validation import validate
 
 TEXTS = ("prose", "code", "typos")
 STAGES = ("encoder", "global", "decoder")

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from edgeblt import Model, load
-from edgeblt.device import device_name
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.reference import ComputedRows
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text, held_out_texts
+from edgeblt.measure.validation import Report, Validation, validate
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.reference import ComputedRows
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
-from edgeblt.validation import Report, Validation, validate
+from edgeblt.runtime.machine.device import device_name
 
 RECIPES = ("fp32", "fp16", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small", "nf4")
 SEEN = ("prose", "code", "typos")  # held-out texts of the kinds the model was trained on

@@ -22,17 +22,17 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor,
 from safetensors.torch import load_file, save_file
 
 from edgeblt import Model, load
-from edgeblt.contract import STAGES
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.bundle.contract import STAGES
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
-from edgeblt.export.transformers_form import stored_name
+from edgeblt.measure.reference import ComputedRows, Text
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
+from edgeblt.measure.validation import validate
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.formats import Linear, Matrix
-from edgeblt.quant.methods import METHODS
-from edgeblt.reference import ComputedRows, Text
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
-from edgeblt.validation import validate
+from edgeblt.quant.formats.weight_format import Linear, Matrix
+from edgeblt.quant.methods.data_free import METHODS
 
 TEXTS = ("prose", "code", "typos")
 BLOCK = 32

@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES
-from edgeblt.export.checkpoint import expected_shapes
-from edgeblt.export.checkpoint_files import INDEX
-from edgeblt.export.transformers_config import parse_config
-from edgeblt.export.transformers_form import stored_name
-from edgeblt.files import whole_directory
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.whole_files import whole_directory
+from edgeblt.export.checkpoints.checkpoint import expected_shapes
+from edgeblt.export.checkpoints.files.checkpoint_files import INDEX
+from edgeblt.export.checkpoints.transformers_config import parse_config
+from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.texts import held_out_text
 from edgeblt.progress import Advance, progress
-from edgeblt.quant.activations import Values
-from edgeblt.quant.forward import Forward
-from edgeblt.quant.recipe import HASH_TABLES
-from edgeblt.samples import held_out_text
+from edgeblt.quant.calibration.activations import Values
+from edgeblt.quant.calibration.forward import Forward
+from edgeblt.quant.recipes.recipe import HASH_TABLES
 
 # A prime, so that the rows of a matrix of any width start at different places in the random numbers.
 POOL_SIZE = (1 << 22) - 3

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeblt.bundle import open_bundle
-from edgeblt.config import ModelConfig
-from edgeblt.contract import stage_contracts
-from edgeblt.providers import session_options
-from edgeblt.stage import Stage, StageGraph
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import stage_contracts
+from edgeblt.bundle.manifest import open_bundle
+from edgeblt.runtime.providers import session_options
+from edgeblt.runtime.stage import Stage, StageGraph
 
 
 def main() -> None:

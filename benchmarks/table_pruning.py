@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeblt import load
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.recipe import HASH_TABLES
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
+from edgeblt.quant.recipes.recipe import HASH_TABLES
 
 SHARES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 TEXTS = ("prose", "code", "typos")

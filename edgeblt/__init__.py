@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from edgeblt.model import Model, Scores, load
     from edgeblt.names import Name
-    from edgeblt.session import Session
+    from edgeblt.runtime.session import Session
 
     __version__: str
 
 __all__ = ["EdgebltError", "Model", "Name", "Scores", "Session", "__version__", "load"]
 
-_PLACES = {"Model": "model", "Name": "names", "Scores": "model", "load": "model", "Session": "session"}
+_PLACES = {"Model": "model", "Name": "names", "Scores": "model", "load": "model", "Session": "runtime.session"}
 
 
 def __getattr__(name: str) -> "Any":
     if name == "__version__":
-        from edgeblt.native import package_version
+        from edgeblt.runtime.native import package_version
 
         return package_version() or "unknown"
     if name not in _PLACES:

@@ -1,6 +1,6 @@
 """The `edgeblt` command, also as `python -m edgeblt`: ready to be stopped before the slow imports begin."""
 
-from edgeblt.stopping import stopped_by_signals, was_stopped
+from edgeblt.commands.stopping import stopped_by_signals, was_stopped
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import onnxruntime
 
-from edgeblt import cuda, native
-from edgeblt.cores import usable_cores
 from edgeblt.errors import EdgebltError
+from edgeblt.runtime import cuda, native
+from edgeblt.runtime.machine.cores import usable_cores
 
 
 @dataclass(frozen=True)

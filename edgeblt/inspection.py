@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from edgeblt import native
-from edgeblt.bundle import Bundle
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.examination.initializers import initializers
+from edgeblt.bundle.manifest import Bundle
+from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
-from edgeblt.onnx_file import initializers
-from edgeblt.prepared import find_prepared
-from edgeblt.roofline import WeightPlan, typical_bytes_per_patch, weight_plan
+from edgeblt.runtime import native
+from edgeblt.runtime.prepared import find_prepared
 
 
 @dataclass(frozen=True)

@@ -13,29 +13,29 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, real_number, shown, whole_number
-from edgeblt.bundle import Bundle, HeldStage, hold_bundle, refuse_replacement
-from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
-from edgeblt.cores import check_threads
-from edgeblt.cuda import explained, gpu_memory
-from edgeblt.device import device_name
-from edgeblt.drafting import DRAFTERS
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.bundle.held_files import is_too_many_open, too_many_open
+from edgeblt.bundle.manifest import Bundle, HeldStage, hold_bundle, refuse_replacement
+from edgeblt.bundle.placement import describe_placement, parse_placement
+from edgeblt.bundle.weight_plan import typical_bytes_per_patch
+from edgeblt.decoding.drafters import DRAFTERS
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import AUTO, DECODER, NGRAM, PATCHER, Experience, check_draft, generate_ids
 from edgeblt.errors import EdgebltError
-from edgeblt.exactness import is_exact
-from edgeblt.held_files import is_too_many_open, too_many_open
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.memory import resident_memory, return_freed_memory
 from edgeblt.names import DraftName, Name, ProviderName
-from edgeblt.placement import describe_placement, parse_placement
-from edgeblt.prepared import Prepared, find_prepared
-from edgeblt.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
-from edgeblt.roofline import typical_bytes_per_patch
-from edgeblt.run_errors import EnoughMemory, no_memory
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.session import Session
-from edgeblt.speculation import AUTO, DECODER, NGRAM, PATCHER, Experience, check_draft, generate_ids
-from edgeblt.stage import StageGraph
+from edgeblt.runtime.cuda import explained, gpu_memory
+from edgeblt.runtime.exactness import is_exact
+from edgeblt.runtime.machine.cores import check_threads
+from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
+from edgeblt.runtime.prepared import Prepared, find_prepared
+from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
+from edgeblt.runtime.run_errors import EnoughMemory, no_memory
+from edgeblt.runtime.session import Session
+from edgeblt.runtime.stage import StageGraph
 
 LARGEST_DRAFTER = 1 / 3  # of the weights that a byte reads: guesses by a larger model cost more than they save
 
@@ -241,7 +241,7 @@ class Model:
         *,
         reading: Callable[[Session], None] | None = None,
     ) -> Iterator[bytes]:
-        """What `generate` gives, one byte at a time; `edgeblt.utf8.utf8_pieces` joins them into whole characters.
+        """What `generate` gives, one byte at a time; `decoding.utf8.utf8_pieces` joins them into whole characters.
 
         Takes what `generate` takes, and refuses what it refuses when it is called; and
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
 from edgeblt.inspection import PlacedNodes
 from edgeblt.model import Model
 

@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeblt.bundle import Bundle, HeldStage, file_record, hold_bundle, refuse_replacement, write_document
-from edgeblt.contract import STAGES
-from edgeblt.cores import usable_cores
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.examination.external_data import align_external_data
+from edgeblt.bundle.held_files import is_too_many_open, too_many_open
+from edgeblt.bundle.manifest import Bundle, HeldStage, file_record, hold_bundle, refuse_replacement, write_document
+from edgeblt.bundle.whole_files import whole_directory
 from edgeblt.errors import EdgebltError
-from edgeblt.external_data import align_external_data
-from edgeblt.files import whole_directory
-from edgeblt.held_files import is_too_many_open, too_many_open
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.texts import held_out_text
 from edgeblt.model import Model
-from edgeblt.prepared import (
+from edgeblt.progress import progress
+from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.prepared import (
     RECORD,
     Prepared,
     PreparedStage,
@@ -28,9 +30,7 @@ from edgeblt.prepared import (
     record_for,
     weights_name,
 )
-from edgeblt.progress import progress
-from edgeblt.providers import open_graph, session_options
-from edgeblt.samples import held_out_text
+from edgeblt.runtime.providers import open_graph, session_options
 
 # ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.
 LEFT = {"encoder": "its hash tables, which are mapped already, would be copied"}

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeblt.benchmark import Benchmark, bench_model
-from edgeblt.bundle import Bundle
+from edgeblt.bundle.manifest import Bundle
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.benchmark import Benchmark, bench_model
+from edgeblt.measure.reference import ComputedRows
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text, held_out_texts
+from edgeblt.measure.validation import Report, validate
 from edgeblt.model import Model, cut_into_patches, load
 from edgeblt.names import Name
-from edgeblt.reference import ComputedRows
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text, held_out_texts
-from edgeblt.validation import Report, validate
 
 PROMPT_BYTES = 1024
 NEW_BYTES = 128

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeblt.bundle import (
+from edgeblt.bundle.contract import STAGES, TARGETS, StageName, Target, stage_contracts
+from edgeblt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Bundle,
@@ -17,26 +18,26 @@ from edgeblt.bundle import (
     open_bundle,
     write_manifest,
 )
-from edgeblt.contract import STAGES, TARGETS, StageName, Target, stage_contracts
+from edgeblt.bundle.placement import describe_placement, parse_placement
+from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
-from edgeblt.export.decoder import decoder_graph
-from edgeblt.export.encoder import encoder_graph
-from edgeblt.export.global_transformer import global_graph
-from edgeblt.export.graph import Stage, weights_name
-from edgeblt.export.model_card import model_card, origin
-from edgeblt.export.patcher import patcher_graph
-from edgeblt.export.weight_file import Journal, WeightFile
-from edgeblt.export.weights import WeightSource
-from edgeblt.files import check_replaceable, scratch_directory, whole_directory
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.naming import origin
+from edgeblt.export.checkpoints.recipe_source import RecipeSource
+from edgeblt.export.graphs.decoder import decoder_graph
+from edgeblt.export.graphs.encoder import encoder_graph
+from edgeblt.export.graphs.global_transformer import global_graph
+from edgeblt.export.graphs.graph import Stage, weights_name
+from edgeblt.export.graphs.patcher import patcher_graph
+from edgeblt.export.graphs.weight_file import Journal, WeightFile
+from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.model_card import model_card
 from edgeblt.names import Name, RecipeName
-from edgeblt.placement import describe_placement, parse_placement
-from edgeblt.printing import printable
+from edgeblt.printable import printable
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.compress import Compression
 from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
-from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
-from edgeblt.quant.recipe_source import RecipeSource
+from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeblt.config import ModelConfig
-from edgeblt.contract import STAGES
-from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.weight_plan import typical_bytes_per_patch
+from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.plan import plan_checkpoint
 from edgeblt.inspection import Inspection, Part
-from edgeblt.roofline import typical_bytes_per_patch
 
 
 def inspect_checkpoint(

@@ -1,13 +1,10 @@
 """The README.md of a bundle: what it was made from and how to use it."""
 
 import math
-import os
-from pathlib import Path
 
-from edgeblt.config import TransformerConfig
-from edgeblt.export.checkpoint import Checkpoint
-from edgeblt.export.hub import repository_of
-from edgeblt.printing import printable
+from edgeblt.bundle.config import TransformerConfig
+from edgeblt.export.checkpoints.checkpoint import Checkpoint
+from edgeblt.export.checkpoints.naming import origin
 
 
 def model_card(checkpoint: Checkpoint, recipe: str, target: str) -> str:
@@ -33,17 +30,6 @@ Patches: {config.patching.describe()}. Cross-attention: {config.cross_attention_
     edgeblt generate {"<this directory>"} "Once upon a time"
     edgeblt inspect {"<this directory>"}
 """
-
-
-def origin(checkpoint: Checkpoint) -> str:
-    """The name of the checkpoint that this one was compressed from, or its own."""
-    return checkpoint.record.source if checkpoint.record else checkpoint_name(checkpoint)
-
-
-def checkpoint_name(checkpoint: Checkpoint) -> str:
-    """Its id on the hub, or the directory's own name, whichever way that was given; fit for showing."""
-    path = Path(os.path.abspath(checkpoint.path))
-    return printable(repository_of(path) or path.name)
 
 
 def _stack(config: TransformerConfig) -> str:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeblt.contract import StageName
+from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.weight_plan import StoredTensor, WeightPlan, weight_plan
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint
+from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs
-from edgeblt.export.weights import WeightSource
-from edgeblt.quant.recipe import load_recipe, packaged_recipes
-from edgeblt.quant.recipe_source import RecipeSource
-from edgeblt.roofline import StoredTensor, WeightPlan, weight_plan
+from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.quant.recipes.recipe import load_recipe, packaged_recipes
 
 
 def plan_checkpoint(

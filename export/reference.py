@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from transformers import BltForCausalLM
 from transformers.utils import logging
 
+from edgeblt.bundle.held_files import unreadable
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
-from edgeblt.export.model_card import checkpoint_name
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.transformers_model import transformers_model
-from edgeblt.held_files import unreadable
 from edgeblt.ids import OFFSET
+from edgeblt.measure.reference import ComputedRows, ReferenceRow, Text
+from edgeblt.measure.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
+from edgeblt.measure.validation import Report, validate
 from edgeblt.model import Model
-from edgeblt.quant.recipe import HASH_TABLES
+from edgeblt.quant.recipes.recipe import HASH_TABLES
 from edgeblt.quant.torch_threads import keep_to_usable_cores
-from edgeblt.reference import ComputedRows, ReferenceRow, Text
-from edgeblt.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
-from edgeblt.validation import Report, validate
 
 
 class TransformersReference:
@@ -91,7 +91,7 @@ def validate_against(
 ) -> tuple[Report, ...]:
     """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
 
-    `save_reference_logits` is where to record the reference, for `edgeblt.reference_file.ReferenceFile`; `patcher`,
+    `save_reference_logits` is where to record the reference, for `measure.reference_file.ReferenceFile`; `patcher`,
     `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is
     of no use, or the file cannot be written.
     """

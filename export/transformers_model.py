@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import BltConfig, BltForCausalLM
 
-from edgeblt.config import ModelConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.bundle.config import ModelConfig, PatchingRule, Rule, TransformerConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint
-from edgeblt.export.transformers_config import parse_config
-from edgeblt.export.transformers_form import stored_name
+from edgeblt.export.checkpoints.checkpoint import Checkpoint
+from edgeblt.export.checkpoints.transformers_config import parse_config
+from edgeblt.export.checkpoints.transformers_form import stored_name
 
 Document = dict[str, Any]
 

@@ -1,6 +1,6 @@
 // edgeblt::DenseCrossAttention: what a decoder's layer does before its self-attention, in one call, where the weights
 // are dense: norm, queries, attention to the latent of each byte, and twice what it read added to the result.
-// export/layer_ops.py has the same in the operators it is made of.
+// export/operators/layers.py has the same in the operators it is made of.
 #include "dense_product.h"
 #include "latent_rows.h"
 

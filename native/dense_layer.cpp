@@ -1,5 +1,5 @@
 // edgeblt::DenseLayer: a whole transformer layer whose weights are dense, in one call: norm, self-attention, norm,
-// gated MLP, each of the two added to what it read. export/layer_ops.py has the same in the operators it is made of.
+// gated MLP, each of the two added to what it read. export/operators/layers.py has the same in the operators it is made of.
 #include "cached_attention.h"
 #include "dense_product.h"
 

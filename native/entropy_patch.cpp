@@ -1,5 +1,5 @@
 // edgeblt::EntropyPatch: entropies of next-byte distributions and the patch starts they decide. docs/patching.md has
-// the rules; export/entropy_patch.py is the same in standard operators.
+// the rules; export/operators/entropy_patch.py is the same in standard operators.
 #include <algorithm>
 
 #include "kernels.h"

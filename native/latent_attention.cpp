@@ -1,4 +1,4 @@
-// edgeblt::LatentAttention: each byte attends to the few vectors of one latent. export/layer_ops.py has the same in
+// edgeblt::LatentAttention: each byte attends to the few vectors of one latent. export/operators/layers.py has the same in
 // standard operators.
 #include <algorithm>
 

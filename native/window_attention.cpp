@@ -1,5 +1,5 @@
 // edgeblt::WindowAttention: causal attention within a window over a cache that is written in place, queries and keys
-// rotated by the angles of their slots. export/native_ops.py has the same by ONNX Runtime's GroupQueryAttention.
+// rotated by the angles of their slots. export/operators/matmuls.py has the same by ONNX Runtime's GroupQueryAttention.
 #include "cached_attention.h"
 
 namespace edgeblt {

@@ -8,9 +8,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle.whole_files import check_replaceable, whole_directory
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, expected_shapes, open_checkpoint
-from edgeblt.export.compressed_form import (
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
+from edgeblt.export.checkpoints.compressed_form import (
     CONFIG,
     WEIGHTS,
     CompressionRecord,
@@ -18,22 +19,21 @@ from edgeblt.export.compressed_form import (
     holds_compressed_form,
     parts_of,
 )
-from edgeblt.export.model_card import checkpoint_name
-from edgeblt.export.safetensors_files import layout
-from edgeblt.export.weight_file import Arrays, Journal, WeightFile
-from edgeblt.export.weights import Encoded, row_blocks
-from edgeblt.files import check_replaceable, whole_directory
+from edgeblt.export.checkpoints.files.safetensors_files import layout
+from edgeblt.export.checkpoints.naming import checkpoint_name
+from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
+from edgeblt.export.graphs.weight_file import Arrays, Journal, WeightFile
+from edgeblt.export.graphs.weights import Encoded, row_blocks
 from edgeblt.names import Name, RecipeName
 from edgeblt.progress import BYTES, Advance, progress
-from edgeblt.quant.activations import Scratch
-from edgeblt.quant.calibration import PrunedLayer, calibrate, read_calibration
-from edgeblt.quant.channels import spread
-from edgeblt.quant.codebooks import CodebookQuantized
-from edgeblt.quant.formats import Codebook, Floating, Matrix, Quantized, WeightError, error, pack, unpack
+from edgeblt.quant.calibration.activations import Scratch
+from edgeblt.quant.calibration.layerwise import PrunedLayer, calibrate, read_calibration
+from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
+from edgeblt.quant.formats.codebooks import CodebookQuantized
+from edgeblt.quant.formats.weight_format import Codebook, Floating, Matrix, Quantized, WeightError, error, pack, unpack
 from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
-from edgeblt.quant.recipe import HASH_TABLES, Recipe, load_recipe
-from edgeblt.quant.recipe_source import decoded, encode_weight
-from edgeblt.quant.table_use import count_hits, rows_worth_keeping
+from edgeblt.quant.methods.channels import spread
+from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 _MADE_BY = ("edgeblt", "torch", "numpy")

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint
-from edgeblt.export.weights import WeightSource
-from edgeblt.quant.calibration import LOOKUP_BYTES, LOOKUP_ROWS, TEXT_BYTES
-from edgeblt.quant.formats import Codebook, Linear, WeightFormat
-from edgeblt.quant.recipe import Recipe
+from edgeblt.export.checkpoints.checkpoint import Checkpoint
+from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.quant.calibration.layerwise import LOOKUP_BYTES, LOOKUP_ROWS, TEXT_BYTES
+from edgeblt.quant.formats.weight_format import Codebook, Linear, WeightFormat
+from edgeblt.quant.recipes.recipe import Recipe
 
 DEFAULT_LIMIT = 1_500_000_000
 _SHARERS = {"query": 3, "key": 3, "value": 3, "gate": 2, "up": 2}  # matrices that read the same inputs

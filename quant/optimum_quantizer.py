@@ -12,7 +12,7 @@ except ImportError:
     raise ImportError(f"BltQuantizer needs optimum; install it with: {install_hint('workbench')}") from None
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.names import Name, RecipeName
 from edgeblt.quant.compress import quantize_checkpoint
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from edgeblt.cores import usable_cores
+from edgeblt.runtime.machine.cores import usable_cores
 
 _OWN_WISHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

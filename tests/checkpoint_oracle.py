@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import BltConfig
 
-from edgeblt.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.bundle.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
 
 
 def stack_as_loaded(stack: Any, window: int | None) -> TransformerConfig:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 import cuda_stand_in
 import tiny_models
-from edgeblt import native
-from edgeblt.config import PatchingRule
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.bundle.config import PatchingRule
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.model import Model, load
-from edgeblt.session import Session
+from edgeblt.runtime import native
+from edgeblt.runtime.session import Session
 from float64_oracle import Doubles, Float64Oracle, bound
 
 LONGEST = 400  # ids in every text: over 16 windows, and more than any windowed cache holds
@@ -144,9 +144,11 @@ def export_oracle(oracle: Any, root: Path) -> Exported:
 @pytest.fixture
 def products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles exported and opened meanwhile round no inputs of their int8 and int4 products."""
-    monkeypatch.setattr("edgeblt.export.native_ops.INT8_ACTIVATIONS", 1)  # accuracy_level 1: float32
-    monkeypatch.setattr("edgeblt.native.register", lambda options: "the portable bodies are wanted")
-    monkeypatch.setattr("edgeblt.bundle.check_graph", lambda *arguments, **options: None)  # it knows the real bodies
+    monkeypatch.setattr("edgeblt.export.operators.matmuls.INT8_ACTIVATIONS", 1)  # accuracy_level 1: float32
+    monkeypatch.setattr("edgeblt.runtime.native.register", lambda options: "the portable bodies are wanted")
+    monkeypatch.setattr(
+        "edgeblt.bundle.manifest.check_graph", lambda *arguments, **options: None
+    )  # it knows the real bodies
 
 
 @pytest.fixture(scope="session", autouse=True)

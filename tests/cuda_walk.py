@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeblt import cache, native
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
 from edgeblt.model import log_softmax, open_model
 from edgeblt.placed_nodes import placed_nodes
+from edgeblt.runtime import cache, native
 
 LENGTH = 400
 SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # what may be left to the CPU: counts and shapes are there anyway

@@ -25,11 +25,11 @@ import pytest
 import torch
 
 from edgeblt import cli
+from edgeblt.bundle.whole_files import whole_directory, whole_file
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.weight_file import WeightFile
-from edgeblt.files import whole_directory, whole_file
-from edgeblt.quant.gptq import gptq
+from edgeblt.export.graphs.weight_file import WeightFile
+from edgeblt.quant.methods.gptq import gptq
 
 KILL, FULL, INTERRUPT = "kill", "full", "interrupt"  # what happens at the step; a full disk stays full
 PATCH = pytest.MonkeyPatch()  # in the script's process
@@ -177,13 +177,13 @@ def write_file(path: str, content: str) -> None:
 
 OTHERS = {"replace": replace, "replace_bundle": replace_bundle, "write_file": write_file}
 QUICKER: dict[str, Any] = {
-    "edgeblt.quant.calibration.TEXT_BYTES": 64,
-    "edgeblt.quant.channels.MULTIPLE": 4,  # so that a tiny model loses some
-    "edgeblt.quant.methods.SHARES": (1.0, 0.9),
-    "edgeblt.export.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
+    "edgeblt.quant.calibration.layerwise.TEXT_BYTES": 64,
+    "edgeblt.quant.methods.channels.MULTIPLE": 4,  # so that a tiny model loses some
+    "edgeblt.quant.methods.data_free.SHARES": (1.0, 0.9),
+    "edgeblt.export.graphs.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
     "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
     "edgeblt.cli._inspect_bundle": lambda bundle: bundle,
-    "edgeblt.printing.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
+    "edgeblt.report.terminal.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
 }
 
 
@@ -236,7 +236,7 @@ def _spy(report: Callable[[str], None], version: str) -> None:
         return gptq(*arguments)
 
     PATCH.setattr(WeightFile, "write", written)
-    PATCH.setattr("edgeblt.quant.calibration.gptq", computed)
+    PATCH.setattr("edgeblt.quant.calibration.layerwise.gptq", computed)
     if version:
         PATCH.setattr("edgeblt.quant.compress._version", lambda package: version)
         PATCH.setattr("edgeblt.export.export_bundle._version", lambda package: version)

@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _installed() -> Path:
-    from edgeblt import native
+    from edgeblt.runtime import native
 
     path = native.library_path()
     if path is None:

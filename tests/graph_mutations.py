@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
-from edgeblt.bundle import checksum, file_record
+from edgeblt.bundle.manifest import checksum, file_record
 
 EDGES = (
     0, 1, -1, 2, 3, 7, 8, 15, 16, 17, 31, 63, 64, 255, 256, 257, 1 << 12, 1 << 20, (1 << 31) - 1, 1 << 31, -(1 << 31),

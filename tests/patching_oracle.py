@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 
 Floats = Sequence[float] | NDArray[np.float32] | NDArray[np.float64]
 Ids = Sequence[int] | NDArray[np.int64]

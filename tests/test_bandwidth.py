@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeblt import bandwidth
-from edgeblt.bandwidth import measure_bandwidth
 from edgeblt.errors import EdgebltError
+from edgeblt.measure import bandwidth
+from edgeblt.measure.bandwidth import measure_bandwidth
 
 MEGABYTE = 1 << 20
 

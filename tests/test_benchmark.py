@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from conftest import Exported
-from edgeblt.benchmark import Benchmark, Setting, _Bench, bench
-from edgeblt.benchmark_rows import csv_text, decoded, markdown, table
-from edgeblt.benchmark_runs import FollowedText, Run, arrivals, timed_run
-from edgeblt.energy import Energy
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import DRAFTS, DraftCounts, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
+from edgeblt.measure.benchmark import Benchmark, Setting, _Bench, bench
+from edgeblt.measure.benchmark_runs import FollowedText, Run, arrivals, timed_run
+from edgeblt.measure.reference import Text
 from edgeblt.model import Model
-from edgeblt.reference import Text
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.speculation import DRAFTS, DraftCounts, generate_ids
-from edgeblt.work import weight_bytes_read
+from edgeblt.report.benchmark_table import csv_text, decoded, markdown, table
+from edgeblt.runtime.machine.energy import Energy
+from edgeblt.runtime.stage_work import weight_bytes_read
 from test_commands import run_command
 
 
@@ -99,7 +99,7 @@ def test_the_bandwidth_is_measured_where_it_is_wanted(tiny: Exported, monkeypatc
         asked.append(threads)
         return Found
 
-    monkeypatch.setattr("edgeblt.benchmark.measure_bandwidth", measured)
+    monkeypatch.setattr("edgeblt.measure.benchmark.measure_bandwidth", measured)
     rows = bench(tiny.bundle, [Setting(threads=1), Setting(threads=1, draft="none"), Setting(threads=2)], 4, 1)
     assert asked == [1, 2]
     for row in rows:
@@ -119,8 +119,8 @@ def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypa
 
         return happen
 
-    monkeypatch.setattr("edgeblt.benchmark.measure_bandwidth", happens("bandwidth", None))
-    monkeypatch.setattr("edgeblt.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
+    monkeypatch.setattr("edgeblt.measure.benchmark.measure_bandwidth", happens("bandwidth", None))
+    monkeypatch.setattr("edgeblt.measure.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
     monkeypatch.setattr(_Bench, "run", happens("run", _Bench.run))
     rows = bench(tiny.bundle, [Setting(threads=1, prompt_bytes=4), Setting(threads=2, prompt_bytes=4)], 2, 1)
     assert happened == [*["run"] * 4, "peak", "bandwidth", "bandwidth"]
@@ -179,7 +179,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes, Sampler]]:
         made.append((draft, prompt, sampler))
         return timed_run(model, draft, prompt, sampler, new_bytes)
 
-    monkeypatch.setattr("edgeblt.benchmark.timed_run", run)
+    monkeypatch.setattr("edgeblt.measure.benchmark.timed_run", run)
     return made
 
 

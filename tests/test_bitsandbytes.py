@@ -29,13 +29,13 @@ from transformers import BitsAndBytesConfig, BltForCausalLM
 import tiny_models
 from checkpoint_oracle import assert_one_sentence, modules, small_config
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.model import load
-from edgeblt.quant.codebooks import LEVELS, quantize_codebook
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.formats import Codebook, Floating, Linear
+from edgeblt.quant.formats.codebooks import LEVELS, quantize_codebook
+from edgeblt.quant.formats.weight_format import Codebook, Floating, Linear
 
 PROMISED = 1e-3  # of the largest logit, between transformers and the bundle
 TOLERANCE = 1e-5  # held: 2e-6 was measured

@@ -22,9 +22,9 @@ from onnx import defs
 from rich.filesize import decimal
 
 from conftest import default_signals
-from edgeblt.bundle import Bundle, FileRecord, Manifest, StageRecord, file_record, open_bundle, write_manifest
-from edgeblt.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
-from edgeblt.contract import STAGES, CacheSpec, StageContract, TensorSpec, stage_contracts
+from edgeblt.bundle.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.bundle.contract import STAGES, CacheSpec, StageContract, TensorSpec, stage_contracts
+from edgeblt.bundle.manifest import Bundle, FileRecord, Manifest, StageRecord, file_record, open_bundle, write_manifest
 from edgeblt.errors import EdgebltError
 from edgeblt.export import export_bundle as export_module
 from edgeblt.export.export_bundle import export_bundle
@@ -448,7 +448,7 @@ INTERRUPTED = """
 import os, signal, sys
 import edgeblt.cli, edgeblt.export.export_bundle
 
-WRITERS = ("edgeblt.export.weight_file", "edgeblt.files")
+WRITERS = ("edgeblt.export.graphs.weight_file", "edgeblt.bundle.whole_files")
 
 def export(target, number=None, moment=None):
     '''Exit status of a process that exports; the number of calls it made goes into `counts`.'''

@@ -23,21 +23,21 @@ import test_exactness
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import ENTROPY_TOLERANCE, TOLERANCE
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.model import load
-from edgeblt.parsing import dataclass_document, parse_dataclass
-from edgeblt.quant.calibration import calibration_texts
-from edgeblt.quant.channel_choice import choose_channels
-from edgeblt.quant.channels import MULTIPLE, kept_count
+from edgeblt.quant.calibration.layerwise import calibration_texts
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.formats import Linear
-from edgeblt.quant.gptq import DAMPING, Inputs, Products, gptq
-from edgeblt.quant.methods import quantize_least_squares
-from edgeblt.quant.recipe import Recipe, load_recipe
+from edgeblt.quant.formats.weight_format import Linear
+from edgeblt.quant.methods.channel_choice import choose_channels
+from edgeblt.quant.methods.channels import MULTIPLE, kept_count
+from edgeblt.quant.methods.data_free import quantize_least_squares
+from edgeblt.quant.methods.gptq import DAMPING, Inputs, Products, gptq
+from edgeblt.quant.recipes.recipe import Recipe, load_recipe
 from test_commands import run_command, sentence
 from test_methods import dependent_inputs
 
@@ -126,8 +126,8 @@ class Workshop:
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.quant.calibration.TEXT_BYTES", TEXT_BYTES)
-        patch.setattr("edgeblt.quant.methods.SHARES", (1.0, 0.9))  # quicker
+        patch.setattr("edgeblt.quant.calibration.layerwise.TEXT_BYTES", TEXT_BYTES)
+        patch.setattr("edgeblt.quant.methods.data_free.SHARES", (1.0, 0.9))  # quicker
         yield Workshop(tmp_path_factory.mktemp("channels"), oracle_of(SIZES))
 
 
@@ -171,7 +171,7 @@ def test_many_go_at_a_time() -> None:
     chosen = choose_channels(down, torch.from_numpy(gram), 128)
     assert len(chosen) == 128 and (np.diff(chosen) > 0).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.quant.channel_choice._STEPS", 300)
+        patch.setattr("edgeblt.quant.methods.channel_choice._STEPS", 300)
         singly = choose_channels(down, torch.from_numpy(gram), 128)
     at_random = [loss(down.astype(np.float64), gram, sorted(rng.permutation(300)[:128])) for _ in range(10)]
     lost, least = (loss(down.astype(np.float64), gram, kept.tolist()) for kept in (chosen, singly))

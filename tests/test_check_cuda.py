@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import cuda_stand_in
-from edgeblt import cuda
-from edgeblt.benchmark import Benchmark, Percentiles
 from edgeblt.inspection import PlacedNodes
+from edgeblt.measure.benchmark import Benchmark, Percentiles
+from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.report.results import read_results
-from edgeblt.validation import Passage, Report, Validation
+from edgeblt.runtime import cuda
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from checkpoint_oracle import assert_one_sentence, config_as_loaded, modules, small_config
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, expected_shapes, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
 
 HEAD, EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
 GATE = "model.local_encoder.layers.0.mlp.gate_proj.weight"
@@ -195,7 +195,7 @@ def test_the_download_cache_of_hugging_face(single: Path, small_model: Any, tmp_
 
 
 def test_opening_needs_no_transformers() -> None:
-    code = "import sys, edgeblt.export.checkpoint; sys.exit('transformers' in sys.modules)"
+    code = "import sys, edgeblt.export.checkpoints.checkpoint; sys.exit('transformers' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}).returncode
         == 0

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from checkpoint_oracle import assert_one_sentence, small_config
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import OFFSET

@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 
 from conftest import default_signals
-from edgeblt import cli, native
-from edgeblt.benchmark import Benchmark
-from edgeblt.bundle import open_bundle
+from edgeblt import cli
+from edgeblt.bundle.manifest import open_bundle
 from edgeblt.installing import install_hint
+from edgeblt.measure.benchmark import Benchmark
+from edgeblt.measure.noise import NOISES
+from edgeblt.measure.reference_file import ReferenceFile
+from edgeblt.measure.texts import HELD_OUT_TEXTS, held_out_text
+from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.model import load
-from edgeblt.noise import NOISES
-from edgeblt.reference_file import ReferenceFile
-from edgeblt.samples import HELD_OUT_TEXTS, held_out_text
-from edgeblt.validation import Passage, Report, Validation
+from edgeblt.runtime import native
 
 COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "inspect",
             "doctor")  # fmt: skip
@@ -281,7 +282,7 @@ def test_validate_on_several_texts_and_their_noise(
 def test_validate_on_the_texts_of_the_package(
     tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgeblt.samples.held_out_text", lambda name: held_out_text(name)[:20])
+    monkeypatch.setattr("edgeblt.measure.texts.held_out_text", lambda name: held_out_text(name)[:20])
     result = run_command(capfd, "validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--json", "-")
     assert result.code == 0
     assert_validation(json.loads(result.stdout), dict.fromkeys(HELD_OUT_TEXTS, 20))
@@ -369,7 +370,7 @@ def test_references_that_are_refused(
 def test_a_quantized_checkpoint_is_no_reference(
     tiny_bundle: tuple[Path, Path], text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgeblt.export.checkpoint.Checkpoint.is_quantized", True)
+    monkeypatch.setattr("edgeblt.export.checkpoints.checkpoint.Checkpoint.is_quantized", True)
     said = sentence(run_command(capfd, "validate", tiny_bundle[1], "--reference", tiny_bundle[0], "--text", text))
     assert said == f"{tiny_bundle[0]} is quantized; give the checkpoint it was made from as the reference"
 
@@ -677,7 +678,7 @@ def test_errors_while_running(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("edgeblt.session.Session._run_chunk", fail)
+    monkeypatch.setattr("edgeblt.runtime.session.Session._run_chunk", fail)
     assert sentence(run_command(capfd, "generate", bundle, "hello")) == said
 
 
@@ -685,7 +686,7 @@ def test_our_own_mistakes_are_not_hidden(bundle: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr("edgeblt.session.Session._run_chunk", fail)
+    monkeypatch.setattr("edgeblt.runtime.session.Session._run_chunk", fail)
     monkeypatch.setattr(sys, "argv", ["edgeblt", "generate", str(bundle), "hello"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(KeyError, match="a mistake"):

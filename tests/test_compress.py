@@ -23,19 +23,19 @@ import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import ENTROPY_TOLERANCE, TOLERANCE, tiny_oracle
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.export.checkpoints.files.safetensors_files import layout
+from edgeblt.export.checkpoints.recipe_source import encode_weight
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.safetensors_files import layout
-from edgeblt.export.weight_file import Journal, WeightFile
-from edgeblt.export.weights import Encoded
+from edgeblt.export.graphs.weight_file import Journal, WeightFile
+from edgeblt.export.graphs.weights import Encoded
 from edgeblt.model import load as load_bundle
 from edgeblt.names import Name
-from edgeblt.quant.calibration import TEXT_BYTES, calibration_texts
-from edgeblt.quant.codebooks import CodebookQuantized
+from edgeblt.quant.calibration.layerwise import TEXT_BYTES, calibration_texts
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.formats import BLOCK_SIZES, Floating, Linear, Quantized, WeightFormat
-from edgeblt.quant.recipe import load_recipe
-from edgeblt.quant.recipe_source import encode_weight
+from edgeblt.quant.formats.codebooks import CodebookQuantized
+from edgeblt.quant.formats.weight_format import BLOCK_SIZES, Floating, Linear, Quantized, WeightFormat
+from edgeblt.quant.recipes.recipe import load_recipe
 from test_commands import run_command
 
 LENGTH = 120  # ids of a text that is compared on
@@ -388,8 +388,8 @@ def test_quantizing_again_gives_the_same_bytes(
     workshop: Workshop, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many rows are in memory at a time."""
-    monkeypatch.setattr("edgeblt.export.weights.AT_A_TIME", 300)
-    monkeypatch.setattr("edgeblt.quant.calibration.LOOKUP_ROWS", 33)
+    monkeypatch.setattr("edgeblt.export.graphs.weights.AT_A_TIME", 300)
+    monkeypatch.setattr("edgeblt.quant.calibration.layerwise.LOOKUP_ROWS", 33)
     calibration = workshop.calibration if name in CALIBRATED else None
     again = quantize_checkpoint(workshop.original(5), tmp_path / "again", workshop.recipe(name), calibration)
     assert files_of(again, ".safetensors") == files_of(workshop.compressed(name, 5), ".safetensors")

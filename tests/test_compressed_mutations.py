@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import tiny_models
 from conftest import tiny_oracle
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.quant.compress import quantize_checkpoint
 from test_checkpoint_mutations import edit_json
 from test_commands import run_command, run_process, sentence

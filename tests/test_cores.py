@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from conftest import Exported
-from edgeblt import cores
-from edgeblt.bandwidth import measure_bandwidth
-from edgeblt.benchmark import Setting, bench
-from edgeblt.cores import check_threads, cpu_quota, most_threads, usable_cores
 from edgeblt.errors import EdgebltError
+from edgeblt.measure.bandwidth import measure_bandwidth
+from edgeblt.measure.benchmark import Setting, bench
+from edgeblt.measure.tuning import tune
 from edgeblt.model import load
-from edgeblt.providers import LARGE_STAGE_BYTES, thread_counts
 from edgeblt.quant.torch_threads import keep_to_usable_cores
-from edgeblt.tuning import tune
+from edgeblt.runtime.machine import cores
+from edgeblt.runtime.machine.cores import check_threads, cpu_quota, most_threads, usable_cores
+from edgeblt.runtime.providers import LARGE_STAGE_BYTES, thread_counts
 from test_commands import run_command, sentence
 
 
@@ -81,8 +81,8 @@ def test_usable_cores(maximum: str, usable: int, tmp_path: Path, monkeypatch: py
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeblt.cores.usable_cores", lambda: 2)
-    monkeypatch.setattr("edgeblt.providers.usable_cores", lambda: 2)
+    monkeypatch.setattr("edgeblt.runtime.machine.cores.usable_cores", lambda: 2)
+    monkeypatch.setattr("edgeblt.runtime.providers.usable_cores", lambda: 2)
     monkeypatch.setattr("edgeblt.quant.torch_threads.usable_cores", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
 

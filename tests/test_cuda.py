@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import cuda_stand_in
 from cuda_stand_in import StandIn
-from edgeblt import cuda
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
+from edgeblt.runtime import cuda
 
 REMEDY = f"run `{install_hint('cuda')}`"
 IN_A_CONTAINER = "in a container pass its NVIDIA option (docker run --gpus all)"

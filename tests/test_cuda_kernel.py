@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import patching_oracle
 import test_entropy_patch as patching
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.export.entropy_patch import setting_defaults
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.export.operators.entropy_patch import setting_defaults
 
 ROOT = Path(__file__).parents[1]
 WIDTH = patching.WIDTH

@@ -17,9 +17,9 @@ import pytest
 
 import patching_oracle
 import test_entropy_patch as patching
-from edgeblt import native
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.doctor import diagnose
+from edgeblt.runtime import native
 
 ROOT = Path(__file__).parents[1]
 NVCC, COMPILER, CMAKE = shutil.which("nvcc"), shutil.which("c++"), shutil.which("cmake")

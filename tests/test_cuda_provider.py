@@ -19,7 +19,7 @@ import cuda_stand_in
 from conftest import Exported
 from cuda_stand_in import StandIn
 from cuda_walk import SHAPES
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
 from edgeblt.export.export_bundle import export_bundle
 
 WALK = "import cuda_walk; cuda_walk.main()"
@@ -114,7 +114,7 @@ def test_nothing_is_copied_between_providers_unseen(
     """In the graphs as ONNX Runtime runs them: only `total_length`, a number, goes to the GPU, and back nothing but
     whether the portable form of EntropyPatch has a maximum length."""
     code = (
-        "import sys, pathlib\nfrom edgeblt.providers import open_graph, session_options\n"
+        "import sys, pathlib\nfrom edgeblt.runtime.providers import open_graph, session_options\n"
         "options = session_options(1, 'cuda')\noptions.optimized_model_filepath = sys.argv[2]\n"
         "path = pathlib.Path(sys.argv[1])\nopen_graph(path.read_bytes(), path.parent, options, 'cuda')"
     )

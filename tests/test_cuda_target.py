@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 import kernel_table
 import tiny_models
 from conftest import LONGEST, Exported
-from edgeblt import providers
-from edgeblt.contract import STAGES
-from edgeblt.device_array import DeviceArray
+from edgeblt.bundle.contract import STAGES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load, open_model
-from edgeblt.session import ROLLBACK_BYTES, Session
+from edgeblt.runtime import providers
+from edgeblt.runtime.device_array import DeviceArray
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from host_memory import HostMemory
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()][::2]
@@ -62,7 +62,7 @@ def host_as_device(monkeypatch: pytest.MonkeyPatch) -> HostMemory:
     """Models opened meanwhile keep their state in memory that stands for a device's."""
     memory = HostMemory()
     monkeypatch.setattr("edgeblt.model.memory_of", lambda provider: memory)
-    monkeypatch.setattr("edgeblt.cache.DEVICE_SLACK", 40)  # so that caches move their content
+    monkeypatch.setattr("edgeblt.runtime.cache.DEVICE_SLACK", 40)  # so that caches move their content
     return memory
 
 
@@ -253,7 +253,7 @@ def test_where_it_runs_by_default(for_cuda: Callable[[int], Path], monkeypatch: 
         seen.append("asked")
         raise EdgebltError("there is no CUDA here")
 
-    monkeypatch.setattr("edgeblt.cuda.require_cuda", refused)
+    monkeypatch.setattr("edgeblt.runtime.cuda.require_cuda", refused)
     with pytest.raises(EdgebltError, match="there is no CUDA here"):
         load(for_cuda(10))
     with pytest.raises(EdgebltError, match="there is no CUDA here"):

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 import test_window_attention as attention
 import tiny_models
 from conftest import Exported
-from edgeblt import native
-from edgeblt.export import layer_ops, native_ops
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.operators import layers, matmuls
 from edgeblt.model import load
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.formats import BLOCK_SIZES
+from edgeblt.quant.formats.weight_format import BLOCK_SIZES
+from edgeblt.runtime import native
 from test_bundle import name_contrib_ops
 from test_native import Product, at_every_level, needs_library, open_model, random_product, using
 
@@ -69,8 +69,8 @@ class Node:
             ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
             for name, value in self.attributes.items()
         ]
-        node = ir.Node(native_ops.DOMAIN, self.op, operands, attributes, outputs=outputs)
-        opsets = {"": 23, native_ops.MICROSOFT: 1, native_ops.DOMAIN: 1}
+        node = ir.Node(matmuls.DOMAIN, self.op, operands, attributes, outputs=outputs)
+        opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
         graph = ir.Graph(values, outputs, nodes=[node], initializers=weights, opset_imports=opsets, name="node")
         model = ir.Model(graph, ir_version=11, functions=[make() for make in FUNCTIONS.values()])
         serialized: bytes = ir.serde.serialize_model(model).SerializeToString()
@@ -81,11 +81,11 @@ class Node:
 
 
 FUNCTIONS = {
-    native_ops.DENSE: native_ops.dense_matmul_function,
-    native_ops.ATTENTION: native_ops.window_attention_function,
-    layer_ops.LATENT: layer_ops.latent_attention_function,
-    layer_ops.LAYER: layer_ops.dense_layer_function,
-    layer_ops.CROSS: layer_ops.dense_cross_attention_function,
+    matmuls.DENSE: matmuls.dense_matmul_function,
+    matmuls.ATTENTION: matmuls.window_attention_function,
+    layers.LATENT: layers.latent_attention_function,
+    layers.LAYER: layers.dense_layer_function,
+    layers.CROSS: layers.dense_cross_attention_function,
 }
 
 
@@ -93,7 +93,7 @@ def some_product(chance: np.random.Generator, rows: int, columns: int) -> Produc
     """Weights [rows, columns] in any format, of the size that keeps the variance of what they multiply."""
     bits, block = int(chance.choice([4, 8])), int(chance.choice(BLOCK_SIZES))
     seed, times = int(chance.integers(1 << 32)), int(chance.choice([1, 1, 2, 1000]))
-    product = random_product(native_ops.DENSE, seed, rows, columns, bits, block, times)
+    product = random_product(matmuls.DENSE, seed, rows, columns, bits, block, times)
     scales = product.weights["scales"]
     factor = float(scales.dtype.type(1 / (np.sqrt(columns) * max(float(product.exact.std()), 1e-9))))
     shrunk = (scales.astype(np.float64) * factor).astype(scales.dtype)
@@ -109,7 +109,7 @@ def weights_of(products: dict[str, Product]) -> tuple[Arrays, dict[str, int]]:
     attributes = {
         f"{name}_{attribute}": product.attributes[attribute]
         for name, product in products.items()
-        for attribute in native_ops.ROUNDING_ATTRIBUTES
+        for attribute in matmuls.ROUNDING_ATTRIBUTES
     }
     return arrays, attributes
 
@@ -152,7 +152,7 @@ class Layer:
         norms = {"attention_norm": self.norms[0], "mlp_norm": self.norms[1]}
         outputs = {"y": 2, "present_key": 4, "present_value": 4}
         return Node(
-            layer_ops.LAYER, heads | sizes | attributes | {"epsilon": self.epsilon}, inputs, norms | arrays, outputs
+            layers.LAYER, heads | sizes | attributes | {"epsilon": self.epsilon}, inputs, norms | arrays, outputs
         )
 
     def run(self, session: Any, cuts: list[int]) -> Floats:
@@ -222,9 +222,9 @@ def error(found: NDArray[Any], expected: Doubles) -> Doubles:
 def test_a_layer_is_its_definition_and_the_same_in_any_company(level: str, seed: int, data: st.DataObject) -> None:
     layer = random_layer(seed)
     with using(level):
-        session, before = layer.node().open(kernel=True), native.runs(layer_ops.LAYER)
+        session, before = layer.node().open(kernel=True), native.runs(layers.LAYER)
         whole = layer.run(session, [])
-        assert native.runs(layer_ops.LAYER) == before + 1
+        assert native.runs(layers.LAYER) == before + 1
         assert error(whole, layer.exact()).max() < ONE_STEP
         np.testing.assert_array_equal(layer.run(session, list(range(1, len(layer.x)))), whole)
         cuts = sorted(data.draw(st.sets(st.integers(1, len(layer.x) - 1)))) if len(layer.x) > 1 else []
@@ -247,9 +247,9 @@ def test_most_rows_are_exact(level: str) -> None:
 def test_the_portable_body_agrees(seed: int) -> None:
     """It is of operators in operators: the runtime takes both apart."""
     layer = random_layer(seed)
-    before = native.runs(layer_ops.LAYER)
+    before = native.runs(layers.LAYER)
     found = layer.run(layer.node().open(kernel=False), [])
-    assert native.runs(layer_ops.LAYER) == before
+    assert native.runs(layers.LAYER) == before
     assert error(found, layer.exact()).max() < ONE_STEP
 
 
@@ -326,7 +326,7 @@ def test_weights_that_do_not_fit_are_refused_when_the_model_is_opened(said: str)
     node = random_layer(9, count=4).node()
     attributes, absent = WEIGHT_MISFITS[said]
     if said.startswith("up_codes"):  # the gate, which is checked before, fits
-        weights = random_product(native_ops.DENSE, 1, 998, node.inputs["x"].shape[1], 8, 16, 1).weights
+        weights = random_product(matmuls.DENSE, 1, 998, node.inputs["x"].shape[1], 8, 16, 1).weights
         attributes = attributes | {"gate_bits": 8, "gate_block_size": 16, "gate_blocks_per_scale": 1}
         node = replace(node, initializers=node.initializers | {f"gate_{key}": value for key, value in weights.items()})
     kept = {name: array for name, array in node.initializers.items() if name != absent}
@@ -390,7 +390,7 @@ class Cross:
         }  # fmt: skip
 
     def attention_node(self, query: Floats) -> Node:
-        return Node(layer_ops.LATENT, self.attributes, {"query": query, **self.row_inputs}, {}, {"attended": 2})
+        return Node(layers.LATENT, self.attributes, {"query": query, **self.row_inputs}, {}, {"attended": 2})
 
     def node(self) -> Node:
         arrays, attributes = weights_of(self.products)
@@ -399,7 +399,7 @@ class Cross:
         }  # fmt: skip
         inputs = {"x": self.x, **self.row_inputs}
         return Node(
-            layer_ops.CROSS, self.attributes | sizes | attributes, inputs, {"query_norm": self.norm, **arrays}, {"y": 2}
+            layers.CROSS, self.attributes | sizes | attributes, inputs, {"query_norm": self.norm, **arrays}, {"y": 2}
         )
 
     def attended(self, query: Doubles) -> Doubles:
@@ -458,9 +458,9 @@ def test_attention_to_latents_is_its_definition(level: str, seed: int) -> None:
     query = np.random.default_rng(seed).normal(size=(len(cross.x), cross.heads * cross.head_width)).astype(np.float32)
     node = cross.attention_node(query)
     with using(level):
-        before = native.runs(layer_ops.LATENT)
+        before = native.runs(layers.LATENT)
         (found,) = node.open(kernel=True).run(None, node.inputs)
-        assert native.runs(layer_ops.LATENT) == before + 1
+        assert native.runs(layers.LATENT) == before + 1
     (portable,) = node.open(kernel=False).run(None, node.inputs)
     expected = cross.attended(query.astype(np.float64))
     bound = 1e-5 * max(1.0, float(np.abs(cross.rows).max())) ** 2
@@ -474,9 +474,9 @@ def test_attention_to_latents_is_its_definition(level: str, seed: int) -> None:
 def test_cross_attention_is_its_definition_and_the_same_in_any_company(level: str, seed: int) -> None:
     cross = random_cross(seed)
     with using(level):
-        session, before = cross.node().open(kernel=True), native.runs(layer_ops.CROSS)
+        session, before = cross.node().open(kernel=True), native.runs(layers.CROSS)
         (whole,) = session.run(None, cross.node().inputs)
-        assert native.runs(layer_ops.CROSS) == before + 1
+        assert native.runs(layers.CROSS) == before + 1
         for byte in range(len(cross.x)):
             (alone,) = session.run(None, cross.only(slice(byte, byte + 1)).node().inputs)
             np.testing.assert_array_equal(alone[0], whole[byte])

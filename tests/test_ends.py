@@ -12,19 +12,20 @@ from transformers import BltForCausalLM
 import tiny_models
 from checkpoint_oracle import assert_one_sentence, small_config
 from conftest import tiny_oracle
-from edgeblt import cli, native
-from edgeblt.bundle import MANIFEST, open_bundle, write_manifest
-from edgeblt.config import Generation
+from edgeblt import cli
+from edgeblt.bundle.config import Generation
+from edgeblt.bundle.manifest import MANIFEST, open_bundle, write_manifest
+from edgeblt.decoding.speculation import DRAFTS
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.hub import needed_files
+from edgeblt.export.hub.repository import needed_files
 from edgeblt.ids import BOS, EOS, OFFSET, encode
 from edgeblt.inspection import inspect_bundle
 from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.speculation import DRAFTS
+from edgeblt.runtime import native
 
 END = 3  # the id that a fine-tune ends its texts with
 PROMPT = b"The quick brown fox"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from transformers.models.blt.modeling_blt import BltPatcher, process_patch_lengths
 
 import patching_oracle
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.contract import TARGETS, Target
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import TARGETS, Target
 from edgeblt.errors import EdgebltError
-from edgeblt.export import entropy_patch
+from edgeblt.export.operators import entropy_patch
 
 WIDTH = 37  # logits a row: odd, so that rows lie at every memory alignment
 STEP = 0.25  # entropies are multiples of it and thresholds lie halfway between two: rounding cannot decide

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 import patching_oracle
 import tiny_models
 from conftest import LONGEST, Exported, Text, tiny_oracle
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.session import CHUNK_BYTES, ROLLBACK_BYTES, Session
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES, Session
 from float64_oracle import Float32Results, Float64Oracle
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()]

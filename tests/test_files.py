@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeblt.bundle.whole_files import whole_directory, whole_file
 from edgeblt.errors import EdgebltError
-from edgeblt.files import whole_directory, whole_file
 
 
 def write(path: Path, content: str, replace: bool = False) -> None:

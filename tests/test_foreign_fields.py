@@ -19,12 +19,12 @@ import tiny_models
 from checkpoint_oracle import config_as_loaded, small_config
 from edgeblt import load
 from edgeblt.errors import CheckpointNote, EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.llama_switches import HARMLESS, SWITCHES
+from edgeblt.export.checkpoints.transformers_config import KNOWN, RULES, WINDOW, parse_config
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.inspection import inspect_checkpoint
-from edgeblt.export.llama_switches import HARMLESS, SWITCHES
 from edgeblt.export.reference import TransformersReference
-from edgeblt.export.transformers_config import KNOWN, RULES, WINDOW, parse_config
 from edgeblt.quant.compress import quantize_checkpoint
 from test_commands import run_command, sentence
 

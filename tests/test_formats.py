@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import EdgebltError
-from edgeblt.quant.formats import (
+from edgeblt.quant.formats.weight_format import (
     BLOCK_SIZES,
     Codebook,
     Floating,

@@ -16,12 +16,12 @@ import patching_oracle
 import test_exactness
 import tiny_models
 from conftest import ENTROPY_TOLERANCE, TOLERANCE, tiny_oracle
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.export.checkpoint import Checkpoint, open_checkpoint
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.reference import TransformersReference
-from edgeblt.quant.activations import Values
-from edgeblt.quant.calibration import PatchStarts
-from edgeblt.quant.forward import Forward
+from edgeblt.quant.calibration.activations import Values
+from edgeblt.quant.calibration.forward import Forward
+from edgeblt.quant.calibration.layerwise import PatchStarts
 
 SEEDS = range(0, tiny_models.CONFIG_COUNT, 2)
 LENGTH = 160  # many windows

@@ -15,18 +15,18 @@ from onnx import TensorProto, helper
 
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
-from edgeblt import operators
-from edgeblt.bundle import Bundle, open_bundle
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
+from edgeblt.bundle.examination import operators
+from edgeblt.bundle.examination.function_digest import digest
+from edgeblt.bundle.examination.graph_check import check_graph
+from edgeblt.bundle.examination.onnx_graph import parse_model
+from edgeblt.bundle.manifest import Bundle, open_bundle
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs
-from edgeblt.function_digest import digest
-from edgeblt.graph_check import check_graph
-from edgeblt.onnx_graph import parse_model
-from edgeblt.quant.recipe import load_recipe
-from edgeblt.quant.recipe_source import RecipeSource
+from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
 from tiny_bundles import RECIPES, whole_layers
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from checkpoint_oracle import assert_one_sentence
 from edgeblt import model as model_module
+from edgeblt.bundle.held_files import HeldFile
+from edgeblt.bundle.whole_files import whole_directory
 from edgeblt.errors import EdgebltError
-from edgeblt.files import whole_directory
-from edgeblt.held_files import HeldFile
 from edgeblt.model import Model, load
 from edgeblt.prepare import prepare
-from edgeblt.providers import open_graph
+from edgeblt.runtime.providers import open_graph
 
 TOO_MANY = "cannot be opened, as too many files are open; allow more with `ulimit -n`, or close others"
 IDS = [1, 50, 60, 70, 80]
@@ -142,7 +142,9 @@ def test_graphs_are_the_bytes_that_were_checked(bundle: Path, expected: NDArray[
 
 
 def test_prepared_weights_that_are_replaced(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeblt.native.register", lambda options: "without kernels of our own there is more to pack")
+    monkeypatch.setattr(
+        "edgeblt.runtime.native.register", lambda options: "without kernels of our own there is more to pack"
+    )
     prepare(bundle)
     files = sorted(bundle.with_name("bundle.prepared").glob("*.weights"))
     assert files
@@ -217,7 +219,7 @@ def test_weights_written_to(change: Callable[[Path], object], bundle: Path) -> N
 def test_weights_cut_during_a_command(bundle: Path) -> None:
     """Reading a page that a file no longer has ends the process: with a sentence, whichever thread reads."""
     code = (
-        "import os, pathlib, sys\nfrom edgeblt.lost_files import explaining_lost_files\n"
+        "import os, pathlib, sys\nfrom edgeblt.bundle.lost_files import explaining_lost_files\n"
         "from edgeblt.model import load\n"
         "with explaining_lost_files():\n"
         "    session = load(sys.argv[1], threads=2).session()\n"
@@ -236,7 +238,7 @@ def test_weights_cut_during_a_command(bundle: Path) -> None:
 
 def test_the_signal_is_the_process_s_own_again() -> None:
     code = (
-        "import os, signal\nfrom edgeblt.lost_files import explaining_lost_files\n"
+        "import os, signal\nfrom edgeblt.bundle.lost_files import explaining_lost_files\n"
         "with explaining_lost_files(): pass\nos.kill(os.getpid(), signal.SIGBUS)"
     )
     environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}

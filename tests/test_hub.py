@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 
 from edgeblt import cli
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
-from edgeblt.export.generation_config import GENERATION
-from edgeblt.export.hub import is_hub_id, local_checkpoint, needed_files
-from edgeblt.export.model_card import checkpoint_name
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.generation_config import GENERATION
+from edgeblt.export.checkpoints.naming import checkpoint_name
+from edgeblt.export.hub.repository import is_hub_id, local_checkpoint, needed_files
 from edgeblt.export.reference import TransformersReference
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.optimum_quantizer import BltQuantizer
@@ -328,7 +328,7 @@ def test_content_shared_by_all_models(hub: HubServer, checkpoint: Path, cache: P
 
 
 def test_links_of_subfolders_are_followed(hub: HubServer, cache: Path) -> None:
-    from edgeblt.export.checkpoint_files import checkpoint_file
+    from edgeblt.export.checkpoints.files.checkpoint_files import checkpoint_file
 
     hub.add("meta/blt", {name: name.encode() for name in META_FORM})
     folder = local_checkpoint("meta/blt")
@@ -545,7 +545,10 @@ def test_export_from_the_hub_and_the_same_model_offline(tiny_bundle: tuple[Path,
         assert hub.downloaded() == ["config.json", GENERATION, SINGLE]
         hub.log.clear()
         offline = environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1")
-        code = "from edgeblt.export.hub import local_checkpoint as local; print(local('tiny/blt')); local('tiny/other')"
+        code = (
+            "from edgeblt.export.hub.repository import local_checkpoint as local; "
+            "print(local('tiny/blt')); local('tiny/other')"
+        )
         result = run_python(offline, code)
         assert files(Path(result.stdout.strip())).keys() == {"config.json", GENERATION, SINGLE} and not hub.log
         assert result.stderr.splitlines()[-1].endswith("unset HF_HUB_OFFLINE and download the model")

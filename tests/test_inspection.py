@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 
 import released_models
 from conftest import Exported
-from edgeblt.bundle import open_bundle, write_manifest
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.contract import STAGES
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.examination.initializers import initializers
+from edgeblt.bundle.manifest import open_bundle, write_manifest
+from edgeblt.bundle.weight_plan import StageWeights, StoredTensor, WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.graph import LINE, PAGE
+from edgeblt.export.graphs.graph import LINE, PAGE
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.inspection import inspect_bundle
-from edgeblt.onnx_file import initializers
-from edgeblt.quant import recipe as recipes
+from edgeblt.measure.texts import DEMO_CHECKPOINT
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.recipe import packaged_recipes
-from edgeblt.roofline import StageWeights, StoredTensor, WeightPlan, typical_bytes_per_patch, weight_plan
-from edgeblt.samples import DEMO_CHECKPOINT
+from edgeblt.quant.recipes import recipe as recipes
+from edgeblt.quant.recipes.recipe import packaged_recipes
 from test_commands import HIDE_WORKBENCH, run_command, run_process, sentence
 
 TINY = (7, 9)  # without a patcher; with projections, several hash functions, odd heads, one cross-attention
@@ -385,7 +385,7 @@ def test_graphs_that_name_more_than_there_is(tmp_path: Path, tiny_bundle: tuple[
 
 def rewrite_manifest(bundle: Path) -> None:
     """With the sizes and hashes of the files as they are now."""
-    from edgeblt.bundle import MANIFEST, _read_manifest, file_record
+    from edgeblt.bundle.manifest import MANIFEST, _read_manifest, file_record
 
     manifest = _read_manifest(bundle / MANIFEST)
     files = {name: file_record(bundle / name) for name in manifest.files}

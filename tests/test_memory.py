@@ -14,7 +14,7 @@ import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import tiny_oracle
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.quant.compress import quantize_checkpoint
 

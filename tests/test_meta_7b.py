@@ -17,8 +17,8 @@ from transformers import BltConfig
 
 import tiny_models
 from conftest import TOLERANCE
-from edgeblt.config import HashConfig, PatchingRule, Rule, TransformerConfig
-from edgeblt.export.checkpoint import expected_shapes, open_checkpoint
+from edgeblt.bundle.config import HashConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.export.checkpoints.checkpoint import expected_shapes, open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import load
 from meta_checkpoints import (

@@ -17,14 +17,14 @@ import patching_oracle
 import tiny_models
 from checkpoint_oracle import assert_one_sentence, config_as_loaded
 from conftest import TOLERANCE
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import expected_shapes, open_checkpoint
-from edgeblt.export.config_section import Section
+from edgeblt.export.checkpoints.checkpoint import expected_shapes, open_checkpoint
+from edgeblt.export.checkpoints.config_section import Section
+from edgeblt.export.checkpoints.files.stored_weights import FusedWeight
+from edgeblt.export.checkpoints.meta_patching import parse_patching
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.meta_patching import parse_patching
 from edgeblt.export.reference import TransformersReference, checkpoint_sha256
-from edgeblt.export.stored_weights import FusedWeight
 from edgeblt.model import load
 from edgeblt.quant.compress import quantize_checkpoint
 from meta_checkpoints import (

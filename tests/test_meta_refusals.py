@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
-from edgeblt.export.config_section import Findings, Section
-from edgeblt.export.meta_config import parse_model, sort_model
-from edgeblt.export.meta_patching import parse_patching, refuse_contradictions, sort_training
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.config_section import Findings, Section
+from edgeblt.export.checkpoints.meta_config import parse_model, sort_model
+from edgeblt.export.checkpoints.meta_patching import parse_patching, refuse_contradictions, sort_training
 from meta_checkpoints import (
     MODEL_ARGS,
     PATCHER_ARGS,

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import EdgebltError
-from edgeblt.quant.formats import Linear, Matrix, Quantized, encode, quantize
-from edgeblt.quant.gptq import Inputs, Products, gptq
-from edgeblt.quant.methods import METHODS, quantize_least_squares
+from edgeblt.quant.formats.weight_format import Linear, Matrix, Quantized, encode, quantize
+from edgeblt.quant.methods.data_free import METHODS, quantize_least_squares
+from edgeblt.quant.methods.gptq import Inputs, Products, gptq
 from test_formats import by_column, linear_formats, matrices, restored
 
 # Least squares compares the errors of its candidates in float32, so a near-tie can go the other way.

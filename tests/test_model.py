@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 import patching_oracle
 import tiny_models
 from conftest import Exported, export_oracle, tiny_oracle
-from edgeblt.benchmark import Setting, bench, bench_model
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.utf8 import utf8_pieces
 from edgeblt.errors import EdgebltError
 from edgeblt.export.reference import TransformersReference
 from edgeblt.ids import BOE, BOS, BPE_DELIMITER, EOS, OFFSET, VOCAB_SIZE, encode
+from edgeblt.measure.benchmark import Setting, bench, bench_model
+from edgeblt.measure.texts import held_out_text
 from edgeblt.model import load, open_model
-from edgeblt.samples import held_out_text
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.session import CHUNK_BYTES, Session
-from edgeblt.utf8 import utf8_pieces
+from edgeblt.runtime.session import CHUNK_BYTES, Session
 
 SEED = 10  # windows, a maximum patch length, tied embeddings
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])
@@ -293,7 +293,7 @@ def test_bench_feeds_what_it_is_asked_to(tiny: Exported, monkeypatch: pytest.Mon
 
 
 def test_bench_takes_longer_prompts_than_there_is_text(tiny: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeblt.benchmark.held_out_text", lambda name: b"abc")
+    monkeypatch.setattr("edgeblt.measure.benchmark.held_out_text", lambda name: b"abc")
     assert bench_model(tiny.model, prompt_bytes=8, new_bytes=1, repeats=1).prefill_bytes_per_s > 0
 
 

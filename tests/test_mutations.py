@@ -25,7 +25,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
-from edgeblt.bundle import checksum, file_record
+from edgeblt.bundle.manifest import checksum, file_record
 from test_commands import run_command, run_process, sentence
 
 MANIFEST, CONFIG, SINGLE, INDEX = "bundle.json", "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -565,7 +565,7 @@ def test_hostile_graphs(
     mutation: Mutation, bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the native library is not used, which makes up for functions that are missing."""
-    monkeypatch.setattr("edgeblt.native.register", lambda options: "the portable bodies are wanted")
+    monkeypatch.setattr("edgeblt.runtime.native.register", lambda options: "the portable bodies are wanted")
     refuse_bundle(mutation, bundle, [["generate", bundle, "hello"]], capfd)
 
 

@@ -28,17 +28,17 @@ import patching_oracle
 import test_entropy_patch as patching
 import tiny_models
 from conftest import Exported
-from edgeblt import native, providers
-from edgeblt.config import PatchingRule, Rule
-from edgeblt.contract import Target
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import Target
 from edgeblt.doctor import diagnose
 from edgeblt.errors import EdgebltError
-from edgeblt.export import native_ops
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.operators import matmuls
 from edgeblt.model import load
 from edgeblt.prepare import prepare
-from edgeblt.quant import sparse_layout
-from edgeblt.quant.formats import BLOCK_SIZES, pack
+from edgeblt.quant.formats import sparse_layout
+from edgeblt.quant.formats.weight_format import BLOCK_SIZES, pack
+from edgeblt.runtime import native, providers
 
 ROOT = Path(__file__).parents[1]
 LEVELS = native.status().levels
@@ -47,9 +47,9 @@ at_every_level = pytest.mark.parametrize("level", LEVELS or [pytest.param("none"
 Floats = NDArray[np.float32]
 
 FUNCTIONS = {
-    native_ops.DENSE: native_ops.dense_matmul_function,
-    native_ops.SPARSE: native_ops.sparse_matmul_function,
-    native_ops.MASKED: native_ops.masked_matmul_function,
+    matmuls.DENSE: matmuls.dense_matmul_function,
+    matmuls.SPARSE: matmuls.sparse_matmul_function,
+    matmuls.MASKED: matmuls.masked_matmul_function,
 }
 
 
@@ -82,8 +82,8 @@ class Product:
             weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor))
             weights[-1].shape = ir.Shape(array.shape)
         attributes = [ir.AttrInt64(name, value) for name, value in self.attributes.items()]
-        node = ir.Node(native_ops.DOMAIN, self.op, [x, *weights], attributes, outputs=[y])
-        opsets = {"": 23, native_ops.MICROSOFT: 1, native_ops.DOMAIN: 1}
+        node = ir.Node(matmuls.DOMAIN, self.op, [x, *weights], attributes, outputs=[y])
+        opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
         graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=opsets, name="product")
         model = ir.Model(graph, ir_version=11, functions=[FUNCTIONS[self.op]()])
         serialized: bytes = ir.serde.serialize_model(model).SerializeToString()
@@ -125,7 +125,7 @@ def random_product(op: str, seed: int, rows: int, columns: int, bits: int, block
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block, "blocks_per_scale": times}
     offsets = np.zeros((rows, blocks))
     weights: dict[str, NDArray[Any]]
-    if op == native_ops.DENSE:
+    if op == matmuls.DENSE:
         codes = np.full((rows, blocks * block), middle, np.uint8)
         codes[:, :columns] = values.astype(np.int16) + middle
         weights = {"codes": pack(codes.reshape(rows, blocks, block), bits), "scales": scales}
@@ -133,7 +133,7 @@ def random_product(op: str, seed: int, rows: int, columns: int, bits: int, block
             points = chance.integers(0, 2 * middle, (rows, blocks)).astype(np.uint8)
             weights["zero_points"] = pack(points, bits)
             offsets = points.astype(np.float64) - middle
-    elif op == native_ops.SPARSE:
+    elif op == matmuls.SPARSE:
         group = int(chance.choice(sparse_layout.GROUPS))
         attributes["group"] = group
         order = np.argsort(chance.random((rows, -(-columns // group), group)), axis=2)
@@ -271,7 +271,7 @@ def test_what_is_not_finite_stays_in_its_row(level: str, op: str, value: float) 
 
 @needs_library
 def test_leading_dimensions_stay() -> None:
-    product = random_product(native_ops.DENSE, 1, 8, 32, 8, 32, 1)
+    product = random_product(matmuls.DENSE, 1, 8, 32, 8, 32, 1)
     model = onnx.load_from_string(product.model())
     for value in (*model.graph.input, *model.graph.output):
         *_, last = value.type.tensor_type.shape.dim
@@ -285,15 +285,15 @@ def test_leading_dimensions_stay() -> None:
 
 
 REFUSED = {
-    "block_size is 48": (native_ops.DENSE, {"block_size": 48}, {}),
-    "bits is 5": (native_ops.DENSE, {"bits": 5}, {}),
-    "group is 6": (native_ops.SPARSE, {"group": 6}, {}),
-    "codes is 8 x 4 x 32": (native_ops.DENSE, {"N": 9}, {}),
-    "scales is 8 x 4": (native_ops.DENSE, {"blocks_per_scale": 2}, {}),
-    "tiles is 4 x 1 x 1": (native_ops.SPARSE, {"bits": 4}, {}),
-    "do not belong together": (native_ops.MASKED, {}, {"offsets": lambda array: array + 1}),
-    "mask, values and offsets": (native_ops.MASKED, {}, {"mask": lambda array: ~array}),
-    "values and offsets": (native_ops.MASKED, {}, {"values": lambda array: array[:-1]}),
+    "block_size is 48": (matmuls.DENSE, {"block_size": 48}, {}),
+    "bits is 5": (matmuls.DENSE, {"bits": 5}, {}),
+    "group is 6": (matmuls.SPARSE, {"group": 6}, {}),
+    "codes is 8 x 4 x 32": (matmuls.DENSE, {"N": 9}, {}),
+    "scales is 8 x 4": (matmuls.DENSE, {"blocks_per_scale": 2}, {}),
+    "tiles is 4 x 1 x 1": (matmuls.SPARSE, {"bits": 4}, {}),
+    "do not belong together": (matmuls.MASKED, {}, {"offsets": lambda array: array + 1}),
+    "mask, values and offsets": (matmuls.MASKED, {}, {"mask": lambda array: ~array}),
+    "values and offsets": (matmuls.MASKED, {}, {"values": lambda array: array[:-1]}),
 }
 
 
@@ -445,11 +445,11 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 @needs_library
 def test_sessions_of_bundles_use_the_kernels() -> None:
-    product = random_product(native_ops.MASKED, 2, 4, 40, 8, 32, 1)
+    product = random_product(matmuls.MASKED, 2, 4, 40, 8, 32, 1)
     session = onnxruntime.InferenceSession(product.model(), providers.session_options(1))
-    before = native.runs(native_ops.MASKED)
+    before = native.runs(matmuls.MASKED)
     session.run(None, {"x": np.ones((1, 40), np.float32)})
-    assert native.runs(native_ops.MASKED) == before + 1
+    assert native.runs(matmuls.MASKED) == before + 1
 
 
 @needs_library
@@ -551,7 +551,9 @@ def test_no_library_is_reported_once(caplog: pytest.LogCaptureFixture, monkeypat
     ],
 )
 def test_the_environment_chooses(value: str, level: str | None, reason: str | None) -> None:
-    program = "import json; from edgeblt.native import status; print(json.dumps([status().level, status().reason]))"
+    program = (
+        "import json; from edgeblt.runtime.native import status; print(json.dumps([status().level, status().reason]))"
+    )
     environment = os.environ | {native.VARIABLE: value, "PYTHONPATH": str(ROOT)}
     printed = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True).stdout
     assert json.loads(printed) == [level, reason]

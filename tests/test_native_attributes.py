@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 import fuzz_operators
-from edgeblt import native
+from edgeblt.runtime import native
 from fuzzed_operators import OPERATORS, Case
 from test_native import needs_library
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fuzz_operators
-from edgeblt import native
+from edgeblt.runtime import native
 from test_native import ROOT, needs_library
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeblt.noise import NOISES, RATE, doubled_bytes, dropped_bytes, random_case, swapped_bytes
-from edgeblt.reference import Text, with_noise
-from edgeblt.samples import held_out_text
+from edgeblt.measure.noise import NOISES, RATE, doubled_bytes, dropped_bytes, random_case, swapped_bytes
+from edgeblt.measure.reference import Text, with_noise
+from edgeblt.measure.texts import held_out_text
 
 LITERAL = b"The quick brown fox jumps over the lazy dog; \xc3\xa4\x00\xff 0123456789 and again."
 SEEDS = st.integers(0, 1 << 40)

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 import tiny_models
 from conftest import Exported, Text, export_oracle
 from cuda_walk import SHAPES
-from edgeblt import cuda, native
-from edgeblt.contract import STAGES
-from edgeblt.device_array import DeviceArray
+from edgeblt.bundle.contract import STAGES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load, open_model
 from edgeblt.placed_nodes import placed_nodes
-from edgeblt.quant.recipe import _PACKAGED, packaged_recipes
-from edgeblt.session import ROLLBACK_BYTES, Session
+from edgeblt.quant.recipes.recipe import _PACKAGED, packaged_recipes
+from edgeblt.runtime import cuda, native
+from edgeblt.runtime.device_array import DeviceArray
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 
 pytestmark = pytest.mark.cuda
 
@@ -231,7 +231,9 @@ def test_native_patching_is_the_portable_one(tiny: Callable[[int], Tiny], monkey
     one, chunks = tiny(WINDOWS), {}
     for name in ("native", "portable"):
         if name == "portable":
-            monkeypatch.setattr("edgeblt.native.register_cuda", lambda options: "the portable bodies are wanted")
+            monkeypatch.setattr(
+                "edgeblt.runtime.native.register_cuda", lambda options: "the portable bodies are wanted"
+            )
         model = load(one.bundle, "cuda")
         operators = {operator for part in placed_nodes(model) if part.stage == "patcher" for operator in part.operators}
         assert ("EntropyPatch" in operators) == (name == "native")

@@ -14,7 +14,7 @@ from optimum.quantization_base import OptimumQuantizer
 
 import tiny_models
 from edgeblt import cli
-from edgeblt.bundle import open_bundle
+from edgeblt.bundle.manifest import open_bundle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.installing import install_hint

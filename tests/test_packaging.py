@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeblt import load, native
+from edgeblt import load
+from edgeblt.runtime import native
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -60,7 +61,7 @@ def test_a_link_leads_to_its_source(link: str, target: str) -> None:
 
 def test_the_device_half_imports_without_the_workbench() -> None:
     modules = device_modules()
-    assert {"edgeblt", "edgeblt.cli", "edgeblt.native"} <= set(modules)
+    assert {"edgeblt", "edgeblt.cli", "edgeblt.runtime.native"} <= set(modules)
     absent = ",".join((*WORKBENCH_PACKAGES, "plotly"))
     run(sys.executable, "-c", IMPORT_WITHOUT_WORKBENCH, absent, ",".join(modules), cwd=ROOT)
 

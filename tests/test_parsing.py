@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeblt.bundle import FileRecord, Manifest, StageRecord
-from edgeblt.config import (
+from edgeblt.bundle.config import (
     ACTIVATIONS,
     HashConfig,
     ModelConfig,
@@ -18,8 +17,9 @@ from edgeblt.config import (
     Rule,
     TransformerConfig,
 )
+from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
+from edgeblt.bundle.manifest import FileRecord, Manifest, StageRecord
 from edgeblt.errors import EdgebltError
-from edgeblt.parsing import dataclass_document, parse_dataclass
 
 
 class Color(IntEnum):

@@ -16,8 +16,8 @@ import torch
 
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import EdgebltError
-from edgeblt.export.pickle_files import pickled_tensors
-from edgeblt.export.pickle_reader import PickleError, TensorRecord, read_pickle
+from edgeblt.export.checkpoints.files.pickle_files import pickled_tensors
+from edgeblt.export.checkpoints.files.pickle_reader import PickleError, TensorRecord, read_pickle
 
 NAME = "layer.weight"
 TENSOR = torch.arange(12.0).reshape(4, 3)

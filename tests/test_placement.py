@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeblt.contract import STAGES, TARGETS, StageName, Target
+from edgeblt.bundle.contract import STAGES, TARGETS, StageName, Target
+from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.errors import EdgebltError
-from edgeblt.placement import describe_placement, parse_placement
 
 OTHERS: dict[StageName, Target] = dict.fromkeys(STAGES, "cpu")
 

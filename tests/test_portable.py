@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 import tiny_models
 from conftest import Exported
+from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load
 from edgeblt.names import Name
-from edgeblt.session import ROLLBACK_BYTES, Session
-from edgeblt.speculation import AUTO, DRAFTS, NONE
-from edgeblt.stage import Stage
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
+from edgeblt.runtime.stage import Stage
 
 LENGTH = 300  # ids: windowed caches move their content twice
 ONE_OPERATOR = 24  # a seed whose layers are one operator each where they are int8 or int4
@@ -33,7 +33,7 @@ FORMATS = {
 
 @pytest.fixture(autouse=True)
 def portable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeblt.native.register", lambda options: "the portable bodies are wanted")
+    monkeypatch.setattr("edgeblt.runtime.native.register", lambda options: "the portable bodies are wanted")
 
 
 def quantized(exported: Exported, format: str, root: Path) -> Model:

@@ -21,17 +21,17 @@ from onnx import TensorProto, helper, numpy_helper
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import Exported
-from edgeblt import native
-from edgeblt.bundle import Bundle, FileRecord, checksum, file_record, open_bundle, write_manifest
-from edgeblt.contract import STAGES, stage_contracts
+from edgeblt.bundle.contract import STAGES, stage_contracts
+from edgeblt.bundle.examination.external_data import ALIGNMENT, align_external_data
+from edgeblt.bundle.manifest import Bundle, FileRecord, checksum, file_record, open_bundle, write_manifest
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.external_data import ALIGNMENT, align_external_data
 from edgeblt.inspection import inspect_bundle
-from edgeblt.memory import Memory, resident_memory
 from edgeblt.model import Model, load
 from edgeblt.prepare import Preparation, prepare
-from edgeblt.prepared import find_prepared, machine_key, prepared_path
+from edgeblt.runtime import native
+from edgeblt.runtime.machine.memory import Memory, resident_memory
+from edgeblt.runtime.prepared import find_prepared, machine_key, prepared_path
 from test_bundle import rotations, zeros
 from test_commands import HIDE_WORKBENCH, run_command, run_process
 from test_compress import recipe_text
@@ -288,7 +288,7 @@ def test_inspect_says_what_is_prepared(ready: Path) -> None:
 def test_the_machine_is_told_by_its_processor_and_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_key() == machine_key() and len(machine_key()) == 64
     files = {"/proc/cpuinfo": ["model name\t: A", "cpu MHz\t: 2250.000", "flags\t: fpu avx2"], "/etc/machine-id": ["1"]}
-    monkeypatch.setattr("edgeblt.prepared._lines", lambda path: files[str(path)])
+    monkeypatch.setattr("edgeblt.runtime.prepared._lines", lambda path: files[str(path)])
 
     def key(cpuinfo: list[str] | None = None, machine: str = "1") -> str:
         files.update({"/proc/cpuinfo": cpuinfo or files["/proc/cpuinfo"], "/etc/machine-id": [machine]})
@@ -411,7 +411,7 @@ def test_a_bundle_must_not_bring_packed_weights(ready: Path) -> None:
 def open_bundle_unchecked(bundle: Path) -> Any:
     """The manifest with every file's size and hash as they now are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.bundle._hold_stages", lambda *arguments: {})
+        patch.setattr("edgeblt.bundle.manifest._hold_stages", lambda *arguments: {})
         manifest = open_bundle(bundle).manifest
     files: dict[str, FileRecord] = {name: file_record(bundle / name) for name in manifest.files}
     return dataclasses.replace(manifest, files=files)
@@ -549,16 +549,16 @@ def test_resident_memory() -> None:
 
 
 def test_bench_tells_growth(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeblt.benchmark import bench_model
+    from edgeblt.measure.benchmark import bench_model
 
     model = load(ready, threads=1)
     assert model.load_seconds > 0
     model.memory_before = Memory(1000, 50)
-    monkeypatch.setattr("edgeblt.benchmark.resident_memory", lambda: Memory(7000, 80))
+    monkeypatch.setattr("edgeblt.measure.benchmark.resident_memory", lambda: Memory(7000, 80))
     result = bench_model(model, prompt_bytes=4, new_bytes=2, repeats=1)
     assert (result.anonymous_bytes, result.mapped_bytes) == (6000, 30)
     assert (result.load_time_s, result.prepared, result.unprepared_because) == (model.load_seconds, True, None)
-    monkeypatch.setattr("edgeblt.benchmark.resident_memory", lambda: None)
+    monkeypatch.setattr("edgeblt.measure.benchmark.resident_memory", lambda: None)
     result = bench_model(model, prompt_bytes=4, new_bytes=2, repeats=1)
     assert result.anonymous_bytes is None and result.mapped_bytes is None
 
@@ -581,7 +581,7 @@ def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 READER = """
 import sys
 from edgeblt import load
-from edgeblt.memory import resident_memory
+from edgeblt.runtime.machine.memory import resident_memory
 model = load(sys.argv[1], threads=1)
 model.generate("to share", 8)
 after = resident_memory()

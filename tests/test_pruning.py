@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import EdgebltError
-from edgeblt.quant.formats import Linear, Quantized
-from edgeblt.quant.gptq import Inputs, Products, gptq
-from edgeblt.quant.methods import quantize_least_squares
-from edgeblt.quant.pruning import MAGNITUDE, SPARSEGPT, WANDA, Sparsity, keep_largest, magnitude_mask, wanda_mask
+from edgeblt.quant.formats.weight_format import Linear, Quantized
+from edgeblt.quant.methods.data_free import quantize_least_squares
+from edgeblt.quant.methods.gptq import Inputs, Products, gptq
+from edgeblt.quant.methods.pruning import (
+    MAGNITUDE,
+    SPARSEGPT,
+    WANDA,
+    Sparsity,
+    keep_largest,
+    magnitude_mask,
+    wanda_mask,
+)
 from test_formats import by_column
 from test_methods import dependent_inputs, output_error
 

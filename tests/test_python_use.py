@@ -19,12 +19,12 @@ import edgeblt
 import tiny_models
 from conftest import Exported
 from edgeblt import EdgebltError, Model, Session
+from edgeblt.decoding.speculation import DRAFTS
 from edgeblt.ids import BOS, encode
 from edgeblt.names import DraftName, ProviderName, RecipeName
-from edgeblt.providers import PROVIDERS
-from edgeblt.quant.recipe import packaged_recipes
-from edgeblt.speculation import DRAFTS
-from edgeblt.stage import Stage
+from edgeblt.quant.recipes.recipe import packaged_recipes
+from edgeblt.runtime.providers import PROVIDERS
+from edgeblt.runtime.stage import Stage
 
 TEXT = "Müller, 東京"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeblt.commands.reading import PromptCost, cost_sentence, shown_reading
 from edgeblt.model import load
-from edgeblt.reading import PromptCost, cost_sentence, shown_reading
 
 
 def read(cost: PromptCost, upto: int, bytes_per_patch: float, linear: float, square: float, byte: float) -> float:
@@ -41,7 +41,7 @@ def test_it_is_said_once(
     tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("edgeblt.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 10) or now[0])
+    monkeypatch.setattr("edgeblt.commands.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 10) or now[0])
     prompt = b"a" * 1500
     with shown_reading(len(prompt)) as reading:
         next(load(tiny_bundle[1]).stream(prompt, 1, reading=reading))

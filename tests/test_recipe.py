@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from checkpoint_oracle import assert_one_sentence
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
-from edgeblt.parsing import dataclass_document, parse_dataclass
-from edgeblt.quant.formats import BLOCK_SIZES, Codebook, Floating, Linear
-from edgeblt.quant.recipe import HASH_TABLES, Recipe, WeightRecipe, load_recipe, packaged_recipes
+from edgeblt.quant.formats.weight_format import BLOCK_SIZES, Codebook, Floating, Linear
+from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, WeightRecipe, load_recipe, packaged_recipes
 
 MATRICES = [*(f"{stage}.layers.0.query" for stage in STAGES), "patcher.head", "decoder.cross.2.output"]
 

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import VOCAB_SIZE
-from edgeblt.reference import ComputedRows, ReferenceRow, Text, TextRow
-from edgeblt.reference_file import RecordedText, Recording, ReferenceFile, _header, recording_to
+from edgeblt.measure.reference import ComputedRows, ReferenceRow, Text, TextRow
+from edgeblt.measure.reference_file import RecordedText, Recording, ReferenceFile, _header, recording_to
 
 TEXTS = [Text("prose, é", b"abcdefgh"), Text("other", b"\x00\xff")]
 ROW_BYTES = 3

@@ -21,18 +21,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import Exported
-from edgeblt.benchmark import Benchmark, Percentiles, Setting, Spread, bench
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.reference import ComputedRows, Text
+from edgeblt.measure.benchmark import Benchmark, Percentiles, Setting, Spread, bench
+from edgeblt.measure.reference import ComputedRows, Text
+from edgeblt.measure.tuning import Point, Tuning
+from edgeblt.measure.validation import Passage, Report, Validation, validate
 from edgeblt.report import page
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
 from edgeblt.report.charts import Chart, logarithmic, shortened, stacked_panels
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, join, pareto_front, read_results
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
-from edgeblt.tuning import Point, Tuning
-from edgeblt.validation import Passage, Report, Validation, validate
 from test_commands import run_command, sentence
 
 # Markup that a browser would read, and markup and entities that plotly.js would.

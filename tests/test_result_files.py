@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Exported
+from edgeblt.bundle.result_files import check_result_file, same_file, write_result
 from edgeblt.errors import EdgebltError
-from edgeblt.result_files import check_result_file, same_file, write_result
 from test_commands import run_command, sentence
 
 
@@ -91,7 +91,7 @@ def test_descriptors_that_are_open(place: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")
     out = tmp_path / "out"
     code = (
-        "import sys; from pathlib import Path; from edgeblt.result_files import *\n"
+        "import sys; from pathlib import Path; from edgeblt.bundle.result_files import *\n"
         "print('before'); check_result_file(Path(sys.argv[1])); write_result(Path(sys.argv[1]), b'result\\n')\n"
         "print('after')"
     )
@@ -170,8 +170,9 @@ def test_commands_refuse_before_they_run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for opened in ("edgeblt.model._open_stage", "edgeblt.bundle.open_bundle", "edgeblt.doctor.diagnose",
-                   "edgeblt.export.checkpoint.open_checkpoint", "edgeblt.report.page.read_results"):  # fmt: skip
+    for opened in ("edgeblt.model._open_stage", "edgeblt.bundle.manifest.open_bundle", "edgeblt.doctor.diagnose",
+                   "edgeblt.export.checkpoints.checkpoint.open_checkpoint",
+                   "edgeblt.report.page.read_results"):  # fmt: skip
         monkeypatch.setattr(opened, lambda *_, **__: pytest.fail("it began"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()

@@ -16,9 +16,9 @@ import pytest
 import tiny_models
 from conftest import tiny_oracle
 from dying import FULL, INTERRUPT, Outcome, Runner
+from edgeblt.bundle.whole_files import whole_directory, whole_file
 from edgeblt.errors import EdgebltError
-from edgeblt.export.weight_file import JOURNAL
-from edgeblt.files import whole_directory, whole_file
+from edgeblt.export.graphs.weight_file import JOURNAL
 
 SEED = 42  # a layer a stage, with a patcher
 TEXT = b"It was the best of times, it was the worst of times, it was the age of wisdom, it was" * 2
@@ -177,7 +177,7 @@ def test_a_real_kill(workshop: Workshop, conversion: str, lines: int) -> None:
     """A process of its own, nothing in it changed, killed from outside when it has printed some lines of progress."""
     out = workshop.out("real")
     code = (
-        "import edgeblt.quant.calibration as c; c.TEXT_BYTES = 64\n"
+        "import edgeblt.quant.calibration.layerwise as c; c.TEXT_BYTES = 64\n"
         "import edgeblt.progress as p; p.FIRST_LINE_AFTER = p.LINE_EVERY = p._LINE_EVERY_SHARE = 0.0\n"
         "import edgeblt.cli; edgeblt.cli.main()"
     )

@@ -14,13 +14,13 @@ import pytest
 
 import tiny_models
 from conftest import Exported
-from edgeblt import stage
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.session import Session
+from edgeblt.runtime import stage
+from edgeblt.runtime.session import Session
 
 LIMITED = """
 import json, resource, sys

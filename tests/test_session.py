@@ -20,15 +20,15 @@ from transformers.models.blt.modeling_blt import compute_hash_embeddings
 
 import tiny_models
 from conftest import LONGEST, Exported, Text
-from edgeblt.cache import PIECE_BYTES
-from edgeblt.config import HashConfig, PatchingRule, Rule
-from edgeblt.contract import TARGETS, StageContract, Target, TensorSpec
+from edgeblt.bundle.config import HashConfig, PatchingRule, Rule
+from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec
 from edgeblt.errors import EdgebltError
-from edgeblt.export.encoder import PRIMES, _table_rows
-from edgeblt.export.graph import StageGraph
+from edgeblt.export.graphs.encoder import PRIMES, _table_rows
+from edgeblt.export.graphs.graph import StageGraph
 from edgeblt.ids import BOS, encode
-from edgeblt.session import CHUNK_BYTES, ROLLBACK_BYTES
-from edgeblt.stage import Stage
+from edgeblt.runtime.cache import PIECE_BYTES
+from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
+from edgeblt.runtime.stage import Stage
 
 WINDOWS, NO_WINDOWS = 2, 42  # seeds: windows everywhere and a maximum patch length; none of these
 COMMON = 150

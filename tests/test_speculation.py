@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 import tiny_models
 from conftest import Exported
-from edgeblt import native
-from edgeblt.costs import Costs, Mean, Price, Trials
-from edgeblt.drafting import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter, Rates, first_rates
+from edgeblt.decoding.draft_costs import Costs, Mean, Price, Trials
+from edgeblt.decoding.drafters import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter, Rates, first_rates
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, DraftCounts, Experience, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_texts
 from edgeblt.model import Model, load
 from edgeblt.names import Name
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_texts
-from edgeblt.sampling import Sampler, Sampling
-from edgeblt.session import ROLLBACK_BYTES, Session
-from edgeblt.speculation import AUTO, DRAFTS, NONE, DraftCounts, Experience, generate_ids
+from edgeblt.runtime import native
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 
 SEEDS = (2, 5, 6, 10, 12, 15)  # windows or none, maximum patch lengths, k from 1 to 4, no patcher (6)
 needs_library = pytest.mark.skipif(not native.status().levels, reason="no native library")

@@ -14,7 +14,7 @@ from test_commands import run_process
 # Native code that gives the interpreter back and then waits for ever: no signal interrupts it.
 STUCK = """
 import ctypes, sys
-from edgeblt.session import Session
+from edgeblt.runtime.session import Session
 def stuck(*_):
     sys.stderr.write("at work\\n")
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

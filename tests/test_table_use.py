@@ -14,16 +14,16 @@ from safetensors.numpy import load_file, save_file
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import tiny_oracle
-from edgeblt.config import ModelConfig
+from edgeblt.bundle.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoint import open_checkpoint
-from edgeblt.export.encoder import PRIMES
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.graphs.encoder import PRIMES
 from edgeblt.ids import BOS
 from edgeblt.model import load
+from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.quant.recipe import HASH_TABLES
-from edgeblt.quant.table_use import count_hits, rows_worth_keeping
+from edgeblt.quant.recipes.recipe import HASH_TABLES
 
 RECIPES = {
     "fp16": '[tables]\nformat = "fp16"',
@@ -69,7 +69,7 @@ def hits_one_by_one(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
 @pytest.mark.parametrize("at_a_time", [1, 7, 100, 1 << 16])
 def test_hits_are_counted(original: Path, text: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
     config, read = open_checkpoint(original).config, text.read_bytes()[:300]
-    monkeypatch.setattr("edgeblt.quant.table_use._AT_A_TIME", at_a_time)
+    monkeypatch.setattr("edgeblt.quant.calibration.table_use._AT_A_TIME", at_a_time)
     np.testing.assert_array_equal(count_hits(read, config), hits_one_by_one(read, config))
 
 
@@ -100,7 +100,7 @@ def zeroed(original: Path, path: Path, kept: NDArray[np.bool_]) -> Path:
 def test_what_is_left_computes_as_zeros_would(
     original: Path, text: Path, tmp_path: Path, name: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeblt.export.weights.AT_A_TIME", 1000)  # many pieces
+    monkeypatch.setattr("edgeblt.export.graphs.weights.AT_A_TIME", 1000)  # many pieces
     hits = count_hits(text.read_bytes(), open_checkpoint(original).config)
     kept = rows_worth_keeping(hits, share)
     pruned = quantize_checkpoint(original, tmp_path / "pruned", recipe(tmp_path, name), text, table_hits=share)

@@ -17,16 +17,17 @@ import pytest
 from rich.table import Table
 
 from conftest import Exported
-from edgeblt import cli, printing, terminal
-from edgeblt.benchmark import Percentiles
-from edgeblt.bundle import open_bundle
+from edgeblt import cli
+from edgeblt.bundle.manifest import open_bundle
 from edgeblt.doctor import diagnose
-from edgeblt.export.checkpoint import open_checkpoint
+from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.demo import Demo
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.inspection import PlacedNodes, inspect_bundle
+from edgeblt.measure.benchmark import Percentiles
+from edgeblt.measure.reference_file import RecordedText, Recording
 from edgeblt.prepare import Preparation, StageOutcome
-from edgeblt.reference_file import RecordedText, Recording
+from edgeblt.report import narrow_tables, terminal
 from test_report import benchmark, tuning, validation
 
 WIDTHS = (40, 80, 200)
@@ -63,17 +64,17 @@ def shown(exported: Callable[[int], Exported]) -> dict[str, Callable[[], None]]:
     several = dataclasses.replace(REPORT, texts=TEXTS)
     on_cuda = dataclasses.replace(several, provider="cuda")
     return {
-        "validate": lambda: printing.show_validation([REPORT], RECORDING),
-        "validate, several": lambda: printing.show_validation([several, on_cuda]),
-        "bench": lambda: printing.show_benchmark(FULL),
-        "bench, on a GPU": lambda: printing.show_benchmark(dataclasses.replace(FULL, gpu_memory_bytes=1 << 30)),
-        "bench, several": lambda: printing.show_benchmarks(SEVERAL),
-        "tune": lambda: printing.show_tuning(tuning(), Path("bundle")),
-        "prepare": lambda: printing.show_preparation(prepared),
-        "inspect BUNDLE": lambda: printing.show_inspection(inspected),
-        "inspect CHECKPOINT": lambda: printing.show_inspection(checkpoint),
-        "doctor": lambda: printing.show_diagnosis(diagnose()),
-        "demo": lambda: printing.show_demo(demo),
+        "validate": lambda: terminal.show_validation([REPORT], RECORDING),
+        "validate, several": lambda: terminal.show_validation([several, on_cuda]),
+        "bench": lambda: terminal.show_benchmark(FULL),
+        "bench, on a GPU": lambda: terminal.show_benchmark(dataclasses.replace(FULL, gpu_memory_bytes=1 << 30)),
+        "bench, several": lambda: terminal.show_benchmarks(SEVERAL),
+        "tune": lambda: terminal.show_tuning(tuning(), Path("bundle")),
+        "prepare": lambda: terminal.show_preparation(prepared),
+        "inspect BUNDLE": lambda: terminal.show_inspection(inspected),
+        "inspect CHECKPOINT": lambda: terminal.show_inspection(checkpoint),
+        "doctor": lambda: terminal.show_diagnosis(diagnose()),
+        "demo": lambda: terminal.show_demo(demo),
     }
 
 
@@ -141,7 +142,7 @@ def figures(text: str) -> set[str]:
 
 def test_all_ways_to_print_are_here(shown: dict[str, Callable[[], None]]) -> None:
     assert tuple(shown) == NAMES
-    ways = {name for name in vars(printing) if name.startswith("show_")}
+    ways = {name for name in vars(terminal) if name.startswith("show_")}
     assert ways == {f"show_{what}" for what in ("validation", "benchmark", "benchmarks", "tuning", "preparation",
                                                 "inspection", "diagnosis", "demo")}  # fmt: skip
 
@@ -170,10 +171,10 @@ def test_no_figure_is_lost_at_any_width(
 
 def test_wide_tables_become_blocks(on_terminal: Callable[..., str]) -> None:
     def table() -> None:
-        made = terminal.new_table("title", "name", "a long heading", "b")
+        made = narrow_tables.new_table("title", "name", "a long heading", "b")
         made.add_row("one", "1,234.5 (1,000.0 .. 2,000.0)", "abcdefghijklmnop")
         made.add_row("two", "", "2")
-        terminal.show(made)
+        narrow_tables.show(made)
 
     assert ESCAPE.sub("", on_terminal(table, 36)) == (
         "title\n"
@@ -187,17 +188,17 @@ def test_wide_tables_become_blocks(on_terminal: Callable[..., str]) -> None:
 
 def test_names_and_values_become_lines(on_terminal: Callable[..., str]) -> None:
     def table() -> None:
-        made: Table = terminal.new_table("", "", "", "")
+        made: Table = narrow_tables.new_table("", "", "", "")
         made.add_row("a name", "x" * 20, "y" * 20)
-        terminal.show(made)
+        narrow_tables.show(made)
 
     assert on_terminal(table, 40) == f"a name: {'x' * 20}, {'y' * 20}\n"
 
 
 def test_without_a_terminal_rows_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    made = terminal.new_table("", "name", *(f"column {number}" for number in range(30)))
+    made = narrow_tables.new_table("", "name", *(f"column {number}" for number in range(30)))
     made.add_row("row", *(f"{number:,}" for number in range(1000, 1030)))
-    terminal.show(made)
+    narrow_tables.show(made)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "row" in line]
     assert all(f"{number:,}" in row for number in range(1000, 1030))
 

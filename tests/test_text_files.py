@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Exported
-from edgeblt import text_files
+from edgeblt.bundle import text_files
+from edgeblt.bundle.text_files import read_text
 from edgeblt.errors import EdgebltError
-from edgeblt.text_files import read_text
 from test_commands import run_command, run_process, sentence
 
 
@@ -113,7 +113,7 @@ def test_commands_read_no_devices(
 
 
 def test_an_endless_prompt(exported: Callable[[int], Exported]) -> None:
-    before = "import edgeblt.text_files; edgeblt.text_files.LARGEST_TEXT = 5 << 20"
+    before = "import edgeblt.bundle.text_files; edgeblt.bundle.text_files.LARGEST_TEXT = 5 << 20"
     with open("/dev/zero", "rb") as zeros:
         result = run_process("generate", exported(10).bundle, "-", before=before, stdin=zeros)
     assert (result.returncode, result.stdout) == (2, b"")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 import patching_oracle
 import tiny_models
 from conftest import Exported
-from edgeblt import native
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, load
+from edgeblt.runtime import native
 from test_commands import run_command, sentence
 from test_exactness import thresholds
 

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from checkpoint_oracle import assert_one_sentence, config_as_loaded
 from edgeblt.errors import EdgebltError
-from edgeblt.export.transformers_config import ACTIVATION_ALIASES, parse_config
+from edgeblt.export.checkpoints.transformers_config import ACTIVATION_ALIASES, parse_config
 
 SECTIONS = ["patcher_config", "encoder_config", "global_config", "decoder_config"]
 READ_ALIKE: dict[str, dict[str, Any]] = {

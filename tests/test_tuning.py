@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 import patching_oracle
 import tiny_models
 from conftest import Exported
-from edgeblt import tuning
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
+from edgeblt.measure import tuning
+from edgeblt.measure.reference import Text
+from edgeblt.measure.tuning import Point, Tuning, candidates, choose, compared_values, tune
 from edgeblt.model import Model, Scores, load
-from edgeblt.reference import Text
-from edgeblt.tuning import Point, Tuning, candidates, choose, compared_values, tune
-from edgeblt.work import weight_bytes_read
+from edgeblt.runtime.stage_work import weight_bytes_read
 from test_commands import run_command, sentence
 from test_exactness import thresholds
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 import tiny_models
 from conftest import Exported
-from edgeblt.config import PatchingRule, Rule
+from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, VOCAB_SIZE, encode
+from edgeblt.measure.reference import CONTINUATION_BYTES, ComputedRows, ReferenceRow, Text, TextRow
+from edgeblt.measure.texts import HELD_OUT_TEXTS, held_out_text, held_out_texts
+from edgeblt.measure.validation import PASSAGE_BYTES, Limits, Passage, Report, Validation, validate
 from edgeblt.model import Model
-from edgeblt.reference import CONTINUATION_BYTES, ComputedRows, ReferenceRow, Text, TextRow
-from edgeblt.samples import HELD_OUT_TEXTS, held_out_text, held_out_texts
-from edgeblt.session import Chunk
-from edgeblt.validation import PASSAGE_BYTES, Limits, Passage, Report, Validation, validate
+from edgeblt.runtime.session import Chunk
 
 NOT_ACCURACY = ("bundle", "bundle_id", "recipe", "bundle_bytes", "device", "threshold", "passage")
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])

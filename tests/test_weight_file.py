@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeblt.export.weight_file import JOURNAL, Journal, Slot, WeightFile
+from edgeblt.export.graphs.weight_file import JOURNAL, Journal, Slot, WeightFile
 
 HEADER = b"header"
 NAME = "some.weights"

@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import BltConfig
 
 import tiny_models
-from edgeblt import native
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.runtime import native
 from test_compress import recipe_text
 
 _PRUNED = 'symmetric = true, pruning = "magnitude", method = "nearest"'

@@ -21,15 +21,15 @@ SECTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {  # heading: (what a pr
     "Running a bundle": (
         ("edgeblt.load", "edgeblt/model.py", "load"),
         ("edgeblt.Model", "edgeblt/model.py", "Model"),
-        ("edgeblt.Session", "edgeblt/session.py", "Session"),
+        ("edgeblt.Session", "edgeblt/runtime/session.py", "Session"),
         ("edgeblt.Scores", "edgeblt/model.py", "Scores"),
         ("edgeblt.EdgebltError", "edgeblt/errors.py", "EdgebltError"),
     ),
     "Making and judging bundles": (
         ("edgeblt.quant.compress.quantize_checkpoint", "quant/compress.py", "quantize_checkpoint"),
         ("edgeblt.export.export_bundle.export_bundle", "export/export_bundle.py", "export_bundle"),
-        ("edgeblt.validation.validate", "edgeblt/validation.py", "validate"),
-        ("edgeblt.benchmark.bench", "edgeblt/benchmark.py", "bench"),
+        ("edgeblt.measure.validation.validate", "edgeblt/measure/validation.py", "validate"),
+        ("edgeblt.measure.benchmark.bench", "edgeblt/measure/benchmark.py", "bench"),
     ),
 }
 HEAD = """# Python

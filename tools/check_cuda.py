@@ -91,7 +91,7 @@ def without_cuda() -> str | None:
     import onnxruntime
 
     from edgeblt.errors import EdgebltError
-    from edgeblt.providers import open_graph
+    from edgeblt.runtime.providers import open_graph
 
     text = '<ir_version: 10, opset_import: ["": 23]> graph (float[n] x) => (float[n] y) { y = Add(x, x) }'
     content = onnx.parser.parse_model(text).SerializeToString()
@@ -189,8 +189,8 @@ def _ending(code: int) -> str:
 def write(results: "Results", directory: Path) -> int:
     """All files; the exit code."""
     from cuda_results import Accuracy, document, limits, markdown
-    from edgeblt.benchmark import Benchmark
-    from edgeblt.parsing import dataclass_document
+    from edgeblt.bundle.dataclass_json import dataclass_document
+    from edgeblt.measure.benchmark import Benchmark
 
     table = markdown(results)
     (directory / "check_cuda.md").write_text(table, encoding="utf-8")

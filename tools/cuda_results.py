@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgeblt.benchmark import Benchmark
+from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.inspection import PlacedNodes
-from edgeblt.parsing import dataclass_document, parse_dataclass
-from edgeblt.validation import Report
+from edgeblt.measure.benchmark import Benchmark
+from edgeblt.measure.validation import Report
 
 MOST_BITS = 0.002  # a byte: of fp16 over float32, and of a quantized bundle over its kind for the cpu
 LEAST_AGREEMENT = 0.995  # of fp16's patch boundaries with float32's

@@ -26,21 +26,21 @@ from numpy.typing import NDArray
 
 import cuda_results
 from cuda_results import Accuracy, Environment, Failure, Placement, Record, SuiteRun, Timed
-from edgeblt import cuda, native
-from edgeblt.benchmark import Setting, bench
-from edgeblt.bundle import MANIFEST
-from edgeblt.cores import usable_cores
-from edgeblt.device import device_name
+from edgeblt.bundle.dataclass_json import parse_dataclass
+from edgeblt.bundle.manifest import MANIFEST
+from edgeblt.decoding.speculation import NONE
 from edgeblt.ids import BOS, encode
+from edgeblt.measure.benchmark import Setting, bench
+from edgeblt.measure.reference import Text
+from edgeblt.measure.reference_file import ReferenceFile
+from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
+from edgeblt.measure.validation import validate
 from edgeblt.model import open_model
 from edgeblt.names import Name
-from edgeblt.parsing import parse_dataclass
 from edgeblt.placed_nodes import placed_nodes
-from edgeblt.reference import Text
-from edgeblt.reference_file import ReferenceFile
-from edgeblt.samples import DEMO_CHECKPOINT, held_out_text
-from edgeblt.speculation import NONE
-from edgeblt.validation import validate
+from edgeblt.runtime import cuda, native
+from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.machine.device import device_name
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("prose", "code", "typos")
@@ -113,7 +113,7 @@ def export_recipe(work: Work, recipe: str) -> Iterator[Record]:
     """Both bundles; what needs calibration is quantized once, where no one has before."""
     from edgeblt.export.export_bundle import export_bundle
     from edgeblt.quant.compress import quantize_checkpoint
-    from edgeblt.quant.recipe import load_recipe
+    from edgeblt.quant.recipes.recipe import load_recipe
 
     compressed = Path(work.checkpoints or work.directory) / (recipe if work.checkpoints else f"{recipe}-checkpoint")
     if load_recipe(recipe).needs_calibration and not compressed.is_dir():

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeblt.printing import printable
+from edgeblt.measure.tuning import Tuning
+from edgeblt.measure.validation import Report
+from edgeblt.printable import printable
 from edgeblt.report.charts import (
     GREY,
     LEGEND_BELOW,
@@ -18,8 +20,6 @@ from edgeblt.report.charts import (
     shown,
 )
 from edgeblt.report.results import Row, TextSizes, pareto_front, text_sizes
-from edgeblt.tuning import Tuning
-from edgeblt.validation import Report
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "triangle-down", "hexagon")
 _WIDE = 6  # times the smallest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from edgeblt.printing import printable
+from edgeblt.printable import printable
 from edgeblt.report.results import Row
 
 Json = dict[str, Any]

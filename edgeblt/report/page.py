@@ -13,18 +13,18 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from edgeblt import native
-from edgeblt.benchmark import Benchmark, Percentiles
+from edgeblt.bundle.result_files import check_result_file, write_result
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.printing import printable
+from edgeblt.measure.benchmark import Benchmark, Percentiles
+from edgeblt.measure.validation import Passage, Report
+from edgeblt.printable import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
 from edgeblt.report.charts import Chart, colour, devices_of
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
-from edgeblt.result_files import check_result_file, write_result
-from edgeblt.validation import Passage, Report
+from edgeblt.runtime import native
 
 _DATA = Path(__file__).parents[1] / "data" / "report"
 _UNKNOWN = "–"  # noqa: RUF001 - a dash as in tables of figures

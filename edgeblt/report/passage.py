@@ -4,8 +4,8 @@ import html
 import math
 from collections.abc import Iterator
 
+from edgeblt.measure.validation import Passage
 from edgeblt.report.charts import GREY, LEGEND_BELOW, PALETTE, Chart, Json, axes, axis, shortened, stacked_panels
-from edgeblt.validation import Passage
 
 _COLUMNS = 80  # bytes a line
 _START, _THRESHOLD = PALETTE[1], PALETTE[0]

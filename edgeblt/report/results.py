@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgeblt.benchmark import TEXT, Benchmark
+from edgeblt.bundle.dataclass_json import parse_dataclass
 from edgeblt.errors import EdgebltError
-from edgeblt.parsing import parse_dataclass
-from edgeblt.tuning import Tuning
-from edgeblt.validation import Report
+from edgeblt.measure.benchmark import TEXT, Benchmark
+from edgeblt.measure.tuning import Tuning
+from edgeblt.measure.validation import Report
 
 Result = TypeVar("Result")
 TextSizes = tuple[tuple[str, int], ...]

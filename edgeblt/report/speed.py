@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeblt.benchmark import Benchmark
-from edgeblt.contract import STAGES
+from edgeblt.bundle.contract import STAGES
+from edgeblt.measure.benchmark import Benchmark
 from edgeblt.report.charts import (
     GREY,
     Chart,

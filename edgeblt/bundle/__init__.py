@@ -1,0 +1,1 @@
+"""A bundle on disk, and the contract between its graphs and the runtime."""

@@ -1,0 +1,204 @@
+"""The contract between the graphs and the runtime: what each stage reads and gives, by name, type and shape.
+
+`export/` builds every graph from these specifications and the runtime binds and checks every graph against them.
+Symbolic dimensions: T bytes of the chunk, P patches completed in it, N bytes of the open patch before it,
+L new latents, C key-value cache slots.
+
+What passes from stage to stage is float32 whatever a stage computes in, so stages of different targets fit together.
+Only what a stage keeps for itself, its cache and the decoder's rows, is of its own type.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeblt.bundle.config import ModelConfig, TransformerConfig
+
+StageName = Literal["patcher", "encoder", "global", "decoder"]
+STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")
+DType = Literal["float32", "float16", "int64", "int32", "bool"]
+Target = Literal["cpu", "cuda"]  # the execution provider that a stage's graph is made for
+TARGETS: tuple[Target, ...] = ("cpu", "cuda")
+COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
+Dimension = int | str
+
+STATE_WIDTH = 3  # what edgeblt::EntropyPatch carries from byte to byte
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    dtype: DType
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The key-value cache of one stage: per layer a key and a value buffer [1, kv_head_count, C, head_dim].
+
+    Keys are stored after rotary embedding. Slots hold consecutive positions; the graph writes chunk byte t into slot
+    `total_length - T + t` of the buffer it was given (past and present share memory), rotated by that slot's row of
+    `cosines` and `sines`. There is a slot behind these, which it may write to as well: C is at least total_length + 1.
+    """
+
+    dtype: DType
+    layer_count: int
+    kv_head_count: int
+    head_dim: int
+    window: int | None
+    rotary_dim: int  # elements of a head that are rotated, in pairs of neighbours; the others are padding
+    rope_theta: float
+
+    def names(self, direction: Literal["past", "present"]) -> Iterator[str]:
+        for layer in range(self.layer_count):
+            yield f"{direction}_key_{layer}"
+            yield f"{direction}_value_{layer}"
+
+    def specs(self, direction: Literal["past", "present"]) -> tuple[TensorSpec, ...]:
+        shape = (1, self.kv_head_count, "C", self.head_dim)
+        return tuple(TensorSpec(name, self.dtype, shape) for name in self.names(direction))
+
+
+@dataclass(frozen=True)
+class StageContract:
+    """Inputs and outputs beside the cache; the cache's own tensors follow them. `settings` have defaults."""
+
+    name: StageName
+    target: Target
+    inputs: tuple[TensorSpec, ...]
+    settings: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    cache: CacheSpec | None
+
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        return self.inputs + (self.cache.specs("past") if self.cache else ()) + self.settings
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        return self.outputs + (self.cache.specs("present") if self.cache else ())
+
+
+def padded_head_dim(config: TransformerConfig) -> int:
+    """Heads are padded with zero weights to a multiple of 16: ONNX Runtime's GroupQueryAttention asks for it."""
+    return -(-config.head_dim // 16) * 16
+
+
+def cross_row_width(config: ModelConfig) -> int:
+    """Elements of one latent's keys and values for all cross-attention layers of the decoder."""
+    decoder = config.decoder
+    keys = config.cross_attention_k * decoder.kv_head_count * padded_head_dim(decoder)
+    return 2 * keys * config.decoder_cross_count
+
+
+def stage_contracts(
+    config: ModelConfig, targets: Mapping[StageName, Target] | None = None
+) -> dict[StageName, StageContract]:
+    """The four stages' contracts for a model of this configuration; `targets` None: cpu for all."""
+    makers = {"patcher": _patcher, "encoder": _encoder, "global": _global, "decoder": _decoder}
+    return {name: makers[name](config, targets[name] if targets else "cpu") for name in STAGES}
+
+
+def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
+    """Inputs of every stage with self-attention: filled cache slots after the chunk, and each slot's rotation."""
+    angles = ("C", padded_head_dim(config) // 2)
+    return (
+        TensorSpec("total_length", "int32", (1,)),
+        TensorSpec("cosines", COMPUTED_IN[target], angles),
+        TensorSpec("sines", COMPUTED_IN[target], angles),
+    )
+
+
+def _patcher(config: ModelConfig, target: Target) -> StageContract:
+    logits = (TensorSpec("logits", "float32", ("T", config.vocab_size)),)
+    return StageContract(
+        "patcher",
+        target,
+        inputs=(
+            TensorSpec("ids", "int64", ("T",)),
+            TensorSpec("position", "int64", (1,)),  # absolute index of the first; BOS is 0
+            *(_attention(config.patcher, target) if config.patcher else ()),
+            TensorSpec("state", "float32", (STATE_WIDTH,)),
+        ),
+        settings=(
+            TensorSpec("threshold", "float32", (1,)),
+            TensorSpec("threshold_add", "float32", (1,)),
+            TensorSpec("max_patch_length", "int64", (1,)),
+            TensorSpec("patch_size", "int64", (1,)),
+        ),
+        outputs=(
+            *(logits if config.patcher else ()),
+            TensorSpec("entropies", "float32", ("T",)),
+            TensorSpec("patch_starts", "bool", ("T",)),
+            TensorSpec("states", "float32", ("T", STATE_WIDTH)),
+        ),
+        cache=_cache(config.patcher, target) if config.patcher else None,
+    )
+
+
+def _encoder(config: ModelConfig, target: Target) -> StageContract:
+    width = config.encoder.hidden_size
+    return StageContract(
+        "encoder",
+        target,
+        inputs=(
+            TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id behind those its hashes read
+            *_attention(config.encoder, target),
+            TensorSpec("patch_index", "int64", ("T",)),  # patches completed in the chunk before each byte
+            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: what patch_index may be
+            TensorSpec("open_vectors", "float32", ("N", width)),  # may be empty where P is 0
+        ),
+        settings=(),
+        outputs=(
+            TensorSpec("byte_vectors", "float32", ("T", width)),
+            TensorSpec("patch_vectors", "float32", ("P", config.patch_width)),
+        ),
+        cache=_cache(config.encoder, target),
+    )
+
+
+def _global(config: ModelConfig, target: Target) -> StageContract:
+    return StageContract(
+        "global",
+        target,
+        inputs=(
+            TensorSpec("patch_vectors", "float32", ("P", config.patch_width)),
+            *_attention(config.global_, target),
+        ),
+        settings=(),
+        outputs=(TensorSpec("latents", "float32", ("P", config.global_.hidden_size)),),
+        cache=_cache(config.global_, target),
+    )
+
+
+def _decoder(config: ModelConfig, target: Target) -> StageContract:
+    row = cross_row_width(config)
+    return StageContract(
+        "decoder",
+        target,
+        inputs=(
+            TensorSpec("byte_vectors", "float32", ("T", config.encoder.hidden_size)),
+            *_attention(config.decoder, target),
+            TensorSpec("latents", "float32", ("L", config.global_.hidden_size)),
+            TensorSpec("latent_index", "int64", ("T",)),  # 0: the carried row; j: latents[j - 1]
+            TensorSpec("carried_row", COMPUTED_IN[target], (1, row)),  # the newest earlier latent's row of `cross_rows`
+        ),
+        settings=(),
+        outputs=(
+            TensorSpec("logits", "float32", ("T", config.vocab_size)),
+            TensorSpec("cross_rows", COMPUTED_IN[target], ("L", row)),  # keys and values the cross-attentions read
+        ),
+        cache=_cache(config.decoder, target),
+    )
+
+
+def _cache(config: TransformerConfig, target: Target) -> CacheSpec:
+    return CacheSpec(
+        COMPUTED_IN[target],
+        config.layer_count,
+        config.kv_head_count,
+        padded_head_dim(config),
+        config.window,
+        config.head_dim,
+        config.rope_theta,
+    )

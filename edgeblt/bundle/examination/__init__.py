@@ -1,0 +1,1 @@
+"""The examination of a bundle's graphs before ONNX Runtime opens them."""

@@ -1,0 +1,138 @@
+"""Shapes of attention and of whole layers.
+
+Kernels write into caches that the runtime has made: attention must be over the stage's own caches, heads and rows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from edgeblt.bundle.contract import CacheSpec
+from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
+from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
+from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
+
+
+def check_cache(step: Step, places: Sequence[int], with_spare_row: bool = False) -> CacheSpec:
+    """The stage's cache; at these inputs are past keys and values, length, cosines and sines.
+
+    `with_spare_row`: a row more than the stage's is attended for, which takes the slot behind theirs.
+    """
+    cache = step.known.contract.cache
+    if cache is None:
+        raise step.wrong("attends in a stage without a cache")
+    key, value = step.node.inputs[places[0]], step.node.inputs[places[1]]
+    if key not in {f"past_key_{layer}" for layer in range(cache.layer_count)} or value != f"past_value_{key[9:]}":
+        raise step.wrong("attends to something else than a layer's cache")
+    if step.node.outputs[1:] != (f"present_{key[5:]}", f"present_{value[5:]}"):
+        raise step.wrong("gives something else than that layer's cache")
+    if not with_spare_row:
+        step.expect_named(places[2], "total_length")
+    elif step.node.inputs[places[2]] not in step.known.spare_lengths:
+        raise step.wrong("reads something else than total_length + 1")
+    for place, name in zip(places[3:], ("cosines", "sines"), strict=True):
+        step.expect_named(place, name)
+    window = step.node.value("window" if step.node.domain == EDGEBLT else "local_window_size")
+    if step.number("kv_num_heads") != cache.kv_head_count or window != (-1 if cache.window is None else cache.window):
+        raise step.wrong("has other heads, or another window, than the configuration")
+    return cache
+
+
+def _attention(step: Step, places: Sequence[int], slot: int, batch: Shape, with_spare_row: bool = False) -> list[Shape]:
+    cache = check_cache(step, places, with_spare_row)
+    kv_heads, head_dim, past = cache.kv_head_count, cache.head_dim, step.shape(places[0])
+    last_slots = {"total_length"} if with_spare_row else step.known.last_slots
+    if step.node.inputs[slot] not in last_slots:
+        raise step.wrong("reads something else than the last slot")
+    heads = step.number("num_heads")
+    rows = step.rows(0, (heads + 2 * kv_heads) * head_dim)
+    if rows != (*batch, _chunk(step) + Size(int(with_spare_row))) or heads % kv_heads:
+        raise step.wrong(f"attends for {written(rows)}")
+    return [(*rows, Size(heads * head_dim)), past, past]
+
+
+def _chunk(step: Step) -> Size:
+    """The rows that the cache is extended by: those of the stage's first input."""
+    return Size.named(str(step.known.contract.inputs[0].shape[0]))
+
+
+def _window_attention(step: Step) -> list[Shape]:
+    return _attention(step, (1, 2, 4, 5, 6), 3, ())
+
+
+def _group_query_attention(step: Step) -> list[Shape]:
+    if step.has(1) or step.has(2):
+        raise step.wrong("has keys and values of their own")
+    with_spare_row = step.known.contract.target == "cpu"
+    return _attention(step, (3, 4, 6, 7, 8), 5, (ONE,), with_spare_row)
+
+
+def _layer(step: Step) -> list[Shape]:
+    cache = check_cache(step, (1, 2, 3, 4, 5))
+    kv_heads, head_dim, past = cache.kv_head_count, cache.head_dim, step.shape(1)
+    heads, width, attended = step.number("num_heads"), step.number("width"), step.number("attended")
+    if attended != heads * head_dim or step.number("projected") != attended + 2 * kv_heads * head_dim:
+        raise step.wrong("has heads of another size than its cache")
+    rows = step.rows(0, width)
+    if rows != (_chunk(step),) or heads % kv_heads:
+        raise step.wrong(f"attends for {written(rows)}")
+    for index in (6, 7):
+        step.expect(index, fixed((width,)), FLOATS)
+    between = step.number("intermediate")
+    matrices = {"query": (step.number("projected"), width), "output": (width, attended), "gate": (between, width),
+                "up": (between, width), "down": (width, between)}  # fmt: skip
+    _side_by_side(step, 8, matrices)
+    return [step.shape(0), past, past]
+
+
+def _side_by_side(step: Step, first: int, matrices: Mapping[str, tuple[int, int]]) -> None:
+    for index, (name, (rows, columns)) in enumerate(matrices.items()):
+        places = [first + index + part * len(matrices) for part in range(3)]
+        dense_weights(step, places, rows, columns, f"{name}_")
+
+
+def _latent_rows(step: Step, first: int, rows: Shape) -> int:
+    """Checks carried row, new rows and index from input `first` on; the width of all heads of a query."""
+    heads, kv_heads, head_dim = (step.number(name) for name in ("num_heads", "kv_num_heads", "head_dim"))
+    width = step.shape(first)[-1:]
+    needed = step.number("offset") + 2 * kv_heads * head_dim * step.number("vectors")
+    if heads % kv_heads or not width or not width[0].is_constant or width[0].constant < needed:
+        raise step.wrong("reads beyond a latent's row")
+    step.expect(first, (ONE, *width))
+    step.expect(first + 1, (*step.shape(first + 1)[:1], *width))
+    step.expect(first + 2, rows)
+    return heads * head_dim
+
+
+def _latent_attention(step: Step) -> list[Shape]:
+    rows = step.shape(0)[:-1]
+    step.expect(0, (*rows, Size(_latent_rows(step, 1, rows))))
+    return [step.shape(0)]
+
+
+def _cross_attention(step: Step) -> list[Shape]:
+    width, attended = step.number("width"), step.number("attended")
+    if _latent_rows(step, 1, step.rows(0, width)) != attended:
+        raise step.wrong(f"attends with {attended} columns")
+    step.expect(4, fixed((width,)), FLOATS)
+    _side_by_side(step, 5, {"query": (attended, width), "output": (width, attended)})
+    return [step.shape(0)]
+
+
+def _entropy_patch(step: Step) -> list[Shape]:
+    logits = step.shape(0)
+    rows = logits[:1]
+    step.expect(0, (*rows, *logits[1:2]))
+    step.expect(1, rows)
+    for index, name in enumerate(("position", "state", "threshold", "threshold_add", "max_patch_length", "patch_size")):
+        step.expect_named(2 + index, name)
+    return [rows, rows, (*rows, Size(3))]
+
+
+RULES: Mapping[tuple[str, str], Rule] = {
+    (EDGEBLT, "DenseCrossAttention"): _cross_attention,
+    (EDGEBLT, "DenseLayer"): _layer,
+    (EDGEBLT, "EntropyPatch"): _entropy_patch,
+    (EDGEBLT, "LatentAttention"): _latent_attention,
+    (EDGEBLT, "WindowAttention"): _window_attention,
+    (MICROSOFT, "GroupQueryAttention"): _group_query_attention,
+}

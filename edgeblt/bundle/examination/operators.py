@@ -1,0 +1,223 @@
+"""The one table of what a bundle's graphs may consist of: operators, their attributes, functions, versions.
+
+It holds what the exporter writes, no more: a test exports models of every kind and compares. Where the exporter comes
+to write something else, the old stays, for bundles that exist, and a line is added. `PREPARED` is what ONNX Runtime
+makes of such graphs when it saves them optimized (`edgeblt prepare`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from edgeblt.bundle.examination.onnx_graph import (
+    BOOL,
+    FLOAT,
+    FLOAT16,
+    INT64,
+    Attribute,
+    Graph,
+    Tensor,
+)
+
+MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"
+
+IR_VERSIONS = frozenset({11})
+OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({23}), MICROSOFT: frozenset({1}), EDGEBLT: frozenset({1})}
+# Imports that ONNX Runtime adds, of nothing.
+PREPARED_OPSETS = {
+    **OPSETS, "ai.onnx.ml": frozenset({5}), "ai.onnx.training": frozenset({1}), "ai.onnx.preview": frozenset({1}),
+    "ai.onnx.preview.training": frozenset({1}), "com.microsoft.experimental": frozenset({1}),
+    "com.microsoft.nchwc": frozenset({1}), "org.pytorch.aten": frozenset({1}),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Whether an attribute is as the exporter writes it; `may_be_absent`: its default is harmless."""
+
+    holds: Callable[[Attribute], bool]
+    may_be_absent: bool = False
+
+
+@dataclass(frozen=True)
+class Operator:
+    inputs: tuple[int, int]  # fewest and most
+    outputs: tuple[int, int]
+    attributes: Mapping[str, Allowed] = field(default_factory=dict)
+
+
+Count = int | tuple[int, int]
+
+
+def _operator(inputs: Count, outputs: Count = 1, /, **attributes: Allowed) -> Operator:
+    return Operator(_fewest_and_most(inputs), _fewest_and_most(outputs), attributes)
+
+
+def _fewest_and_most(count: Count) -> tuple[int, int]:
+    return (count, count) if isinstance(count, int) else count
+
+
+def _maybe(allowed: Allowed) -> Allowed:
+    return replace(allowed, may_be_absent=True)
+
+
+def _integer(fewest: int, most: int) -> Allowed:
+    return Allowed(lambda found: isinstance(found.value, int) and fewest <= found.value <= most)
+
+
+def _one_of(*values: int | str) -> Allowed:
+    return Allowed(lambda found: isinstance(found.value, int | str) and found.value in values)
+
+
+def _number(fewest: float, most: float) -> Allowed:
+    """float32, never nan."""
+    return Allowed(lambda found: isinstance(found.value, float) and fewest <= found.value <= most)
+
+
+def _is_permutation(found: Attribute) -> bool:
+    return isinstance(found.value, tuple) and sorted(found.value) == list(range(len(found.value)))
+
+
+def _is_one_element(found: Attribute) -> bool:
+    value = found.value
+    return (
+        isinstance(value, Tensor) and value.dims == (1,) and value.external is None and value.data_bytes == value.size
+    )
+
+
+_PERMUTATION, _ONE_ELEMENT = Allowed(_is_permutation), Allowed(_is_one_element)
+_GRAPH = Allowed(lambda found: isinstance(found.value, Graph))
+_MOST = (1 << 31) - 1
+_COUNT = _integer(1, _MOST)
+_AXIS = _integer(-1, 7)
+_LARGEST_FLOAT = 3.4028234663852886e38
+_POSITIVE = _number(math.ulp(0.0), _LARGEST_FLOAT)
+_BITS, _BLOCK = _one_of(4, 8), _one_of(16, 32, 64, 128, 256)
+_ROUNDING = {"bits": _BITS, "block_size": _BLOCK, "blocks_per_scale": _COUNT}
+_PRODUCT = {"K": _COUNT, "N": _COUNT, **_ROUNDING}
+_WINDOW = _integer(-1, _MOST)
+_HEADS = {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": _POSITIVE}
+_LATENTS = {**_HEADS, "head_dim": _COUNT, "vectors": _COUNT, "offset": _integer(0, _MOST)}
+
+
+def _products(*names: str) -> dict[str, Allowed]:
+    return {f"{name}_{attribute}": allowed for name in names for attribute, allowed in _ROUNDING.items()}
+
+
+# By domain and name.
+OPERATORS: Mapping[tuple[str, str], Operator] = {
+    ("", "Add"): _operator(2),
+    ("", "Cast"): _operator(1, to=_one_of(FLOAT, BOOL, FLOAT16)),
+    ("", "Concat"): _operator((2, 1 << 12), axis=_AXIS),
+    ("", "ConstantOfShape"): _operator(1, value=_maybe(_ONE_ELEMENT)),
+    ("", "CumSum"): _operator(2),
+    ("", "Div"): _operator(2),
+    ("", "Equal"): _operator(2),
+    ("", "Exp"): _operator(1),
+    ("", "Expand"): _operator(2),
+    ("", "Gather"): _operator(2, axis=_maybe(_AXIS)),
+    ("", "Gelu"): _operator(1, approximate=_one_of("none", "tanh")),
+    ("", "Greater"): _operator(2),
+    ("", "Identity"): _operator(1),
+    ("", "If"): _operator(1, then_branch=_GRAPH, else_branch=_GRAPH),
+    ("", "MatMul"): _operator(2),
+    ("", "Mod"): _operator(2),
+    ("", "Mul"): _operator(2),
+    ("", "Pad"): _operator(2),
+    ("", "ReduceSum"): _operator(2, keepdims=_one_of(0)),
+    ("", "Relu"): _operator(1),
+    ("", "Reshape"): _operator(2),
+    ("", "ScatterElements"): _operator(3, axis=_one_of(0), reduction=_one_of("add", "max")),
+    ("", "Shape"): _operator(1, start=_maybe(_integer(0, 7)), end=_maybe(_integer(0, 7))),
+    ("", "SimplifiedLayerNormalization"): _operator(2, axis=_one_of(-1), epsilon=_POSITIVE, stash_type=_one_of(1)),
+    ("", "Slice"): _operator((3, 4)),
+    ("", "Softmax"): _operator(1, axis=_one_of(-1)),
+    ("", "Split"): _operator(1, (2, 1 << 12), axis=_AXIS, num_outputs=_integer(2, 1 << 12)),
+    ("", "Squeeze"): _operator(2),
+    ("", "Sub"): _operator(2),
+    ("", "Transpose"): _operator(1, perm=_PERMUTATION),
+    ("", "Unsqueeze"): _operator(2),
+    ("", "Where"): _operator(3),
+    (MICROSOFT, "FusedMatMul"): _operator(2, alpha=_maybe(_POSITIVE), transB=_maybe(_one_of(1))),
+    (MICROSOFT, "GatherBlockQuantized"): _operator(
+        (3, 4), bits=_BITS, block_size=_integer(16, _MOST), gather_axis=_one_of(0), quantize_axis=_one_of(1)
+    ),
+    (MICROSOFT, "GroupQueryAttention"): _operator(
+        9, 3, **_HEADS, local_window_size=_WINDOW, do_rotary=_one_of(1), rotary_interleaved=_one_of(1)
+    ),
+    (MICROSOFT, "MatMulBnb4"): _operator(3, K=_COUNT, N=_COUNT, block_size=_BLOCK, quant_type=_one_of(0, 1)),
+    (MICROSOFT, "MatMulNBits"): _operator((3, 4), K=_COUNT, N=_COUNT, bits=_BITS, block_size=_BLOCK),
+    (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
+    (EDGEBLT, "DenseCrossAttention"): _operator(
+        (9, 11), **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
+    ),
+    (EDGEBLT, "DenseLayer"): _operator(
+        (18, 23), 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
+        intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
+    ),
+    (EDGEBLT, "DenseMatMul"): _operator((3, 4), **_PRODUCT),
+    (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
+    (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
+    (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
+    (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
+    (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
+}  # fmt: skip
+
+# Functions by what they do (`function_digest`): the bodies that operators of our own have had, newest last.
+FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
+    (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
+    (EDGEBLT, "DenseMatMul"): ("9236bdf0acd2897a",),
+    (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # for the targets cpu and cuda
+    (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
+    (EDGEBLT, "MaskedMatMul"): ("4c2598b91eead92d",),
+    (EDGEBLT, "SparseMatMul"): ("ad620b158db908d2",),
+    (EDGEBLT, "WindowAttention"): ("8bc64bd195ad1169",),
+}
+
+
+def _also(domain: str, name: str, inputs: Count = 0, outputs: Count = 0, /, **attributes: Allowed) -> Operator:
+    """An operator of the table that may have these attributes, too, or other numbers of inputs and outputs."""
+    known = OPERATORS[domain, name]
+    more = {attribute: _maybe(allowed) for attribute, allowed in attributes.items()}
+    return Operator(
+        _fewest_and_most(inputs or known.inputs),
+        _fewest_and_most(outputs or known.outputs),
+        {**known.attributes, **more},
+    )
+
+
+_ZERO, _ONE, _ANY = _one_of(0), _one_of(1), _number(-_LARGEST_FLOAT, _LARGEST_FLOAT)
+_REDUCTION = {"keepdims": _one_of(0, 1), "noop_with_empty_axes": _ZERO}
+
+# ONNX Runtime writes defaults out, puts the bodies of functions in place of their nodes, and fuses.
+PREPARED: Mapping[tuple[str, str], Operator] = {
+    **OPERATORS,
+    **{("", name): _operator(2) for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
+    **{("", name): _operator(1) for name in ("Erf", "Sigmoid", "Sqrt", "Tanh")},
+    ("", "Cast"): _operator(1, to=_one_of(FLOAT, INT64, BOOL, FLOAT16), saturate=_ONE),
+    ("", "Compress"): _operator(2, axis=_ZERO),
+    ("", "CumSum"): _operator(2, exclusive=_one_of(0, 1), reverse=_ZERO),
+    ("", "Gemm"): _operator(3, alpha=_ANY, beta=_ANY, transA=_ZERO, transB=_ZERO),
+    ("", "If"): _also("", "If", 1, (1, 2)),
+    ("", "LogSoftmax"): _operator(1, axis=_AXIS),
+    ("", "Mod"): _operator(2, fmod=_ZERO),
+    ("", "Pad"): _also("", "Pad", mode=_one_of("constant")),
+    ("", "ReduceL1"): _operator(2, **_REDUCTION),
+    ("", "ReduceMax"): _operator(2, **_REDUCTION),
+    ("", "ReduceSum"): _operator(2, **_REDUCTION),
+    ("", "Reshape"): _also("", "Reshape", allowzero=_ZERO),
+    ("", "Split"): _also("", "Split", (1, 2), (2, 1 << 12), num_outputs=_integer(2, 1 << 12)),
+    (MICROSOFT, "FusedMatMul"): _also(
+        MICROSOFT, "FusedMatMul", alpha=_ANY, transA=_ZERO, transB=_one_of(0, 1), transBatchA=_ZERO, transBatchB=_ZERO
+    ),
+    (MICROSOFT, "GroupQueryAttention"): _also(
+        MICROSOFT, "GroupQueryAttention", causal=_ONE, k_quant_type=_one_of("NONE"), v_quant_type=_one_of("NONE"),
+        qk_norm_epsilon=_POSITIVE, qk_output=_ZERO, sliding_window_cache=_ZERO, smooth_softmax=_one_of(-1, 0),
+    ),
+    (MICROSOFT, "MatMulBnb4"): _also(MICROSOFT, "MatMulBnb4", training_mode=_ZERO, transB=_ONE),
+    (MICROSOFT, "MatMulNBits"): _also(
+        MICROSOFT, "MatMulNBits", accuracy_level=_one_of(0, 1, 4), weight_prepacked=_ZERO
+    ),
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""Shapes of products with a model's weights, and of lookups in them, where these are stored in few bits.
+
+ONNX Runtime packs weights by what the attributes say, not by how long they are: `_WEIGHTS` compares the two.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from edgeblt.bundle.examination.graph_step import Rule, Step, Types
+from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
+from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
+from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
+
+FLOATS: Types = (FLOAT, FLOAT16)
+TILE, MASK_WORD, PADDING = 128, 32, 64  # of the sparse formats: weights, weights, bytes
+_TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # by group and bits
+
+
+def dense_weights(step: Step, places: Sequence[int], rows: int, columns: int, prefix: str = "") -> None:
+    """DenseMatMul's codes, scales and, if there are any, zero points at these inputs."""
+    per_scale = step.number(f"{prefix}blocks_per_scale")
+    _codes_and_scales(
+        step, places, rows, columns, step.number(f"{prefix}bits"), step.number(f"{prefix}block_size"), per_scale
+    )
+
+
+def _codes_and_scales(
+    step: Step, places: Sequence[int], rows: int, columns: int, bits: int, block: int, per_scale: int = 1
+) -> None:
+    blocks = -(-columns // block)
+    step.expect(places[0], fixed((rows, blocks, block * bits // 8)), (UINT8,))
+    step.expect(places[1], fixed((rows, _scale_count(step, blocks, per_scale))), FLOATS)
+    if step.has(places[2]):
+        step.expect(places[2], fixed((rows, -(-blocks * bits // 8))), (UINT8,))
+
+
+def _scale_count(step: Step, blocks: int, per_scale: int) -> int:
+    if per_scale > max(blocks, 16):  # a block of scales of 256 columns in blocks of 16, or all of a row
+        raise step.wrong(f"has {per_scale} blocks a scale of {blocks}")
+    return -(-blocks // per_scale)
+
+
+def _dense(step: Step) -> None:
+    dense_weights(step, (1, 2, 3), step.number("N"), step.number("K"))
+
+
+def _blocked(step: Step) -> None:
+    rows, columns = step.number("N"), step.number("K")
+    _codes_and_scales(step, (1, 2, 3), rows, columns, step.number("bits"), step.number("block_size"))
+
+
+def _codebook(step: Step) -> None:
+    count = step.number("N") * step.number("K")
+    step.expect(1, fixed((-(-count // 2),)), (UINT8,))
+    step.expect(2, fixed((-(-count // step.number("block_size")),)), FLOATS)
+
+
+def _tiles(step: Step) -> None:
+    columns, pairs = step.number("K"), -(-step.number("N") // 2)
+    size = _TILE_BYTES[step.number("group"), step.number("bits")]
+    step.expect(1, fixed((pairs, -(-columns // TILE), size)), (UINT8,))
+    scales = _scale_count(step, -(-columns // step.number("block_size")), step.number("blocks_per_scale"))
+    step.expect(2, fixed((pairs, scales, 2)), FLOATS)
+
+
+def _masked(step: Step) -> None:
+    rows, columns = step.number("N"), step.number("K")
+    step.expect(1, fixed((rows, -(-columns // MASK_WORD) * MASK_WORD // 8)), (UINT8,))
+    (length,) = _constants(step, 2, 1)
+    if length < PADDING:
+        raise step.wrong("has too few values")
+    step.expect(2, fixed((length,)), (UINT8,))
+    step.expect(3, fixed((rows + 1,)), (INT32,))
+    scales = _scale_count(step, -(-columns // step.number("block_size")), step.number("blocks_per_scale"))
+    step.expect(4, fixed((rows, scales)), FLOATS)
+
+
+def _lookup(step: Step) -> None:
+    bits, block = step.number("bits"), step.number("block_size")
+    rows, packed = _constants(step, 0, 2)
+    blocks = -(-packed * 8 // bits // block)
+    if block & (block - 1):
+        raise step.wrong(f"has blocks of {block}")
+    step.expect(0, fixed((rows, packed)), (UINT8,))
+    step.expect(2, fixed((rows, blocks)), FLOATS)
+    if step.has(3):
+        step.expect(3, fixed((rows, -(-blocks * bits // 8))), (UINT8,))
+
+
+def _constants(step: Step, index: int, rank: int) -> list[int]:
+    shape = step.shape(index)
+    if len(shape) != rank or not all(size.is_constant for size in shape):
+        raise step.wrong(f"has an input {index} of {written(shape)}")
+    return [size.constant for size in shape]
+
+
+_WEIGHTS: Mapping[tuple[str, str], Callable[[Step], None]] = {
+    (EDGEBLT, "DenseMatMul"): _dense,
+    (EDGEBLT, "MaskedMatMul"): _masked,
+    (EDGEBLT, "SparseMatMul"): _tiles,
+    (MICROSOFT, "GatherBlockQuantized"): _lookup,
+    (MICROSOFT, "MatMulBnb4"): _codebook,
+    (MICROSOFT, "MatMulNBits"): _blocked,
+}
+
+
+def _looked_up(step: Step) -> list[Shape]:
+    _lookup(step)
+    return [(*step.shape(1), Size(_constants(step, 0, 2)[1] * 8 // step.number("bits")))]
+
+
+def _product(step: Step) -> list[Shape]:
+    _WEIGHTS[step.node.operator](step)
+    return [(*step.rows(0, step.number("K")), Size(step.number("N")))]
+
+
+RULES: Mapping[tuple[str, str], Rule] = {
+    **dict.fromkeys(_WEIGHTS, _product),
+    (MICROSOFT, "GatherBlockQuantized"): _looked_up,
+}

@@ -1,0 +1,42 @@
+"""Which stage goes where, in words: one name for all stages, or `global=cuda,decoder=cuda` for some of them."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from edgeblt.bundle.contract import STAGES, StageName
+from edgeblt.errors import EdgebltError
+
+Name = TypeVar("Name", bound=str)
+
+
+def parse_placement(
+    text: str, what: str, names: tuple[Name, ...], others: Mapping[StageName, Name]
+) -> dict[StageName, Name]:
+    """The name in `text` for each stage; stages it leaves out are as in `others`.
+
+    Raises EdgebltError, which calls a name a `what`, for a name or stage that there is not, and for one given twice.
+    """
+    known = {str(name): name for name in names}
+    if "=" not in text:
+        return dict.fromkeys(STAGES, _known(text, what, known))
+    placed: dict[StageName, Name] = {}
+    for part in text.split(","):
+        stage, _, name = (word.strip() for word in part.partition("="))
+        if stage not in STAGES:
+            raise EdgebltError(f"{what} {text!a:.60} names the stage {stage!a:.40}; use {', '.join(STAGES)}")
+        if stage in placed:
+            raise EdgebltError(f"{what} {text!a:.60} names the stage {stage} twice; name it once")
+        placed[stage] = _known(name, what, known)
+    return {stage: placed.get(stage, others[stage]) for stage in STAGES}
+
+
+def describe_placement(placement: Mapping[StageName, str]) -> str:
+    """What `parse_placement` reads: one name where all are the same."""
+    (first, *rest) = (placement[stage] for stage in STAGES)
+    return first if {first} >= {*rest} else ",".join(f"{stage}={placement[stage]}" for stage in STAGES)
+
+
+def _known(name: str, what: str, known: dict[str, Name]) -> Name:
+    if name not in known:
+        raise EdgebltError(f"{what} {name!r:.60} is unknown; this version has {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,282 @@
+"""Directories and files that appear whole or not at all.
+
+What is being written lies beside its final place under the hidden name `.NAME.partial`, locked. An exception removes
+it; a process that is killed leaves it behind, unlocked, for the next one that writes NAME to take over.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from edgeblt.bundle.held_files import is_too_many_open, too_many_open
+from edgeblt.errors import EdgebltError
+
+_SPARE = 4  # two for each level of directories
+
+
+@contextmanager
+def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
+
+    With `replace` a directory already there is replaced then, and not before. With `resume` the temporary directory
+    may hold what a killed process left; else it is empty. Raises EdgebltError if `path` exists and `replace` is false,
+    if another process is writing it, or if it cannot be written.
+    """
+    partial, replaced = _hidden(path, "partial"), _hidden(path, "replaced")
+    replace = replace and not os.path.islink(path) and (os.path.isdir(path) or os.path.isdir(replaced))
+    if not replace:
+        _refuse_existing(path)
+    try:
+        with _Spare() as spare, _own_directory(path, partial):
+            try:
+                if not resume:
+                    empty(partial)
+                yield partial
+                partial.chmod(0o777 & ~_umask())
+                if replace and os.path.lexists(path):
+                    _remove(replaced)
+                    path.rename(replaced)
+                partial.rename(path)
+            except BaseException:
+                spare.release()
+                if os.path.isdir(replaced) and not os.path.lexists(path):  # interrupted between the two renames
+                    replaced.rename(path)
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            finally:
+                _remove(replaced)
+    except OSError as error:
+        with suppress(OSError):
+            partial.rmdir()  # where it was made, but could not be opened: it is empty
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
+def scratch_directory(path: Path, purpose: str) -> Iterator[Path]:
+    """Yields a directory beside `path` for what is made on the way to it; it is removed when the block ends.
+
+    It may hold what a killed process left, and is left by one for the next. Raises EdgebltError if another process is
+    using it, or if it cannot be written.
+    """
+    scratch = _hidden(path, purpose)
+    try:
+        with _Spare() as spare, _own_directory(path, scratch):
+            try:
+                yield scratch
+            finally:
+                spare.release()
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
+def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
+    """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
+
+    It is removed where the block ends with an exception. With `replace` a file that is there is replaced then, by one
+    of the same mode. Raises EdgebltError if `path` exists, then or at the end, and `replace` is false, if another
+    process is writing it, or if it cannot be written.
+    """
+    if not replace:
+        _refuse_existing(path)
+    partial = _hidden(path, "partial")
+    try:
+        mode = _mode(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
+            try:
+                os.ftruncate(descriptor, 0)
+                if mode is not None:
+                    os.fchmod(descriptor, mode)
+                with open(descriptor, "r+b", closefd=False) as file:
+                    yield file
+                os.fsync(descriptor)  # its name must not be on the disk before its content
+                if not replace:
+                    _refuse_existing(path)
+                partial.rename(path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink()
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def check_writable(path: Path, replace: bool = False) -> None:
+    """Raises EdgebltError where `whole_file` would, as far as can be seen by making an empty one, which is removed."""
+    if not replace:
+        _refuse_existing(path)
+    partial = _hidden(path, "partial")
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        _mode(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT):
+            partial.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def flush(directory: Path) -> None:
+    """Have the files in a directory on the disk, so that none is seen there later with less in it. Raises OSError."""
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def empty(directory: Path, but: Collection[str] = ()) -> None:
+    """Remove everything in a directory, except regular files that have one of these names. Raises OSError."""
+    for entry in directory.iterdir():
+        if entry.name in but and stat.S_ISREG(entry.lstat().st_mode):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> EdgebltError:
+    """The one sentence for an OSError while `path` was being written."""
+    if is_too_many_open(error):
+        return too_many_open(path)
+    reason = error.strerror or " ".join(str(error).split())
+    return EdgebltError(f"{path} cannot be written ({reason}); free some space or choose another place")
+
+
+@contextmanager
+def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
+    """Holds the only lock on `partial`, and yields its descriptor; a lock ends with its process, however that ends."""
+    try:
+        descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):  # a link, or of the other kind
+            raise
+        raise EdgebltError(f"{partial} is in the way; remove it, or choose another name") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(descriptor), os.lstat(partial))  # not renamed before it was locked
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise EdgebltError(f"{path} is being written by another process; wait for it, or choose another name")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _mode(path: Path) -> int | None:
+    """Of the file that is there, None where none is. Raises OSError for what cannot be replaced by a file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        return None
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return stat.S_IMODE(mode) & 0o777
+
+
+class _Spare:
+    """Descriptors kept for removing a directory, which takes some, where others have used up all there are."""
+
+    def __enter__(self) -> "_Spare":
+        """Raises OSError where there are too few, and keeps none."""
+        self._descriptors: list[int] = []
+        try:
+            for _ in range(_SPARE):
+                self._descriptors.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            self.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+@contextmanager
+def _own_directory(path: Path, directory: Path) -> Iterator[None]:
+    """`directory`, beside `path` and made if it is absent, is this process's alone meanwhile. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left = _made_before(directory)
+    with _locked(path, directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        if left and os.fstat(descriptor).st_uid != os.geteuid():
+            raise EdgebltError(f"{directory} is somebody else's; remove it, or choose another name")
+        yield
+
+
+def _made_before(directory: Path) -> bool:
+    """Whether something of that name was there; else makes it."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return True
+    return False
+
+
+def _remove(replaced: Path) -> None:
+    """Under a third name: what is half removed must never be put back."""
+    removed = replaced.with_suffix(".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if os.path.lexists(replaced):
+        replaced.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.parent / f".{path.name}.{state}"
+
+
+def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], kind: str) -> bool:
+    """Whether `path` is a directory to be replaced, which only what is `ours` may be. Raises EdgebltError if it is not.
+
+    `ours` says whether a directory holds nothing but what `kind` names.
+    """
+    if not os.path.lexists(path):
+        return replace  # what a killed process moved aside comes back
+    try:
+        alone = not os.path.islink(path) and os.path.isdir(path) and ours(path)
+    except OSError:  # what cannot be listed may hold anything
+        alone = False
+    if not alone:
+        raise EdgebltError(
+            f"{path} exists already and is not a {kind} alone, so it is not replaced; remove it or choose another name"
+            if replace
+            else f"{path} exists already; remove it or choose another name"
+        )
+    if not replace:
+        raise EdgebltError(f"{path} exists already; replace it with --force, or choose another name")
+    return True
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise EdgebltError(f"{path} exists already; remove it or choose another name")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,108 @@
+"""How long a prompt takes to read, told while it is read.
+
+Most of what a byte costs does not depend on where it stands. The global stage's attention does: each patch looks back
+at all before it, so its time grows with the square of their number. From what reading has taken so far follows what the
+rest will take.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from edgeblt.progress import BYTES, progress, progress_is_shown
+from edgeblt.runtime.session import Session
+
+SHOWN_AFTER, JUDGED_AFTER = 0.5, 2.0  # seconds of reading
+SAID_FROM = 60.0  # seconds that are worth a sentence beforehand
+
+
+@dataclass
+class _Fit:
+    """Least squares of `time = linear * patches + square * patches ** 2`, neither below 0."""
+
+    count: float = 0.0  # sums over the points seen: patches ** 2, ** 3, ** 4, and time by patches ** 1, ** 2
+    mixed: float = 0.0
+    square: float = 0.0
+    time_count: float = 0.0
+    time_square: float = 0.0
+
+    def add(self, patches: int, seconds: float) -> None:
+        self.count += patches**2
+        self.mixed += patches**3
+        self.square += patches**4
+        self.time_count += seconds * patches
+        self.time_square += seconds * patches**2
+
+    def seconds(self, patches: float) -> float:
+        """What so many patches take; 0 while nothing is known."""
+        if not self.count:
+            return 0.0
+        determinant = self.count * self.square - self.mixed**2
+        if determinant > 1e-9 * self.count * self.square:
+            linear = (self.time_count * self.square - self.time_square * self.mixed) / determinant
+            square = (self.time_square * self.count - self.time_count * self.mixed) / determinant
+            if linear >= 0 and square >= 0:
+                return linear * patches + square * patches**2
+            if linear < 0:
+                return self.time_square / self.square * patches**2
+        return self.time_count / self.count * patches
+
+
+class PromptCost:
+    """Seconds that the whole prompt of `size` bytes takes to read, the better known the more of it is read."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.bytes_per_patch = size, 0.0
+        self._attention, self._expected = _Fit(), 0.0
+
+    def add(self, read: int, patches: int, seconds: float, global_seconds: float) -> None:
+        """So many bytes, which start so many patches, have taken so long, and the global stage its part of it."""
+        self._attention.add(patches, global_seconds)
+        self.bytes_per_patch = read / max(patches, 1)
+        share = self.size / read
+        self._expected = (seconds - global_seconds) * share + self._attention.seconds(patches * share)
+
+    @property
+    def seconds(self) -> float:
+        return self._expected
+
+
+@contextmanager
+def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
+    """Yields a function to call with the session after each chunk of a prompt of `size` bytes: shows how far it is.
+
+    Where reading all of it will take more than a minute, that is said on stderr once it is known.
+    """
+    cost, started, done = PromptCost(size), time.monotonic(), 0
+    said, advance = not progress_is_shown(), None
+    with ExitStack() as bar:
+
+        def show(session: Session) -> None:
+            nonlocal advance, done, said
+            read, seconds = session.position, time.monotonic() - started
+            if seconds >= SHOWN_AFTER:
+                advance = advance or bar.enter_context(progress("reading the prompt", size, BYTES, even=False))
+                advance(min(read, size) - done)
+                done = min(read, size)
+            cost.add(read, session.patch_count, seconds, session.work["global"].seconds)
+            if not said and seconds >= JUDGED_AFTER and cost.seconds >= SAID_FROM:
+                said = True
+                print(f"edgeblt: {cost_sentence(cost)}", file=sys.stderr, flush=True)
+
+        yield show
+
+
+def cost_sentence(cost: PromptCost) -> str:
+    return (
+        f"reading this prompt of {cost.size:,} bytes will take about {_duration(cost.seconds)}: it starts a patch every"
+        f" {cost.bytes_per_patch:.1f} bytes, and each patch looks back at all before it; Ctrl-C stops at once"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

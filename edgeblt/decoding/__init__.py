@@ -1,0 +1,1 @@
+"""Choosing the next bytes: sampling and speculation."""

@@ -1,0 +1,1 @@
+"""Accuracy, speed and tuning of a bundle."""

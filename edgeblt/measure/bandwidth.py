@@ -1,0 +1,94 @@
+"""How fast this machine reads memory: what no way of decoding can pass where weights exceed the caches."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeblt.errors import EdgebltError
+from edgeblt.runtime.machine.cores import check_threads, usable_cores
+from edgeblt.runtime.providers import session_options
+
+BUFFER_BYTES = 512 << 20
+_WIDTH = 4096  # columns of the matrix that is read
+_SMALLEST = 1 << 20
+
+Buffer = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """The best of several readers; field by field JSON."""
+
+    bytes_per_s: float
+    reader: str
+    readers: dict[str, float]  # the best bytes per second of each
+    threads: int
+    buffer_bytes: int
+
+
+def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYTES, repeats: int = 7) -> Bandwidth:
+    """Read a buffer, far larger than any cache by default, in several ways in turn, on `threads` or all cores.
+
+    The fastest run of the fastest reader counts: whatever else the machine does can only slow reading down. Raises
+    EdgebltError for counts below 1 and buffers below a megabyte.
+    """
+    check_threads(threads)
+    threads = usable_cores() if threads is None else threads
+    for name, value, least in (("repeats", repeats, 1), ("buffer", buffer_bytes, _SMALLEST)):
+        if value < least:
+            raise EdgebltError(f"{name} is {value}; it must be at least {least}")
+    matrix = np.ones((buffer_bytes // (4 * _WIDTH), _WIDTH), np.float32)  # of ones: zeros would be one page, shared
+    with ThreadPoolExecutor(threads) as pool:
+        readers = _readers(matrix, threads, pool)
+        for read in readers.values():
+            read()
+        rounds = [{name: matrix.nbytes / _seconds(read) for name, read in readers.items()} for _ in range(repeats)]
+    rates = {name: max(rates[name] for rates in rounds) for name in readers}
+    best = max(rates, key=lambda name: rates[name])
+    return Bandwidth(rates[best], best, rates, threads, matrix.nbytes)
+
+
+def _readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
+    """Each reads all of `matrix` once."""
+    session = onnxruntime.InferenceSession(
+        _product_graph(), session_options(threads), providers=["CPUExecutionProvider"]
+    )
+    row = np.ones((1, len(matrix)), np.float32)
+    pieces = np.array_split(matrix, 4 * threads)  # more than threads: a core that is held up gets fewer
+
+    def in_threads(read: Callable[[Buffer], object]) -> Callable[[], object]:
+        return lambda: list(pool.map(read, pieces))
+
+    return {
+        "onnxruntime MatMul": lambda: session.run(None, {"row": row, "matrix": matrix}),
+        "numpy product": in_threads(lambda piece: row[0, : len(piece)] @ piece),
+        "numpy maximum": in_threads(lambda piece: piece.view(np.uint8).max()),
+    }
+
+
+def _seconds(read: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    read()
+    return time.perf_counter() - started
+
+
+def _product_graph() -> bytes:
+    """An ONNX model: row [1, n] times matrix [n, m], all float32; written by hand, as onnx is not there on a device."""
+
+    def message(number: int, content: bytes) -> bytes:
+        assert len(content) < 128  # its length is one byte
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def value(name: bytes) -> bytes:
+        two_sizes = message(2, message(1, b"") + message(1, b""))
+        return message(1, name) + message(2, message(1, b"\x08\x01" + two_sizes))
+
+    node = message(1, b"row") + message(1, b"matrix") + message(2, b"product") + message(4, b"MatMul")
+    inputs, output = message(11, value(b"row")) + message(11, value(b"matrix")), message(12, value(b"product"))
+    graph = message(1, node) + message(2, b"reader") + inputs + output
+    return b"\x08\x08" + message(7, graph) + message(8, b"\x10\x0d")  # IR version 8, operators of version 13

@@ -1,0 +1,92 @@
+"""One timed run of a benchmark: a prompt is read, then bytes are decoded, those the model writes or those of a text."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.bundle.contract import StageName
+from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.speculation import DraftCounts, generate_ids
+from edgeblt.ids import BOS, encode
+from edgeblt.model import Model
+from edgeblt.runtime.machine.energy import Energy
+from edgeblt.runtime.stage_work import StageWork
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured; all but `first_byte` and `bytes_per_patch` is of what came after the first new byte."""
+
+    first_byte: float  # seconds from the prompt to the first new byte
+    gaps: NDArray[np.float64]  # [arrivals] seconds in which nothing came: what one pass of the model took
+    sizes: NDArray[np.int64]  # [arrivals] bytes that then came at once
+    cpu: float  # seconds
+    joules: float | None
+    work: dict[StageName, StageWork]
+    counts: DraftCounts
+    bytes_per_patch: float  # of the whole text
+
+    @property
+    def seconds(self) -> float:
+        return float(self.gaps.sum())
+
+    @property
+    def byte_seconds(self) -> NDArray[np.float64]:
+        """[bytes] what each took: bytes that came at once share their time evenly."""
+        return np.repeat(self.gaps / self.sizes, self.sizes)
+
+
+class FollowedText(Sampler):
+    """Chooses the ids of a text, whatever the model makes of it, and foresees the likeliest ones, as a greedy sampler.
+
+    So a draft is right where it is the text's own byte.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        super().__init__(Sampling(), endless=True)
+        self._ids = iter(ids)
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Takes as long as a greedy choice, and refuses what that refuses."""
+        super().choose(logits)
+        return next(self._ids)
+
+
+def timed_run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_bytes: int) -> Run:
+    """Reads `prompt`, then decodes a byte and `new_bytes` more as `sampler` chooses them, drafting by `draft`."""
+    session, counts, energy = model.session(), DraftCounts(), Energy()
+    ids = np.concatenate([[BOS], encode(prompt)])
+    started = time.perf_counter()
+    logits = session.feed(ids)[-1]
+    new_ids = generate_ids(session, logits, sampler, model.experience(draft), new_bytes + 1, counts)
+    next(new_ids)
+    moments, passes = [time.perf_counter()], [counts.passes]
+    before, cpu, joules = session.work, time.process_time(), energy.joules()
+    for _ in new_ids:
+        moments.append(time.perf_counter())
+        passes.append(counts.passes)
+    cpu, after = time.process_time() - cpu, energy.joules()
+    gaps, sizes = arrivals(moments, passes)
+    return Run(
+        first_byte=moments[0] - started,
+        gaps=gaps,
+        sizes=sizes,
+        cpu=cpu,
+        joules=after - joules if after is not None and joules is not None and model.is_on_host else None,
+        work={name: work.since(before[name]) for name, work in session.work.items()},
+        counts=counts,
+        bytes_per_patch=session.position / max(session.patch_count, 1),
+    )
+
+
+def arrivals(moments: list[float], passes: list[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Seconds before each arrival, and the bytes in it, after the first byte.
+
+    `moments` in seconds say when each byte came, and `passes` how many passes the model had made by then: bytes of one
+    pass arrive together, when it has ended.
+    """
+    starts = np.flatnonzero(np.diff(passes)) + 1
+    return np.diff(np.array(moments)[np.append(0, starts)]), np.diff(np.append(starts, len(moments)))

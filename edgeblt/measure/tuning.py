@@ -1,0 +1,244 @@
+"""The threshold as a dial: which one decodes fastest while bits per byte stay within a budget (docs/patching.md)."""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.errors import EdgebltError
+from edgeblt.ids import BOS, encode
+from edgeblt.inspection import bundle_plan
+from edgeblt.measure.reference import Text
+from edgeblt.measure.texts import held_out_text
+from edgeblt.model import Model, Scores, open_model
+from edgeblt.progress import progress
+
+SHORTEST_TEXT = 500  # bytes
+_LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # of patches to try, over the present one
+_BISECTIONS = 4
+_CONTEXT_BYTES = 256
+_DECODED_BYTES = 256
+_ROUNDS = 3
+_DIGITS = 5  # of a threshold: few enough to type, and %g shows them all
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold gives on the texts."""
+
+    threshold: float  # nats
+    bytes_per_patch: float
+    bits_per_byte: float
+    increase: float  # of bits per byte over the bundle's own threshold
+    decode_bytes_per_s: float
+    weight_bytes_per_byte: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Field by field the JSON of `edgeblt tune`; `points` by rising threshold, the bundle's own among them.
+
+    `weight_bytes_per_byte` is what decoding the texts byte by byte would read. `decode_bytes_per_s` is the median of a
+    few runs over a few hundred bytes of the first text, without drafts: it says what the dial gives on this machine,
+    and decides nothing.
+    """
+
+    bundle: str  # the directory's name
+    bundle_id: str
+    recipe: str
+    provider: str
+    device: str
+    text: str  # the names of the texts
+    bytes: int  # of all of them
+    threshold: float  # the bundle's own, nats
+    chosen_threshold: float
+    max_bpb_increase: float
+    points: tuple[Point, ...]
+
+
+def tune(
+    bundle: str | Path,
+    max_bpb_increase: float,
+    texts: Sequence[Text] = (),
+    provider: str | None = None,
+    threads: int | None = None,
+) -> Tuning:
+    """The threshold that makes decoding cheapest while bits per byte of `texts` rise by at most `max_bpb_increase`.
+
+    Cheapest is what reads the fewest bytes of weights for a byte, which is what has the longest patches: counted, never
+    timed, so the same in every run. Bits per byte need not rise steadily with the threshold; those tried are held to
+    the budget one by one. Thresholds come from the texts, by default English prose: such that patches become longer by
+    about the same factor from one to the next, and then halfway between the chosen one and the next, a few times.
+
+    Raises EdgebltError for a budget below 0, a text below `SHORTEST_TEXT` bytes, a rule that reads no text, and what
+    `load` refuses.
+    """
+    texts = texts or (Text("prose", held_out_text("prose")),)
+    _check(max_bpb_increase, texts)
+    model = open_model(bundle, provider, threads)
+    patching = model.config.patching
+    if not patching.rule.needs_entropies:
+        raise EdgebltError(f"{model.bundle.path} starts patches without entropies; there is no threshold to tune")
+    curve = _Curve(model, texts, max_bpb_increase)
+    points = _with_speeds(model, curve.points, texts[0].data)
+    return Tuning(
+        bundle=model.bundle.directory_name,
+        bundle_id=model.bundle.id,
+        recipe=model.bundle.manifest.recipe,
+        provider=model.provider_name,
+        device=model.device,
+        text=", ".join(text.name for text in texts),
+        bytes=sum(len(text.data) for text in texts),
+        threshold=patching.threshold,
+        chosen_threshold=choose(points, max_bpb_increase, patching.threshold).threshold,
+        max_bpb_increase=max_bpb_increase,
+        points=points,
+    )
+
+
+def choose(points: Sequence[Point], max_bpb_increase: float, own: float) -> Point:
+    """The point within the budget that reads the fewest bytes of weights for a byte; `own` is always within.
+
+    Of several those with the fewest bits per byte, then the own threshold, then the lowest.
+    """
+    within = [point for point in points if point.increase <= max_bpb_increase or point.threshold == own]
+    return min(
+        within,
+        key=lambda point: (point.weight_bytes_per_byte, point.bits_per_byte, point.threshold != own, point.threshold),
+    )
+
+
+def compared_values(patching: PatchingRule, entropies: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the rule compares with its threshold in a text whose `entropies` [T] are given; nats, in order of position.
+
+    A patch starts where a value is above the threshold; the rest of the rule starts the same patches at any.
+    """
+    rises = np.diff(entropies)
+    if patching.rule is Rule.MONOTONIC:
+        return rises[1:]
+    if patching.rule is Rule.THRESHOLD_AND_RISE:
+        return entropies[3:][rises[2:] > np.float32(patching.threshold_add)]
+    return entropies[1:]
+
+
+def candidates(values: NDArray[np.float32], own: float) -> list[float]:
+    """Thresholds that leave about 1/`_LENGTHS` of the `values` above them that the `own` one leaves; rising.
+
+    No two of them, nor one and the own, leave as many: they would start the same patches.
+    """
+    falling = np.sort(values)[::-1].astype(np.float64)
+    present = _count_above(values, own)
+    found = {present: own}
+    for length in _LENGTHS:
+        wanted = min(max(round(max(present, 1) / length), 1), len(falling) - 1)
+        if wanted > 0:
+            threshold = _rounded((falling[wanted - 1] + falling[wanted]) / 2)
+            found.setdefault(_count_above(values, threshold), threshold)
+    del found[present]
+    return sorted(found.values())
+
+
+def _check(max_bpb_increase: float, texts: Sequence[Text]) -> None:
+    if not 0 <= max_bpb_increase < math.inf:
+        raise EdgebltError(f"max_bpb_increase is {max_bpb_increase}; give 0 or more bits, such as 0.02")
+    for text in texts:
+        if len(text.data) < SHORTEST_TEXT:
+            raise EdgebltError(
+                f"{text.name} has {len(text.data)} bytes; give a text of {SHORTEST_TEXT} or more, better some thousand"
+            )
+
+
+def _count_above(values: NDArray[np.float32], threshold: float) -> int:
+    return int(np.count_nonzero(values > np.float32(threshold)))
+
+
+def _rounded(threshold: float) -> float:
+    return float(f"{threshold:.{_DIGITS}g}")
+
+
+class _Curve:
+    """The points of a text, their speeds not measured yet: the own threshold, the candidates, and some in between."""
+
+    def __init__(self, model: Model, texts: Sequence[Text], max_bpb_increase: float) -> None:
+        self._model, self._texts, self._budget = model, texts, max_bpb_increase
+        self._plan = bundle_plan(model.bundle, 1.0)
+        self._own = model.config.patching.threshold
+        self._points: list[Point] = []
+        with progress("scoring", len(_LENGTHS) + _BISECTIONS + 1, "thresholds") as advance:
+            scores = self._score(self._own)
+            self._values = np.concatenate([compared_values(model.config.patching, text.entropies) for text in scores])
+            self._add(self._own, scores)
+            advance(1)
+            for threshold in candidates(self._values, self._own):
+                self._add(threshold, self._score(threshold))
+                advance(1)
+            for _ in range(_BISECTIONS):
+                middle = self._between()
+                if middle is None:
+                    break
+                self._add(middle, self._score(middle))
+                advance(1)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return tuple(sorted(self._points, key=lambda point: point.threshold))
+
+    def _score(self, threshold: float) -> list[Scores]:
+        model = self._model.with_threshold(threshold)
+        return [model.score(text.data) for text in self._texts]
+
+    def _add(self, threshold: float, scores: list[Scores]) -> None:
+        count = sum(len(text.logprobs) for text in scores)
+        nats = -sum(float(text.logprobs.sum(dtype=np.float64)) for text in scores)
+        bits = nats / math.log(2) / count
+        if not math.isfinite(bits):
+            raise EdgebltError(
+                f"{self._model.bundle.path} needs {bits} bits per byte on the text; validate it, and export it again"
+            )
+        bytes_per_patch = count / sum(int(np.count_nonzero(text.patch_starts)) for text in scores)
+        read = sum(stage.weight_bytes_per_byte(bytes_per_patch) for stage in self._plan.stages.values())
+        increase = bits - self._points[0].bits_per_byte if self._points else 0.0
+        self._points.append(Point(threshold, bytes_per_patch, bits, increase, math.nan, read))
+
+    def _between(self) -> float | None:
+        """Halfway from the point that would be chosen to the next; None where no other patches lie between."""
+        chosen = choose(self._points, self._budget, self._own).threshold
+        above = min((point.threshold for point in self._points if point.threshold > chosen), default=None)
+        if above is None:
+            return None
+        middle = _rounded((chosen + above) / 2)
+        counts = (_count_above(self._values, threshold) for threshold in (chosen, middle, above))
+        return middle if len(set(counts)) == 3 else None
+
+
+def _with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Point, ...]:
+    """The points, each decoded in turn, `_ROUNDS` times, so that what else the machine does meets all of them."""
+    rates: list[list[float]] = [[] for _ in points]
+    with progress("timing", _ROUNDS * len(points), "runs") as advance:
+        for _, (point, measured) in itertools.product(range(_ROUNDS), list(zip(points, rates, strict=True))):
+            measured.append(_decode_rate(model.with_threshold(point.threshold), data))
+            advance(1)
+    return tuple(
+        replace(point, decode_bytes_per_s=statistics.median(measured))
+        for point, measured in zip(points, rates, strict=True)
+    )
+
+
+def _decode_rate(model: Model, data: bytes) -> float:
+    """Bytes a second, fed one by one behind a context."""
+    ids = np.concatenate([[BOS], encode(data)])
+    context = min(_CONTEXT_BYTES, len(ids) - _DECODED_BYTES)
+    session = model.session()
+    session.feed(ids[:context])
+    decoded = ids[context : context + _DECODED_BYTES, None]  # each a chunk of its own
+    started = time.perf_counter()
+    for id in decoded:
+        session.feed(id)
+    return len(decoded) / (time.perf_counter() - started)

@@ -1,0 +1,1 @@
+"""One sequence on ONNX Runtime: stages, caches, sessions, the machine they run on."""

@@ -1,0 +1,81 @@
+"""What the stages of a session read and write: buffers made once for short chunks, and where they lie."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import DType, StageContract, StageName, cross_row_width
+from edgeblt.runtime.device_array import Array, DeviceMemory, empty
+from edgeblt.runtime.stage import Stage
+
+Arrays = dict[str, Array]
+
+
+class Homes(NamedTuple):
+    """Where what passes between stages lies: on a device if both ends do, else on the host."""
+
+    byte_vectors: DeviceMemory | None
+    patch_vectors: DeviceMemory | None
+    latents: DeviceMemory | None
+    rows: DeviceMemory | None  # the decoder's own
+    row_dtype: DType
+
+    @classmethod
+    def of(cls, stages: dict[StageName, Stage], contracts: dict[StageName, StageContract]) -> "Homes":
+        encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
+        cache = contracts["decoder"].cache
+        assert cache is not None
+        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.dtype)
+
+
+class Buffers:
+    """What the stages read and write for chunks of `count` bytes."""
+
+    def __init__(self, config: ModelConfig, homes: Homes, count: int) -> None:
+        self.count = count
+        self._config, self._homes = config, homes
+        self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
+        self.patch_index = np.zeros(count, np.int64)
+        self.patch_index.flags.writeable = count > 1  # of a single byte it stays 0
+        self.latent_index = np.zeros(count, np.int64)
+        self.byte_vectors: Array = empty((count, config.encoder.hidden_size), np.float32, homes.byte_vectors)
+        self.logits = np.empty((count, config.vocab_size), np.float32)
+        self.total_length = {name: np.zeros(1, np.int32) for name in ("encoder", "decoder")}
+        self._patches: dict[int, PatchBuffers] = {}
+
+    def patches(self, count: int) -> "PatchBuffers":
+        if count not in self._patches:
+            self._patches[count] = PatchBuffers(self._config, self._homes, self, count)
+        return self._patches[count]
+
+
+class PatchBuffers:
+    """What they read and write for chunks that complete `count` patches; by stage, all of its arrays."""
+
+    def __init__(self, config: ModelConfig, homes: Homes, buffers: Buffers | None, count: int) -> None:
+        self.count = count
+        self.vectors: Array = empty((count, config.patch_width), np.float32, homes.patch_vectors)
+        self.total_length = np.zeros(1, np.int32)
+        self.latents: Array = empty((count, config.global_.hidden_size), np.float32, homes.latents)
+        self.global_inputs: Arrays = {"patch_vectors": self.vectors, "total_length": self.total_length}
+        self.global_outputs: Arrays = {"latents": self.latents}
+        if buffers is None:  # of several pieces: only for the global stage
+            return
+        self.cross_rows: Array = empty((count, cross_row_width(config)), homes.row_dtype, homes.rows)
+        patches = np.arange(count + 1, dtype=np.int64)
+        patches.flags.writeable = False
+        self.encoder_inputs: Arrays = {
+            "windows": buffers.windows,
+            "patch_index": buffers.patch_index,
+            "total_length": buffers.total_length["encoder"],
+            "patches": patches,
+            "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
+        }
+        self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
+        self.decoder_inputs: Arrays = {
+            "latent_index": buffers.latent_index,
+            "total_length": buffers.total_length["decoder"],
+            "byte_vectors": buffers.byte_vectors,
+        }
+        self.decoder_outputs: Arrays = {"logits": buffers.logits, "cross_rows": self.cross_rows}

@@ -1,0 +1,1 @@
+"""The machine a model runs on: its names, cores, memory and energy."""

@@ -1,0 +1,169 @@
+"""The patcher of one session: which positions start a patch. It may read ahead of what the session has been fed."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import STATE_WIDTH
+from edgeblt.runtime.cache import RowHistory, pieces
+from edgeblt.runtime.stage import MANY, Stage
+
+
+class Patching(NamedTuple):
+    """What the patcher makes of some ids. It may be overwritten when as many are read again."""
+
+    logits: NDArray[np.float32]  # [T, vocab]: for the id after each id; all 0 where the patching rule uses none
+    entropies: NDArray[np.float32]  # [T] nats
+    patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
+    states: NDArray[np.float32]  # [T, STATE_WIDTH]
+
+    @classmethod
+    def empty(cls, config: ModelConfig, count: int) -> "Patching":
+        return cls(
+            np.zeros((count, config.vocab_size), np.float32),
+            np.empty(count, np.float32),
+            np.empty(count, np.bool_),
+            np.empty((count, STATE_WIDTH), np.float32),
+        )
+
+    def rows(self, start: int, end: int) -> "Patching":
+        """Views."""
+        some = slice(start, end)
+        return Patching(self.logits[some], self.entropies[some], self.patch_starts[some], self.states[some])
+
+    def copy(self) -> "Patching":
+        return Patching(self.logits.copy(), self.entropies.copy(), self.patch_starts.copy(), self.states.copy())
+
+    def store(self, start: int, other: "Patching") -> None:
+        end = start + len(other.entropies)
+        self.logits[start:end] = other.logits
+        self.entropies[start:end] = other.entropies
+        self.patch_starts[start:end] = other.patch_starts
+        self.states[start:end] = other.states
+
+
+class Patcher:
+    """Reads ids in order, each once: what was read ahead is kept until the session is fed the same ids, or others."""
+
+    def __init__(self, config: ModelConfig, stage: Stage, rollback: int, threshold: float | None) -> None:
+        """`threshold` is one to use instead of the graph's own."""
+        self.stage = stage
+        self._config, self._rollback = config, rollback
+        self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
+        self._states = RowHistory(STATE_WIDTH)  # by position, those read ahead too
+        self._ahead_ids: list[int] = []
+        self._ahead = Patching.empty(config, rollback)
+        self._kept_buffers: dict[int, _Buffers] = {}
+
+    def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
+        """What follows from `ids`, which the session is fed at `position`."""
+        known = self._agree(position, ids)
+        if not known:
+            return self._run(position, ids)
+        found = Patching.empty(self._config, len(ids))
+        found.store(0, self._ahead.rows(0, known))
+        if known < len(ids):
+            found.store(known, self._run(position + known, ids[known:]))
+        del self._ahead_ids[:known]
+        self._ahead.store(0, self._ahead.rows(known, known + len(self._ahead_ids)))
+        return found
+
+    def read_ahead(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits after the last of `ids`, [vocab]; the session, at `position`, may be fed them next.
+
+        At most as many as the session rolls back at once.
+        """
+        known = self._agree(position, ids)
+        if known == len(ids):
+            del self._ahead_ids[known:]
+            self._rewind_stage(position + known)
+        else:
+            for cut in pieces(position + known, len(ids) - known):
+                start = known + cut.start
+                self._ahead.store(start, self._run(position + start, ids[start : known + cut.stop]))
+            self._ahead_ids.extend(ids[known:].tolist())
+        logits: NDArray[np.float32] = self._ahead.logits[len(ids) - 1]
+        return logits
+
+    def can_rewind(self, position: int) -> bool:
+        return self._states.first <= position - 1 and (
+            self.stage.cache is None or self.stage.cache.can_rewind(position)
+        )
+
+    def rewind(self, position: int) -> None:
+        self._ahead_ids.clear()
+        self._rewind_stage(position)
+
+    def clear(self) -> None:
+        self._ahead_ids.clear()
+        self._states.clear()
+        self.stage.clear()
+
+    def copy_from(self, other: "Patcher") -> None:
+        """All but what was read ahead: `other` has been rewound to its session's position."""
+        self._states.copy_from(other._states)
+        self.stage.copy_from(other.stage)
+
+    def _agree(self, position: int, ids: NDArray[np.int64]) -> int:
+        """How many of the ids were read ahead; where others were, they are forgotten."""
+        if not self._ahead_ids:
+            return 0
+        known = 0
+        for expected, id in zip(self._ahead_ids, ids.tolist(), strict=False):
+            if expected != id:
+                break
+            known += 1
+        if known < len(ids) and known < len(self._ahead_ids):
+            del self._ahead_ids[known:]
+            self._rewind_stage(position + known)
+        return known
+
+    def _rewind_stage(self, position: int) -> None:
+        self._states.rewind(position)
+        if self.stage.cache:
+            self.stage.cache.rewind(position)
+
+    def _run(self, position: int, ids: NDArray[np.int64]) -> Patching:
+        count = len(ids)
+        buffers = self._buffers(count)
+        buffers.inputs["ids"][:] = ids
+        buffers.inputs["position"][0] = position
+        if position:
+            buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
+        if self.stage.cache:
+            self.stage.reserve(count)
+            self.stage.cache.length += count
+            buffers.total_length[0] = self.stage.cache.length
+        self.stage.run(buffers.inputs, buffers.outputs, count, 0)
+        self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
+        return buffers.found
+
+    def _buffers(self, count: int) -> "_Buffers":
+        buffers = self._kept_buffers.get(count)
+        if buffers is None:
+            buffers = _Buffers(self._config, count, self._settings)
+            if count < MANY:
+                self._kept_buffers[count] = buffers
+        return buffers
+
+
+class _Buffers:
+    def __init__(self, config: ModelConfig, count: int, settings: dict[str, NDArray[Any]]) -> None:
+        self.total_length = np.zeros(1, np.int32)
+        self.found = Patching.empty(config, count)
+        self.inputs: dict[str, NDArray[Any]] = {
+            "ids": np.zeros(count, np.int64),
+            "position": np.zeros(1, np.int64),
+            "state": np.zeros(STATE_WIDTH, np.float32),
+            **settings,
+        }
+        self.outputs: dict[str, NDArray[Any]] = {
+            "entropies": self.found.entropies,
+            "patch_starts": self.found.patch_starts,
+            "states": self.found.states,
+        }
+        if config.patcher:
+            self.inputs["total_length"] = self.total_length
+            self.outputs["logits"] = self.found.logits

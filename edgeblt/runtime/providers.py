@@ -1,0 +1,72 @@
+"""Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
+
+import os
+from pathlib import Path
+from typing import Literal, cast
+
+import onnxruntime
+
+from edgeblt.runtime import cuda, native
+from edgeblt.runtime.device_array import DeviceMemory
+from edgeblt.runtime.machine.cores import usable_cores
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
+# Norms add up in float32; memory is taken as it is needed, as several graphs share the GPU.
+_CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
+
+
+def memory_of(provider: Provider) -> DeviceMemory | None:
+    """The memory its stages keep their state in, None being the host's. Raises EdgebltError as `require_cuda`."""
+    return cuda.CudaMemory() if provider == "cuda" else None
+
+
+def open_graph(
+    content: bytes, directory: Path, options: onnxruntime.SessionOptions, provider: Provider
+) -> onnxruntime.InferenceSession:
+    """A graph on its provider, which ONNX Runtime must not silently replace by another, nor print that it tries again.
+
+    `content` is an ONNX model, `directory` where its external data lie, which are mapped. Raises EdgebltError as
+    `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
+    """
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own format, which is not examined
+    # As bytes: no name of a directory is then refused.
+    options.add_session_config_entry(_DATA_FOLDER, cast(str, os.fsencode(directory)))
+    if provider == "cpu":
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    cuda.require_cuda()
+    providers = [(cuda.PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
+    with cuda.quiet():
+        graph = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    cuda.require_gpu(graph)
+    return graph
+
+
+def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
+    """Threads for a stage's runs on one position, and for those on many; `threads` is the caller's wish for both.
+
+    By default all usable cores, but one for a single position of a stage with small weights.
+    """
+    many = threads or usable_cores()
+    return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
+
+
+def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:
+    """Options for one graph, with the kernels of the native library for its provider where there is one.
+
+    Every graph has a pool of its own. Its threads spin between the nodes of a run, but not after it: idle ones of one
+    stage would take the cores from the next. (A pool for all would forbid other users of ONNX Runtime in the process
+    theirs.)
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider == "cuda":
+        native.register_cuda(options)
+    else:
+        native.register(options)
+    return options

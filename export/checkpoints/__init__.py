@@ -1,0 +1,1 @@
+"""The forms of checkpoints, read under one set of names."""

@@ -1,0 +1,1 @@
+"""A checkpoint's weights as they lie on disk."""

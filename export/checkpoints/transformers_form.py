@@ -1,0 +1,187 @@
+"""transformers' form of a checkpoint: a directory of `config.json` and safetensors files; names and where they are.
+
+Source of the names: transformers `models/blt/modeling_blt.py`.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.export.checkpoints.files.checkpoint_files import (
+    CONFIG,
+    checkpoint_file,
+    exists,
+    read_json,
+    read_weights,
+    refuse_no_directory,
+)
+from edgeblt.export.checkpoints.files.safetensors_files import StoredTensor
+from edgeblt.export.checkpoints.files.stored_weights import (
+    FloatingWeight,
+    StoredPart,
+    StoredWeight,
+    bitsandbytes_weight,
+    is_bitsandbytes,
+)
+from edgeblt.export.checkpoints.generation_config import read_generation
+from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
+
+STAGES = {
+    "patcher": "model.patcher",
+    "encoder": "model.local_encoder",
+    "global": "model.global_transformer",
+    "decoder": "model.local_decoder",
+}
+PARTS = {
+    "embedding": "embed_tokens",
+    "patch_projection": "patch_embedding_projection",
+    "projection": "token_embedding_projection",
+    "norm": "norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+CROSS_PARTS = {
+    "query_norm": "q_norm",
+    "key_norm": "k_norm",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+}
+HEAD, EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
+_BLT_MODEL = "local_encoder."  # what names begin with in a BltModel
+
+
+@dataclass(frozen=True)
+class TransformersForm:
+    """An opened directory: its configuration and every tensor stored in it, by transformers' names."""
+
+    listing: Path  # the file that says which tensors there are
+    config: TransformersConfig
+    stored: Mapping[str, StoredPart]
+    bitsandbytes: bool  # some of the matrices are in bitsandbytes' formats
+
+    is_headless: bool = False  # of a BltModel
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All that was read, by name."""
+        weights = sorted({part.file for part in self.stored.values()})
+        return {file.name: file for file in (self.listing.parent / CONFIG, *weights)}
+
+    @property
+    def has_own_names(self) -> bool:
+        """Whether transformers itself would find each tensor of the model."""
+        return all(part.name == name for name, part in self.stored.items())
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
+        tensor = self._find(name)
+        if self.bitsandbytes and isinstance(tensor, StoredTensor) and is_bitsandbytes(tensor, self._companion):
+            return bitsandbytes_weight(tensor, shape, self._companion)
+        if tensor.shape != shape:
+            raise EdgebltError(
+                f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
+                f"{list(shape)}; give the config.json and weights of one checkpoint"
+            )
+        _ = tensor.dtype  # refuses integers and 8-bit floats
+        return FloatingWeight(tensor)
+
+    def unused(self, weights: Iterable[StoredWeight]) -> list[str]:
+        """Names of tensors without effect, as they are stored."""
+        used = {part for weight in weights for part in weight.parts}
+        return sorted(part.name for part in self.stored.values() if part not in used)
+
+    def _companion(self, name: str) -> StoredTensor | None:
+        part = self._by_stored_name.get(name)
+        return part if isinstance(part, StoredTensor) else None
+
+    @functools.cached_property
+    def _by_stored_name(self) -> dict[str, StoredPart]:
+        return {part.name: part for part in self.stored.values()}
+
+    def _find(self, name: str) -> StoredPart:
+        wanted = stored_name(name, self.config.encoder_cross_layer)
+        if wanted not in self.stored and self.config.tied and wanted in (HEAD, EMBEDDING):
+            # transformers writes only one of two tied weights and fills the other from it, whichever that is.
+            other = EMBEDDING if wanted == HEAD else HEAD
+            wanted = other if other in self.stored else wanted
+        if wanted == HEAD and self.is_headless:
+            raise EdgebltError(
+                f"{self.listing} is of a BltModel, which has no {HEAD} to generate with; save the BltForCausalLM that "
+                "it is part of"
+            )
+        if wanted not in self.stored:
+            raise EdgebltError(
+                f"{self.listing} has no tensor {wanted!a}, which config.json asks for; give the complete checkpoint"
+            )
+        return self.stored[wanted]
+
+
+def stored_name(name: str, encoder_cross_layer: int) -> str:
+    """transformers' name of a canonical tensor name."""
+    if name == "encoder.hash_tables":
+        return "model.encoder_hash_tok_embedding.weight"
+    if name == "decoder.head":
+        return HEAD
+    stage, *middle, part = name.split(".")
+    match middle:
+        case ["layers", layer]:
+            return f"{STAGES[stage]}.layers.{layer}.{PARTS[part]}.weight"
+        case ["cross"]:
+            return f"{STAGES[stage]}.cross_attn_layers.{encoder_cross_layer}.{CROSS_PARTS[part]}.weight"
+        case ["cross", layer]:
+            return f"{STAGES[stage]}.cross_attn_layers.{layer}.{CROSS_PARTS[part]}.weight"
+    return f"{STAGES[stage]}.{PARTS[part]}.weight"
+
+
+def open_transformers_form(directory: Path, strict: bool = False) -> TransformersForm:
+    """Read `config.json` and the headers of the weight files; no tensor data. Raises EdgebltError.
+
+    `strict` refuses fields of `config.json` that are not known.
+    """
+    refuse_no_directory(directory)
+    if not exists(directory, CONFIG):
+        raise EdgebltError(f"{directory} holds no {CONFIG}; give the directory of a transformers checkpoint")
+    document = read_json(checkpoint_file(directory, CONFIG))
+    bitsandbytes = _take_quantization(document, directory / CONFIG)
+    config = parse_config(document, str(directory / CONFIG), strict)
+    generation = read_generation(directory, document, config.model.vocab_size)
+    config = replace(config, model=replace(config.model, generation=generation))
+    listing, stored = read_weights(directory)
+    if bitsandbytes and not all(isinstance(part, StoredTensor) for part in stored.values()):
+        raise EdgebltError(
+            f"{listing} holds bitsandbytes' weights in a pickle; save the checkpoint again, as model.safetensors"
+        )
+    if any(name.startswith(_BLT_MODEL) for name in stored):  # the `model` of a BltForCausalLM
+        stored = {name if name == HEAD else f"model.{name}": part for name, part in stored.items()}
+        return TransformersForm(listing, config, stored, bitsandbytes, is_headless=HEAD not in stored)
+    return TransformersForm(listing, config, stored, bitsandbytes)
+
+
+def _take_quantization(document: object, where: Path) -> bool:
+    """Take `quantization_config` out of the configuration: whether it is bitsandbytes'. Raises EdgebltError for others.
+
+    What it says beside the method concerns how transformers would compute; the weights themselves say what they are.
+    """
+    if not isinstance(document, dict) or document.get("quantization_config") in (None, {}):
+        return False
+    record = document.pop("quantization_config")
+    method = record.get("quant_method") if isinstance(record, dict) else record
+    if method != "bitsandbytes":
+        raise EdgebltError(
+            f"{where}: the checkpoint is quantized by {shown(method)} (quantization_config); give one by bitsandbytes, "
+            "by `edgeblt quantize`, or in bfloat16, float16 or float32"
+        )
+    return True

@@ -1,0 +1,86 @@
+"""The encoder stage: bytes, with the n-grams that end in them, to byte vectors, and those of a patch to one vector."""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeblt.bundle.config import HashConfig, ModelConfig
+from edgeblt.bundle.contract import StageContract
+from edgeblt.export.graphs.graph import Stage, StageGraph
+from edgeblt.export.graphs.layers import TransformerStack
+from edgeblt.export.graphs.pooling import Pooling
+from edgeblt.export.graphs.weights import Weights, WeightSource
+
+# transformers' and Meta's list, in order; hash function f uses prime f modulo its length.
+PRIMES = (
+    1000000007, 5915587277, 1500450271, 3267000013, 5754853343, 4093082899,
+    9576890767, 3628273133, 2860486313, 5463458053, 3367900313,
+)  # fmt: skip
+
+
+def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
+    """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.bundle.contract`)."""
+    config = source.config
+    graph = StageGraph(contract)
+    stack = TransformerStack(graph, source, config.encoder)
+    hidden = stack.enter(_embeddings(graph, stack.weights, config))
+    for layer in range(config.encoder.layer_count):
+        hidden = stack.layer(layer, hidden)
+    byte_vectors = stack.leave(stack.total(hidden))
+
+    def no_patches() -> list[ir.Value]:
+        return [graph.constant(np.zeros((0, config.patch_width), np.float32))]
+
+    pooling = Pooling(graph, stack.weights, config, byte_vectors)
+    any_completed = graph.op("Greater", graph.op("Shape", graph.inputs["patches"]), graph.constant([1]))
+    (patch_vectors,) = graph.branch(any_completed, pooling.patch_vectors, no_patches)
+    return graph.finish({"byte_vectors": graph.float32(byte_vectors), "patch_vectors": patch_vectors, **stack.presents})
+
+
+def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.Value:
+    """Byte embedding plus one row of each hash table [T, width]."""
+    windows = graph.inputs["windows"]
+    ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
+    if graph.is_for_cpu:  # with a spare row, as ReduceSum adds up those of a single one in another order
+        windows = graph.with_spare_row(windows)
+    hashed = weights.lookup("encoder.hash_tables", _table_rows(graph, config.hashes, windows))
+    total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)
+    if graph.is_for_cpu:
+        total = graph.without_spare_row(total)
+    return graph.op("Add", weights.lookup("encoder.embedding", ids), total)
+
+
+def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.Value:
+    """Rows of the fused hash tables [T, tables], int64.
+
+    hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):
+    one matrix product for all tables. ONNX Runtime's int64 MatMul wraps exactly on the CPU; CUDA has none, there a
+    running sum takes its place. ReduceSum wraps on neither.
+    """
+    coefficients = hash_coefficients(hashes)
+    if graph.is_for_cpu:
+        hashed = graph.op("MatMul", windows, graph.constant(coefficients))
+    else:
+        columns = graph.op("Unsqueeze", windows, graph.constant([2]))
+        sums = graph.op("CumSum", graph.op("Mul", columns, graph.constant(coefficients)), graph.constant(np.array(1)))
+        hashed = graph.op("Gather", sums, graph.constant(np.array(len(coefficients) - 1)), axis=1)
+    row = graph.op("Mod", hashed, graph.constant([hashes.vocab_size]))
+    offsets = np.arange(hashes.table_count, dtype=np.int64) * hashes.vocab_size
+    return graph.op("Add", row, graph.constant(offsets[None]))
+
+
+def hash_coefficients(hashes: HashConfig) -> NDArray[np.int64]:
+    """[longest, tables]: what each id of the longest n-gram is multiplied by; zero where a table's is shorter."""
+    longest = max(hashes.group_sizes)
+    columns = []
+    for function in range(hashes.function_count):
+        prime = PRIMES[function % len(PRIMES)]
+        for size in hashes.group_sizes:
+            powers = [_wrap(prime**power) for power in range(size)]
+            columns.append([0] * (longest - size) + powers)
+    return np.array(columns, np.int64).T
+
+
+def _wrap(value: int) -> int:
+    """`value` as a wrapping int64."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,20 @@
+"""The global stage: one position a patch, full causal attention."""
+
+from edgeblt.bundle.contract import StageContract
+from edgeblt.export.graphs.graph import Stage, StageGraph
+from edgeblt.export.graphs.layers import TransformerStack
+from edgeblt.export.graphs.weights import WeightSource
+
+
+def global_graph(source: WeightSource, contract: StageContract) -> Stage:
+    """`global.onnx`: patch vectors to latents (see `edgeblt.bundle.contract`); no norm follows the last layer."""
+    config = source.config
+    graph = StageGraph(contract)
+    stack = TransformerStack(graph, source, config.global_)
+    value = graph.computed(graph.inputs["patch_vectors"])
+    if config.has_global_projection:
+        value = stack.weights.linear(value, ["global.projection"])
+    hidden = stack.enter(value)
+    for layer in range(config.global_.layer_count):
+        hidden = stack.layer(layer, hidden)
+    return graph.finish({"latents": stack.leave(graph.float32(stack.total(hidden))), **stack.presents})

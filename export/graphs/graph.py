@@ -1,0 +1,206 @@
+"""A stage's graph under construction: inputs and outputs from its contract, weights under their fixed names."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+
+from edgeblt.bundle.contract import COMPUTED_IN, DType, StageContract, TensorSpec
+from edgeblt.export.graphs.weight_file import Piece, Slot
+
+OPSET = 23
+IR_VERSION = 11
+MICROSOFT = "com.microsoft"
+EDGEBLT = "edgeblt"
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+    "int32": ir.DataType.INT32,
+    "bool": ir.DataType.BOOL,
+    "float16": ir.DataType.FLOAT16,
+    "uint8": ir.DataType.UINT8,
+}
+PAGE = 4096  # tensors of this many bytes start on a page, so that they can be mapped on their own
+LINE = 64
+
+Fill = Callable[[], Iterator[Piece]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
+
+    model: ir.Model
+    slots: dict[str, Slot]
+    fills: tuple[Fill, ...]
+
+
+class StageGraph:
+    """Collects the nodes of one stage; `finish` gives the model.
+
+    Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
+    """
+
+    def __init__(self, contract: StageContract) -> None:
+        self.contract = contract
+        self.computed_in: DType = COMPUTED_IN[contract.target]
+        self.inputs = {spec.name: _value(spec) for spec in contract.all_inputs}
+        self._tape = Tape()
+        self._numbers = itertools.count()
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._settings: list[ir.Value] = []
+        self._slots: dict[str, Slot] = {}
+        self._fills: list[Fill] = []
+        self._functions: dict[str, ir.Function] = {}
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        (value,) = self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)
+        return value
+
+    def ops(
+        self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        name = f"{kind}_{next(self._numbers)}"  # unique over branches too, as theirs may not hide the graph's
+        values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
+        return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
+
+    @property
+    def is_for_cpu(self) -> bool:
+        return self.contract.target == "cpu"
+
+    def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
+        """`value`, of type `found`, as `wanted`."""
+        return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
+
+    def computed(self, value: ir.Value) -> ir.Value:
+        """A float32 value in the type that the stage computes in."""
+        return self.cast(value, "float32", self.computed_in)
+
+    def float32(self, value: ir.Value) -> ir.Value:
+        """The inverse of `computed`."""
+        return self.cast(value, self.computed_in, "float32")
+
+    def with_spare_row(self, value: ir.Value) -> ir.Value:
+        """Rows [T + 1, width], the last one zeros: see `native_ops`."""
+        return self.op("Pad", value, self.constant([0, 0, 1, 0]))
+
+    def without_spare_row(self, value: ir.Value) -> ir.Value:
+        """The inverse of `with_spare_row`."""
+        return self.op("Slice", value, *(self.constant([number]) for number in (0, -1, 0)))
+
+    def number(self, value: float | NDArray[Any]) -> ir.Value:
+        """A constant in the type that the stage computes in."""
+        return self.constant(np.asarray(value, self.computed_in))
+
+    def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> ir.Value:
+        """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`."""
+        self._slots[name] = Slot(0, np.dtype(dtype), shape)
+        return self._tape.initializer(self._external(name))
+
+    def fill(self, fill: Fill) -> None:
+        """Have weights made by `fill`, whose pieces together hold every row of them once."""
+        self._fills.append(fill)
+
+    def uses(self, function: ir.Function) -> None:
+        """Have the model carry the body of an operator of our own."""
+        self._functions.setdefault(function.name, function)
+
+    def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
+        """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""
+        value = np.asarray(array)
+        if not isinstance(array, np.ndarray):
+            value = value.astype(np.float32 if value.dtype.kind == "f" else np.int64)
+        key = (str(value.dtype), value.tobytes(), value.shape)
+        if key not in self._constants:
+            self._constants[key] = self._tape.initializer(ir.Tensor(value, name=f"constant_{len(self._constants)}"))
+        return self._constants[key]
+
+    def setting(self, name: str, default: NDArray[Any]) -> ir.Value:
+        """The input `name` of the contract's settings, given a default that callers may override."""
+        value = self.inputs[name]
+        value.const_value = ir.Tensor(default, name=name)
+        self._settings.append(value)
+        return value
+
+    def branch(
+        self, condition: ir.Value, then: Callable[[], list[ir.Value]], otherwise: Callable[[], list[ir.Value]]
+    ) -> list[ir.Value]:
+        """An `If` whose branches are built by the two functions with this object's own methods."""
+        graphs = []
+        for name, build in (("then_branch", then), ("else_branch", otherwise)):
+            outer, self._tape = self._tape, _Branch(self._tape)
+            outputs = [self.op("Identity", value) for value in build()]
+            graphs.append(ir.Graph([], outputs, nodes=self._tape.nodes, name=name))
+            self._tape = outer
+        first, second = graphs
+        return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
+
+    def finish(self, outputs: dict[str, ir.Value]) -> Stage:
+        """The stage whose outputs are these values, in the contract's order and under its names."""
+        assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
+        values = []
+        for spec in self.contract.all_outputs:
+            value = (
+                self.op("Identity", outputs[spec.name]) if outputs[spec.name].is_graph_input() else outputs[spec.name]
+            )
+            value.name, value.type, value.shape = spec.name, ir.TensorType(DTYPES[spec.dtype]), ir.Shape(spec.shape)
+            values.append(value)
+        self._place_weights()
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            values,
+            nodes=self._tape.nodes,
+            initializers=[*self._tape.initializers, *self._settings],
+            opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
+            name=self.contract.name,
+        )
+        functions = list(self._functions.values())
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+        return Stage(model, self._slots, tuple(self._fills))
+
+    def _place_weights(self) -> None:
+        """Large tensors first, each at the start of a page, then the small ones."""
+        end = 0
+        for name, slot in sorted(self._slots.items(), key=lambda item: item[1].size < PAGE):
+            alignment = PAGE if slot.size >= PAGE else LINE
+            placed = self._slots[name] = Slot(-(-end // alignment) * alignment, slot.dtype, slot.shape)
+            end = placed.offset + placed.size
+        for value in self._tape.initializers:
+            if value.name in self._slots:
+                value.const_value = self._external(value.name)
+
+    def _external(self, name: str) -> ir.ExternalTensor:
+        slot = self._slots[name]
+        return ir.ExternalTensor(
+            weights_name(self.contract.name),
+            slot.offset,
+            slot.size,
+            DTYPES[str(slot.dtype)],
+            shape=ir.Shape(slot.shape),
+            name=name,
+        )
+
+
+class _Branch(Tape):
+    """A tape for a branch: its nodes are its own, its weights the whole graph's."""
+
+    def __init__(self, outer: Tape) -> None:
+        super().__init__()
+        self._outer = outer
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+        return self._outer.initializer(tensor, name)
+
+
+def weights_name(stage: str) -> str:
+    """The name of a stage's file of weights."""
+    return f"{stage}.weights"
+
+
+def _value(spec: TensorSpec) -> ir.Value:
+    return ir.Value(name=spec.name, type=ir.TensorType(DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))

@@ -1,0 +1,45 @@
+"""The patcher stage: a byte language model whose uncertainty says where patches start."""
+
+import onnx_ir as ir
+
+from edgeblt.bundle.config import TransformerConfig
+from edgeblt.bundle.contract import StageContract
+from edgeblt.export.graphs.graph import OPSET, Stage, StageGraph
+from edgeblt.export.graphs.layers import TransformerStack
+from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.operators.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
+
+
+def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
+    """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.bundle.contract`)."""
+    config = source.config
+    graph = StageGraph(contract)
+    outputs: dict[str, ir.Value] = {}
+    if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
+        shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
+        logits = graph.op("ConstantOfShape", shape)
+    else:
+        stack = TransformerStack(graph, source, config.patcher)
+        logits = outputs["logits"] = _next_byte_logits(graph, stack, config.patcher)
+        outputs |= stack.presents
+    inputs = {
+        "logits": logits,
+        "ids": graph.inputs["ids"],
+        "position": graph.inputs["position"],
+        "state": graph.inputs["state"],
+        **{name: graph.setting(name, default) for name, default in setting_defaults(config.patching).items()},
+    }
+    entropies, patch_starts, states = graph.ops(
+        OP_TYPE, *(inputs[name] for name in INPUTS), outputs=3, domain=DOMAIN, rule=int(config.patching.rule)
+    )
+    outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
+    graph.uses(entropy_patch_function(OPSET, contract.target))
+    return graph.finish(outputs)
+
+
+def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
+    hidden = stack.enter(stack.weights.lookup("patcher.embedding", graph.inputs["ids"]))
+    for layer in range(config.layer_count):
+        hidden = stack.layer(layer, hidden)
+    normed, _ = stack.norm(hidden, "patcher.norm")
+    return stack.leave(graph.float32(stack.weights.linear(normed, ["patcher.head"])))

@@ -1,0 +1,359 @@
+"""Weights in a graph: for every weight format the initializers that hold it and the operator that computes with it.
+
+    target    cpu                                             cuda
+    fp32      MatMul, Gather                                  as fp16
+    fp16      the same behind a Cast, which ONNX Runtime      MatMul, Gather
+              does once, when it opens the graph
+              (tables: after the Gather)
+    int8/4    edgeblt::DenseMatMul, or SparseMatMul or        MatMulNBits, zeros stored too;
+              MaskedMatMul where zeros are left out;          GatherBlockQuantized
+              GatherBlockQuantized
+    nf4/fp4   MatMulBnb4                                      MatMulBnb4
+
+docs/quantization.md, docs/kernels.md and docs/cuda.md have the measurements and the reasons behind this.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.graphs.sparse_weights import SparseStored
+from edgeblt.export.graphs.weight_file import Arrays, Piece
+from edgeblt.export.operators.matmuls import DENSE, dense_matmul_function
+from edgeblt.quant.formats.codebooks import CodebookQuantized
+from edgeblt.quant.formats.weight_format import (
+    BLOCK_SIZES,
+    Codebook,
+    Floating,
+    Linear,
+    Matrix,
+    Quantized,
+    WeightFormat,
+    pack,
+    to_blocks,
+)
+
+AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
+LARGEST_CUDA_BLOCK = 128  # of MatMulNBits with 4 bits
+BNB4_TYPES = {"fp4": 0, "nf4": 1}
+
+Encoded = Matrix | Quantized | CodebookQuantized
+
+
+class WeightSource(Protocol):
+    """A model's weights under canonical names, each in the format it shall have in the bundle."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def format(self, name: str) -> WeightFormat:
+        """Known without reading the weight."""
+        ...
+
+    def row_index(self, name: str) -> NDArray[np.int32] | None:
+        """Where rows of an embedding were dropped: which stored row stands for each row that is looked up."""
+        ...
+
+    def encoded(self, name: str, start: int, stop: int) -> Encoded:
+        """Rows `start` to `stop`, as `row_blocks` gives them: float32 for `Floating`, else the codes.
+
+        Raises EdgebltError if they cannot be read or encoded.
+        """
+        ...
+
+
+def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Starts and ends of the rows of a weight that can be encoded apart, as many at a time as shall be in memory."""
+    rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
+    # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
+    step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a source as initializers of a graph, under their canonical names."""
+
+    graph: StageGraph
+    source: WeightSource
+
+    def vector(self, name: str) -> ir.Value:
+        """A norm's scale [width], in the type the stage computes in."""
+        return self._floating_rows(name, self.graph.computed_in)
+
+    def lookup(self, name: str, ids: ir.Value) -> ir.Value:
+        """Rows `ids` of the embedding `name` [rows, width]: [.., width]. Tables stay where they are mapped."""
+        format, (rows, width) = self.source.format(name), self.source.shape(name)
+        if isinstance(format, Codebook):
+            raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
+        index = self.source.row_index(name)
+        if index is not None:
+            ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
+        if isinstance(format, Floating):
+            dtype = self._stored_in(format.bits)
+            return self._computed(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
+        # One block for a row of any width; else the format's own blocks.
+        block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
+        code_shape = (-(-width * format.bits // 8),)
+        stored = _Stored(
+            self.source, (name,), format, (rows, width), block, code_shape, self._stored_in(format.scale_bits)
+        )
+        codes, *parameters = stored.initializers(self.graph)
+        found = self.graph.op(
+            "GatherBlockQuantized", codes, ids, *parameters, domain=MICROSOFT,
+            bits=format.bits, block_size=block, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        if width * format.bits % 8:  # an odd number of 4-bit codes
+            found = self.graph.op("Slice", found, *(self.graph.constant([value]) for value in (0, width, -1)))
+        return self._computed(found, stored.scale_dtype)
+
+    def linear(self, value: ir.Value, names: list[str]) -> ir.Value:
+        """`value` [.., in] times the named weights [out, in], side by side: [.., sum of out]."""
+        formats = [self.source.format(name) for name in names]
+        if len(set(formats)) > 1 or (len(names) > 1 and not self._joins(names, formats[0])):
+            return self.graph.op("Concat", *(self.linear(value, [name]) for name in names), axis=-1)
+        shape = self._joined_shape(names)
+        match formats[0]:
+            case Floating() as format:
+                return self._floating_product(value, names, shape, self._stored_in(format.bits))
+            case Linear() as format if not self.graph.is_for_cpu:
+                return self._blocked_product(value, names, format, shape)
+            case Codebook() as format if not self.graph.is_for_cpu:
+                return self._codebook_product(value, names[0], format, shape)
+            case Codebook() | Linear() as format:
+                return self.graph.without_spare_row(
+                    self._product_of_rows(self.graph.with_spare_row(value), names, format, shape)
+                )
+
+    def _product_of_rows(
+        self, value: ir.Value, names: list[str], format: Linear | Codebook, shape: tuple[int, int]
+    ) -> ir.Value:
+        if isinstance(format, Codebook):
+            return self._codebook_product(value, names[0], format, shape)
+        return (
+            self._sparse_product(value, names, format, shape)
+            if format.sparsity
+            else self._dense_product(value, self.dense(names))
+        )
+
+    def is_dense(self, names: list[str]) -> bool:
+        """Whether the product with these weights, side by side, is one DenseMatMul."""
+        formats = {self.source.format(name) for name in names}
+        (format, *others) = formats
+        return not others and isinstance(format, Linear) and not format.sparsity
+
+    def dense(self, names: list[str]) -> "Dense":
+        """What the DenseMatMul with these weights reads."""
+        assert self.is_dense(names)
+        format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
+        block = _input_block(format, shape[1])
+        blocked = (-(-shape[1] // block), block * format.bits // 8)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self._stored_in(format.scale_bits))
+        return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
+
+    def _joined_shape(self, names: list[str]) -> tuple[int, int]:
+        return sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1]
+
+    def _joins(self, names: list[str], format: WeightFormat) -> bool:
+        """Blocks of a codebook run over the ends of rows, and sparse rows are stored in pairs."""
+        if isinstance(format, Linear) and format.sparsity:
+            return all(self.source.shape(name)[0] % 2 == 0 for name in names)
+        return not isinstance(format, Codebook)
+
+    def _floating_product(self, value: ir.Value, names: list[str], shape: tuple[int, int], dtype: str) -> ir.Value:
+        joined, (rows, columns) = _joined(names), shape
+
+        def make() -> Arrays:
+            transposed, start = np.empty((columns, rows), dtype), 0  # MatMul's operand is [in, out]
+            for name in names:
+                count = self.source.shape(name)[0]
+                transposed[:, start : start + count] = self._floats(name, 0, count, dtype).T
+                start += count
+            return {joined: transposed}
+
+        weight = self.graph.weight(joined, (columns, rows), dtype)
+        self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
+        return self.graph.op("MatMul", value, self._computed(weight, dtype))
+
+    def _dense_product(self, value: ir.Value, dense: "Dense") -> ir.Value:
+        self.graph.uses(dense_matmul_function(OPSET))
+        rows, columns = dense.shape
+        return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
+
+    def _blocked_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        block = min(_own_block(format, columns), LARGEST_CUDA_BLOCK)
+        blocked = (-(-columns // block), block * format.bits // 8)
+        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self.graph.computed_in, True)
+        return self.graph.op(
+            "MatMulNBits", value, *stored.initializers(self.graph), domain=MICROSOFT,
+            K=columns, N=rows, bits=format.bits, block_size=block,
+        )  # fmt: skip
+
+    def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
+        self.graph.uses(stored.function)
+        return self.graph.op(
+            stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
+            **_product_attributes(format, columns), **stored.attributes,
+        )  # fmt: skip
+
+    def _codebook_product(self, value: ir.Value, name: str, format: Codebook, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        count = rows * columns
+        block_size = min(format.block_size, BLOCK_SIZES[-1])  # the operator has no larger ones
+        block_count = -(-count // block_size)
+        codes = self.graph.weight(f"{name}.codes", (-(-count // 2),), "uint8")
+        scales = self.graph.weight(f"{name}.scales", (block_count,), self.graph.computed_in)
+
+        def make() -> Arrays:
+            encoded = cast(CodebookQuantized, self.source.encoded(name, 0, rows))
+            largest = np.repeat(encoded.largest, format.block_size // block_size)[:block_count]
+            return {f"{name}.codes": encoded.packed, f"{name}.scales": in_type(largest, self.graph.computed_in, name)}
+
+        self.graph.fill(lambda: iter([Piece(name, 0, make)]))
+        return self.graph.op(
+            "MatMulBnb4", value, codes, scales, domain=MICROSOFT,
+            K=columns, N=rows, block_size=block_size, quant_type=BNB4_TYPES[format.name],
+        )  # fmt: skip
+
+    def _floating_rows(self, name: str, dtype: str) -> ir.Value:
+        """Floating-point numbers as they lie in the checkpoint, of `dtype`."""
+        shape = self.source.shape(name)
+
+        def make(start: int, stop: int) -> Arrays:
+            return {name: self._floats(name, start, stop, dtype)}
+
+        def fill() -> Iterator[Piece]:
+            for start, stop in row_blocks(self.source.format(name), shape):
+                yield Piece(f"{name}, row {start}", start, partial(make, start, stop))
+
+        self.graph.fill(fill)
+        return self.graph.weight(name, shape, dtype)
+
+    def _index(self, name: str, index: NDArray[np.int32]) -> ir.Value:
+        self.graph.fill(lambda: iter([Piece(name, 0, lambda: {name: index})]))
+        return self.graph.weight(name, index.shape, "int32")
+
+    def _floats(self, name: str, start: int, stop: int, dtype: str) -> NDArray[Any]:
+        return in_type(cast(Matrix, self.source.encoded(name, start, stop)), dtype, name)
+
+    def _stored_in(self, bits: int) -> str:
+        """The type of floating-point numbers that the format has in so many bits."""
+        return f"float{bits}" if self.graph.is_for_cpu else self.graph.computed_in
+
+    def _computed(self, value: ir.Value, dtype: str) -> ir.Value:
+        return self.graph.cast(value, dtype, self.graph.computed_in)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What a DenseMatMul reads beside its input: codes, scales and, where there are any, zero points."""
+
+    inputs: tuple[ir.Value, ...]
+    shape: tuple[int, int]  # [out, in]
+    attributes: dict[str, int]  # `native_ops.ROUNDING_ATTRIBUTES`
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Matrices in a linear format, one below the other, as an operator reads them."""
+
+    source: WeightSource
+    names: tuple[str, ...]
+    format: Linear
+    shape: tuple[int, int]
+    block_size: int  # the operator's; a block of the format spans one or many
+    code_shape: tuple[int, ...]  # of a row
+    scale_dtype: str
+    scale_every_block: bool = False  # of the operator's; otherwise of the format's
+
+    @property
+    def block_count(self) -> int:
+        return -(-self.shape[1] // self.block_size)
+
+    @property
+    def repeats(self) -> int:
+        """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
+        return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
+
+    def initializers(self, graph: StageGraph) -> list[ir.Value]:
+        """Codes, scales [rows, blocks] as stored, and zero points by the operator's blocks, if any."""
+        (rows, columns), bits, name = self.shape, self.format.bits, _joined(self.names)
+        scale_count = self.block_count if self.scale_every_block else self.format.block_count(columns)
+        graph.fill(self._fill)
+        values = [
+            graph.weight(f"{name}.codes", (rows, *self.code_shape), "uint8"),
+            graph.weight(f"{name}.scales", (rows, scale_count), self.scale_dtype),
+        ]
+        if not self.format.symmetric:
+            values.append(graph.weight(f"{name}.zero_points", (rows, -(-self.block_count * bits // 8)), "uint8"))
+        return values
+
+    def _fill(self) -> Iterator[Piece]:
+        above = 0
+        for name in self.names:
+            for start, stop in row_blocks(self.format, self.source.shape(name)):
+                yield Piece(f"{name}, row {start}", above + start, partial(self._make, name, start, stop))
+            above += self.source.shape(name)[0]
+
+    def _make(self, name: str, start: int, stop: int) -> Arrays:
+        encoded, bits, joined = (
+            cast(Quantized, self.source.encoded(name, start, stop)),
+            self.format.bits,
+            _joined(self.names),
+        )
+        blocked = to_blocks(encoded.codes, self.block_size) if len(self.code_shape) == 2 else encoded.codes
+        scales = self._by_block(encoded.scales) if self.scale_every_block else encoded.scales
+        arrays: dict[str, NDArray[Any]] = {
+            f"{joined}.codes": pack(blocked, bits),
+            f"{joined}.scales": in_type(scales, self.scale_dtype, name),
+        }
+        if not self.format.symmetric:
+            arrays[f"{joined}.zero_points"] = pack(self._by_block(encoded.zero_points), bits)
+        return arrays
+
+    def _by_block(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(values, self.repeats, axis=1)[:, : self.block_count]
+
+
+def in_type(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
+    """`values` as `dtype`. Raises EdgebltError, with the weight's `name`, where one is too large for it."""
+    if dtype == "float16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise EdgebltError(f"{name} holds values too large for float16; export it for the target cpu")
+    return values.astype(dtype, copy=False)
+
+
+def _input_block(format: Linear, columns: int) -> int:
+    """The product's block size, by which its inputs are rounded; smaller than the format's where that is asked."""
+    return format.input_block_size or _own_block(format, columns)
+
+
+def _own_block(format: Linear, columns: int) -> int:
+    if format.block_size:
+        return format.block_size
+    return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])
+
+
+def _product_attributes(format: Linear, columns: int) -> dict[str, int]:
+    block = _input_block(format, columns)
+    per_scale = -(-(format.block_size or columns) // block)
+    return {"bits": format.bits, "block_size": block, "blocks_per_scale": per_scale}
+
+
+def _joined(names: list[str] | tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return names[0].rpartition(".")[0] + "." + "_".join(name.rpartition(".")[2] for name in names)

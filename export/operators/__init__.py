@@ -1,0 +1,1 @@
+"""Operators of the domain `edgeblt` as functions of standard ones."""

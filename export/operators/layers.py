@@ -1,0 +1,143 @@
+"""Whole layers of domain `edgeblt`: what a stage computes with as one operator, and its portable body.
+
+A node costs ONNX Runtime about as long as a small product takes, so where a layer's weights are all dense int8 or int4
+its kernel computes all of it. Bodies are made as those of `native_ops`, with one spare row for the whole layer. Values
+are [T, width], float32. Weights, `product_inputs` in the order of the products, and norms are initializers.
+
+    DenseLayer           x, past_key, past_value, total_length, cosines, sines    as WindowAttention
+                         attention_norm, mlp_norm [width], weights of query (with key and value below it), output,
+                         gate, up, down
+                         gives y, present_key, present_value
+    LatentAttention      query [T, heads * head_dim]
+                         carried_row [1, R], new_rows [L, R]     keys and values of latents, of all layers
+                         latent_index int64 [T]                  0: the carried row; j: new_rows[j - 1]
+                         gives attended, as query
+    DenseCrossAttention  x, the three above, query_norm [width], weights of query, output
+                         gives 2 * x + output(attended)
+
+A row holds, from `offset` on, the layer's keys [kv heads, head_dim, vectors] and values [kv heads, vectors, head_dim].
+"""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
+from edgeblt.export.operators.matmuls import (
+    ATTENTION_ATTRIBUTES,
+    DOMAIN,
+    MICROSOFT,
+    ROUNDING_ATTRIBUTES,
+    attention,
+    dense_product,
+    with_spare_row,
+    without_spare_row,
+)
+
+LAYER, LATENT, CROSS = "DenseLayer", "LatentAttention", "DenseCrossAttention"
+LAYER_PRODUCTS = ("query", "output", "gate", "up", "down")
+CROSS_PRODUCTS = ("query", "output")
+CACHE_INPUTS = ("past_key", "past_value", "total_length", "cosines", "sines")
+ROW_INPUTS = ("carried_row", "new_rows", "latent_index")
+# width of x, of query, key and value together, of all heads, and of the gate
+LAYER_SIZES = ("width", "projected", "attended", "intermediate")
+LATENT_ATTRIBUTES = {
+    "num_heads": INT, "kv_num_heads": INT, "head_dim": INT, "vectors": INT, "offset": INT, "scale": FLOAT,
+}  # fmt: skip
+
+Inputs = dict[str, ir.Value]
+
+
+def product_inputs(products: Sequence[str]) -> tuple[str, ...]:
+    """The codes of all, then their scales, then their zero points, which may be absent."""
+    return tuple(f"{product}_{part}" for part in ("codes", "scales", "zero_points") for product in products)
+
+
+def product_attributes(products: Sequence[str]) -> dict[str, str]:
+    return {f"{product}_{name}": INT for product in products for name in ROUNDING_ATTRIBUTES}
+
+
+def dense_layer_function(opset: int = 23) -> ir.Function:
+    """`DenseLayer` in the operators it is made of."""
+    names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS))
+    inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
+    x = with_spare_row(writer, inputs["x"])
+    projected = _product(writer, inputs, "query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
+    attended, *presents = attention(writer, projected, inputs)
+    output = _product(writer, inputs, "output", attended, "attended", "width")
+    normed, _, _, total = writer.ops(
+        "SkipSimplifiedLayerNormalization", output, x, inputs["mlp_norm"],
+        outputs=4, domain=MICROSOFT, epsilon=reference("epsilon", kind=FLOAT),
+    )  # fmt: skip
+    gate = _product(writer, inputs, "gate", normed, "width", "intermediate")
+    gate = writer.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
+    gated = writer.op("Mul", gate, _product(writer, inputs, "up", normed, "width", "intermediate"))
+    y = writer.op("Add", _product(writer, inputs, "down", gated, "intermediate", "width"), total)
+    y = without_spare_row(writer, y)
+    sizes = dict.fromkeys(LAYER_SIZES, INT)
+    attributes = {**ATTENTION_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(LAYER_PRODUCTS)}
+    return function((DOMAIN, LAYER), attributes, inputs, [y, *presents], writer, _opsets(opset))
+
+
+def latent_attention_function(opset: int = 23) -> ir.Function:
+    """`LatentAttention` in standard operators."""
+    inputs, writer = {name: ir.Value(name=name) for name in ("query", *ROW_INPUTS)}, FunctionWriter()
+    kv_heads, head_dim, vectors, offset = (
+        writer.op("Unsqueeze", writer.attribute(name), writer.ints(0))
+        for name in ("kv_num_heads", "head_dim", "vectors", "offset")
+    )
+    size = writer.op("Mul", writer.op("Mul", kv_heads, head_dim), vectors)
+    middle = writer.op("Add", offset, size)
+    rows = writer.op("Concat", inputs["carried_row"], inputs["new_rows"], axis=0)
+    found = writer.op("Gather", rows, inputs["latent_index"], axis=0)
+
+    def part(begin: ir.Value, *shape: ir.Value) -> ir.Value:
+        cut = writer.op("Slice", found, begin, writer.op("Add", begin, size), writer.ints(1))
+        return writer.op("Reshape", cut, writer.op("Concat", writer.ints(-1), kv_heads, *shape, axis=0))
+
+    heads = writer.op("Unsqueeze", writer.attribute("num_heads"), writer.ints(0))
+    group = writer.op("Div", heads, kv_heads)
+    grid = writer.op("Concat", writer.ints(-1), kv_heads, group, head_dim, axis=0)
+    query = writer.op("Reshape", inputs["query"], grid)
+    products = writer.op("MatMul", query, part(offset, head_dim, vectors))
+    scores = writer.op("Mul", products, writer.op("Constant", value_float=reference("scale", "value_float", FLOAT)))
+    attended = writer.op("MatMul", writer.op("Softmax", scores, axis=-1), part(middle, vectors, head_dim))
+    flat = writer.op("Concat", writer.ints(-1), writer.op("Mul", heads, head_dim), axis=0)
+    outputs = [writer.op("Reshape", attended, flat)]
+    return function((DOMAIN, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
+
+
+def dense_cross_attention_function(opset: int = 23) -> ir.Function:
+    """`DenseCrossAttention` in the operators it is made of."""
+    names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
+    inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
+    x = with_spare_row(writer, inputs["x"])
+    query = _product(writer, inputs, "query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
+    index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
+    attended = writer.op(
+        LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=DOMAIN,
+        **{name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()},
+    )  # fmt: skip
+    output = _product(writer, inputs, "output", attended, "attended", "width")
+    y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
+    sizes = dict.fromkeys(("width", "attended"), INT)
+    attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
+    return function((DOMAIN, CROSS), attributes, inputs, [y], writer, _opsets(opset))
+
+
+def _norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
+    return writer.op(
+        "SimplifiedLayerNormalization", value, weight, axis=-1, epsilon=reference("epsilon", kind=FLOAT), stash_type=1
+    )
+
+
+def _product(
+    writer: FunctionWriter, inputs: Inputs, product: str, value: ir.Value, columns: str, rows: str
+) -> ir.Value:
+    weights = [inputs[f"{product}_{part}"] for part in ("codes", "scales", "zero_points")]
+    rounding = {name: f"{product}_{name}" for name in ROUNDING_ATTRIBUTES}
+    return dense_product(writer, value, weights, {"K": columns, "N": rows, **rounding})
+
+
+def _opsets(opset: int) -> dict[str, int]:
+    return {"": opset, MICROSOFT: 1, DOMAIN: 1}

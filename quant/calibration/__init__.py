@@ -1,0 +1,1 @@
+"""Quantization with a text at hand, layer by layer."""

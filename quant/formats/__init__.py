@@ -1,0 +1,1 @@
+"""Weight formats: what a number on disk means."""

@@ -1,0 +1,37 @@
+"""Which feed-forward channels go: those whose loss the others can best make up for.
+
+The second-order measure of the optimal brain surgeon, applied to columns as in Kurtic et al., "ZipLM" (arXiv
+2302.04089): with P the inverse of the damped Gram matrix of what `down` reads, removing channel j costs
+|down[:, j]|^2 / P[j, j].
+"""
+
+import torch
+from torch import Tensor
+
+from edgeblt.quant.formats.weight_format import Matrix
+from edgeblt.quant.methods.channels import Channels
+from edgeblt.quant.methods.gptq import damped
+
+_STEPS = 128  # in which all channels would go; the fewer, the less is known of what those that go together share
+
+
+def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
+    """The `count` channels to keep of `down` [rows, channels]; `gram` is that of its inputs, float64, and stays.
+
+    A few go at a time; then the others make up for them, and are measured again.
+    """
+    at_a_time = max(len(gram) // _STEPS, 1)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram.clone())))
+    left = torch.from_numpy(down).double()
+    left[:, gram.diagonal() == 0] = 0  # what never occurs is no loss
+    kept = torch.ones(len(gram), dtype=torch.bool)
+    for remaining in range(len(gram) - count, 0, -at_a_time):
+        costs = left.square().sum(dim=0) / inverse.diagonal()
+        costs[~kept] = torch.inf
+        gone = torch.argsort(costs, stable=True)[: min(remaining, at_a_time)]
+        rows = inverse[gone]
+        solved = torch.linalg.solve(rows[:, gone], rows)
+        left -= left[:, gone] @ solved
+        inverse.addmm_(rows.T, solved, alpha=-1)
+        kept[gone] = False
+    return kept.nonzero()[:, 0].numpy()
