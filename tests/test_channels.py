@@ -356,8 +356,9 @@ def test_commands(workshop: Workshop, tmp_path: Path, capfd: pytest.CaptureFixtu
     """The bundle is validated against the whole model; a recipe of channels is planned, and wants a text."""
     text, report, recipe = tmp_path / "text", tmp_path / "report.json", workshop.recipe("int8")
     text.write_bytes(workshop.text.read_bytes()[:300])
+    bundle = export_bundle(workshop.compressed("int8"), tmp_path / "bundle").path
     validated = run_command(
-        capfd, "validate", workshop.bundle("int8"), "--reference", workshop.original, "--text", text, "--json", report
+        capfd, "validate", bundle, "--reference", workshop.original, "--text", text, "--json", report
     )
     assert validated.code == 0, validated.stderr
     assert 0.01 < json.loads(report.read_text())["mean_kl"] < 1

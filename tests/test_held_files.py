@@ -1,5 +1,6 @@
 """Files that change while a bundle is opened, or after: what was checked is what is used, or one sentence says so."""
 
+import gc
 import os
 import resource
 import shutil
@@ -168,6 +169,7 @@ def test_the_file_that_was_opened_is_read(tmp_path: Path) -> None:
 
 
 def test_files_are_closed_with_the_model(bundle: Path) -> None:
+    gc.collect()  # models of earlier tests
     before = sorted(os.listdir("/proc/self/fd"))
     opened = load(bundle, threads=1)
     other = opened.with_threshold(1.0)
