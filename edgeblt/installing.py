@@ -5,6 +5,7 @@ No index has the package yet, so its bare name would find nothing there. What pi
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shlex
@@ -14,10 +15,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from edgeblt.errors import EdgebltError
+
+_WORKBENCH = ("torch", "transformers", "onnx", "onnx_ir", "safetensors")
+
 
 def install_hint(extra: str) -> str:
     """The command that installs edgeblt with `extra`, several with commas between, into this Python."""
     return f"{_pip()} install {_requirement(extra)}"
+
+
+def require_workbench() -> None:
+    """Raises EdgebltError, with the command that installs them, if packages of the extra `workbench` are missing."""
+    missing = [name for name in _WORKBENCH if not importlib.util.find_spec(name)]
+    if missing:
+        hint = install_hint("workbench")
+        raise EdgebltError(f"this command needs {', '.join(missing)}; install what is missing with: {hint}")
 
 
 def _pip() -> str:

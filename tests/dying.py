@@ -182,7 +182,7 @@ QUICKER: dict[str, Any] = {
     "edgeblt.quant.methods.data_free.SHARES": (1.0, 0.9),
     "edgeblt.export.graphs.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
     "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
-    "edgeblt.cli._inspect_bundle": lambda bundle: bundle,
+    "edgeblt.inspection.inspect_bundle": lambda bundle: bundle,
     "edgeblt.report.terminal.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
 }
 

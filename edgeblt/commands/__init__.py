@@ -1,1 +1,1 @@
-"""Parts of the command line."""
+"""The commands of the command line, a few related ones to a file, and the parts they share."""

@@ -1,8 +1,8 @@
-"""How long a prompt takes to read, told while it is read.
+"""An estimate of how long a prompt takes to read, shown while it is read.
 
-Most of what a byte costs does not depend on where it stands. The global stage's attention does: each patch looks back
-at all before it, so its time grows with the square of their number. From what reading has taken so far follows what the
-rest will take.
+Most of the time that a byte takes does not depend on its position. That of the global stage's attention does: each
+patch attends to all patches before it, so its total grows with the square of their number. The estimate for the whole
+prompt is extrapolated from the time that the bytes read so far have taken.
 """
 
 import sys
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from edgeblt.progress import BYTES, progress, progress_is_shown
 from edgeblt.runtime.session import Session
 
-SHOWN_AFTER, JUDGED_AFTER = 0.5, 2.0  # seconds of reading
-SAID_FROM = 60.0  # seconds that are worth a sentence beforehand
+SHOWN_AFTER, JUDGED_AFTER = 0.5, 2.0  # seconds of reading, until a bar is shown and until the estimate is trusted
+SAID_FROM = 60.0  # estimated seconds from which a sentence announces them
 
 
 @dataclass
-class _Fit:
-    """Least squares of `time = linear * patches + square * patches ** 2`, neither below 0."""
+class _QuadraticFit:
+    """Least-squares fit of `seconds = linear * patches + square * patches ** 2`, neither coefficient below 0."""
 
-    count: float = 0.0  # sums over the points seen: patches ** 2, ** 3, ** 4, and time by patches ** 1, ** 2
+    # Sums over the points: of patches ** 2, ** 3 and ** 4, and of seconds times patches and patches ** 2.
+    count: float = 0.0
     mixed: float = 0.0
     square: float = 0.0
     time_count: float = 0.0
@@ -36,7 +37,7 @@ class _Fit:
         self.time_square += seconds * patches**2
 
     def seconds(self, patches: float) -> float:
-        """What so many patches take; 0 while nothing is known."""
+        """Estimated seconds for `patches` patches; 0 before the first point."""
         if not self.count:
             return 0.0
         determinant = self.count * self.square - self.mixed**2
@@ -51,14 +52,14 @@ class _Fit:
 
 
 class PromptCost:
-    """Seconds that the whole prompt of `size` bytes takes to read, the better known the more of it is read."""
+    """Estimate of the seconds that reading a prompt of `size` bytes takes, better the more of it has been read."""
 
     def __init__(self, size: int) -> None:
         self.size, self.bytes_per_patch = size, 0.0
-        self._attention, self._expected = _Fit(), 0.0
+        self._attention, self._expected = _QuadraticFit(), 0.0
 
     def add(self, read: int, patches: int, seconds: float, global_seconds: float) -> None:
-        """So many bytes, which start so many patches, have taken so long, and the global stage its part of it."""
+        """Adds a measurement: `read` bytes, `patches` patches, seconds in all and in the global stage alone."""
         self._attention.add(patches, global_seconds)
         self.bytes_per_patch = read / max(patches, 1)
         share = self.size / read
@@ -71,9 +72,9 @@ class PromptCost:
 
 @contextmanager
 def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
-    """Yields a function to call with the session after each chunk of a prompt of `size` bytes: shows how far it is.
+    """Shows how much of a prompt of `size` bytes is read: yields a function to call with the session after each chunk.
 
-    Where reading all of it will take more than a minute, that is said on stderr once it is known.
+    If reading all of it will take more than a minute, a sentence on stderr says so as soon as that is known.
     """
     cost, started, done = PromptCost(size), time.monotonic(), 0
     said, advance = not progress_is_shown(), None
@@ -95,6 +96,7 @@ def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
 
 
 def cost_sentence(cost: PromptCost) -> str:
+    """The sentence that announces a long reading time."""
     return (
         f"reading this prompt of {cost.size:,} bytes will take about {_duration(cost.seconds)}: it starts a patch every"
         f" {cost.bytes_per_patch:.1f} bytes, and each patch looks back at all before it; Ctrl-C stops at once"

@@ -1,4 +1,4 @@
-"""Ending when asked to: what Ctrl-C, SIGTERM and a closed terminal do to a command."""
+"""Handling of the signals that end a command: Ctrl-C, SIGTERM, and SIGHUP when the terminal is closed."""
 
 import os
 import signal
@@ -10,20 +10,20 @@ from contextlib import contextmanager, suppress
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
-_GRACE_S = 0.2  # what Python code has to end by itself
-_SHOW_CURSOR = b"\x1b[?25h"  # which a bar of progress hides
+_GRACE_S = 0.2  # seconds that Python code has to end by itself
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides the cursor
 
 _received: list[int] = []
 
 
 def was_stopped() -> int | None:
-    """The signal that asked the command to end, if one did: whatever was raised since is only its consequence."""
+    """The signal that asked the command to end, or None; an exception raised after it is only its consequence."""
     return _received[0] if _received else None
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Signals end the command as an exception does, so that what is half-written is removed."""
+    """Lets signals end the command by an exception, so that half-written files are removed."""
 
     def stop(number: int, _: object) -> None:
         _received.append(number)
@@ -45,9 +45,9 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """The same signals end the process even while native code runs, whose end Python's own handlers wait for.
+    """Lets the same signals end the process while native code runs, whose end Python's own handlers would await.
 
-    For work that leaves nothing half-written.
+    Only for work that leaves nothing half-written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +69,7 @@ def stopped_at_once() -> Iterator[None]:
 
 
 def _watch(reader: int, over: threading.Event) -> None:
-    """Reads the numbers of signals as they come; nothing more comes when the other end is closed."""
+    """Reads the numbers of signals as they come, until the other end of the pipe is closed."""
     while number := os.read(reader, 1):
         if number[0] in _SIGNALS and not over.wait(_GRACE_S):
             with suppress(OSError):

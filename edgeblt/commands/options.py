@@ -1,0 +1,96 @@
+"""Options that several commands share, and how their values are read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar, get_args
+
+import typer
+
+from edgeblt.errors import EdgebltError
+from edgeblt.names import DraftName, RecipeName
+from edgeblt.progress import show_progress
+
+Value = TypeVar("Value", str, int, float)
+
+DRAFTS = ", ".join(get_args(DraftName))
+RECIPES = ", ".join(name for name in get_args(RecipeName) if name not in ("fp32", "fp16"))  # those that compress
+CheckpointPath = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
+]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
+Patcher = Annotated[
+    Path | None,
+    typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse fields of the configuration that edgeblt does not know; see the docs.")
+]
+ALL_PROVIDERS = "cpu, cuda, or some stages' own such as patcher=cpu,global=cuda; by default what it was exported for"
+Provider = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where the bundle runs: {ALL_PROVIDERS}.")]
+Providers = Annotated[
+    str | None, typer.Option(metavar="NAMES", help=f"Where it runs, with commas between: {ALL_PROVIDERS}.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NATS", help="Start patches where the patcher is less certain than this, instead of the bundle's own; "
+        "higher is faster and less accurate: see `edgeblt tune`.",
+    ),
+]  # fmt: skip
+MemoryLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="GB", help="Gigabytes to use at most, beyond what Python and its libraries take; a limit that is too "
+        "low for the largest matrix is refused.",
+    ),
+]  # fmt: skip
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text like those the model will see, 64 KB or more; by default English and Python that come with the "
+        "package.",
+    ),
+]
+TableHits = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such as "
+        "0.99; give a long text. The other rows become zeros.",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=lambda quiet: show_progress(not quiet), help="Say nothing but results and errors."
+    ),
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first, not just their sizes.")]
+
+
+def gigabytes(count: float) -> int:
+    """Bytes in the `count` gigabytes of --memory-limit. Raises EdgebltError for a count that is no sensible limit."""
+    if not 0 < count < 1e6:
+        raise EdgebltError(f"the memory limit is {count} GB; give a number above 0, such as 1.5")
+    return int(count * 1e9)
+
+
+def listed(option: str, values: str | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:
+    """The distinct values of an option that takes several, with commas between; none if the option is not given.
+
+    Raises EdgebltError for a value that `kind` refuses.
+    """
+    try:
+        return tuple(dict.fromkeys(kind(value.strip()) for value in values.split(","))) if values is not None else ()
+    except ValueError:
+        raise EdgebltError(f"{option} is {values!r:.60}; give numbers, with commas between") from None
+
+
+def listed_providers(names: str | None) -> tuple[str | None, ...]:
+    """The values of --provider, each as `open_model` takes it; an assignment of stages to providers is one value."""
+    return (names,) if names is None or "=" in names else listed("--provider", names, str)
