@@ -150,7 +150,7 @@ def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | Non
 
 
 def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
-    """None for a checkpoint that is quantized: it has its formats."""
+    """The recipe to use; None for a quantized checkpoint, which has its own formats."""
     if not (checkpoint.is_quantized or checkpoint.record):
         return load_recipe(recipe or default)
     if recipe is not None:
@@ -183,7 +183,7 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, tar
 
 
 def _layout(built: dict[StageName, Stage]) -> str:
-    """What is where in the files of weights: together with the checkpoint it says what they will hold."""
+    """Places of all tensors in the weight files, which together with the checkpoint determine their content."""
     return repr([(name, stage.slots) for name, stage in built.items()])
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's weights would take in a recipe's formats: the graphs are built, but no weight is read."""
+"""Size of a checkpoint's weights in a recipe's formats: the graphs are built, but no weight is read."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -89,7 +89,7 @@ class Compression:
         memory_limit: int = DEFAULT_LIMIT,
         table_hits: float | None = None,
     ) -> None:
-        """As `quantize_checkpoint`, which see for what it raises."""
+        """Takes the arguments of `quantize_checkpoint`, and raises the same errors."""
         if source.is_quantized or source.record:
             raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
         self.recipe = recipe if table_hits is None else dataclasses.replace(recipe, table_hits=table_hits)
@@ -103,7 +103,7 @@ class Compression:
             self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
 
     def fingerprint(self, *settings: object) -> str:
-        """What it comes from and how it is made, and these settings."""
+        """A text that changes with the source, the recipe, the calibration text, the versions or these settings."""
         return self._source.fingerprint(self.recipe, self._described, self._made_by, *settings)
 
     def write(self, directory: Path) -> Journal:
@@ -189,7 +189,7 @@ class _Quantizing:
         self._write(prefix, prefix, arrays, made, channels=layer.channels.tolist())
 
     def _complete(self, prefix: str) -> list[str]:
-        """The names of a layer's matrices, of which nothing is left to do."""
+        """Marks the matrices of a layer as complete and returns their names."""
         names = [f"{prefix}.{part}" for part in ("gate", "up", "down")]
         for name in names:
             del self._left[name]
@@ -210,11 +210,11 @@ class _Quantizing:
                     self._count(name, WeightError(*note["error"]))
 
     def relative_errors(self) -> dict[str, float]:
-        """Of each stage's weights."""
+        """Relative error of the weights by stage."""
         return {stage: float(f"{total.relative:.6g}") for stage, total in self._errors.items()}
 
     def _begin_table(self, name: str, kept: NDArray[np.bool_]) -> None:
-        """Its first row, of zeros, and where the others are."""
+        """Writes the table's first row, of zeros, and the index of the other rows."""
         if self._file.keeps(f"{name}, zeros") is None:
             zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
             self._file.write(f"{name}, zeros", _parts(name, self._encoded(name, zeros), self._half(name)))
@@ -223,7 +223,7 @@ class _Quantizing:
             self._file.write(f"{name}.index", {f"{name}.index": places})
 
     def _encode(self, name: str, start: int, stop: int, kept: NDArray[np.bool_] | None) -> None:
-        """Rows `start` to `stop`, or those of them that are kept."""
+        """Encodes rows `start` to `stop`, without those that are dropped."""
         rows = self._source.rows(name, start, stop)
         if kept is None:
             encoded = self._encoded(name, rows)
@@ -245,7 +245,7 @@ class _Quantizing:
         return self._recipe.format(name, self._source.shape(name)) == Floating(16)
 
     def _read_back(self, name: str) -> Encoded:
-        """What was written of a matrix."""
+        """The encoded matrix as it was written."""
         shape = self._shapes[name]
         format = self._recipe.format(name, shape)
         match format:

@@ -1,4 +1,4 @@
-"""What `edgeblt quantize` writes: a directory of two files, from which `export` packs without quantizing again.
+"""The directory that `edgeblt quantize` writes: two files, which `export` packs without quantizing again.
 
     config.json         {"edgeblt_checkpoint": 1, "config": ModelConfig, "compression": CompressionRecord}
     model.safetensors   under canonical names: NAME for floating-point weights, else

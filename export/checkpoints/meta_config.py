@@ -188,7 +188,7 @@ def refuse_idle_window(section: Section, name: str, window: int | None) -> None:
 
 
 def mlp_width(stored: Mapping[str, StoredPart], listing: Path, prefix: str) -> int:
-    """As the first layer's tensor has it, of a stack whose names begin so. Raises EdgebltError where there is none."""
+    """MLP width of the stack whose names begin with `prefix`, from its first layer's tensor. Raises EdgebltError."""
     name = f"{prefix}layers.0.feed_forward.w1.weight"
     part = stored.get(name)
     if part is None:

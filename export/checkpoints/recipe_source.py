@@ -56,7 +56,7 @@ def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) 
 
 
 def decoded(encoded: Encoded, half: bool) -> Matrix:
-    """What is left of a weight after it was stored; `half`: floating-point numbers are, in 16 bits."""
+    """The weight as it reads back after storing; `half`: floating-point weights are stored in 16 bits."""
     if isinstance(encoded, np.ndarray):
         return encoded.astype(np.float16).astype(np.float32) if half else encoded
     return encoded.dequantize()

@@ -86,7 +86,7 @@ class StageGraph:
         return self.cast(value, self.computed_in, "float32")
 
     def with_spare_row(self, value: ir.Value) -> ir.Value:
-        """Rows [T + 1, width], the last one zeros: see `native_ops`."""
+        """Rows [T + 1, width], the last one zeros: see `operators/matmuls.py`."""
         return self.op("Pad", value, self.constant([0, 0, 1, 0]))
 
     def without_spare_row(self, value: ir.Value) -> ir.Value:

@@ -1,8 +1,8 @@
-"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs.
+"""Building blocks of the stages: norms, RoPE self-attention over a cache, gated MLPs.
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
 over weights laid side by side. For the target cpu, attention is an operator of our own, and a layer whose weights are
-all dense int8 or int4 is one operator (`layer_ops.py`); for cuda all are ONNX Runtime's, which it has kernels for.
+all dense int8 or int4 is one operator (`operators/layers.py`); for cuda all are ONNX Runtime's own.
 Within a stack values are [T, width], for cuda [1, T, width], as its attention has them: `enter` and `leave`.
 """
 
@@ -149,7 +149,7 @@ class TransformerStack:
         return y
 
     def _attention(self, index: int, prefix: str, value: ir.Value) -> ir.Value:
-        """Rotation by the cache slots' angles, attention within the window, and the cache's new values."""
+        """RoPE by cache slot, attention within the window, and the update of the cache."""
         config, graph = self.config, self.graph
         projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count

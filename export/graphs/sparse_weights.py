@@ -46,7 +46,7 @@ class SparseStored:
 
     @property
     def group(self) -> int | None:
-        """Of the tiles; None where the pattern takes a mask."""
+        """Columns in a group of the tiled layout; None if the pattern needs a mask."""
         sparsity = self.sparsity
         return sparsity.group if sparsity.group in GROUPS and 2 * sparsity.kept <= sparsity.group else None
 
@@ -60,12 +60,12 @@ class SparseStored:
 
     @property
     def kept(self) -> int:
-        """Weights of a row that a mask leaves."""
+        """Stored weights per row behind a mask."""
         return int(keep_largest(np.ones((1, self.shape[1])), self.sparsity).sum())
 
     @property
     def row_bytes(self) -> int:
-        """Of the weights of a row behind a mask."""
+        """Bytes of a row's stored weights behind a mask."""
         return -(-self.kept * self.format.bits // 8)
 
     def initializers(self, graph: StageGraph) -> list[ir.Value]:
@@ -113,7 +113,7 @@ class SparseStored:
         return {f"{self.joined}.{part}": array for part, array in arrays.items()}
 
     def _filled_up(self, name: str, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """With zeros as well, so that all rows are equally long."""
+        """The mask with some zeros marked too, so that all rows store equally many weights."""
         if kept.sum(axis=1).max(initial=0) > self.kept:
             raise EdgebltError(f"{name} has more weights than {self.format.sparsity}; quantize again")
         order = np.argsort(~kept, axis=1, kind="stable")[:, : self.kept]

@@ -54,7 +54,7 @@ class Piece:
 
 
 class Journal:
-    """What an earlier, killed run of the same conversion left in a directory, and what this one adds.
+    """Pieces completed by an earlier, interrupted run of the same conversion, and by this one.
 
     A line starts with its newline and the hash of what follows: one that was cut short or damaged counts for nothing,
     and spoils no other.
@@ -73,7 +73,7 @@ class Journal:
             empty(directory, {JOURNAL} | {piece.partition(": ")[0] for piece in self._entries})
 
     def find(self, piece: str) -> Any:
-        """Its entry, or None."""
+        """The entry of a piece, or None."""
         return self._entries.get(piece)
 
     def add(self, piece: str, entry: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ class Journal:
             file.write(b"\n%s %s" % (_seal(text), text))
 
     def _lines(self) -> Iterator[Any]:
-        """Those that are whole."""
+        """Entries of the lines that are whole."""
         if not self._file.is_file():
             return
         for line in self._file.read_bytes().split(b"\n"):

@@ -154,7 +154,7 @@ class Weights:
         return not others and isinstance(format, Linear) and not format.sparsity
 
     def dense(self, names: list[str]) -> "Dense":
-        """What the DenseMatMul with these weights reads."""
+        """Inputs of the DenseMatMul with these weights."""
         assert self.is_dense(names)
         format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
         block = _input_block(format, shape[1])
@@ -166,7 +166,7 @@ class Weights:
         return sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1]
 
     def _joins(self, names: list[str], format: WeightFormat) -> bool:
-        """Blocks of a codebook run over the ends of rows, and sparse rows are stored in pairs."""
+        """Whether the matrices can be one: a codebook's blocks run over the ends of rows, sparse rows come in pairs."""
         if isinstance(format, Linear) and format.sparsity:
             return all(self.source.shape(name)[0] % 2 == 0 for name in names)
         return not isinstance(format, Codebook)
@@ -260,11 +260,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Dense:
-    """What a DenseMatMul reads beside its input: codes, scales and, where there are any, zero points."""
+    """Weights of a DenseMatMul as its inputs: codes, scales and, for asymmetric formats, zero points."""
 
     inputs: tuple[ir.Value, ...]
     shape: tuple[int, int]  # [out, in]
-    attributes: dict[str, int]  # `native_ops.ROUNDING_ATTRIBUTES`
+    attributes: dict[str, int]  # ROUNDING_ATTRIBUTES of `operators/matmuls.py`
 
 
 @dataclass(frozen=True)

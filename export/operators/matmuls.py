@@ -72,7 +72,7 @@ def dense_product(
 
 
 def with_spare_row(writer: FunctionWriter, value: ir.Value) -> ir.Value:
-    """Rows [T + 1, width], the last one zeros."""
+    """Appends a row of zeros: [T + 1, width]."""
     return writer.op("Pad", value, writer.ints(0, 0, 1, 0))
 
 

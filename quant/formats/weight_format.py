@@ -111,7 +111,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class WeightError:
-    """What storing weights did to them; errors of several matrices add up."""
+    """Error of stored weights; errors of several matrices add up."""
 
     squared: float = 0.0  # sum over the weights of the difference squared
     squared_weight: float = 0.0  # sum over the weights squared

@@ -1,4 +1,4 @@
-"""Which feed-forward channels go: those whose loss the others can best make up for.
+"""Choice of feed-forward channels to remove: those whose loss the others can best compensate.
 
 The second-order measure of the optimal brain surgeon, applied to columns as in Kurtic et al., "ZipLM" (arXiv
 2302.04089): with P the inverse of the damped Gram matrix of what `down` reads, removing channel j costs

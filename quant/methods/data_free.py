@@ -23,7 +23,7 @@ _AT_A_TIME = 1 << 20  # weights: few enough for the caches, enough to keep every
 
 
 def quantize_least_squares(weight: Matrix, format: Linear) -> Quantized:
-    """As `quantize`, each block with the range, of some narrower and wider ones, that gives the least squared error.
+    """`quantize` with the range of each block, among some narrower and wider ones, that has the least squared error.
 
     A narrower range has finer levels for all values at the price of clipping the few largest. A symmetric format's
     lowest code lies one step further out than its highest, so its scale takes either sign: the larger extreme may

@@ -89,11 +89,11 @@ class WeightRecipe:
 
     @property
     def _wanted_block(self) -> int:
-        """`block_size`, or what it is where it is left out."""
+        """`block_size`, or its default."""
         return self.block_size if self.block_size is not None else {"int4": 32}.get(self.format, WHOLE_ROW)
 
     def describe(self) -> str:
-        """As `int4, blocks of 32, gptq`."""
+        """Format and method in words: `int4, blocks of 32, gptq`."""
         if self.format not in _LINEAR:
             return self.format
         pruning = f", {self.pruning}" if self.sparsity else ""
@@ -142,7 +142,7 @@ class Recipe:
         return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
 
     def part(self, name: str) -> WeightRecipe:
-        """What applies to a tensor of this canonical name."""
+        """The part of the recipe for the tensor of this canonical name."""
         if name == HASH_TABLES:
             return self.tables
         if name.endswith(".head") and self.heads:

@@ -106,7 +106,7 @@ def pickled_tensors(file: Path, key: str | None) -> dict[str, PickledTensor]:
 
 
 def _version(file: Path) -> Version:
-    """Changes with the file. Raises EdgebltError where it is gone."""
+    """A value that changes with the file. Raises EdgebltError if the file is gone."""
     try:
         status = file.stat()
     except OSError as error:
@@ -126,7 +126,7 @@ def _plain(file: Path, name: object, value: object) -> TensorRecord:
 
 
 def _refuse_old(file: Path) -> None:
-    """What torch wrote before version 1.6 has no archive in it, only pickles."""
+    """Raises EdgebltError for a file in the form that torch wrote before version 1.6: bare pickles, no archive."""
     try:
         with file.open("rb") as stream:
             start = stream.read(len(_OLD_START))
@@ -144,7 +144,7 @@ class _Archive:
     """The entries of a zip archive that torch wrote, and the pickle in it."""
 
     def __init__(self, file: Path) -> None:
-        """Raises EdgebltError for any other."""
+        """Raises EdgebltError for a file that is no such archive."""
         self._file = file
         try:
             with zipfile.ZipFile(file) as archive:

@@ -62,7 +62,7 @@ class StoredWeight(Protocol):
 
     @property
     def dtype(self) -> str:
-        """For people: what the weight is stored as."""
+        """The stored type in words."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class StoredWeight(Protocol):
         ...
 
     def encoded(self, start: int, stop: int) -> Encoded:
-        """Those rows in the weight's format; of a codebook format always all of them. Raises EdgebltError."""
+        """Rows `start` to `stop` in the weight's format; a codebook format only gives all rows. Raises EdgebltError."""
         ...
 
 
@@ -168,7 +168,7 @@ class LinearWeight:
 
 @dataclass(frozen=True)
 class PrunedTable:
-    """The kept rows of the hash tables behind one of zeros, and for every row of the model which of them it is."""
+    """Hash tables without dropped rows: a row of zeros, the other rows, and the stored row for each original one."""
 
     kept: StoredWeight
     index: StoredTensor
@@ -204,7 +204,7 @@ class PrunedTable:
 
 @dataclass(frozen=True)
 class BitsAndBytes4Weight:
-    """What bitsandbytes' Linear4bit saves: codes of the flattened matrix, each block's largest magnitude.
+    """A matrix as bitsandbytes' Linear4bit saves it: codes of the flattened matrix, largest magnitudes by block.
 
     With double quantization the latter are 8-bit codes of a codebook of their own, scaled by block, plus an offset.
     """
@@ -255,7 +255,7 @@ class NestedScales:
 
 @dataclass(frozen=True)
 class BitsAndBytes8Weight:
-    """What bitsandbytes' Linear8bitLt saves: codes int8 -127..127, and each row's largest magnitude."""
+    """A matrix as bitsandbytes' Linear8bitLt saves it: int8 codes -127..127, and the largest magnitude of each row."""
 
     tensor: StoredTensor
     largest: StoredTensor
@@ -371,7 +371,7 @@ def _nested(state: dict[str, Any], blocks: int, tensor: StoredTensor, find: Find
 
 
 def _quant_states(tensor: StoredTensor, find: Find) -> dict[str, StoredTensor]:
-    """By the codebook they are for; bitsandbytes saves exactly one."""
+    """Stored quant_states by codebook; bitsandbytes saves exactly one."""
     found = {name: find(f"{tensor.name}.quant_state.bitsandbytes__{name}") for name in LEVELS}
     return {name: state for name, state in found.items() if state is not None}
 
