@@ -27,7 +27,7 @@ from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.graphs.decoder import decoder_graph
 from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
-from edgeblt.export.graphs.graph import Stage, weights_name
+from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weights import WeightSource
@@ -143,7 +143,9 @@ def _write_bundle(
         journal.finish()
 
 
-def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | None = None) -> dict[StageName, Stage]:
+def build_graphs(
+    source: WeightSource, targets: Mapping[StageName, Target] | None = None
+) -> dict[StageName, BuiltStage]:
     """All stages for their targets, None being cpu; no weight is read."""
     contracts = stage_contracts(source.config, targets)
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
@@ -182,7 +184,7 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, tar
     return f"{described}; tables {tables}" if tables else described or "none"
 
 
-def _layout(built: dict[StageName, Stage]) -> str:
+def _layout(built: dict[StageName, BuiltStage]) -> str:
     """Places of all tensors in the weight files, which together with the checkpoint determine their content."""
     return repr([(name, stage.slots) for name, stage in built.items()])
 
@@ -194,7 +196,9 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_stage(stage: Stage, name: StageName, directory: Path, journal: Journal, advance: Advance) -> tuple[str, ...]:
+def _write_stage(
+    stage: BuiltStage, name: StageName, directory: Path, journal: Journal, advance: Advance
+) -> tuple[str, ...]:
     """The names of its files of weights."""
     ir.save(stage.model, directory / f"{name}.onnx")
     if not stage.slots:

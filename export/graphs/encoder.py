@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.contract import StageContract
-from edgeblt.export.graphs.graph import Stage, StageGraph
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.pooling import Pooling
 from edgeblt.export.graphs.weights import Weights, WeightSource
@@ -18,10 +18,10 @@ PRIMES = (
 )  # fmt: skip
 
 
-def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
+def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.bundle.contract`)."""
     config = source.config
-    graph = StageGraph(contract)
+    graph = GraphBuilder(contract)
     stack = TransformerStack(graph, source, config.encoder)
     hidden = stack.enter(_embeddings(graph, stack.weights, config))
     for layer in range(config.encoder.layer_count):
@@ -37,7 +37,7 @@ def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
     return graph.finish({"byte_vectors": graph.float32(byte_vectors), "patch_vectors": patch_vectors, **stack.presents})
 
 
-def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.Value:
+def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> ir.Value:
     """Byte embedding plus one row of each hash table [T, width]."""
     windows = graph.inputs["windows"]
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
@@ -50,7 +50,7 @@ def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.
     return graph.op("Add", weights.lookup("encoder.embedding", ids), total)
 
 
-def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.Value:
+def _table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir.Value:
     """Rows of the fused hash tables [T, tables], int64.
 
     hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):

@@ -32,7 +32,7 @@ Fill = Callable[[], Iterator[Piece]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class BuiltStage:
     """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
 
     model: ir.Model
@@ -40,7 +40,7 @@ class Stage:
     fills: tuple[Fill, ...]
 
 
-class StageGraph:
+class GraphBuilder:
     """Collects the nodes of one stage; `finish` gives the model.
 
     Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
@@ -140,7 +140,7 @@ class StageGraph:
         first, second = graphs
         return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
 
-    def finish(self, outputs: dict[str, ir.Value]) -> Stage:
+    def finish(self, outputs: dict[str, ir.Value]) -> BuiltStage:
         """The stage whose outputs are these values, in the contract's order and under its names."""
         assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
         values = []
@@ -161,7 +161,7 @@ class StageGraph:
         )
         functions = list(self._functions.values())
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
-        return Stage(model, self._slots, tuple(self._fills))
+        return BuiltStage(model, self._slots, tuple(self._fills))
 
     def _place_weights(self) -> None:
         """Large tensors first, each at the start of a page, then the small ones."""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import padded_head_dim
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
 from edgeblt.export.graphs.weights import Dense, Weights, WeightSource
 from edgeblt.export.operators.layers import (
     CACHE_INPUTS,
@@ -31,12 +31,12 @@ from edgeblt.export.operators.matmuls import ATTENTION, dense_matmul_function, w
 class Heads:
     """The heads of a stack, side by side along the last axis, each of `head_dim` elements filled up to `padded`."""
 
-    graph: StageGraph
+    graph: GraphBuilder
     head_dim: int
     padded: int
 
     @classmethod
-    def of(cls, graph: StageGraph, config: TransformerConfig) -> "Heads":
+    def of(cls, graph: GraphBuilder, config: TransformerConfig) -> "Heads":
         return cls(graph, config.head_dim, padded_head_dim(config))
 
     def pad(self, value: ir.Value, shape: list[int]) -> ir.Value:
@@ -69,7 +69,7 @@ class Residual:
 class TransformerStack:
     """The transformer layers of one stage, over the cache its contract names."""
 
-    def __init__(self, graph: StageGraph, source: WeightSource, config: TransformerConfig) -> None:
+    def __init__(self, graph: GraphBuilder, source: WeightSource, config: TransformerConfig) -> None:
         self.graph = graph
         self.weights = Weights(graph, source)
         self.config = config
@@ -197,11 +197,11 @@ def named_attributes(names: Sequence[str], products: Sequence[Dense]) -> dict[st
     }
 
 
-def rms_norm(graph: StageGraph, value: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+def rms_norm(graph: GraphBuilder, value: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
     return graph.op("SimplifiedLayerNormalization", value, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
 
-def activation(graph: StageGraph, kind: str, value: ir.Value) -> ir.Value:
+def activation(graph: GraphBuilder, kind: str, value: ir.Value) -> ir.Value:
     if kind == "silu":
         return graph.op("QuickGelu", value, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x) in one node
     if kind == "relu":

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.graph import OPSET, StageGraph
+from edgeblt.export.graphs.graph import OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.operators.matmuls import masked_matmul_function, sparse_matmul_function
 from edgeblt.quant.formats.sparse_layout import (
@@ -68,7 +68,7 @@ class SparseStored:
         """Bytes of a row's stored weights behind a mask."""
         return -(-self.kept * self.format.bits // 8)
 
-    def initializers(self, graph: StageGraph) -> list[ir.Value]:
+    def initializers(self, graph: GraphBuilder) -> list[ir.Value]:
         (rows, columns), name = self.shape, self.joined
         graph.fill(self._fill)
         blocks, dtype = self.format.block_count(columns), f"float{self.format.scale_bits}"

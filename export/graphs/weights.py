@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.operators.matmuls import DENSE, dense_matmul_function
@@ -85,7 +85,7 @@ def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[i
 class Weights:
     """Weights of a source as initializers of a graph, under their canonical names."""
 
-    graph: StageGraph
+    graph: GraphBuilder
     source: WeightSource
 
     def vector(self, name: str) -> ir.Value:
@@ -289,7 +289,7 @@ class _Stored:
         """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
         return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
 
-    def initializers(self, graph: StageGraph) -> list[ir.Value]:
+    def initializers(self, graph: GraphBuilder) -> list[ir.Value]:
         """Codes, scales [rows, blocks] as stored, and zero points by the operator's blocks, if any."""
         (rows, columns), bits, name = self.shape, self.format.bits, _joined(self.names)
         scale_count = self.block_count if self.scale_every_block else self.format.block_count(columns)

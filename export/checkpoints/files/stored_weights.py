@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.files.safetensors_files import StoredTensor
+from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
 from edgeblt.export.graphs.weights import Encoded
 from edgeblt.quant.formats.codebooks import LEVELS, CodebookQuantized
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Linear, Matrix, Quantized, WeightFormat, unpack
@@ -27,7 +27,7 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class StoredPart(Protocol):
-    """One tensor of one file: of safetensors (`StoredTensor`) or of a pickle (`PickledTensor`)."""
+    """One tensor of one file: of safetensors (`SafetensorsTensor`) or of a pickle (`PickledTensor`)."""
 
     @property
     def file(self) -> Path: ...
@@ -139,16 +139,16 @@ class LinearWeight:
 
     format: Linear
     shape: tuple[int, int]
-    codes: StoredTensor
-    scales: StoredTensor
-    zero_points: StoredTensor | None
+    codes: SafetensorsTensor
+    scales: SafetensorsTensor
+    zero_points: SafetensorsTensor | None
 
     @property
     def dtype(self) -> str:
         return self.format.describe()
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[SafetensorsTensor, ...]:
         return (self.codes, self.scales) + ((self.zero_points,) if self.zero_points else ())
 
     def rows(self, start: int, stop: int) -> Matrix:
@@ -171,7 +171,7 @@ class PrunedTable:
     """Hash tables without dropped rows: a row of zeros, the other rows, and the stored row for each original one."""
 
     kept: StoredWeight
-    index: StoredTensor
+    index: SafetensorsTensor
 
     @property
     def shape(self) -> Shape:
@@ -211,17 +211,17 @@ class BitsAndBytes4Weight:
 
     format: Codebook
     shape: tuple[int, int]
-    packed: StoredTensor
-    largest: StoredTensor
+    packed: SafetensorsTensor
+    largest: SafetensorsTensor
     nested: "NestedScales | None"
-    companions: tuple[StoredTensor, ...] = ()  # that say what the codes mean, read already
+    companions: tuple[SafetensorsTensor, ...] = ()  # that say what the codes mean, read already
 
     @property
     def dtype(self) -> str:
         return f"{self.format.describe()}{', scales in 8 bits' if self.nested else ''}"
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[SafetensorsTensor, ...]:
         nested = (self.nested.levels, self.nested.largest) if self.nested else ()
         return (self.packed, self.largest, *nested, *self.companions)
 
@@ -240,8 +240,8 @@ class BitsAndBytes4Weight:
 
 @dataclass(frozen=True)
 class NestedScales:
-    levels: StoredTensor  # [256]
-    largest: StoredTensor  # [blocks of blocks]
+    levels: SafetensorsTensor  # [256]
+    largest: SafetensorsTensor  # [blocks of blocks]
     block_size: int
     offset: float
 
@@ -257,9 +257,9 @@ class NestedScales:
 class BitsAndBytes8Weight:
     """A matrix as bitsandbytes' Linear8bitLt saves it: int8 codes -127..127, and the largest magnitude of each row."""
 
-    tensor: StoredTensor
-    largest: StoredTensor
-    companions: tuple[StoredTensor, ...]
+    tensor: SafetensorsTensor
+    largest: SafetensorsTensor
+    companions: tuple[SafetensorsTensor, ...]
 
     @property
     def shape(self) -> Shape:
@@ -274,7 +274,7 @@ class BitsAndBytes8Weight:
         return "LLM.int8"
 
     @property
-    def parts(self) -> tuple[StoredTensor, ...]:
+    def parts(self) -> tuple[SafetensorsTensor, ...]:
         return (self.tensor, self.largest, *self.companions)
 
     def rows(self, start: int, stop: int) -> Matrix:
@@ -290,7 +290,7 @@ class BitsAndBytes8Weight:
         return Quantized(LLM_INT8, codes, scales, np.full(scales.shape, LLM_INT8.middle, np.uint8))
 
 
-def finite(tensor: StoredTensor, values: NDArray[Any]) -> NDArray[Any]:
+def finite(tensor: SafetensorsTensor, values: NDArray[Any]) -> NDArray[Any]:
     """`values`, refused where one is NaN or infinite."""
     if not np.isfinite(values).all():
         raise EdgebltError(
@@ -299,10 +299,10 @@ def finite(tensor: StoredTensor, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-Find = Callable[[str], StoredTensor | None]
+Find = Callable[[str], SafetensorsTensor | None]
 
 
-def bitsandbytes_weight(tensor: StoredTensor, shape: Shape, find: Find) -> StoredWeight:
+def bitsandbytes_weight(tensor: SafetensorsTensor, shape: Shape, find: Find) -> StoredWeight:
     """The weight of `shape` around bitsandbytes' tensor `X.weight`; `find` gives its companions by their names.
 
     Raises EdgebltError for one that is incomplete or of another form than bitsandbytes writes. Source of the form:
@@ -315,12 +315,12 @@ def bitsandbytes_weight(tensor: StoredTensor, shape: Shape, find: Find) -> Store
     return _weight_of_4_bits(tensor, (shape[0], shape[1]), find)
 
 
-def is_bitsandbytes(tensor: StoredTensor, find: Find) -> bool:
+def is_bitsandbytes(tensor: SafetensorsTensor, find: Find) -> bool:
     """Whether a tensor of a checkpoint by bitsandbytes holds codes; some of its matrices stay floating-point."""
     return tensor.format in ("U8", "I8") or bool(_quant_states(tensor, find))
 
 
-def _weight_of_8_bits(tensor: StoredTensor, shape: tuple[int, int], find: Find) -> BitsAndBytes8Weight:
+def _weight_of_8_bits(tensor: SafetensorsTensor, shape: tuple[int, int], find: Find) -> BitsAndBytes8Weight:
     base = tensor.name.removesuffix("weight")
     order = find(f"{base}weight_format")  # older versions also saved the order of their GPU kernels
     if order is not None and _shaped(order, "U8", ()).raw() != 0:
@@ -329,7 +329,7 @@ def _weight_of_8_bits(tensor: StoredTensor, shape: tuple[int, int], find: Find) 
     return BitsAndBytes8Weight(_shaped(tensor, "I8", shape), largest, () if order is None else (order,))
 
 
-def _weight_of_4_bits(tensor: StoredTensor, shape: tuple[int, int], find: Find) -> BitsAndBytes4Weight:
+def _weight_of_4_bits(tensor: SafetensorsTensor, shape: tuple[int, int], find: Find) -> BitsAndBytes4Weight:
     states = _quant_states(tensor, find)
     if len(states) != 1:
         raise _unlike(tensor, "without one quant_state, for nf4 or fp4")
@@ -358,7 +358,7 @@ def _weight_of_4_bits(tensor: StoredTensor, shape: tuple[int, int], find: Find) 
     )
 
 
-def _nested(state: dict[str, Any], blocks: int, tensor: StoredTensor, find: Find) -> NestedScales:
+def _nested(state: dict[str, Any], blocks: int, tensor: SafetensorsTensor, find: Find) -> NestedScales:
     block_size, offset = _block_size(state, "nested_blocksize", tensor), state.get("nested_offset")
     if type(offset) is not float or not abs(offset) <= _LARGEST_FLOAT32:
         raise _unlike(tensor, f"whose nested_offset is {offset!r:.40}, not a finite number")
@@ -370,13 +370,13 @@ def _nested(state: dict[str, Any], blocks: int, tensor: StoredTensor, find: Find
     )
 
 
-def _quant_states(tensor: StoredTensor, find: Find) -> dict[str, StoredTensor]:
+def _quant_states(tensor: SafetensorsTensor, find: Find) -> dict[str, SafetensorsTensor]:
     """Stored quant_states by codebook; bitsandbytes saves exactly one."""
     found = {name: find(f"{tensor.name}.quant_state.bitsandbytes__{name}") for name in LEVELS}
     return {name: state for name, state in found.items() if state is not None}
 
 
-def _quant_state(tensor: StoredTensor) -> dict[str, Any]:
+def _quant_state(tensor: SafetensorsTensor) -> dict[str, Any]:
     if tensor.format != "U8" or tensor.stored_bytes > _STATE_LIMIT:
         raise _unlike(tensor, "which is no short JSON text")
     try:
@@ -388,21 +388,21 @@ def _quant_state(tensor: StoredTensor) -> dict[str, Any]:
     return state
 
 
-def _block_size(state: dict[str, Any], name: str, tensor: StoredTensor) -> int:
+def _block_size(state: dict[str, Any], name: str, tensor: SafetensorsTensor) -> int:
     value = state.get(name)
     if type(value) is not int or not 32 <= value <= 4096 or value & (value - 1):
         raise _unlike(tensor, f"whose {name} is {value!r:.40}, not a power of two from 32 to 4096")
     return value
 
 
-def _companion(name: str, tensor: StoredTensor, dtype: str, shape: Shape, find: Find) -> StoredTensor:
+def _companion(name: str, tensor: SafetensorsTensor, dtype: str, shape: Shape, find: Find) -> SafetensorsTensor:
     found = find(name)
     if found is None:
         raise EdgebltError(f"{tensor.file} has no tensor {name!a}, which {tensor.name!a} needs; save it again")
     return _shaped(found, dtype, shape)
 
 
-def _shaped(tensor: StoredTensor, dtype: str, shape: Shape) -> StoredTensor:
+def _shaped(tensor: SafetensorsTensor, dtype: str, shape: Shape) -> SafetensorsTensor:
     if (tensor.format, tensor.shape) != (dtype, shape):
         raise EdgebltError(
             f"{tensor.file}: the tensor {tensor.name!a} is {tensor.format} {list(tensor.shape)} instead of {dtype} "
@@ -411,7 +411,7 @@ def _shaped(tensor: StoredTensor, dtype: str, shape: Shape) -> StoredTensor:
     return tensor
 
 
-def _unlike(tensor: StoredTensor, what: str) -> EdgebltError:
+def _unlike(tensor: SafetensorsTensor, what: str) -> EdgebltError:
     return EdgebltError(
         f"{tensor.file}: the tensor {tensor.name!a}, {what}, is not as bitsandbytes saves it; save the checkpoint again"
     )
