@@ -30,7 +30,7 @@ from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
 from edgeblt.names import Name, RecipeName
 from edgeblt.printable import printable

@@ -23,7 +23,7 @@ from edgeblt.export.checkpoints.files.safetensors_files import layout
 from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.weight_file import Arrays, Journal, WeightFile
-from edgeblt.export.graphs.weights import Encoded, row_blocks
+from edgeblt.export.graphs.weight_source import Encoded, row_blocks
 from edgeblt.names import Name, RecipeName
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.calibration.activations import Scratch

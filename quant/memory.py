@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.quant.calibration.layerwise import LOOKUP_BYTES, LOOKUP_ROWS, TEXT_BYTES
 from edgeblt.quant.formats.weight_format import Codebook, Linear, WeightFormat
 from edgeblt.quant.recipes.recipe import Recipe

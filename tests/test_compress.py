@@ -28,7 +28,7 @@ from edgeblt.export.checkpoints.files.safetensors_files import layout
 from edgeblt.export.checkpoints.recipe_source import encode_weight
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.model import load as load_bundle
 from edgeblt.names import Name
 from edgeblt.quant.calibration.layerwise import TEXT_BYTES, calibration_texts

@@ -22,8 +22,9 @@ import tiny_models
 from conftest import LONGEST, Exported, Text
 from edgeblt.bundle.config import HashConfig, PatchingRule, Rule
 from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.encoder import PRIMES, _table_rows
+from edgeblt.export.graphs.encoder import _table_rows
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.cache import PIECE_BYTES

@@ -15,10 +15,10 @@ import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import tiny_oracle
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.graphs.encoder import PRIMES
 from edgeblt.ids import BOS
 from edgeblt.model import load
 from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping

@@ -33,7 +33,7 @@ from edgeblt.export.checkpoints.files.stored_weights import (
 )
 from edgeblt.export.checkpoints.meta_form import is_meta_form, open_meta_form
 from edgeblt.export.checkpoints.transformers_form import open_transformers_form
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.hub.repository import local_checkpoint
 from edgeblt.quant.formats.weight_format import WeightFormat
 

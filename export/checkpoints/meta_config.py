@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeblt.bundle.config import LIMIT, HashConfig, ModelConfig, PatchingRule, TransformerConfig
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.config_section import FieldRule, Findings, Section, only
 from edgeblt.export.checkpoints.files.stored_weights import StoredPart
 from edgeblt.export.checkpoints.llama_switches import HARMLESS, switches_beside
-from edgeblt.export.graphs.encoder import PRIMES
 from edgeblt.ids import VOCAB_SIZE
 
 Fixed = dict[str, tuple[object, ...]]

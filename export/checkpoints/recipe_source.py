@@ -4,7 +4,7 @@ import numpy as np
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.quant.formats.codebooks import quantize_codebook
 from edgeblt.quant.formats.weight_format import Floating, Linear, Matrix, WeightFormat
 from edgeblt.quant.methods.data_free import METHODS, quantize_least_squares

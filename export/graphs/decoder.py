@@ -9,7 +9,7 @@ from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageContract, cross_row_width
 from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import Residual, TransformerStack, named_attributes, rms_norm, side_by_side
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.layers import (
     CROSS,
     CROSS_PRODUCTS,

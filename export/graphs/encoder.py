@@ -2,20 +2,15 @@
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.hashing import hash_coefficients
 from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.pooling import Pooling
-from edgeblt.export.graphs.weights import Weights, WeightSource
-
-# transformers' and Meta's list, in order; hash function f uses prime f modulo its length.
-PRIMES = (
-    1000000007, 5915587277, 1500450271, 3267000013, 5754853343, 4093082899,
-    9576890767, 3628273133, 2860486313, 5463458053, 3367900313,
-)  # fmt: skip
+from edgeblt.export.graphs.weight_source import WeightSource
+from edgeblt.export.graphs.weights import Weights
 
 
 def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
@@ -67,20 +62,3 @@ def _table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> i
     row = graph.op("Mod", hashed, graph.constant([hashes.vocab_size]))
     offsets = np.arange(hashes.table_count, dtype=np.int64) * hashes.vocab_size
     return graph.op("Add", row, graph.constant(offsets[None]))
-
-
-def hash_coefficients(hashes: HashConfig) -> NDArray[np.int64]:
-    """[longest, tables]: what each id of the longest n-gram is multiplied by; zero where a table's is shorter."""
-    longest = max(hashes.group_sizes)
-    columns = []
-    for function in range(hashes.function_count):
-        prime = PRIMES[function % len(PRIMES)]
-        for size in hashes.group_sizes:
-            powers = [_wrap(prime**power) for power in range(size)]
-            columns.append([0] * (longest - size) + powers)
-    return np.array(columns, np.int64).T
-
-
-def _wrap(value: int) -> int:
-    """`value` as a wrapping int64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -3,7 +3,7 @@
 from edgeblt.bundle.contract import StageContract
 from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 
 
 def global_graph(source: WeightSource, contract: StageContract) -> BuiltStage:

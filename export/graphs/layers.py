@@ -17,7 +17,8 @@ import onnx_ir as ir
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import padded_head_dim
 from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
-from edgeblt.export.graphs.weights import Dense, Weights, WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
+from edgeblt.export.graphs.weights import Dense, Weights
 from edgeblt.export.operators.layers import (
     CACHE_INPUTS,
     LAYER,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.graph import OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_file import Arrays, Piece
+from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
 from edgeblt.export.operators.matmuls import masked_matmul_function, sparse_matmul_function
 from edgeblt.quant.formats.sparse_layout import (
     GROUPS,
@@ -26,15 +27,12 @@ from edgeblt.quant.formats.sparse_layout import (
 from edgeblt.quant.formats.weight_format import Linear, Quantized
 from edgeblt.quant.methods.pruning import Sparsity, keep_largest
 
-if TYPE_CHECKING:
-    from edgeblt.export.graphs.weights import WeightSource
-
 
 @dataclass(frozen=True)
 class SparseStored:
     """Matrices of one sparse format, one below the other, under the name `joined`; each of an even number of rows."""
 
-    source: "WeightSource"
+    source: WeightSource
     names: tuple[str, ...]
     format: Linear
     shape: tuple[int, int]
@@ -83,8 +81,6 @@ class SparseStored:
         return [mask, values, offsets, graph.weight(f"{name}.scales", (rows, blocks), dtype)]
 
     def _fill(self) -> Iterator[Piece]:
-        from edgeblt.export.graphs.weights import row_blocks
-
         above = 0
         for name in self.names:
             for start, stop in row_blocks(self.format, self.source.shape(name)):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
-from edgeblt.export.graphs.encoder import hash_coefficients
+from edgeblt.bundle.hashing import hash_coefficients
 from edgeblt.quant.calibration.activations import Values, each
 
 

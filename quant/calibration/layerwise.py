@@ -20,7 +20,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.graph import IR_VERSION, OPSET
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.operators.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT

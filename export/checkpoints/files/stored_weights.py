@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.quant.formats.codebooks import LEVELS, CodebookQuantized
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Linear, Matrix, Quantized, WeightFormat, unpack
 
