@@ -23,7 +23,6 @@ from edgeblt.measure.reference import ComputedRows, ReferenceRow, Text
 from edgeblt.measure.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
 from edgeblt.measure.validation import Report, validate
 from edgeblt.model import Model
-from edgeblt.quant.recipes.recipe import HASH_TABLES
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 
@@ -43,7 +42,7 @@ class TransformersReference:
     ) -> None:
         opened = open_checkpoint(checkpoint, patcher, strict)  # our errors are clearer than transformers'
         opened.warn()
-        if opened.is_quantized or opened.row_index(HASH_TABLES) is not None:
+        if opened.is_quantized:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
         self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()

@@ -1,7 +1,6 @@
 """`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
 
 import dataclasses
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.whole_files import check_replaceable, whole_directory
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
 from edgeblt.export.checkpoints.compressed_form import (
     CONFIG,
@@ -31,7 +29,8 @@ from edgeblt.quant.calibration.layerwise import PrunedLayer, calibrate, read_cal
 from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Matrix, Quantized, WeightError, error, pack, unpack
-from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
+from edgeblt.quant.made_by import package_versions
+from edgeblt.quant.memory_limit import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.methods.channels import spread
 from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
@@ -90,14 +89,14 @@ class Compression:
         table_hits: float | None = None,
     ) -> None:
         """Takes the arguments of `quantize_checkpoint`, and raises the same errors."""
-        if source.is_quantized or source.record:
-            raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
+        if source.has_own_formats:
+            raise source.quantized_already("give the original, or export it as it is")
         self.recipe = recipe if table_hits is None else dataclasses.replace(recipe, table_hits=table_hits)
         self._source = source
         reads = self.recipe.needs_text or calibration
         self._text, self._described = read_calibration(calibration) if reads else (b"", "")
         self._scratch_limit = scratch_bytes(source, self.recipe, memory_limit)
-        self._made_by = {name: _version(name) for name in _MADE_BY}
+        self._made_by = package_versions(*_MADE_BY)
         self._table_rows = None
         if self.recipe.table_hits is not None:
             self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
@@ -288,10 +287,3 @@ def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:
             parts[f"{name}.zero_points"] = pack(encoded.zero_points, bits)
         return parts
     return {name: encoded.astype(np.float16 if half else np.float32)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # edgeblt itself, used from its sources
-        return "unknown"

@@ -388,7 +388,7 @@ def test_quantizing_again_gives_the_same_bytes(
     workshop: Workshop, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many rows are in memory at a time."""
-    monkeypatch.setattr("edgeblt.export.graphs.weights.AT_A_TIME", 300)
+    monkeypatch.setattr("edgeblt.export.graphs.weight_source.AT_A_TIME", 300)
     monkeypatch.setattr("edgeblt.quant.calibration.layerwise.LOOKUP_ROWS", 33)
     calibration = workshop.calibration if name in CALIBRATED else None
     again = quantize_checkpoint(workshop.original(5), tmp_path / "again", workshop.recipe(name), calibration)

@@ -77,7 +77,21 @@ class Checkpoint:
 
     @property
     def is_quantized(self) -> bool:
+        """Whether any weight is stored in other than floating-point numbers, or without some of its rows."""
         return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
+
+    @property
+    def has_own_formats(self) -> bool:
+        """Whether the checkpoint takes no recipe: quantized, or written by `edgeblt quantize` in any format."""
+        return self.record is not None or self.is_quantized
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe that a checkpoint with formats of its own was made by."""
+        return self.record.recipe.name if self.record else "bitsandbytes"
+
+    def quantized_already(self, remedy: str) -> EdgebltError:
+        return EdgebltError(f"{self.path} is quantized already; {remedy}")
 
     def warn(self) -> None:
         """Issues the notes as warnings, attributed to the caller of the function that calls this."""

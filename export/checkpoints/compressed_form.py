@@ -20,9 +20,9 @@ from typing import Any
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
+from edgeblt.export.checkpoints.files.bitsandbytes import BitsAndBytes4Weight
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor, stored_tensors
 from edgeblt.export.checkpoints.files.stored_weights import (
-    BitsAndBytes4Weight,
     FloatingWeight,
     LinearWeight,
     PrunedTable,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.export.checkpoints.files.bitsandbytes import bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
     checkpoint_file,
@@ -19,13 +20,7 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
     refuse_no_directory,
 )
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
-from edgeblt.export.checkpoints.files.stored_weights import (
-    FloatingWeight,
-    StoredPart,
-    StoredWeight,
-    bitsandbytes_weight,
-    is_bitsandbytes,
-)
+from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
 from edgeblt.export.checkpoints.generation_config import read_generation
 from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
 
