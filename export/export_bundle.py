@@ -145,7 +145,7 @@ def _write_bundle(
 def build_graphs(
     source: WeightSource, targets: Mapping[StageName, Target] | None = None
 ) -> dict[StageName, BuiltStage]:
-    """All stages for their targets, None being cpu; no weight is read."""
+    """Builds all stages for their targets, by default cpu, without reading weights."""
     contracts = stage_contracts(source.config, targets)
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
 
@@ -185,7 +185,7 @@ def _layout(built: dict[StageName, BuiltStage]) -> str:
 def _write_stage(
     stage: BuiltStage, name: StageName, directory: Path, journal: Journal, advance: Advance
 ) -> tuple[str, ...]:
-    """The names of its files of weights."""
+    """Writes a stage; returns the names of its weight files."""
     ir.save(stage.model, directory / f"{name}.onnx")
     if not stage.slots:
         return ()

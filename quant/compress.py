@@ -1,4 +1,4 @@
-"""`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
+"""`edgeblt quantize`: compresses a checkpoint piece by piece."""
 
 import dataclasses
 from pathlib import Path
@@ -78,7 +78,7 @@ def quantize_checkpoint(
 
 
 class Compression:
-    """A checkpoint on its way through a recipe: all is checked when this is made, before anything is written."""
+    """Compression of a checkpoint by a recipe; the constructor checks everything before anything is written."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ def _tensors(
 
 
 class _Quantizing:
-    """The weights on their way into the file: the calibrated matrices as they come, then all others."""
+    """Writer of the weights: the calibrated matrices as they come, then all others."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ _CONFIG_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class CompressionRecord:
-    """How a checkpoint was compressed."""
+    """Record of how a checkpoint was compressed."""
 
     recipe: Recipe
     source: str  # the original's name

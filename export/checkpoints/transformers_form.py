@@ -77,7 +77,7 @@ class TransformersForm:
 
     @property
     def has_own_names(self) -> bool:
-        """Whether transformers itself would find each tensor of the model."""
+        """Whether each tensor has the name that transformers looks for."""
         return all(part.name == name for name, part in self.stored.items())
 
     def weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight:

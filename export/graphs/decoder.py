@@ -72,7 +72,7 @@ class CrossAttention:
         return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
 
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
-        """All of it as one operator."""
+        """The whole cross-attention as one operator."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
         for function in (dense_matmul_function, dense_cross_attention_function):
             graph.uses(function(OPSET))

@@ -103,11 +103,11 @@ class GraphBuilder:
         return self._tape.initializer(self._external(name))
 
     def fill(self, fill: Fill) -> None:
-        """Have weights made by `fill`, whose pieces together hold every row of them once."""
+        """Registers the function that makes weights; its pieces together hold every row once."""
         self._fills.append(fill)
 
     def uses(self, function: ir.Function) -> None:
-        """Have the model carry the body of an operator of our own."""
+        """Adds the portable body of an operator of domain `edgeblt` to the model."""
         self._functions.setdefault(function.name, function)
 
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:

@@ -79,7 +79,7 @@ class TransformerStack:
         self.presents: dict[str, ir.Value] = {}
 
     def enter(self, value: ir.Value) -> Residual:
-        """A value [T, width] as layers take it."""
+        """Converts a value [T, width] to the shape of the layers."""
         return Residual(value if len(self.rows) == 1 else self.graph.op("Unsqueeze", value, self.graph.constant([0])))
 
     def leave(self, value: ir.Value) -> ir.Value:

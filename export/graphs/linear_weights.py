@@ -35,7 +35,7 @@ class LinearStored:
 
     @property
     def repeats(self) -> int:
-        """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
+        """Number of the operator's blocks in a whole block of the format; the last one may be cut short."""
         return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
 
     def initializers(self, graph: GraphBuilder) -> list[ir.Value]:

@@ -1,4 +1,4 @@
-"""The patcher stage: a byte language model whose uncertainty says where patches start."""
+"""The patcher stage: a byte language model whose entropies determine where patches start."""
 
 import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""From the bytes of each completed patch to its vector: cross-attention whose queries are their maximum."""
+"""Pooling of each completed patch's bytes into its vector: cross-attention whose queries are the bytes' maximum."""
 
 from dataclasses import dataclass
 

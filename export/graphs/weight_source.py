@@ -24,11 +24,11 @@ class WeightSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def format(self, name: str) -> WeightFormat:
-        """Known without reading the weight."""
+        """The format in the bundle, known without reading the weight."""
         ...
 
     def row_index(self, name: str) -> NDArray[np.int32] | None:
-        """Where rows of an embedding were dropped: which stored row stands for each row that is looked up."""
+        """The stored row for each row of an embedding of which some were dropped, else None."""
         ...
 
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
@@ -40,7 +40,7 @@ class WeightSource(Protocol):
 
 
 def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Starts and ends of the rows of a weight that can be encoded apart, as many at a time as shall be in memory."""
+    """Starts and ends of runs of rows that can be encoded on their own, each small enough for memory."""
     rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
     # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
     step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)

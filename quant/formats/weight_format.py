@@ -1,4 +1,4 @@
-"""Weight formats: what a number on disk means. Pure functions from float32 weights to codes and back.
+"""Weight formats: meaning of the numbers on disk. Pure functions from float32 weights to codes and back.
 
 A matrix is [rows, columns], output channels by inputs. Three families:
 

@@ -118,7 +118,7 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGP
 
 @dataclass
 class _Mask:
-    """Which weights are kept, in the order of rounding: chosen beforehand, or by SparseGPT's measure as it goes on."""
+    """Mask of the remaining weights in the order of rounding: given, or chosen by SparseGPT's measure on the way."""
 
     first: np.ndarray  # bool [rows, columns] in place: what will be kept, as far as can be told beforehand
     kept: Tensor  # bool [columns, rows] in order

@@ -29,7 +29,7 @@ _CODEBOOK_BLOCK = 64
 
 @dataclass(frozen=True)
 class WeightRecipe:
-    """How the weights of one part of the model are stored; all but `format` and `channels` is for int8 and int4."""
+    """Storage of the weights of one part of the model; all but `format` and `channels` is for int8 and int4."""
 
     format: str = "fp32"
     block_size: int | None = None  # inputs that share a scale; 0: all of a row; None: 32 for int4, a row for int8
@@ -67,7 +67,7 @@ class WeightRecipe:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether how a matrix is stored depends on what it reads."""
+        """Whether encoding a matrix needs samples of its inputs."""
         prunes_by_inputs = self.sparsity is not None and self.pruning != MAGNITUDE
         return self.format in _LINEAR and (self.method == GPTQ or prunes_by_inputs)
 

@@ -163,7 +163,7 @@ class _Archive:
             raise EdgebltError(f"{file} is truncated or was not written by torch.save; {_REMEDY}") from None
 
     def place(self, name: str, tensor: TensorRecord) -> int:
-        """Where in the file the tensor's data begin. Raises EdgebltError where they are not there."""
+        """Offset of the tensor's data in the file. Raises EdgebltError if the data are missing."""
         size: int = getattr(torch, tensor.dtype).itemsize
         stored = tensor.storage.count * (size if tensor.storage.dtype else 1)
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
@@ -173,7 +173,7 @@ class _Archive:
         return self._content(entry) + start
 
     def _content(self, entry: zipfile.ZipInfo) -> int:
-        """Where an entry's content begins: behind its own header, whose length the archive's end does not tell."""
+        """Offset of an entry's content, behind its own header, whose length the archive's directory does not give."""
         try:
             with self._file.open("rb") as stream:
                 stream.seek(entry.header_offset)

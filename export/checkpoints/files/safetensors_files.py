@@ -145,7 +145,7 @@ def _refuse_unreadable(file: Path) -> None:
 
 
 def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Slot], bytes]:
-    """Where tensors lie in a safetensors file, in this order, and the file's beginning.
+    """Places of tensors in a safetensors file, in this order, and the file's header.
 
     `tensors`: name to dtype (one of RAW_BYTES) and shape. Source of the format: safetensors' own description (a length,
     a JSON header, the data).
