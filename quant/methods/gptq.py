@@ -85,10 +85,10 @@ class Inputs:
 
 
 def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGPT) -> Quantized:
-    """`weight` [rows, columns] in `format`, so that its products with x come near to those of `weight` with y.
+    """Rounds `weight` [rows, columns] to `format` so that its products with x approximate those of `weight` with y.
 
-    Of a sparse format `pruning` says which weights become zeros; the others make up for them too. Raises EdgebltError
-    for weights too large for the format's scales.
+    For a sparse format, `pruning` chooses the weights that become zeros, and the others compensate these too. Raises
+    EdgebltError for weights too large for the format's scales.
     """
     order, factor = inputs.order, inputs.factor
     left = inputs.corrected(weight)

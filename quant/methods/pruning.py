@@ -3,7 +3,7 @@
 magnitude    the largest weights are kept
 wanda        the largest products of weight and size of its input: Sun et al., "A Simple and Effective Pruning
              Approach for Large Language Models" (arXiv 2306.11695)
-sparsegpt    those whose loss the others can least make up for, chosen while rounding goes on (`gptq.py`):
+sparsegpt    the weights whose loss the others can least compensate, chosen during rounding (`gptq.py`):
              Frantar and Alistarh, "SparseGPT" (arXiv 2301.00774)
 """
 

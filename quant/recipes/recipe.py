@@ -154,7 +154,7 @@ class Recipe:
     def format(self, name: str, shape: tuple[int, ...]) -> WeightFormat:
         """The format of a tensor: vectors stay fp32; embeddings are fp16 where matrices get a format without lookup.
 
-        What is looked up is never pruned, and heads only where `heads` says so.
+        Embeddings and hash tables are never pruned, and heads only where `heads` says so.
         """
         if len(shape) == 1:
             return Floating(32)
