@@ -48,7 +48,7 @@ def main() -> None:
 def profile(
     bundle: Path, threads: int | None, context: int, count: int, folder: Path
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """By stage and operator, those that take longest first: microseconds and nodes for each of `count` bytes."""
+    """Microseconds and nodes per byte, by stage and operator, the slowest first; mean of `count` bytes."""
     opened: list[onnxruntime.InferenceSession] = []
 
     def profiled(threads: int) -> onnxruntime.SessionOptions:
@@ -77,7 +77,7 @@ def profile(
 
 
 def _operators(trace: Path, skipped: int, count: int) -> dict[str, tuple[float, float]]:
-    """Of all runs of a graph but the first `skipped`."""
+    """Microseconds and nodes per byte by operator, over all runs of a graph but the first `skipped`."""
     events = json.loads(trace.read_text())
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
     begin = starts[skipped] if skipped < len(starts) else float("inf")

@@ -1,9 +1,9 @@
-"""What drafts save: weights read for a byte and time for a byte, by drafter and text.
+"""Gain from speculative decoding: weights read and time per byte, by drafter and text.
 
     python benchmarks/drafting.py BUNDLE [--like CHECKPOINT] [--new-bytes N] [--repeats N]
         [--texts NAME ...] [--drafts none NAME ...]
 
-Three ways to go on after 1,024 bytes of a text: greedy, drawn at temperature 0.8, and `given`, as if the model wrote
+Three ways to go on after 1,024 bytes of a text: greedy, sampled at temperature 0.8, and `given`, as if the model wrote
 what the text goes on with: there drafts meet real text instead of what this model makes of it. `repetitive` is a log
 whose lines differ in numbers.
 

@@ -241,7 +241,7 @@ def runner(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -
 def interleaved(
     runs: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """What a run takes: each product for about `seconds` at a time, all in turn, many rounds."""
+    """Durations of a run in units of `clock`: each product for about `seconds` at a time, in turn, many rounds."""
     repeats = {name: max(1, round(seconds / once(run))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):

@@ -142,7 +142,7 @@ def run(bundle: BundlePath, prompt_bytes: PromptBytes = 256, new_bytes: NewBytes
 def decode(
     bundle: BundlePath, prompt_bytes: PromptBytes = 256, new_bytes: NewBytes = 64, threads: Threads = None
 ) -> None:
-    """What `run` measures, in a process that has imported nothing else."""
+    """Measures decoding for `run`, in a process that has imported nothing else."""
     import numpy as np
 
     from edgeblt import load

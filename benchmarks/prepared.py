@@ -1,4 +1,4 @@
-"""What `edgeblt prepare` saves: opening time, and memory of two processes that run one bundle at the same time.
+"""Gain from `edgeblt prepare`: opening time, and memory of two processes that run one bundle at the same time.
 
     python benchmarks/prepared.py BUNDLE... [--new-bytes 32] [--repeats 3]
 

@@ -21,14 +21,14 @@ class Memory:
 
     @classmethod
     def of(cls, status: str) -> Self:
-        """From the text of /proc/PID/status."""
+        """Parses the text of /proc/PID/status."""
         fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         sizes = (int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon", "RssFile"))
         return cls(*sizes)
 
     @classmethod
     def now(cls) -> Self:
-        """This process's."""
+        """Memory of this process."""
         return cls.of(Path("/proc/self/status").read_text(encoding="ascii"))
 
 
@@ -57,7 +57,7 @@ def watch(command: list[str]) -> Usage:
 
 
 def memory_of_imports(modules: list[str]) -> Memory:
-    """What the interpreter and these modules take before anything is done."""
+    """Memory of the interpreter with these modules imported, before they do anything."""
     code = f"import {', '.join(modules)}\n{_SHOW}"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     return Memory.of(shown)

@@ -1,4 +1,4 @@
-"""What one-shot pruning costs: ways of choosing zeros, patterns, and stages, on the bundled model.
+"""Loss of accuracy from one-shot pruning: methods, patterns and stages, on the bundled model.
 
     python benchmarks/pruning.py [--tables methods,stages,mixes]
 

@@ -112,7 +112,7 @@ FIELDS = ("bits_per_byte", "bits_per_byte_increase", "boundary_agreement")
 
 
 def mean(validations: list[Validation], field: str) -> float:
-    """Over bytes."""
+    """Mean over all bytes of the texts."""
     total = sum(validation.bytes for validation in validations)
     return float(sum(getattr(validation, field) * validation.bytes for validation in validations) / total)
 

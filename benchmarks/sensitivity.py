@@ -1,4 +1,4 @@
-"""What rounding costs: each stage alone in int4, the rest fp32; and methods of rounding on the same weights.
+"""Loss of accuracy from rounding: each stage alone in int4, the rest fp32; and rounding methods on the same weights.
 
     python benchmarks/sensitivity.py
 
@@ -66,7 +66,7 @@ def size(model: Model, counts: bool) -> str:
 
 
 def stage_recipes() -> dict[str, str]:
-    """TOML by what it rounds."""
+    """Recipes in TOML, by the stage that each rounds."""
     recipes = {"nothing": ""}
     for method in ("nearest", "gptq"):
         section = f'format = "int4"\nblock_size = {BLOCK}\nmethod = "{method}"\n'

@@ -86,7 +86,7 @@ def _stack(widths: dict[str, int], layers: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Patching:
-    """What the patcher makes of English: entropies in nats, of prose it was not calibrated on."""
+    """Statistics of the patcher on English prose it was not calibrated on; entropies in nats."""
 
     threshold: float
     head_scale: float  # how much louder its head is than weights that keep the size of what they read

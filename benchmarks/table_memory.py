@@ -1,4 +1,4 @@
-"""What of a bundle's encoder, where the hash tables are, is in memory: mapped pages, not copies.
+"""Resident memory of a bundle's encoder, which holds the hash tables: mapped pages, not copies.
 
     python benchmarks/table_memory.py BUNDLE [--bytes 2000]
 

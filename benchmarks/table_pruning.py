@@ -1,4 +1,4 @@
-"""What dropping unused rows of the hash tables saves and costs: a curve on the bundled model.
+"""Size and accuracy after dropping unused rows of the hash tables: a curve on the bundled model.
 
     python benchmarks/table_pruning.py [--format fp32] [--calibration TEXT] [SHARE ...]
 

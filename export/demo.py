@@ -1,4 +1,4 @@
-"""The whole road on the bundled model: export, validate, time beside transformers, generate."""
+"""All steps on the bundled model: export, validate, compare speed with transformers, generate."""
 
 import time
 from dataclasses import dataclass

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,23 +19,23 @@ from edgeblt.bundle.manifest import (
 )
 from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.graphs.decoder import decoder_graph
 from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
-from edgeblt.export.graphs.graph import Stage, weights_name
+from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
 from edgeblt.names import Name, RecipeName
 from edgeblt.printable import printable
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.compress import Compression
-from edgeblt.quant.memory import DEFAULT_LIMIT, check_export
+from edgeblt.quant.made_by import package_versions
+from edgeblt.quant.memory_limit import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
@@ -86,7 +85,7 @@ def export_bundle(
         _write_bundle(opened, chosen, path, targets, replace, memory_limit)
         return open_bundle(path)
     if chosen is None:
-        raise EdgebltError(f"{opened.path} is quantized already; leave out the calibration text and the table hits")
+        raise opened.quantized_already("leave out the calibration text and the table hits")
     compression = Compression(opened, chosen, calibration, memory_limit, table_hits)
     replace = check_replaceable(path, replace, holds_bundle, "bundle")
     with scratch_directory(path, "quantized") as scratch:
@@ -114,10 +113,10 @@ def _write_bundle(
 ) -> None:
     """`recipe` None: in the checkpoint's own formats. `fingerprint`: what stands for the checkpoint's own."""
     source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
-    recipe_name, target = _recipe_name(opened, recipe), describe_placement(targets)
+    recipe_name, target = recipe.name if recipe else opened.recipe_name, describe_placement(targets)
     check_export(source, opened.names(), memory_limit)
     built = build_graphs(source, targets)
-    made_by = {name: _version(name) for name in _MADE_BY}
+    made_by = package_versions(*_MADE_BY)
     key = (fingerprint or opened.fingerprint)(recipe, target, made_by, _layout(built))
     with whole_directory(path, replace, resume=True) as partial:
         journal = Journal(partial, key)
@@ -143,25 +142,21 @@ def _write_bundle(
         journal.finish()
 
 
-def build_graphs(source: WeightSource, targets: Mapping[StageName, Target] | None = None) -> dict[StageName, Stage]:
-    """All stages for their targets, None being cpu; no weight is read."""
+def build_graphs(
+    source: WeightSource, targets: Mapping[StageName, Target] | None = None
+) -> dict[StageName, BuiltStage]:
+    """Builds all stages for their targets, by default cpu, without reading weights."""
     contracts = stage_contracts(source.config, targets)
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
 
 
 def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
-    """None for a checkpoint that is quantized: it has its formats."""
-    if not (checkpoint.is_quantized or checkpoint.record):
+    """The recipe to use; None for a quantized checkpoint, which has its own formats."""
+    if not checkpoint.has_own_formats:
         return load_recipe(recipe or default)
     if recipe is not None:
-        raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
+        raise checkpoint.quantized_already("leave out the recipe, or give the original")
     return None
-
-
-def _recipe_name(checkpoint: Checkpoint, recipe: Recipe | None) -> str:
-    if recipe:
-        return recipe.name
-    return checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:
@@ -182,20 +177,15 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, tar
     return f"{described}; tables {tables}" if tables else described or "none"
 
 
-def _layout(built: dict[StageName, Stage]) -> str:
-    """What is where in the files of weights: together with the checkpoint it says what they will hold."""
+def _layout(built: dict[StageName, BuiltStage]) -> str:
+    """Places of all tensors in the weight files, which together with the checkpoint determine their content."""
     return repr([(name, stage.slots) for name, stage in built.items()])
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # edgeblt itself, used from its sources
-        return "unknown"
-
-
-def _write_stage(stage: Stage, name: StageName, directory: Path, journal: Journal, advance: Advance) -> tuple[str, ...]:
-    """The names of its files of weights."""
+def _write_stage(
+    stage: BuiltStage, name: StageName, directory: Path, journal: Journal, advance: Advance
+) -> tuple[str, ...]:
+    """Writes a stage; returns the names of its weight files."""
     ir.save(stage.model, directory / f"{name}.onnx")
     if not stage.slots:
         return ()

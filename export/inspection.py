@@ -1,4 +1,4 @@
-"""What is in a checkpoint: weights by stage, the hash tables apart; and what each recipe would make of it."""
+"""Contents of a checkpoint: weights by stage, hash tables apart, and the size of a bundle by recipe."""
 
 import math
 from collections.abc import Sequence

@@ -1,15 +1,14 @@
-"""What a checkpoint's weights would take in a recipe's formats: the graphs are built, but no weight is read."""
+"""Size of a checkpoint's weights in a recipe's formats: the graphs are built, but no weight is read."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import StoredTensor, WeightPlan, weight_plan
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.quant.recipes.recipe import load_recipe, packaged_recipes
 
 
@@ -21,11 +20,10 @@ def plan_checkpoint(
     Raises EdgebltError for an unknown or unfit recipe, and for any that is given with a quantized checkpoint.
     """
     config = checkpoint.config
-    if checkpoint.is_quantized or checkpoint.record:
+    if checkpoint.has_own_formats:
         if recipes:
-            raise EdgebltError(f"{checkpoint.path} is quantized already; leave out the recipe, or give the original")
-        name = checkpoint.record.recipe.name if checkpoint.record else "bitsandbytes"
-        return (weight_plan(name, config, stored_tensors(checkpoint), bytes_per_patch),)
+            raise checkpoint.quantized_already("leave out the recipe, or give the original")
+        return (weight_plan(checkpoint.recipe_name, config, stored_tensors(checkpoint), bytes_per_patch),)
     names = dict.fromkeys([*packaged_recipes(), *map(str, recipes)])
     plans = []
     for recipe in map(load_recipe, names):

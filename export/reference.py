@@ -23,7 +23,6 @@ from edgeblt.measure.reference import ComputedRows, ReferenceRow, Text
 from edgeblt.measure.reference_file import FORMAT_VERSION, RecordedText, Recording, recording_to
 from edgeblt.measure.validation import Report, validate
 from edgeblt.model import Model
-from edgeblt.quant.recipes.recipe import HASH_TABLES
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 
@@ -43,7 +42,7 @@ class TransformersReference:
     ) -> None:
         opened = open_checkpoint(checkpoint, patcher, strict)  # our errors are clearer than transformers'
         opened.warn()
-        if opened.is_quantized or opened.row_index(HASH_TABLES) is not None:
+        if opened.is_quantized:
             raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
         self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()
@@ -70,7 +69,7 @@ class TransformersReference:
 
 
 def _transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whose own types are of no help
-    """As transformers opens it; where it cannot, of what edgeblt read.
+    """The model as transformers opens it or, if it cannot, built from what edgeblt read.
 
     An empty `quantization_config` is such a configuration: transformers refuses it, though it says nothing.
     """
@@ -89,7 +88,7 @@ def validate_against(
     device: str = "cpu",
     strict: bool = False,
 ) -> tuple[Report, ...]:
-    """How near each model comes to what transformers makes of `checkpoint`, on `texts`.
+    """Accuracy of each model on `texts` against transformers on `checkpoint`.
 
     `save_reference_logits` is where to record the reference, for `measure.reference_file.ReferenceFile`; `patcher`,
     `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is
@@ -116,7 +115,7 @@ def _recording(reference: TransformersReference, rows: ComputedRows) -> Recordin
 
 
 def checkpoint_sha256(files: dict[str, Path]) -> str:
-    """Of a checkpoint's files by name, as `sha256sum NAME ... | sha256sum` in its directory. Raises EdgebltError."""
+    """Digest that `sha256sum NAME ... | sha256sum` gives in the checkpoint's directory. Raises EdgebltError."""
     lines = hashlib.sha256()
     try:
         for name, path in files.items():

@@ -25,7 +25,7 @@ def transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whos
 
 
 def config_document(config: ModelConfig) -> Document:
-    """What transformers' `config.json` would say. Raises EdgebltError where it cannot say it."""
+    """The equivalent `config.json` of transformers. Raises EdgebltError if there is none."""
     patching = config.patching
     if patching.rule is Rule.BYTE:  # in which nothing else counts
         config = dataclasses.replace(config, patching=PatchingRule(Rule.BYTE), patcher=None)

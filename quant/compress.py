@@ -1,7 +1,6 @@
-"""`edgeblt quantize`: a checkpoint to a compressed one, piece by piece."""
+"""`edgeblt quantize`: compresses a checkpoint piece by piece."""
 
 import dataclasses
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.whole_files import check_replaceable, whole_directory
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
 from edgeblt.export.checkpoints.compressed_form import (
     CONFIG,
@@ -23,7 +21,7 @@ from edgeblt.export.checkpoints.files.safetensors_files import layout
 from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.weight_file import Arrays, Journal, WeightFile
-from edgeblt.export.graphs.weights import Encoded, row_blocks
+from edgeblt.export.graphs.weight_source import Encoded, row_blocks
 from edgeblt.names import Name, RecipeName
 from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.calibration.activations import Scratch
@@ -31,7 +29,8 @@ from edgeblt.quant.calibration.layerwise import PrunedLayer, calibrate, read_cal
 from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Matrix, Quantized, WeightError, error, pack, unpack
-from edgeblt.quant.memory import DEFAULT_LIMIT, scratch_bytes
+from edgeblt.quant.made_by import package_versions
+from edgeblt.quant.memory_limit import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.methods.channels import spread
 from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
@@ -79,7 +78,7 @@ def quantize_checkpoint(
 
 
 class Compression:
-    """A checkpoint on its way through a recipe: all is checked when this is made, before anything is written."""
+    """Compression of a checkpoint by a recipe; the constructor checks everything before anything is written."""
 
     def __init__(
         self,
@@ -89,21 +88,21 @@ class Compression:
         memory_limit: int = DEFAULT_LIMIT,
         table_hits: float | None = None,
     ) -> None:
-        """As `quantize_checkpoint`, which see for what it raises."""
-        if source.is_quantized or source.record:
-            raise EdgebltError(f"{source.path} is quantized already; give the original, or export it as it is")
+        """Takes the arguments of `quantize_checkpoint`, and raises the same errors."""
+        if source.has_own_formats:
+            raise source.quantized_already("give the original, or export it as it is")
         self.recipe = recipe if table_hits is None else dataclasses.replace(recipe, table_hits=table_hits)
         self._source = source
         reads = self.recipe.needs_text or calibration
         self._text, self._described = read_calibration(calibration) if reads else (b"", "")
         self._scratch_limit = scratch_bytes(source, self.recipe, memory_limit)
-        self._made_by = {name: _version(name) for name in _MADE_BY}
+        self._made_by = package_versions(*_MADE_BY)
         self._table_rows = None
         if self.recipe.table_hits is not None:
             self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
 
     def fingerprint(self, *settings: object) -> str:
-        """What it comes from and how it is made, and these settings."""
+        """A text that changes with the source, the recipe, the calibration text, the versions or these settings."""
         return self._source.fingerprint(self.recipe, self._described, self._made_by, *settings)
 
     def write(self, directory: Path) -> Journal:
@@ -140,7 +139,7 @@ def _tensors(
 
 
 class _Quantizing:
-    """The weights on their way into the file: the calibrated matrices as they come, then all others."""
+    """Writer of the weights: the calibrated matrices as they come, then all others."""
 
     def __init__(
         self,
@@ -189,7 +188,7 @@ class _Quantizing:
         self._write(prefix, prefix, arrays, made, channels=layer.channels.tolist())
 
     def _complete(self, prefix: str) -> list[str]:
-        """The names of a layer's matrices, of which nothing is left to do."""
+        """Marks the matrices of a layer as complete and returns their names."""
         names = [f"{prefix}.{part}" for part in ("gate", "up", "down")]
         for name in names:
             del self._left[name]
@@ -210,11 +209,11 @@ class _Quantizing:
                     self._count(name, WeightError(*note["error"]))
 
     def relative_errors(self) -> dict[str, float]:
-        """Of each stage's weights."""
+        """Relative error of the weights by stage."""
         return {stage: float(f"{total.relative:.6g}") for stage, total in self._errors.items()}
 
     def _begin_table(self, name: str, kept: NDArray[np.bool_]) -> None:
-        """Its first row, of zeros, and where the others are."""
+        """Writes the table's first row, of zeros, and the index of the other rows."""
         if self._file.keeps(f"{name}, zeros") is None:
             zeros = np.zeros((1, self._source.shape(name)[1]), np.float32)
             self._file.write(f"{name}, zeros", _parts(name, self._encoded(name, zeros), self._half(name)))
@@ -223,7 +222,7 @@ class _Quantizing:
             self._file.write(f"{name}.index", {f"{name}.index": places})
 
     def _encode(self, name: str, start: int, stop: int, kept: NDArray[np.bool_] | None) -> None:
-        """Rows `start` to `stop`, or those of them that are kept."""
+        """Encodes rows `start` to `stop`, without those that are dropped."""
         rows = self._source.rows(name, start, stop)
         if kept is None:
             encoded = self._encoded(name, rows)
@@ -245,7 +244,7 @@ class _Quantizing:
         return self._recipe.format(name, self._source.shape(name)) == Floating(16)
 
     def _read_back(self, name: str) -> Encoded:
-        """What was written of a matrix."""
+        """The encoded matrix as it was written."""
         shape = self._shapes[name]
         format = self._recipe.format(name, shape)
         match format:
@@ -288,10 +287,3 @@ def _parts(name: str, encoded: Encoded, half: bool) -> Arrays:
             parts[f"{name}.zero_points"] = pack(encoded.zero_points, bits)
         return parts
     return {name: encoded.astype(np.float16 if half else np.float32)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # edgeblt itself, used from its sources
-        return "unknown"

@@ -23,7 +23,7 @@ class BltQuantizer(OptimumQuantizer):  # type: ignore[misc]  # optimum ships no 
         quantizer = BltQuantizer.from_pretrained("path/to/checkpoint")
         quantizer.quantize(save_dir="smaller-checkpoint", recipe="int8")
 
-    What it writes is what `edgeblt quantize` writes.
+    It writes the same files as `edgeblt quantize`.
     """
 
     def __init__(self, checkpoint: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of threads that torch computes with."""
 
 import os
 
@@ -10,7 +10,7 @@ _OWN_WISHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def keep_to_usable_cores() -> None:
-    """No more threads than cores that can be busy: torch counts the machine's, whatever a container may take.
+    """Limits torch to the cores this process may use: torch counts the machine's, whatever a container's limit.
 
     Environment variables that say how many are the user's own wish, and stay.
     """

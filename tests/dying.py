@@ -180,7 +180,7 @@ QUICKER: dict[str, Any] = {
     "edgeblt.quant.calibration.layerwise.TEXT_BYTES": 64,
     "edgeblt.quant.methods.channels.MULTIPLE": 4,  # so that a tiny model loses some
     "edgeblt.quant.methods.data_free.SHARES": (1.0, 0.9),
-    "edgeblt.export.graphs.weights.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
+    "edgeblt.export.graphs.weight_source.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
     "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
     "edgeblt.inspection.inspect_bundle": lambda bundle: bundle,
     "edgeblt.report.terminal.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
@@ -238,8 +238,7 @@ def _spy(report: Callable[[str], None], version: str) -> None:
     PATCH.setattr(WeightFile, "write", written)
     PATCH.setattr("edgeblt.quant.calibration.layerwise.gptq", computed)
     if version:
-        PATCH.setattr("edgeblt.quant.compress._version", lambda package: version)
-        PATCH.setattr("edgeblt.export.export_bundle._version", lambda package: version)
+        PATCH.setattr("edgeblt.quant.made_by.version", lambda package: version)
 
 
 def _run(arguments: list[str]) -> int:

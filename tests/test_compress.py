@@ -28,7 +28,7 @@ from edgeblt.export.checkpoints.files.safetensors_files import layout
 from edgeblt.export.checkpoints.recipe_source import encode_weight
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.model import load as load_bundle
 from edgeblt.names import Name
 from edgeblt.quant.calibration.layerwise import TEXT_BYTES, calibration_texts
@@ -388,7 +388,7 @@ def test_quantizing_again_gives_the_same_bytes(
     workshop: Workshop, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many rows are in memory at a time."""
-    monkeypatch.setattr("edgeblt.export.graphs.weights.AT_A_TIME", 300)
+    monkeypatch.setattr("edgeblt.export.graphs.weight_source.AT_A_TIME", 300)
     monkeypatch.setattr("edgeblt.quant.calibration.layerwise.LOOKUP_ROWS", 33)
     calibration = workshop.calibration if name in CALIBRATED else None
     again = quantize_checkpoint(workshop.original(5), tmp_path / "again", workshop.recipe(name), calibration)

@@ -22,9 +22,10 @@ import tiny_models
 from conftest import LONGEST, Exported, Text
 from edgeblt.bundle.config import HashConfig, PatchingRule, Rule
 from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.encoder import PRIMES, _table_rows
-from edgeblt.export.graphs.graph import StageGraph
+from edgeblt.export.graphs.encoder import _table_rows
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.cache import PIECE_BYTES
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
@@ -372,7 +373,7 @@ def rows_of_the_graph(hashes: HashConfig, ids: list[int], target: Target) -> NDA
     longest = max(hashes.group_sizes)
     windows = TensorSpec("windows", "int64", ("T", longest))
     rows = TensorSpec("rows", "int64", ("T", hashes.table_count))
-    graph = StageGraph(StageContract("encoder", target, (windows,), (), (rows,), None))
+    graph = GraphBuilder(StageContract("encoder", target, (windows,), (), (rows,), None))
     stage = graph.finish({"rows": _table_rows(graph, hashes, graph.inputs["windows"])})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -15,10 +15,10 @@ import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import tiny_oracle
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.graphs.encoder import PRIMES
 from edgeblt.ids import BOS
 from edgeblt.model import load
 from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
@@ -100,7 +100,7 @@ def zeroed(original: Path, path: Path, kept: NDArray[np.bool_]) -> Path:
 def test_what_is_left_computes_as_zeros_would(
     original: Path, text: Path, tmp_path: Path, name: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeblt.export.graphs.weights.AT_A_TIME", 1000)  # many pieces
+    monkeypatch.setattr("edgeblt.export.graphs.weight_source.AT_A_TIME", 1000)  # many pieces
     hits = count_hits(text.read_bytes(), open_checkpoint(original).config)
     kept = rows_worth_keeping(hits, share)
     pruned = quantize_checkpoint(original, tmp_path / "pruned", recipe(tmp_path, name), text, table_hits=share)

@@ -87,7 +87,7 @@ def _entry(public: str, node: ast.ClassDef | Function) -> Iterator[str]:
 
 
 def _signature(name: str, node: Function, is_method: bool) -> str:
-    """As an indented block; of a property its name and type."""
+    """The signature as an indented block; a property's name and type."""
     result = ast.unparse(node.returns) if node.returns else ""
     if any(isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list):
         return f"    .{name}: {result}\n"
@@ -109,7 +109,7 @@ def _arguments(arguments: ast.arguments, skip: int) -> list[str]:
 
 
 def _default(node: ast.expr) -> str:
-    """Constants by their values, as a reader cannot look them up."""
+    """A default value; constants by their values, as a reader cannot look them up."""
     known = {"AUTO": "'auto'", "DEFAULT_LIMIT": "1500000000"}
     text = ast.unparse(node)
     return known.get(text, text)

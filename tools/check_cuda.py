@@ -70,13 +70,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def missing() -> str | None:
-    """Why this Python will not do."""
+    """The reason why this Python cannot run the check, or None."""
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     return f"{sys.executable} lacks {', '.join(absent)}; give another Python with --python" if absent else None
 
 
 def refused() -> str | None:
-    """What `without_cuda` says in a process of its own: this one shall keep nothing of the GPU's."""
+    """Result of `without_cuda` in another process, so that this one holds no memory of the GPU; None if all is well."""
     code = f"import sys; sys.path.append({str(HERE)!r}); import check_cuda; sys.exit(check_cuda.without_cuda())"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if ended.returncode == 0:
@@ -86,7 +86,7 @@ def refused() -> str | None:
 
 
 def without_cuda() -> str | None:
-    """Why a session cannot be opened on the GPU."""
+    """The reason why no session can be opened on the GPU, or None."""
     import onnx.parser
     import onnxruntime
 
@@ -105,7 +105,7 @@ def without_cuda() -> str | None:
 
 
 def unusable_directory(path: Path) -> str | None:
-    """Why results cannot be written there; it is made."""
+    """Creates the directory; the reason why results cannot be written there, or None."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / "check_cuda.log").write_text("", encoding="utf-8")
@@ -187,7 +187,7 @@ def _ending(code: int) -> str:
 
 
 def write(results: "Results", directory: Path) -> int:
-    """All files; the exit code."""
+    """Writes all result files; returns the exit code."""
     from cuda_results import Accuracy, document, limits, markdown
     from edgeblt.bundle.dataclass_json import dataclass_document
     from edgeblt.measure.benchmark import Benchmark

@@ -1,4 +1,4 @@
-"""What a check on a GPU measures, the limits it must keep to, and both as Markdown and JSON; it measures nothing."""
+"""Results of a check on a GPU and their limits, as Markdown and JSON; nothing is measured here."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ class Limit:
 
 @dataclass
 class Results:
-    """Of one check, as they come; `recipes` are those that were asked for."""
+    """Records of one check in the order they come; `recipes` are the requested ones."""
 
     recipes: tuple[str, ...]
     quick: bool
@@ -153,7 +153,7 @@ def write_record(record: Record) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """What is there of it: the process that wrote it may have been stopped within a line."""
+    """Complete records of a file whose writer may have been stopped within a line."""
     records: list[Record] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -226,7 +226,7 @@ def _finite(value: Any) -> Any:
 
 
 def markdown(results: Results) -> str:
-    """What ran, the table, the limits, and what went wrong; a figure that was not measured is absent."""
+    """A report of settings, table, limits and failures; a figure that was not measured is absent."""
     parts = [_described(results), _table(_HEADER, _rows(results))]
     limit_rows = [_limit_row(limit) for limit in limits(results)]
     parts.append(_table(("limit", "measured", "allowed", ""), limit_rows))

@@ -51,7 +51,7 @@ _PAUSE = 0.2  # seconds: no thread of the run before is still waiting for work
 
 @dataclass(frozen=True)
 class Work:
-    """What all stages of one check share."""
+    """Settings that all stages of one check share."""
 
     directory: str  # for bundles and the reference
     recipes: tuple[str, ...]
@@ -127,7 +127,7 @@ def export_recipe(work: Work, recipe: str) -> Iterator[Record]:
 
 
 def record_reference(work: Work) -> Iterator[Record]:
-    """What transformers makes of the texts in float32."""
+    """Records transformers' results on the texts in float32."""
     from edgeblt.export.reference import validate_against
 
     most = 2048 if work.quick else None
@@ -164,7 +164,7 @@ def _accuracy(work: Work, bundle: Path, recipe: str, target: str, provider: str)
 
 
 def attempt(what: str, measure: Callable[[], Iterator[Record]]) -> Iterator[Record]:
-    """What it measures, or why it could not."""
+    """The records of `measure`, or a Failure with the reason."""
     try:
         yield from measure()
     except Exception as error:  # whatever it is, the others may work
@@ -248,7 +248,7 @@ def in_turn(kind: str, rounds: int, runs: Mapping[str, tuple[int, Callable[[], f
 
 
 def run_tests(work: Work) -> Iterator[Record]:
-    """Those that need a GPU; what was printed is in the log."""
+    """Runs the tests that need a GPU; their output goes to the log."""
     report = Path(work.directory) / "tests.xml"
     # Without our settings, which ask for a newer pytest than may be there, and stop at warnings.
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-m", "cuda", "-p", "no:cacheprovider"]

@@ -20,7 +20,7 @@ TWO_BIT_BLOCK = 32
 
 @dataclass(frozen=True)
 class Score:
-    """Over some rows: mean bits per byte of the model and of its patcher, bytes per patch, bytes scored."""
+    """Score of some rows: mean bits per byte of the model and of its patcher, bytes per patch, bytes scored."""
 
     bits_per_byte: float
     patcher_bits_per_byte: float

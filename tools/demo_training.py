@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BltForCausalLM
+
+KEPT_CHECKPOINTS = 4
 
 # Coefficients of the quintic Newton-Schulz iteration, K. Jordan, "Muon: an optimizer for hidden layers" (2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -179,3 +182,21 @@ def _restore(stage: Stage, path: Path) -> tuple[int, float, list[dict[str, float
         optimizer.load_state_dict(saved)
     progress = state["progress"]
     return progress["step"], progress["elapsed"], progress["log"]
+
+
+def keep_checkpoint(model: BltForCausalLM, work: Path) -> None:
+    """Writes the model as it is now, and keeps the last KEPT_CHECKPOINTS of its weights for averaging."""
+    save_model(model, work / "model")
+    recent = work / "recent"
+    recent.mkdir(exist_ok=True)
+    kept = sorted(recent.glob("*.pt"))
+    torch.save(model.state_dict(), recent / f"{int(kept[-1].stem) + 1 if kept else 0:06d}.pt")
+    for old in kept[: 1 - KEPT_CHECKPOINTS]:
+        old.unlink()
+
+
+def save_model(model: BltForCausalLM, folder: Path) -> None:
+    """Writes config.json and bf16 model.safetensors, as transformers does."""
+    copy = BltForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)

@@ -34,7 +34,7 @@ import demo_layers
 import demo_model
 import demo_texts
 from demo_model import BOS, BYTE_OFFSET, EOS, Patches, parts
-from demo_training import Stage, optimizers, train
+from demo_training import Stage, keep_checkpoint, optimizers, save_model, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROW = 2048  # bytes of a stored training row; stages train on pieces of it
@@ -50,7 +50,6 @@ STARVED_UNTIL = 0.6
 HELD_OUT_ROWS = 16  # of EVALUATION_ROW, for the curves
 SCORED_ROWS, SCORED_LONG_ROWS = 64, 8  # for the card
 GLOBAL_LAYERS = 4
-KEPT_CHECKPOINTS = 4
 BYTES_PER_PATCH = 4.5
 # The layers taken from the patcher need small steps, and the embeddings have the small scale of `start_from_patcher`.
 BLT_MUON_RATES = {"global_transformer": 0.02, "cross_attn": 0.02, "patch_embedding_projection": 0.02}
@@ -250,17 +249,6 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
     train(stage)
 
 
-def keep_checkpoint(model: BltForCausalLM, work: Path) -> None:
-    """Writes the model as it is now, and keeps the last KEPT_CHECKPOINTS of its weights for averaging."""
-    save_model(model, work / "model")
-    recent = work / "recent"
-    recent.mkdir(exist_ok=True)
-    kept = sorted(recent.glob("*.pt"))
-    torch.save(model.state_dict(), recent / f"{int(kept[-1].stem) + 1 if kept else 0:06d}.pt")
-    for old in kept[: 1 - KEPT_CHECKPOINTS]:
-        old.unlink()
-
-
 def save_average(work: Path, count: int) -> None:
     """Writes the mean of the last `count` checkpoints as the model; it takes the noise out of a run that ends early."""
     kept = sorted((work / "recent").glob("*.pt"))[-count:]
@@ -270,13 +258,6 @@ def save_average(work: Path, count: int) -> None:
     model, _ = patched_model(work, "cpu")
     model.load_state_dict({name: sum(state[name] for state in states) / count for name in states[0]})
     save_model(model, work / "model")
-
-
-def save_model(model: BltForCausalLM, folder: Path) -> None:
-    """Writes config.json and bf16 model.safetensors, as transformers does."""
-    copy = BltForCausalLM(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(folder)
 
 
 def seen(checkpoint: Path, bytes_per_step: int) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from edgeblt.export.checkpoints.files.stored_weights import (
 )
 from edgeblt.export.checkpoints.meta_form import is_meta_form, open_meta_form
 from edgeblt.export.checkpoints.transformers_form import open_transformers_form
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.hub.repository import local_checkpoint
 from edgeblt.quant.formats.weight_format import WeightFormat
 
@@ -66,21 +66,35 @@ class Checkpoint:
         return list(self._weights)
 
     def unused_names(self) -> list[str]:
-        """What else is stored, by its stored name: without effect on what the model computes."""
+        """Stored names of tensors that do not affect what the model computes."""
         return list(self._unused)
 
     def files(self) -> dict[str, Path]:
-        """What the checkpoint consists of, by name: its configuration first."""
+        """Files of the checkpoint by name, its configuration first."""
         if self._files is None:
             return {path.name: path for path in (self.path / CONFIG, *sorted(self.path.glob("*.safetensors")))}
         return dict(self._files)
 
     @property
     def is_quantized(self) -> bool:
+        """Whether any weight is stored in other than floating-point numbers, or without some of its rows."""
         return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
 
+    @property
+    def has_own_formats(self) -> bool:
+        """Whether the checkpoint takes no recipe: quantized, or written by `edgeblt quantize` in any format."""
+        return self.record is not None or self.is_quantized
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe that a checkpoint with formats of its own was made by."""
+        return self.record.recipe.name if self.record else "bitsandbytes"
+
+    def quantized_already(self, remedy: str) -> EdgebltError:
+        return EdgebltError(f"{self.path} is quantized already; {remedy}")
+
     def warn(self) -> None:
-        """Give the notes as warnings, to be called by what a user calls."""
+        """Issues the notes as warnings, attributed to the caller of the function that calls this."""
         for note in self.notes:
             warnings.warn(note, CheckpointNote, stacklevel=3)
 
@@ -88,11 +102,11 @@ class Checkpoint:
         return self._weights[name].shape
 
     def format(self, name: str) -> WeightFormat:
-        """What the weight is worth keeping in; for floating-point numbers of any kind fp32."""
+        """The format that stores the weight without loss; fp32 for floating-point weights of any width."""
         return self._weights[name].format
 
     def dtype(self, name: str) -> str:
-        """As stored, for people: "bfloat16", "int4, blocks of 32", ..."""
+        """The stored type in words: "bfloat16", "int4, blocks of 32", ..."""
         return self._weights[name].dtype
 
     def stored_bytes(self, name: str) -> int:
@@ -107,7 +121,7 @@ class Checkpoint:
         return self._weights[name].rows(start, stop)
 
     def row_index(self, name: str) -> NDArray[np.int32] | None:
-        """Where rows of the hash tables were dropped: the stored row that stands for each. Raises as `tensor` does."""
+        """The stored row for each row of hash tables of which some were dropped, else None. Raises as `tensor` does."""
         weight = self._weights[name]
         return weight.row_index() if isinstance(weight, PrunedTable) else None
 
@@ -116,7 +130,7 @@ class Checkpoint:
         return self._weights[name].encoded(start, stop)
 
     def fingerprint(self, *settings: object) -> str:
-        """What a conversion with these settings depends on: the files by name, size and time of change, and them.
+        """A text that changes with the files (name, size, modification time) or with these settings of a conversion.
 
         Raises EdgebltError if a file is gone.
         """

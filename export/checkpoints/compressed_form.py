@@ -1,4 +1,4 @@
-"""What `edgeblt quantize` writes: a directory of two files, from which `export` packs without quantizing again.
+"""The directory that `edgeblt quantize` writes: two files, which `export` packs without quantizing again.
 
     config.json         {"edgeblt_checkpoint": 1, "config": ModelConfig, "compression": CompressionRecord}
     model.safetensors   under canonical names: NAME for floating-point weights, else
@@ -20,9 +20,9 @@ from typing import Any
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.files.safetensors_files import StoredTensor, stored_tensors
+from edgeblt.export.checkpoints.files.bitsandbytes import BitsAndBytes4Weight
+from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor, stored_tensors
 from edgeblt.export.checkpoints.files.stored_weights import (
-    BitsAndBytes4Weight,
     FloatingWeight,
     LinearWeight,
     PrunedTable,
@@ -41,7 +41,7 @@ _CONFIG_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class CompressionRecord:
-    """How a checkpoint was compressed."""
+    """Record of how a checkpoint was compressed."""
 
     recipe: Recipe
     source: str  # the original's name
@@ -56,7 +56,7 @@ class CompressedForm:
     path: Path
     config: ModelConfig
     record: CompressionRecord
-    stored: dict[str, StoredTensor]
+    stored: dict[str, SafetensorsTensor]
 
     def weight(self, name: str, shape: Shape) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where a part is missing or of another kind."""
@@ -91,7 +91,7 @@ class CompressedForm:
     def unused(self, weights: Iterable[StoredWeight]) -> list[str]:
         return sorted(self.stored.keys() - {part.name for weight in weights for part in weight.parts})
 
-    def _part(self, name: str, dtype: str, shape: Shape) -> StoredTensor:
+    def _part(self, name: str, dtype: str, shape: Shape) -> SafetensorsTensor:
         tensor = self.stored.get(name)
         if tensor is None or (tensor.format, tensor.shape) != (dtype, shape):
             found = f"{tensor.format} {list(tensor.shape)}" if tensor else "nothing"

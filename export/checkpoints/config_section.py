@@ -36,7 +36,7 @@ class Section:
         return ": ".join((self.file, *self.path))
 
     def child(self, name: str) -> "Section":
-        """An object in this one; one that is missing or null is empty, all defaults."""
+        """The object under a key; a missing or null one is empty, so that all its fields have their defaults."""
         document = self.document.get(name)
         return Section({} if document is None else document, self.file, (*self.path, name))
 
@@ -86,7 +86,7 @@ class FieldRule:
 
 
 def only(*values: object, because: str = "") -> FieldRule:
-    """Just these values; true is not 1, nor false 0."""
+    """A rule that accepts only these values; true is not 1, nor false 0."""
     allowed = because or f"only {' or '.join(dict.fromkeys(map(shown, values)))}"
     return FieldRule(allowed, lambda value, _: any(_same(value, other) for other in values))
 
@@ -96,7 +96,7 @@ def _same(value: object, other: object) -> bool:
 
 
 class Findings:
-    """What is to say about the configuration of one checkpoint as a whole."""
+    """Refused, unknown and doubtful fields of one checkpoint's whole configuration."""
 
     def __init__(self) -> None:
         self._refused: dict[str, list[str]] = {}  # by file
@@ -122,7 +122,7 @@ class Findings:
                 self._unknown.setdefault(section.file, []).append(_dotted(section, name))
 
     def settle(self, strict: bool) -> tuple[str, ...]:
-        """What a user should read, a sentence each. Raises EdgebltError for what is refused: unknown fields if strict.
+        """Notes for the user, a sentence each. Raises EdgebltError for refused fields, if strict for unknown ones too.
 
         To be called when all objects are sorted, before their values are read.
         """

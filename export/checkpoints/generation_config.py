@@ -1,4 +1,4 @@
-"""What a checkpoint in transformers' form says of texts: what ends one, and how bytes are drawn.
+"""Generation settings of a checkpoint in transformers' form: ids that end a text, and how bytes are sampled.
 
 Source: transformers `GenerationMixin.adjust_generation_fn` and `GenerationConfig.from_model_config`. Settings come from
 `generation_config.json`, or from `config.json` where there is no such file; `temperature`, `top_k` and `top_p` count
@@ -44,7 +44,7 @@ def read_generation(directory: Path, config: object, vocab_size: int) -> Generat
 
 
 def _ends(section: Section, vocab_size: int) -> tuple[int, ...] | None:
-    """None where the section does not say."""
+    """Ids that end a text; None if the section names none."""
     value = section.document.get(_ENDS)
     if value is None:
         return None

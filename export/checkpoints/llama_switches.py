@@ -36,7 +36,7 @@ def _same_as(name: str, default: object) -> FieldRule:
 
 
 def head_dim(document: Document) -> int | None:
-    """The size of a head, where the fields that say it are numbers."""
+    """Size of a head; None if the fields that give it are no numbers."""
     width, heads = document.get("hidden_size"), document.get("num_attention_heads")
     if type(width) is not int or type(heads) is not int or not 0 < heads <= width:
         return None

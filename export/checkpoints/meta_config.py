@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeblt.bundle.config import LIMIT, HashConfig, ModelConfig, PatchingRule, TransformerConfig
+from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.config_section import FieldRule, Findings, Section, only
 from edgeblt.export.checkpoints.files.stored_weights import StoredPart
 from edgeblt.export.checkpoints.llama_switches import HARMLESS, switches_beside
-from edgeblt.export.graphs.encoder import PRIMES
 from edgeblt.ids import VOCAB_SIZE
 
 Fixed = dict[str, tuple[object, ...]]
@@ -188,7 +188,7 @@ def refuse_idle_window(section: Section, name: str, window: int | None) -> None:
 
 
 def mlp_width(stored: Mapping[str, StoredPart], listing: Path, prefix: str) -> int:
-    """As the first layer's tensor has it, of a stack whose names begin so. Raises EdgebltError where there is none."""
+    """MLP width of the stack whose names begin with `prefix`, from its first layer's tensor. Raises EdgebltError."""
     name = f"{prefix}layers.0.feed_forward.w1.weight"
     part = stored.get(name)
     if part is None:

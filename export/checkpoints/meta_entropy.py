@@ -119,7 +119,7 @@ def _biases(window: int | None) -> str:
 
 
 def _as_loaded(fields: Section, width: MlpWidth) -> TransformerConfig:
-    """As `load_entropy_model` builds it, which reads six fields; others must not say otherwise."""
+    """The model that `load_entropy_model` builds from six fields; the other fields must agree with it."""
     stack = parse_stack(fields, STACK, LOADER_WINDOW, width)
     if stack.kv_head_count != stack.head_count:
         raise fields.error(STACK.kv_head_count, f"Meta's code reads this file as if it were {stack.head_count}")
@@ -127,7 +127,7 @@ def _as_loaded(fields: Section, width: MlpWidth) -> TransformerConfig:
 
 
 def _tensors(directory: Path) -> tuple[Path, Mapping[str, StoredPart], dict[str, Path]]:
-    """The file that says which tensors there are, the tensors, and the files they are in."""
+    """The file that lists the tensors, the tensors, and the files that hold them."""
     pickle = next((name for name in PICKLES if exists(directory, name)), None)
     if pickle is None or exists(directory, SINGLE) or exists(directory, INDEX):
         listing, stored = read_weights(directory)

@@ -1,4 +1,4 @@
-"""Names of checkpoints, fit for showing."""
+"""Printable names of checkpoints."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,6 @@ def origin(checkpoint: Checkpoint) -> str:
 
 
 def checkpoint_name(checkpoint: Checkpoint) -> str:
-    """Its id on the hub, or the directory's own name, whichever way that was given; fit for showing."""
+    """The checkpoint's id on the hub or the name of its directory, printable."""
     path = Path(os.path.abspath(checkpoint.path))
     return printable(repository_of(path) or path.name)

@@ -4,7 +4,7 @@ import numpy as np
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.quant.formats.codebooks import quantize_codebook
 from edgeblt.quant.formats.weight_format import Floating, Linear, Matrix, WeightFormat
 from edgeblt.quant.methods.data_free import METHODS, quantize_least_squares
@@ -56,7 +56,7 @@ def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) 
 
 
 def decoded(encoded: Encoded, half: bool) -> Matrix:
-    """What is left of a weight after it was stored; `half`: floating-point numbers are, in 16 bits."""
+    """The weight as it reads back after storing; `half`: floating-point weights are stored in 16 bits."""
     if isinstance(encoded, np.ndarray):
         return encoded.astype(np.float16).astype(np.float32) if half else encoded
     return encoded.dequantize()

@@ -154,7 +154,7 @@ def parse_config(document: object, where: str, strict: bool = False) -> Transfor
 
 
 def _sort_fields(top: Section) -> Findings:
-    """Over all objects of the file."""
+    """Sorts the fields of all objects of the file."""
     findings = Findings()
     findings.sort(top, KNOWN, RULES, _implied(top.child("decoder_config"), DECODER))
     _sort_rope(top, findings)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.export.checkpoints.files.bitsandbytes import bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
     checkpoint_file,
@@ -18,14 +19,8 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
     read_weights,
     refuse_no_directory,
 )
-from edgeblt.export.checkpoints.files.safetensors_files import StoredTensor
-from edgeblt.export.checkpoints.files.stored_weights import (
-    FloatingWeight,
-    StoredPart,
-    StoredWeight,
-    bitsandbytes_weight,
-    is_bitsandbytes,
-)
+from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
+from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
 from edgeblt.export.checkpoints.generation_config import read_generation
 from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
 
@@ -82,13 +77,13 @@ class TransformersForm:
 
     @property
     def has_own_names(self) -> bool:
-        """Whether transformers itself would find each tensor of the model."""
+        """Whether each tensor has the name that transformers looks for."""
         return all(part.name == name for name, part in self.stored.items())
 
     def weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
         tensor = self._find(name)
-        if self.bitsandbytes and isinstance(tensor, StoredTensor) and is_bitsandbytes(tensor, self._companion):
+        if self.bitsandbytes and isinstance(tensor, SafetensorsTensor) and is_bitsandbytes(tensor, self._companion):
             return bitsandbytes_weight(tensor, shape, self._companion)
         if tensor.shape != shape:
             raise EdgebltError(
@@ -103,9 +98,9 @@ class TransformersForm:
         used = {part for weight in weights for part in weight.parts}
         return sorted(part.name for part in self.stored.values() if part not in used)
 
-    def _companion(self, name: str) -> StoredTensor | None:
+    def _companion(self, name: str) -> SafetensorsTensor | None:
         part = self._by_stored_name.get(name)
-        return part if isinstance(part, StoredTensor) else None
+        return part if isinstance(part, SafetensorsTensor) else None
 
     @functools.cached_property
     def _by_stored_name(self) -> dict[str, StoredPart]:
@@ -160,7 +155,7 @@ def open_transformers_form(directory: Path, strict: bool = False) -> Transformer
     generation = read_generation(directory, document, config.model.vocab_size)
     config = replace(config, model=replace(config.model, generation=generation))
     listing, stored = read_weights(directory)
-    if bitsandbytes and not all(isinstance(part, StoredTensor) for part in stored.values()):
+    if bitsandbytes and not all(isinstance(part, SafetensorsTensor) for part in stored.values()):
         raise EdgebltError(
             f"{listing} holds bitsandbytes' weights in a pickle; save the checkpoint again, as model.safetensors"
         )

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageContract, cross_row_width
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, Stage, StageGraph
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import Residual, TransformerStack, named_attributes, rms_norm, side_by_side
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.layers import (
     CROSS,
     CROSS_PRODUCTS,
@@ -20,10 +20,10 @@ from edgeblt.export.operators.layers import (
 from edgeblt.export.operators.matmuls import dense_matmul_function
 
 
-def decoder_graph(source: WeightSource, contract: StageContract) -> Stage:
+def decoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`decoder.onnx`: byte vectors and latents to logits (see `edgeblt.bundle.contract`)."""
     config = source.config
-    graph = StageGraph(contract)
+    graph = GraphBuilder(contract)
     stack = TransformerStack(graph, source, config.decoder)
     cross = CrossAttention(stack, config)
     hidden = stack.enter(graph.computed(graph.inputs["byte_vectors"]))
@@ -72,7 +72,7 @@ class CrossAttention:
         return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
 
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
-        """All of it as one operator."""
+        """The whole cross-attention as one operator."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
         for function in (dense_matmul_function, dense_cross_attention_function):
             graph.uses(function(OPSET))

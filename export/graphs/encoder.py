@@ -2,26 +2,21 @@
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.contract import StageContract
-from edgeblt.export.graphs.graph import Stage, StageGraph
+from edgeblt.bundle.hashing import hash_coefficients
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.pooling import Pooling
-from edgeblt.export.graphs.weights import Weights, WeightSource
-
-# transformers' and Meta's list, in order; hash function f uses prime f modulo its length.
-PRIMES = (
-    1000000007, 5915587277, 1500450271, 3267000013, 5754853343, 4093082899,
-    9576890767, 3628273133, 2860486313, 5463458053, 3367900313,
-)  # fmt: skip
+from edgeblt.export.graphs.weight_source import WeightSource
+from edgeblt.export.graphs.weights import Weights
 
 
-def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
+def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.bundle.contract`)."""
     config = source.config
-    graph = StageGraph(contract)
+    graph = GraphBuilder(contract)
     stack = TransformerStack(graph, source, config.encoder)
     hidden = stack.enter(_embeddings(graph, stack.weights, config))
     for layer in range(config.encoder.layer_count):
@@ -37,7 +32,7 @@ def encoder_graph(source: WeightSource, contract: StageContract) -> Stage:
     return graph.finish({"byte_vectors": graph.float32(byte_vectors), "patch_vectors": patch_vectors, **stack.presents})
 
 
-def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.Value:
+def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> ir.Value:
     """Byte embedding plus one row of each hash table [T, width]."""
     windows = graph.inputs["windows"]
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
@@ -50,7 +45,7 @@ def _embeddings(graph: StageGraph, weights: Weights, config: ModelConfig) -> ir.
     return graph.op("Add", weights.lookup("encoder.embedding", ids), total)
 
 
-def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.Value:
+def _table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir.Value:
     """Rows of the fused hash tables [T, tables], int64.
 
     hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):
@@ -67,20 +62,3 @@ def _table_rows(graph: StageGraph, hashes: HashConfig, windows: ir.Value) -> ir.
     row = graph.op("Mod", hashed, graph.constant([hashes.vocab_size]))
     offsets = np.arange(hashes.table_count, dtype=np.int64) * hashes.vocab_size
     return graph.op("Add", row, graph.constant(offsets[None]))
-
-
-def hash_coefficients(hashes: HashConfig) -> NDArray[np.int64]:
-    """[longest, tables]: what each id of the longest n-gram is multiplied by; zero where a table's is shorter."""
-    longest = max(hashes.group_sizes)
-    columns = []
-    for function in range(hashes.function_count):
-        prime = PRIMES[function % len(PRIMES)]
-        for size in hashes.group_sizes:
-            powers = [_wrap(prime**power) for power in range(size)]
-            columns.append([0] * (longest - size) + powers)
-    return np.array(columns, np.int64).T
-
-
-def _wrap(value: int) -> int:
-    """`value` as a wrapping int64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,15 +1,15 @@
 """The global stage: one position a patch, full causal attention."""
 
 from edgeblt.bundle.contract import StageContract
-from edgeblt.export.graphs.graph import Stage, StageGraph
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 
 
-def global_graph(source: WeightSource, contract: StageContract) -> Stage:
+def global_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`global.onnx`: patch vectors to latents (see `edgeblt.bundle.contract`); no norm follows the last layer."""
     config = source.config
-    graph = StageGraph(contract)
+    graph = GraphBuilder(contract)
     stack = TransformerStack(graph, source, config.global_)
     value = graph.computed(graph.inputs["patch_vectors"])
     if config.has_global_projection:

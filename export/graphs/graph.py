@@ -32,7 +32,7 @@ Fill = Callable[[], Iterator[Piece]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class BuiltStage:
     """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
 
     model: ir.Model
@@ -40,7 +40,7 @@ class Stage:
     fills: tuple[Fill, ...]
 
 
-class StageGraph:
+class GraphBuilder:
     """Collects the nodes of one stage; `finish` gives the model.
 
     Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
@@ -86,7 +86,7 @@ class StageGraph:
         return self.cast(value, self.computed_in, "float32")
 
     def with_spare_row(self, value: ir.Value) -> ir.Value:
-        """Rows [T + 1, width], the last one zeros: see `native_ops`."""
+        """Rows [T + 1, width], the last one zeros: see `operators/matmuls.py`."""
         return self.op("Pad", value, self.constant([0, 0, 1, 0]))
 
     def without_spare_row(self, value: ir.Value) -> ir.Value:
@@ -103,11 +103,11 @@ class StageGraph:
         return self._tape.initializer(self._external(name))
 
     def fill(self, fill: Fill) -> None:
-        """Have weights made by `fill`, whose pieces together hold every row of them once."""
+        """Registers the function that makes weights; its pieces together hold every row once."""
         self._fills.append(fill)
 
     def uses(self, function: ir.Function) -> None:
-        """Have the model carry the body of an operator of our own."""
+        """Adds the portable body of an operator of domain `edgeblt` to the model."""
         self._functions.setdefault(function.name, function)
 
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
@@ -140,7 +140,7 @@ class StageGraph:
         first, second = graphs
         return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
 
-    def finish(self, outputs: dict[str, ir.Value]) -> Stage:
+    def finish(self, outputs: dict[str, ir.Value]) -> BuiltStage:
         """The stage whose outputs are these values, in the contract's order and under its names."""
         assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
         values = []
@@ -161,7 +161,7 @@ class StageGraph:
         )
         functions = list(self._functions.values())
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
-        return Stage(model, self._slots, tuple(self._fills))
+        return BuiltStage(model, self._slots, tuple(self._fills))
 
     def _place_weights(self) -> None:
         """Large tensors first, each at the start of a page, then the small ones."""

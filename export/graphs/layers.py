@@ -1,8 +1,8 @@
-"""What the stages are made of: norms, rotary self-attention over a cache, gated MLPs.
+"""Building blocks of the stages: norms, RoPE self-attention over a cache, gated MLPs.
 
 The order of operations is transformers' (`models/blt/modeling_blt.py`); query, key and value are one matrix product
 over weights laid side by side. For the target cpu, attention is an operator of our own, and a layer whose weights are
-all dense int8 or int4 is one operator (`layer_ops.py`); for cuda all are ONNX Runtime's, which it has kernels for.
+all dense int8 or int4 is one operator (`operators/layers.py`); for cuda all are ONNX Runtime's own.
 Within a stack values are [T, width], for cuda [1, T, width], as its attention has them: `enter` and `leave`.
 """
 
@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import padded_head_dim
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
-from edgeblt.export.graphs.weights import Dense, Weights, WeightSource
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
+from edgeblt.export.graphs.weight_source import WeightSource
+from edgeblt.export.graphs.weights import Dense, Weights
 from edgeblt.export.operators.layers import (
     CACHE_INPUTS,
     LAYER,
@@ -31,12 +32,12 @@ from edgeblt.export.operators.matmuls import ATTENTION, dense_matmul_function, w
 class Heads:
     """The heads of a stack, side by side along the last axis, each of `head_dim` elements filled up to `padded`."""
 
-    graph: StageGraph
+    graph: GraphBuilder
     head_dim: int
     padded: int
 
     @classmethod
-    def of(cls, graph: StageGraph, config: TransformerConfig) -> "Heads":
+    def of(cls, graph: GraphBuilder, config: TransformerConfig) -> "Heads":
         return cls(graph, config.head_dim, padded_head_dim(config))
 
     def pad(self, value: ir.Value, shape: list[int]) -> ir.Value:
@@ -69,7 +70,7 @@ class Residual:
 class TransformerStack:
     """The transformer layers of one stage, over the cache its contract names."""
 
-    def __init__(self, graph: StageGraph, source: WeightSource, config: TransformerConfig) -> None:
+    def __init__(self, graph: GraphBuilder, source: WeightSource, config: TransformerConfig) -> None:
         self.graph = graph
         self.weights = Weights(graph, source)
         self.config = config
@@ -78,7 +79,7 @@ class TransformerStack:
         self.presents: dict[str, ir.Value] = {}
 
     def enter(self, value: ir.Value) -> Residual:
-        """A value [T, width] as layers take it."""
+        """Converts a value [T, width] to the shape of the layers."""
         return Residual(value if len(self.rows) == 1 else self.graph.op("Unsqueeze", value, self.graph.constant([0])))
 
     def leave(self, value: ir.Value) -> ir.Value:
@@ -149,7 +150,7 @@ class TransformerStack:
         return y
 
     def _attention(self, index: int, prefix: str, value: ir.Value) -> ir.Value:
-        """Rotation by the cache slots' angles, attention within the window, and the cache's new values."""
+        """RoPE by cache slot, attention within the window, and the update of the cache."""
         config, graph = self.config, self.graph
         projected = self.weights.linear(value, _projected(prefix))
         count = config.head_count + 2 * config.kv_head_count
@@ -197,11 +198,11 @@ def named_attributes(names: Sequence[str], products: Sequence[Dense]) -> dict[st
     }
 
 
-def rms_norm(graph: StageGraph, value: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
+def rms_norm(graph: GraphBuilder, value: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
     return graph.op("SimplifiedLayerNormalization", value, weight, axis=-1, epsilon=epsilon, stash_type=1)
 
 
-def activation(graph: StageGraph, kind: str, value: ir.Value) -> ir.Value:
+def activation(graph: GraphBuilder, kind: str, value: ir.Value) -> ir.Value:
     if kind == "silu":
         return graph.op("QuickGelu", value, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x) in one node
     if kind == "relu":

@@ -1,19 +1,19 @@
-"""The patcher stage: a byte language model whose uncertainty says where patches start."""
+"""The patcher stage: a byte language model whose entropies determine where patches start."""
 
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import StageContract
-from edgeblt.export.graphs.graph import OPSET, Stage, StageGraph
+from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
 
 
-def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
+def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.bundle.contract`)."""
     config = source.config
-    graph = StageGraph(contract)
+    graph = GraphBuilder(contract)
     outputs: dict[str, ir.Value] = {}
     if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
         shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
@@ -37,7 +37,7 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> Stage:
     return graph.finish(outputs)
 
 
-def _next_byte_logits(graph: StageGraph, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
+def _next_byte_logits(graph: GraphBuilder, stack: TransformerStack, config: TransformerConfig) -> ir.Value:
     hidden = stack.enter(stack.weights.lookup("patcher.embedding", graph.inputs["ids"]))
     for layer in range(config.layer_count):
         hidden = stack.layer(layer, hidden)

@@ -1,4 +1,4 @@
-"""From the bytes of each completed patch to its vector: cross-attention whose queries are their maximum."""
+"""Pooling of each completed patch's bytes into its vector: cross-attention whose queries are the bytes' maximum."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.export.graphs.graph import StageGraph
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.layers import Heads, rms_norm
 from edgeblt.export.graphs.weights import Weights
 
@@ -18,7 +18,7 @@ class Pooling:
     Rows are computed for P + 1 patches, as the last bytes may belong to the one still open.
     """
 
-    graph: StageGraph
+    graph: GraphBuilder
     weights: Weights
     config: ModelConfig
     byte_vectors: ir.Value  # [T, width]

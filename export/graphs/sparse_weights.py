@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.graph import OPSET, StageGraph
+from edgeblt.export.graphs.graph import OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_file import Arrays, Piece
+from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
 from edgeblt.export.operators.matmuls import masked_matmul_function, sparse_matmul_function
 from edgeblt.quant.formats.sparse_layout import (
     GROUPS,
@@ -26,15 +27,12 @@ from edgeblt.quant.formats.sparse_layout import (
 from edgeblt.quant.formats.weight_format import Linear, Quantized
 from edgeblt.quant.methods.pruning import Sparsity, keep_largest
 
-if TYPE_CHECKING:
-    from edgeblt.export.graphs.weights import WeightSource
-
 
 @dataclass(frozen=True)
 class SparseStored:
     """Matrices of one sparse format, one below the other, under the name `joined`; each of an even number of rows."""
 
-    source: "WeightSource"
+    source: WeightSource
     names: tuple[str, ...]
     format: Linear
     shape: tuple[int, int]
@@ -46,7 +44,7 @@ class SparseStored:
 
     @property
     def group(self) -> int | None:
-        """Of the tiles; None where the pattern takes a mask."""
+        """Columns in a group of the tiled layout; None if the pattern needs a mask."""
         sparsity = self.sparsity
         return sparsity.group if sparsity.group in GROUPS and 2 * sparsity.kept <= sparsity.group else None
 
@@ -60,15 +58,15 @@ class SparseStored:
 
     @property
     def kept(self) -> int:
-        """Weights of a row that a mask leaves."""
+        """Stored weights per row behind a mask."""
         return int(keep_largest(np.ones((1, self.shape[1])), self.sparsity).sum())
 
     @property
     def row_bytes(self) -> int:
-        """Of the weights of a row behind a mask."""
+        """Bytes of a row's stored weights behind a mask."""
         return -(-self.kept * self.format.bits // 8)
 
-    def initializers(self, graph: StageGraph) -> list[ir.Value]:
+    def initializers(self, graph: GraphBuilder) -> list[ir.Value]:
         (rows, columns), name = self.shape, self.joined
         graph.fill(self._fill)
         blocks, dtype = self.format.block_count(columns), f"float{self.format.scale_bits}"
@@ -83,8 +81,6 @@ class SparseStored:
         return [mask, values, offsets, graph.weight(f"{name}.scales", (rows, blocks), dtype)]
 
     def _fill(self) -> Iterator[Piece]:
-        from edgeblt.export.graphs.weights import row_blocks
-
         above = 0
         for name in self.names:
             for start, stop in row_blocks(self.format, self.source.shape(name)):
@@ -113,7 +109,7 @@ class SparseStored:
         return {f"{self.joined}.{part}": array for part, array in arrays.items()}
 
     def _filled_up(self, name: str, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """With zeros as well, so that all rows are equally long."""
+        """The mask with some zeros marked too, so that all rows store equally many weights."""
         if kept.sum(axis=1).max(initial=0) > self.kept:
             raise EdgebltError(f"{name} has more weights than {self.format.sparsity}; quantize again")
         order = np.argsort(~kept, axis=1, kind="stable")[:, : self.kept]

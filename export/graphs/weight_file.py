@@ -28,7 +28,7 @@ Note = dict[str, Any]  # JSON
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor lies in a file, C-contiguous."""
+    """Place of a tensor in a file, C-contiguous."""
 
     offset: int
     dtype: np.dtype[Any]
@@ -40,7 +40,7 @@ class Slot:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.row_bytes * self.shape[0]
 
 
@@ -54,14 +54,14 @@ class Piece:
 
 
 class Journal:
-    """What an earlier, killed run of the same conversion left in a directory, and what this one adds.
+    """Pieces completed by an earlier, interrupted run of the same conversion, and by this one.
 
     A line starts with its newline and the hash of what follows: one that was cut short or damaged counts for nothing,
     and spoils no other.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
-        """`key` says what the conversion is; what another one left is removed. Raises OSError."""
+        """`key` identifies the conversion; the journal of any other is removed. Raises OSError."""
         self._directory, self._file = directory, directory / JOURNAL
         lines = list(self._lines())
         self._entries: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class Journal:
             empty(directory, {JOURNAL} | {piece.partition(": ")[0] for piece in self._entries})
 
     def find(self, piece: str) -> Any:
-        """Its entry, or None."""
+        """The entry of a piece, or None."""
         return self._entries.get(piece)
 
     def add(self, piece: str, entry: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Journal:
         self._append({"piece": piece, **entry})
 
     def finish(self) -> None:
-        """Everything is complete: have it on the disk, and only then forget what was written. Raises OSError."""
+        """Flushes all pieces to the disk, and only then removes the journal. Raises OSError."""
         flush(self._directory)
         self._file.unlink()
 
@@ -92,7 +92,7 @@ class Journal:
             file.write(b"\n%s %s" % (_seal(text), text))
 
     def _lines(self) -> Iterator[Any]:
-        """Those that are whole."""
+        """Entries of the lines that are whole."""
         if not self._file.is_file():
             return
         for line in self._file.read_bytes().split(b"\n"):
@@ -109,7 +109,7 @@ class WeightFile:
     """A file whose tensors have fixed places: a context, at whose end everything must be in it."""
 
     def __init__(self, path: Path, slots: dict[str, Slot], journal: Journal, header: bytes = b"") -> None:
-        """Its whole size is set aside on the disk now. Raises OSError, also where there is not enough room."""
+        """Reserves the whole size on the disk. Raises OSError, also if there is not enough room."""
         self._slots, self._journal, self._name = slots, journal, path.name
         self._missing = {name: slot.size for name, slot in slots.items()}
         self.written = 0  # bytes of the piece that was kept or written last
@@ -171,7 +171,7 @@ class WeightFile:
         return np.frombuffer(self._read(slot.offset, slot.size), slot.dtype).reshape(slot.shape)
 
     def _write_between(self, header: bytes) -> None:
-        """The header, and zeros between the tensors: no piece covers them."""
+        """Writes the header, and zeros between the tensors, which no piece covers."""
         self._write(0, memoryview(header))
         end = len(header)
         for slot in sorted(self._slots.values(), key=lambda slot: slot.offset):
@@ -194,7 +194,7 @@ class WeightFile:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """A full disk shows now, not after an hour; some file systems cannot say."""
+    """Reserves disk space, so that a full disk shows now and not after an hour; some file systems cannot."""
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

@@ -16,17 +16,18 @@ docs/quantization.md, docs/kernels.md and docs/cuda.md have the measurements and
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeblt.bundle.config import ModelConfig
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, StageGraph
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
+from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
+from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
 from edgeblt.export.operators.matmuls import DENSE, dense_matmul_function
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import (
@@ -35,57 +36,18 @@ from edgeblt.quant.formats.weight_format import (
     Floating,
     Linear,
     Matrix,
-    Quantized,
     WeightFormat,
-    pack,
-    to_blocks,
 )
 
-AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
 LARGEST_CUDA_BLOCK = 128  # of MatMulNBits with 4 bits
 BNB4_TYPES = {"fp4": 0, "nf4": 1}
-
-Encoded = Matrix | Quantized | CodebookQuantized
-
-
-class WeightSource(Protocol):
-    """A model's weights under canonical names, each in the format it shall have in the bundle."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def format(self, name: str) -> WeightFormat:
-        """Known without reading the weight."""
-        ...
-
-    def row_index(self, name: str) -> NDArray[np.int32] | None:
-        """Where rows of an embedding were dropped: which stored row stands for each row that is looked up."""
-        ...
-
-    def encoded(self, name: str, start: int, stop: int) -> Encoded:
-        """Rows `start` to `stop`, as `row_blocks` gives them: float32 for `Floating`, else the codes.
-
-        Raises EdgebltError if they cannot be read or encoded.
-        """
-        ...
-
-
-def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Starts and ends of the rows of a weight that can be encoded apart, as many at a time as shall be in memory."""
-    rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
-    # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
-    step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
 
 
 @dataclass(frozen=True)
 class Weights:
     """Weights of a source as initializers of a graph, under their canonical names."""
 
-    graph: StageGraph
+    graph: GraphBuilder
     source: WeightSource
 
     def vector(self, name: str) -> ir.Value:
@@ -106,7 +68,7 @@ class Weights:
         # One block for a row of any width; else the format's own blocks.
         block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
         code_shape = (-(-width * format.bits // 8),)
-        stored = _Stored(
+        stored = LinearStored(
             self.source, (name,), format, (rows, width), block, code_shape, self._stored_in(format.scale_bits)
         )
         codes, *parameters = stored.initializers(self.graph)
@@ -154,25 +116,26 @@ class Weights:
         return not others and isinstance(format, Linear) and not format.sparsity
 
     def dense(self, names: list[str]) -> "Dense":
-        """What the DenseMatMul with these weights reads."""
+        """Inputs of the DenseMatMul with these weights."""
         assert self.is_dense(names)
         format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
         block = _input_block(format, shape[1])
         blocked = (-(-shape[1] // block), block * format.bits // 8)
-        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self._stored_in(format.scale_bits))
+        scale_dtype = self._stored_in(format.scale_bits)
+        stored = LinearStored(self.source, tuple(names), format, shape, block, blocked, scale_dtype)
         return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
 
     def _joined_shape(self, names: list[str]) -> tuple[int, int]:
         return sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1]
 
     def _joins(self, names: list[str], format: WeightFormat) -> bool:
-        """Blocks of a codebook run over the ends of rows, and sparse rows are stored in pairs."""
+        """Whether the matrices can be one: a codebook's blocks run over the ends of rows, sparse rows come in pairs."""
         if isinstance(format, Linear) and format.sparsity:
             return all(self.source.shape(name)[0] % 2 == 0 for name in names)
         return not isinstance(format, Codebook)
 
     def _floating_product(self, value: ir.Value, names: list[str], shape: tuple[int, int], dtype: str) -> ir.Value:
-        joined, (rows, columns) = _joined(names), shape
+        joined, (rows, columns) = joined_name(names), shape
 
         def make() -> Arrays:
             transposed, start = np.empty((columns, rows), dtype), 0  # MatMul's operand is [in, out]
@@ -195,7 +158,7 @@ class Weights:
         rows, columns = shape
         block = min(_own_block(format, columns), LARGEST_CUDA_BLOCK)
         blocked = (-(-columns // block), block * format.bits // 8)
-        stored = _Stored(self.source, tuple(names), format, shape, block, blocked, self.graph.computed_in, True)
+        stored = LinearStored(self.source, tuple(names), format, shape, block, blocked, self.graph.computed_in, True)
         return self.graph.op(
             "MatMulNBits", value, *stored.initializers(self.graph), domain=MICROSOFT,
             K=columns, N=rows, bits=format.bits, block_size=block,
@@ -203,7 +166,7 @@ class Weights:
 
     def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
-        stored = SparseStored(self.source, tuple(names), format, shape, _joined(names))
+        stored = SparseStored(self.source, tuple(names), format, shape, joined_name(names))
         self.graph.uses(stored.function)
         return self.graph.op(
             stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
@@ -260,80 +223,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Dense:
-    """What a DenseMatMul reads beside its input: codes, scales and, where there are any, zero points."""
+    """Weights of a DenseMatMul as its inputs: codes, scales and, for asymmetric formats, zero points."""
 
     inputs: tuple[ir.Value, ...]
     shape: tuple[int, int]  # [out, in]
-    attributes: dict[str, int]  # `native_ops.ROUNDING_ATTRIBUTES`
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Matrices in a linear format, one below the other, as an operator reads them."""
-
-    source: WeightSource
-    names: tuple[str, ...]
-    format: Linear
-    shape: tuple[int, int]
-    block_size: int  # the operator's; a block of the format spans one or many
-    code_shape: tuple[int, ...]  # of a row
-    scale_dtype: str
-    scale_every_block: bool = False  # of the operator's; otherwise of the format's
-
-    @property
-    def block_count(self) -> int:
-        return -(-self.shape[1] // self.block_size)
-
-    @property
-    def repeats(self) -> int:
-        """How many of the operator's blocks a whole block of the format spans; the last one may be cut short."""
-        return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
-
-    def initializers(self, graph: StageGraph) -> list[ir.Value]:
-        """Codes, scales [rows, blocks] as stored, and zero points by the operator's blocks, if any."""
-        (rows, columns), bits, name = self.shape, self.format.bits, _joined(self.names)
-        scale_count = self.block_count if self.scale_every_block else self.format.block_count(columns)
-        graph.fill(self._fill)
-        values = [
-            graph.weight(f"{name}.codes", (rows, *self.code_shape), "uint8"),
-            graph.weight(f"{name}.scales", (rows, scale_count), self.scale_dtype),
-        ]
-        if not self.format.symmetric:
-            values.append(graph.weight(f"{name}.zero_points", (rows, -(-self.block_count * bits // 8)), "uint8"))
-        return values
-
-    def _fill(self) -> Iterator[Piece]:
-        above = 0
-        for name in self.names:
-            for start, stop in row_blocks(self.format, self.source.shape(name)):
-                yield Piece(f"{name}, row {start}", above + start, partial(self._make, name, start, stop))
-            above += self.source.shape(name)[0]
-
-    def _make(self, name: str, start: int, stop: int) -> Arrays:
-        encoded, bits, joined = (
-            cast(Quantized, self.source.encoded(name, start, stop)),
-            self.format.bits,
-            _joined(self.names),
-        )
-        blocked = to_blocks(encoded.codes, self.block_size) if len(self.code_shape) == 2 else encoded.codes
-        scales = self._by_block(encoded.scales) if self.scale_every_block else encoded.scales
-        arrays: dict[str, NDArray[Any]] = {
-            f"{joined}.codes": pack(blocked, bits),
-            f"{joined}.scales": in_type(scales, self.scale_dtype, name),
-        }
-        if not self.format.symmetric:
-            arrays[f"{joined}.zero_points"] = pack(self._by_block(encoded.zero_points), bits)
-        return arrays
-
-    def _by_block(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.repeat(values, self.repeats, axis=1)[:, : self.block_count]
-
-
-def in_type(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:
-    """`values` as `dtype`. Raises EdgebltError, with the weight's `name`, where one is too large for it."""
-    if dtype == "float16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise EdgebltError(f"{name} holds values too large for float16; export it for the target cpu")
-    return values.astype(dtype, copy=False)
+    attributes: dict[str, int]  # ROUNDING_ATTRIBUTES of `operators/matmuls.py`
 
 
 def _input_block(format: Linear, columns: int) -> int:
@@ -351,9 +245,3 @@ def _product_attributes(format: Linear, columns: int) -> dict[str, int]:
     block = _input_block(format, columns)
     per_scale = -(-(format.block_size or columns) // block)
     return {"bits": format.bits, "block_size": block, "blocks_per_scale": per_scale}
-
-
-def _joined(names: list[str] | tuple[str, ...]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return names[0].rpartition(".")[0] + "." + "_".join(name.rpartition(".")[2] for name in names)

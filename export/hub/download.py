@@ -36,7 +36,7 @@ class LargeFile:
         return self.blob.with_name(f"{self.blob.name}.incomplete")
 
     def arrived(self) -> int:
-        """Bytes of an earlier run; what is longer than the file is none of it."""
+        """Bytes that an earlier run downloaded; 0 if more than the file has."""
         size = self.partial.stat().st_size if self.partial.exists() else 0
         return size if size <= self.size else 0
 
@@ -122,7 +122,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Meter:
-    """What huggingface_hub asks of a progress bar; tells of the megabytes begun."""
+    """A progress bar for huggingface_hub that reports each megabyte begun."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance

@@ -59,7 +59,7 @@ def is_hub_id(checkpoint: str | Path) -> bool:
 
 
 def needed_files(names: Collection[str]) -> list[str]:
-    """Of a model's files those that edgeblt reads; none if it cannot read the model.
+    """The files of a model that edgeblt reads; empty if it cannot read the model.
 
     Weights are looked for in transformers' order: one safetensors file, several, the same as pickles, and then what
     `facebook/blt-entropy` has. Other pickles, and formats of other libraries, are never read.
@@ -150,7 +150,7 @@ def _unusable(repository: str, names: Collection[str]) -> EdgebltError:
 
 
 def _refusal(error: Exception, repository: str, revision: str | None) -> EdgebltError:
-    """Why the hub does not give the model."""
+    """The error for a model that the hub refuses to give."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repository}"
@@ -188,7 +188,7 @@ def _refusal(error: Exception, repository: str, revision: str | None) -> Edgeblt
 
 
 def _failure(error: Exception, repository: str, revision: str | None) -> EdgebltError:
-    """Why a model that the hub has did not arrive."""
+    """The error for a download that failed."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403, 404):

@@ -136,7 +136,7 @@ def _entropy_column(body: FunctionWriter, logits: ir.Value, target: Target) -> i
 def _decisions(
     inputs: dict[str, ir.Value], entropies: ir.Value, positions: ir.Value, spaces: ir.Value
 ) -> dict[Rule, _Decision]:
-    """What each rule itself says of `positions`. Forced starts: position 1, and 2 where a rise needs two entropies."""
+    """Patch starts among `positions` by each rule. Forced starts: position 1, and 2 if a rise needs two entropies."""
 
     def up_to(branch: FunctionWriter, forced: int, condition: ir.Value) -> ir.Value:
         return branch.op("Or", condition, branch.op("LessOrEqual", positions, branch.ints(forced)))

@@ -1,7 +1,7 @@
-"""Whole layers of domain `edgeblt`: what a stage computes with as one operator, and its portable body.
+"""Whole layers of domain `edgeblt`: the operators that compute one, and their portable bodies.
 
 A node costs ONNX Runtime about as long as a small product takes, so where a layer's weights are all dense int8 or int4
-its kernel computes all of it. Bodies are made as those of `native_ops`, with one spare row for the whole layer. Values
+its kernel computes all of it. Bodies are made as those of `matmuls.py`, with one spare row for the whole layer. Values
 are [T, width], float32. Weights, `product_inputs` in the order of the products, and norms are initializers.
 
     DenseLayer           x, past_key, past_value, total_length, cosines, sines    as WindowAttention

@@ -26,6 +26,8 @@ are not unique over branches; attention and whole layers, which no branch has, d
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -72,7 +74,7 @@ def dense_product(
 
 
 def with_spare_row(writer: FunctionWriter, value: ir.Value) -> ir.Value:
-    """Rows [T + 1, width], the last one zeros."""
+    """Appends a row of zeros: [T + 1, width]."""
     return writer.op("Pad", value, writer.ints(0, 0, 1, 0))
 
 
@@ -179,63 +181,80 @@ def _product_of_codes(writer: FunctionWriter, x: ir.Value, codes: ir.Value, scal
     )  # fmt: skip
 
 
-def _spread_tiles(writer: FunctionWriter, tiles: ir.Value) -> ir.Value:
+def _spread_tiles(writer: FunctionWriter, stored: ir.Value) -> ir.Value:
     """uint8 codes [2 * pairs, 128 * tiles]; the steps are those of `sparse_layout.unpack_tiles`."""
-    shape = writer.op("Shape", tiles, start=0, end=2)
-
-    def shaped(branch: FunctionWriter, value: ir.Value, *sizes: int) -> ir.Value:
-        return branch.op("Reshape", value, branch.op("Concat", shape, branch.ints(*sizes), axis=0))
-
-    def part(branch: FunctionWriter, begin: int, end: int, *sizes: int) -> ir.Value:
-        cut = branch.op("Slice", tiles, branch.ints(begin), branch.ints(end), branch.ints(2))
-        return shaped(branch, cut, *sizes)
-
-    def places_and_rest(high_bits: bool) -> Callable[[FunctionWriter], list[ir.Value]]:
-        def write(branch: FunctionWriter) -> list[ir.Value]:
-            low = branch.op("BitShift", part(branch, 0, 32, 1, 32), _shifts(branch, 4, 2), direction="RIGHT")
-            places = branch.op("BitwiseAnd", low, _bytes(branch, 3))
-            slots = np.arange(32)
-            base = slots % 16 // 8 * 8 + slots % 4 // 2 * (0 if high_bits else 4) + slots // 16 * 16
-            begin = 32
-            if high_bits:
-                bits = branch.op("BitShift", part(branch, 32, 48, 1, 16), _shifts(branch, 8, 1), direction="RIGHT")
-                high = branch.op("BitwiseAnd", bits, _bytes(branch, 1))
-                high = branch.op("BitShift", shaped(branch, high, 4, 32), _bytes(branch, 2), direction="LEFT")
-                places = branch.op("BitwiseOr", places, high)
-                begin = 48
-            columns = branch.constant((base + np.arange(4)[:, None] * 32).astype(np.int64))
-            columns = branch.op("Add", branch.op("Cast", places, to=ir.DataType.INT64), columns)
-            return [columns, branch.op("Slice", tiles, branch.ints(begin), branch.ints(1 << 30), branch.ints(2))]
-
-        return write
-
+    shape = writer.op("Shape", stored, start=0, end=2)
+    tiles = _Tiles(stored, shape)
     wide_groups = writer.op("Equal", writer.attribute("group"), writer.constant(np.array(8)))
-    columns, stored = writer.branch(wide_groups, places_and_rest(True), places_and_rest(False))
-
-    def whole_bytes(branch: FunctionWriter) -> list[ir.Value]:
-        return [branch.op("BitwiseXor", shaped(branch, stored, 4, 32), _bytes(branch, MIDDLE))]
-
-    def half_bytes(branch: FunctionWriter) -> list[ir.Value]:
-        shifted = branch.op("BitShift", shaped(branch, stored, 2, 1, 32), _shifts(branch, 2, 4), direction="RIGHT")
-        values = branch.op("BitwiseAnd", shaped(branch, shifted, 4, 32), _bytes(branch, 15))
-        return [branch.op("Add", values, _bytes(branch, MIDDLE - 8))]
-
+    columns, values = writer.branch(wide_groups, tiles.columns_of_eight, tiles.columns_of_four)
     eight = writer.op("Equal", writer.attribute("bits"), writer.constant(np.array(8)))
-    (codes,) = writer.branch(eight, whole_bytes, half_bytes)
-
-    def by_row(value: ir.Value) -> ir.Value:
-        """[pairs, 2, tiles, 64]"""
-        parts = writer.op("Transpose", shaped(writer, value, 8, 2, 2, 4), perm=[0, 4, 1, 2, 3, 5])
-        return writer.op("Reshape", parts, writer.op("Concat", pairs, writer.ints(2), count, writer.ints(64), axis=0))
-
+    (codes,) = writer.branch(eight, partial(tiles.whole_bytes, values), partial(tiles.half_bytes, values))
     pairs, count = (writer.op("Slice", shape, writer.ints(i), writer.ints(i + 1), writer.ints(0)) for i in range(2))
     zeros = writer.op(
         "ConstantOfShape", writer.op("Concat", pairs, writer.ints(2), count, writer.ints(TILE), axis=0),
         value=ir.tensor(np.array([MIDDLE], np.uint8)),
     )  # fmt: skip
-    spread = writer.op("ScatterElements", zeros, by_row(columns), by_row(codes), axis=3)
+    columns, codes = (tiles.by_row(writer, value, pairs, count) for value in (columns, codes))
+    spread = writer.op("ScatterElements", zeros, columns, codes, axis=3)
     rows = writer.op("Mul", pairs, writer.ints(2))
     return writer.op("Reshape", spread, writer.op("Concat", rows, writer.ints(-1), axis=0))
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles of SparseMatMul while their bytes are unpacked; see `sparse_layout` for the layout."""
+
+    stored: ir.Value  # uint8 [pairs, tiles, bytes of a tile]
+    shape: ir.Value  # int64 [2]: pairs, tiles
+
+    def columns_of_four(self, writer: FunctionWriter) -> list[ir.Value]:
+        """Columns [pairs, tiles, 4, 32] of the values in groups of four, and the bytes of the values."""
+        return self._columns_and_values(writer, self._low_bits(writer), group_step=4, begin=32)
+
+    def columns_of_eight(self, writer: FunctionWriter) -> list[ir.Value]:
+        """Columns [pairs, tiles, 4, 32] of the values in groups of eight, and the bytes of the values."""
+        places = self._low_bits(writer)
+        bits = writer.op("BitShift", self._part(writer, 32, 48, 1, 16), _shifts(writer, 8, 1), direction="RIGHT")
+        high = writer.op("BitwiseAnd", bits, _bytes(writer, 1))
+        high = writer.op("BitShift", self._shaped(writer, high, 4, 32), _bytes(writer, 2), direction="LEFT")
+        return self._columns_and_values(writer, writer.op("BitwiseOr", places, high), group_step=0, begin=48)
+
+    def whole_bytes(self, values: ir.Value, writer: FunctionWriter) -> list[ir.Value]:
+        """Codes [pairs, tiles, 4, 32] of 8-bit values."""
+        return [writer.op("BitwiseXor", self._shaped(writer, values, 4, 32), _bytes(writer, MIDDLE))]
+
+    def half_bytes(self, values: ir.Value, writer: FunctionWriter) -> list[ir.Value]:
+        """Codes [pairs, tiles, 4, 32] of 4-bit values."""
+        halves = self._shaped(writer, values, 2, 1, 32)
+        shifted = writer.op("BitShift", halves, _shifts(writer, 2, 4), direction="RIGHT")
+        low = writer.op("BitwiseAnd", self._shaped(writer, shifted, 4, 32), _bytes(writer, 15))
+        return [writer.op("Add", low, _bytes(writer, MIDDLE - 8))]
+
+    def by_row(self, writer: FunctionWriter, value: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
+        """Columns or codes in the order of rows: [pairs, 2, tiles, 64]."""
+        parts = writer.op("Transpose", self._shaped(writer, value, 8, 2, 2, 4), perm=[0, 4, 1, 2, 3, 5])
+        return writer.op("Reshape", parts, writer.op("Concat", pairs, writer.ints(2), count, writer.ints(64), axis=0))
+
+    def _low_bits(self, writer: FunctionWriter) -> ir.Value:
+        """The lower two bits of each value's place in its group."""
+        low = writer.op("BitShift", self._part(writer, 0, 32, 1, 32), _shifts(writer, 4, 2), direction="RIGHT")
+        return writer.op("BitwiseAnd", low, _bytes(writer, 3))
+
+    def _columns_and_values(
+        self, writer: FunctionWriter, places: ir.Value, group_step: int, begin: int
+    ) -> list[ir.Value]:
+        slots = np.arange(32)
+        base = slots % 16 // 8 * 8 + slots % 4 // 2 * group_step + slots // 16 * 16
+        first = writer.constant((base + np.arange(4)[:, None] * 32).astype(np.int64))
+        columns = writer.op("Add", writer.op("Cast", places, to=ir.DataType.INT64), first)
+        return [columns, writer.op("Slice", self.stored, writer.ints(begin), writer.ints(1 << 30), writer.ints(2))]
+
+    def _part(self, writer: FunctionWriter, begin: int, end: int, *sizes: int) -> ir.Value:
+        cut = writer.op("Slice", self.stored, writer.ints(begin), writer.ints(end), writer.ints(2))
+        return self._shaped(writer, cut, *sizes)
+
+    def _shaped(self, writer: FunctionWriter, value: ir.Value, *sizes: int) -> ir.Value:
+        return writer.op("Reshape", value, writer.op("Concat", self.shape, writer.ints(*sizes), axis=0))
 
 
 def _spread_masked(writer: FunctionWriter, mask: ir.Value, values: ir.Value, offsets: ir.Value) -> ir.Value:

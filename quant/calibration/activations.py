@@ -1,4 +1,4 @@
-"""What flows through a model while it is calibrated: one tensor for each text, in memory while there is room.
+"""Activations of a model during calibration: one tensor for each text, in memory while there is room.
 
 A text goes through a layer on its own, but a matrix is only encoded when all texts have reached it. So every text's
 values wait before every matrix, together far more than fits beside a large model: beyond a limit they wait on disk.
@@ -31,7 +31,7 @@ def each(function: Callable[..., Tensor], *values: Values) -> Values:
 
 
 class Scratch:
-    """Where values are kept: `limit` bytes in memory, the rest in a file that has no name and goes with the process.
+    """Storage of values: `limit` bytes in memory, the rest in an unnamed file that is deleted with the process.
 
     A context, in which alone they can be read. Raises OSError where the file cannot be written.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
-from edgeblt.export.graphs.encoder import hash_coefficients
+from edgeblt.bundle.hashing import hash_coefficients
 from edgeblt.quant.calibration.activations import Values, each
 
 
@@ -147,7 +147,7 @@ def _added_twice(attended: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Patches:
-    """Where the patches of a text of T bytes lie."""
+    """The patches of a text of T bytes."""
 
     count: int
     of_byte: Tensor  # [T]: the patch that holds each byte
@@ -155,7 +155,7 @@ class Patches:
 
     @classmethod
     def of(cls, starts: Tensor) -> "Patches":
-        """From `starts` [T]: whether the position after each byte starts a patch."""
+        """Builds the patches from `starts` [T]: whether the position after each byte starts a patch."""
         completed = starts.long().cumsum(dim=0)
         of_byte = torch.cat([torch.zeros_like(completed[:1]), completed[:-1]])
         return cls(int(of_byte.max()) + 1, of_byte, completed - 1)
@@ -196,7 +196,7 @@ def rotary_angles(config: TransformerConfig, length: int) -> Tensor:
 
 
 def rotate(heads: Tensor, angles: Tensor) -> Tensor:
-    """Rotate pairs of neighbouring elements of [copies, heads, T, head_dim]."""
+    """Applies RoPE to adjacent pairs of [copies, heads, T, head_dim]."""
     even, odd = heads[..., 0::2], heads[..., 1::2]
     cosines, sines = angles.cos(), angles.sin()
     return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)
@@ -208,7 +208,7 @@ def split_heads(value: Tensor, config: TransformerConfig) -> Tensor:
 
 
 def window_mask(config: TransformerConfig, length: int) -> Tensor:
-    """[length, length]: whether a position sees another."""
+    """Mask [length, length]: whether a position attends to another."""
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     return (distance >= 0) & (distance < (config.window or length))
 

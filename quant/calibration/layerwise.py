@@ -1,4 +1,4 @@
-"""Quantizing with a text at hand: one pass through the model, each matrix replaced as its inputs become known."""
+"""Quantizing with a calibration text: one pass through the model, each matrix encoded once its inputs are known."""
 
 import hashlib
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.graph import IR_VERSION, OPSET
-from edgeblt.export.graphs.weights import Encoded
+from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.operators.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT
@@ -41,23 +41,23 @@ LOOKUP_BYTES = 128 << 20  # of sums of such rows
 
 @dataclass
 class PrunedLayer:
-    """A feed-forward layer, and of its channels those that are kept; complete with `down`, the last of its matrices."""
+    """A feed-forward layer and its remaining channels; complete once it has `down`, the last of its matrices."""
 
     channels: Channels
     weights: dict[str, Encoded] = field(default_factory=dict)  # by canonical names
 
 
 class Keeper(Protocol):
-    """Where calibrated matrices go."""
+    """Storage for calibrated matrices."""
 
     def kept(self, name: str) -> Quantized | None:
-        """What an earlier run made of a matrix, if it is still there."""
+        """The matrix as an earlier run encoded it, if it is still there."""
         ...
 
     def keep(self, name: str, encoded: Quantized) -> None: ...
 
     def kept_layer(self, prefix: str) -> PrunedLayer | None:
-        """As `kept`: a feed-forward layer whose channels are removed, its matrices all together."""
+        """All matrices of a pruned feed-forward layer as an earlier run encoded them, if they are still there."""
         ...
 
     def keep_layer(self, prefix: str, layer: PrunedLayer) -> None: ...
@@ -101,7 +101,7 @@ def calibration_texts(text: bytes) -> list[Tensor]:
 
 
 class _Calibration:
-    """What multiplies in place of the model: it encodes each matrix, then computes with the encoded one.
+    """The matrix products of a model under calibration: encodes each matrix, then multiplies with the encoded one.
 
     Values have two copies: what the encoded model computes, and what the exact one does.
     """
@@ -154,7 +154,7 @@ class _Calibration:
         return self._recipe.part(name).needs_calibration and isinstance(format, Linear)
 
     def _encode(self, name: str, known: "_KnownInputs", kept: Channels | None = None) -> Encoded:
-        """A matrix, with `kept` only so much of what it reads, fitted to give what all of it does."""
+        """Encodes a matrix; with `kept`, only these columns, fitted to give the products of all."""
         weight, part = self._checkpoint.tensor(name), self._recipe.part(name)
         columns = weight.shape[1]
         format = self._recipe.format(name, weight.shape if kept is None else (len(weight), len(kept)))
@@ -188,7 +188,7 @@ class _Calibration:
         return kept_count(share, count) < count
 
     def _gate_and_up(self, names: list[str], known: "_KnownInputs") -> list[Matrix]:
-        """With all channels, as which of them go is known when their products are; or what an earlier run kept."""
+        """Gate and up with all channels, as the choice needs their products; or as an earlier run encoded them."""
         self._layer = self._keeper.kept_layer(names[0].rpartition(".")[0])
         if self._layer:
             return [self._spread(name, self._layer) for name in names]
@@ -196,7 +196,7 @@ class _Calibration:
         return [self._decoded(name, encoded) for name, encoded in self._whole.items()]
 
     def _down(self, name: str, known: "_KnownInputs") -> list[Matrix]:
-        """And the rows of `gate` and `up` that are kept."""
+        """Encodes `down` and the remaining rows of `gate` and `up`."""
         if self._layer is None:
             channels = self._choose(name, known)
             encoded = self._encode(name, known, channels)
@@ -214,7 +214,7 @@ class _Calibration:
         return choose_channels(weight, known.products(columns).gram, kept_count(share, columns))
 
     def _rows(self, name: str, whole: Encoded, channels: Channels) -> Encoded:
-        """Of `gate` or `up`; blocks of a codebook may run over the ends of rows, so these are cut anew."""
+        """The remaining rows of `gate` or `up`; encoded anew if a codebook's blocks may run over the ends of rows."""
         if isinstance(whole, Quantized):
             return Quantized(whole.format, whole.codes[channels], whole.scales[channels], whole.zero_points[channels])
         weight = select(self._checkpoint.tensor(name), name, channels)
@@ -259,7 +259,7 @@ class _Calibration:
 
 
 class _KnownInputs:
-    """What the inputs of some matrices tell, worked out when it is first needed."""
+    """Statistics of the inputs that some matrices share, computed when first needed."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
@@ -267,7 +267,7 @@ class _KnownInputs:
         self._inputs: dict[int, Inputs] = {}
 
     def products(self, columns: int) -> Products:
-        """Until `inputs` uses them up."""
+        """Sums over the inputs, valid until `inputs` consumes them."""
         if self._products is None:
             self._products = Products.zeros(columns)
             for rounded, exact in self._values:
@@ -307,7 +307,7 @@ class PatchStarts:
         )
 
     def of_exact(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Those of the exact copy of [copies, T, V], for all copies, so that patch by patch they compare."""
+        """Patch starts by the exact copy of [copies, T, V], used for all copies so that their patches correspond."""
         return self(logits[-1], ids)
 
     def __call__(self, logits: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which rows of the hash tables a text uses, and the fewest that carry a share of its lookups."""
+"""Use of the hash tables' rows by a text, and the fewest rows that carry a share of its lookups."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ _AT_A_TIME = 1 << 16  # bytes of the text
 
 
 def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
-    """How often each row of the fused tables is looked up when `text` is read behind BOS: [rows]."""
+    """Number of lookups of each row of the fused tables when `text` is read after BOS: [rows]."""
     rows, context = config.hashes.table_count * config.hashes.vocab_size, config.hashes.context
     ids = torch.from_numpy(np.append(BOS, encode(text)))
     hits = np.zeros(rows, np.int64)

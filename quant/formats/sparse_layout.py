@@ -1,4 +1,4 @@
-"""How sparse matrices are stored for `edgeblt::SparseMatMul` and `edgeblt::MaskedMatMul`: to bytes and back.
+"""Layout of sparse matrices for `edgeblt::SparseMatMul` and `edgeblt::MaskedMatMul`: packing and unpacking.
 
 A matrix is int8 [rows, columns], the weight divided by its block's scale; 4-bit values are -8 to 7. Zeros are left out:
 

@@ -1,4 +1,4 @@
-"""Weight formats: what a number on disk means. Pure functions from float32 weights to codes and back.
+"""Weight formats: meaning of the numbers on disk. Pure functions from float32 weights to codes and back.
 
 A matrix is [rows, columns], output channels by inputs. Three families:
 
@@ -111,7 +111,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class WeightError:
-    """What storing weights did to them; errors of several matrices add up."""
+    """Error of stored weights; errors of several matrices add up."""
 
     squared: float = 0.0  # sum over the weights of the difference squared
     squared_weight: float = 0.0  # sum over the weights squared

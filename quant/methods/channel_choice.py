@@ -1,4 +1,4 @@
-"""Which feed-forward channels go: those whose loss the others can best make up for.
+"""Choice of feed-forward channels to remove: those whose loss the others can best compensate.
 
 The second-order measure of the optimal brain surgeon, applied to columns as in Kurtic et al., "ZipLM" (arXiv
 2302.04089): with P the inverse of the damped Gram matrix of what `down` reads, removing channel j costs
@@ -18,7 +18,7 @@ _STEPS = 128  # in which all channels would go; the fewer, the less is known of 
 def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
     """The `count` channels to keep of `down` [rows, channels]; `gram` is that of its inputs, float64, and stays.
 
-    A few go at a time; then the others make up for them, and are measured again.
+    A few are removed at a time; then the others compensate them, and are measured again.
     """
     at_a_time = max(len(gram) // _STEPS, 1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram.clone())))

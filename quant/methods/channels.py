@@ -1,4 +1,4 @@
-"""Feed-forward channels: how many of a stage's are kept, and what their removal makes of a layer's matrices.
+"""Removal of feed-forward channels: how many remain, and the layer's matrices without the others.
 
 A channel is a row of `gate`, the same row of `up`, and the column of `down` that reads their product.
 """
@@ -24,7 +24,7 @@ def kept_percent(share: str) -> int:
 
 
 def kept_count(share: str, size: int) -> int:
-    """How many of so many channels are kept: rounded up to a multiple of `MULTIPLE`, at most all."""
+    """Number of channels that remain: rounded up to a multiple of `MULTIPLE`, at most all."""
     return min(-(-size * kept_percent(share) // (100 * MULTIPLE)) * MULTIPLE, size)
 
 

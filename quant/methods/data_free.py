@@ -1,4 +1,4 @@
-"""How the codes and scales of a matrix are chosen when nothing is known about its inputs."""
+"""Methods that choose the codes and scales of a matrix without samples of its inputs."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ _AT_A_TIME = 1 << 20  # weights: few enough for the caches, enough to keep every
 
 
 def quantize_least_squares(weight: Matrix, format: Linear) -> Quantized:
-    """As `quantize`, each block with the range, of some narrower and wider ones, that gives the least squared error.
+    """`quantize` with the range of each block, among some narrower and wider ones, that has the least squared error.
 
     A narrower range has finer levels for all values at the price of clipping the few largest. A symmetric format's
     lowest code lies one step further out than its highest, so its scale takes either sign: the larger extreme may
@@ -56,14 +56,14 @@ def _best_range(weight: Matrix, format: Linear) -> tuple[NDArray[np.float16], Co
 
 
 def _candidates(format: Linear) -> list[tuple[float, int]]:
-    """Shares of the full scale, and shifts of the zero point."""
+    """Candidates: shares of the full scale, and shifts of the zero point."""
     if format.symmetric:
         return [(sign * share, 0) for sign in (1, -1) for share in SHARES]
     return [(share, shift) for shift in (0, -1, 1) for share in SHARES]
 
 
 def _shrunk(scales: NDArray[np.float16], share: float) -> NDArray[np.float16]:
-    """Never zero or infinite: the smallest float16 stays itself."""
+    """Scales multiplied by a share, never zero or infinite: the smallest float16 stays itself."""
     limit = np.finfo(np.float16).max
     product = np.clip(scales.astype(np.float32) * np.float32(share), -limit, limit).astype(np.float16)
     return np.where(product == 0, scales, product)

@@ -1,9 +1,9 @@
-"""GPTQ: rounding errors of one input are made up for by the inputs not rounded yet.
+"""GPTQ: the rounding error of one input is compensated by the inputs not rounded yet.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (arXiv 2210.17323), algorithm 1, with the inputs of most energy rounded first and every block's scale chosen before,
 from the weights as they are ("act-order" with static groups in the authors' code). What earlier layers' errors did to
-the inputs is made up for too, as in Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
+the inputs is compensated too, as in Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric
 Calibration" (arXiv 2504.02692).
 """
 
@@ -34,7 +34,7 @@ class Products:
         return cls(*(torch.zeros(columns, columns, dtype=torch.float64) for _ in range(2)))
 
     def add(self, rounded: Tensor, exact: Tensor) -> None:
-        """Of inputs [rows, columns], float32, in stripes: the sums are far larger than what is added to them."""
+        """Adds inputs [rows, columns], float32, in stripes, as the sums take far more memory than the inputs."""
         difference = exact - rounded
         for start in range(0, len(self.gram), _STRIPE):
             stripe = slice(start, start + _STRIPE)
@@ -43,10 +43,10 @@ class Products:
 
 
 class Inputs:
-    """What rounding needs to know of inputs that matrices share; made from their products, which it uses up.
+    """Statistics of inputs that matrices share, for rounding these; made from `products`, which are consumed.
 
     With `group` the inputs of most energy come first by groups of so many neighbours, which stay together. With `kept`
-    [n], ascending, there are only those inputs any more; the others' part in what the exact model gives is made up for.
+    [n], ascending, there are only those inputs any more; the others' part in the exact model's products is compensated.
     """
 
     def __init__(self, products: Products, group: int = 1, kept: Tensor | None = None) -> None:
@@ -77,7 +77,7 @@ class Inputs:
         return whole[:, : len(self.order)] + whole.float() @ self.correction
 
     def fitted(self, weight: Matrix) -> Matrix:
-        """What `corrected` gives, in place: float32 [rows, n]."""
+        """Result of `corrected` in the original order of columns: float32 [rows, n]."""
         corrected = self.corrected(weight)
         fitted = torch.empty(corrected.shape)
         fitted[:, self.order] = corrected.float()
@@ -85,10 +85,10 @@ class Inputs:
 
 
 def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGPT) -> Quantized:
-    """`weight` [rows, columns] in `format`, so that its products with x come near to those of `weight` with y.
+    """Rounds `weight` [rows, columns] to `format` so that its products with x approximate those of `weight` with y.
 
-    Of a sparse format `pruning` says which weights become zeros; the others make up for them too. Raises EdgebltError
-    for weights too large for the format's scales.
+    For a sparse format, `pruning` chooses the weights that become zeros, and the others compensate these too. Raises
+    EdgebltError for weights too large for the format's scales.
     """
     order, factor = inputs.order, inputs.factor
     left = inputs.corrected(weight)
@@ -118,7 +118,7 @@ def gptq(weight: Matrix, inputs: Inputs, format: Linear, pruning: str = SPARSEGP
 
 @dataclass
 class _Mask:
-    """Which weights are kept, in the order of rounding: chosen beforehand, or by SparseGPT's measure as it goes on."""
+    """Mask of the remaining weights in the order of rounding: given, or chosen by SparseGPT's measure on the way."""
 
     first: np.ndarray  # bool [rows, columns] in place: what will be kept, as far as can be told beforehand
     kept: Tensor  # bool [columns, rows] in order
@@ -159,7 +159,7 @@ class _Mask:
 
 
 def _by_energy(energies: Tensor, group: int) -> Tensor:
-    """Columns, those of most energy first; a group cut short at the end stays last."""
+    """Indices of columns, the most energetic first; a group cut short at the end stays last."""
     whole = len(energies) // group * group
     groups = torch.argsort(energies[:whole].reshape(-1, group).sum(dim=1), descending=True)
     ordered = (groups[:, None] * group + torch.arange(group)).reshape(-1)
@@ -167,13 +167,13 @@ def _by_energy(energies: Tensor, group: int) -> Tensor:
 
 
 def _by_column(parameters: np.ndarray, quantized: Quantized) -> Tensor:
-    """float32 [columns, rows] of what is stored by block."""
+    """Parameters by block, repeated for every column: float32 [columns, rows]."""
     columns = quantized.codes.shape[1]
     block = quantized.format.block_size or columns
     return torch.from_numpy(np.repeat(parameters.T.astype(np.float32), block, axis=0)[:columns])
 
 
 def damped(gram: Tensor) -> Tensor:
-    """`gram`, in place. Inputs that never occurred count as independent."""
+    """Adds to the diagonal of `gram`, in place, so that inputs that never occurred count as independent."""
     gram.diagonal().add_(DAMPING * gram.diagonal().mean() + 1e-12)
     return gram

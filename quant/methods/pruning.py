@@ -3,7 +3,7 @@
 magnitude    the largest weights are kept
 wanda        the largest products of weight and size of its input: Sun et al., "A Simple and Effective Pruning
              Approach for Large Language Models" (arXiv 2306.11695)
-sparsegpt    those whose loss the others can least make up for, chosen while rounding goes on (`gptq.py`):
+sparsegpt    the weights whose loss the others can least compensate, chosen during rounding (`gptq.py`):
              Frantar and Alistarh, "SparseGPT" (arXiv 2301.00774)
 """
 
@@ -44,16 +44,16 @@ class Sparsity:
 
     @property
     def share(self) -> float:
-        """Of weights that become zeros."""
+        """Share of weights that become zeros."""
         return 1 - self.kept / (self.group or 100)
 
     def count(self, columns: int) -> int:
-        """How many of a row's first so many columns are kept where they may lie anywhere: rounded up."""
+        """Number of weights that remain in a row of so many columns, wherever they lie: rounded up."""
         return -(-columns * self.kept // 100)
 
 
 def keep_largest(scores: NDArray[np.floating], sparsity: Sparsity) -> Mask:
-    """Of every row of scores [rows, columns], or of every group of its columns, the largest; the first of equals."""
+    """Mask of the largest scores [rows, columns] in each row, or in each group of its columns; the first of equals."""
     mask = np.empty(scores.shape, np.bool_)
     step = max(_AT_A_TIME // scores.shape[1], 1)  # sorting takes several times the memory of what is sorted
     for start in range(0, len(scores), step):

@@ -29,7 +29,7 @@ _CODEBOOK_BLOCK = 64
 
 @dataclass(frozen=True)
 class WeightRecipe:
-    """How the weights of one part of the model are stored; all but `format` and `channels` is for int8 and int4."""
+    """Storage of the weights of one part of the model; all but `format` and `channels` is for int8 and int4."""
 
     format: str = "fp32"
     block_size: int | None = None  # inputs that share a scale; 0: all of a row; None: 32 for int4, a row for int8
@@ -67,7 +67,7 @@ class WeightRecipe:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether how a matrix is stored depends on what it reads."""
+        """Whether encoding a matrix needs samples of its inputs."""
         prunes_by_inputs = self.sparsity is not None and self.pruning != MAGNITUDE
         return self.format in _LINEAR and (self.method == GPTQ or prunes_by_inputs)
 
@@ -89,11 +89,11 @@ class WeightRecipe:
 
     @property
     def _wanted_block(self) -> int:
-        """`block_size`, or what it is where it is left out."""
+        """`block_size`, or its default."""
         return self.block_size if self.block_size is not None else {"int4": 32}.get(self.format, WHOLE_ROW)
 
     def describe(self) -> str:
-        """As `int4, blocks of 32, gptq`."""
+        """Format and method in words: `int4, blocks of 32, gptq`."""
         if self.format not in _LINEAR:
             return self.format
         pruning = f", {self.pruning}" if self.sparsity else ""
@@ -142,7 +142,7 @@ class Recipe:
         return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
 
     def part(self, name: str) -> WeightRecipe:
-        """What applies to a tensor of this canonical name."""
+        """The part of the recipe for the tensor of this canonical name."""
         if name == HASH_TABLES:
             return self.tables
         if name.endswith(".head") and self.heads:
@@ -154,7 +154,7 @@ class Recipe:
     def format(self, name: str, shape: tuple[int, ...]) -> WeightFormat:
         """The format of a tensor: vectors stay fp32; embeddings are fp16 where matrices get a format without lookup.
 
-        What is looked up is never pruned, and heads only where `heads` says so.
+        Embeddings and hash tables are never pruned, and heads only where `heads` says so.
         """
         if len(shape) == 1:
             return Floating(32)

@@ -106,7 +106,7 @@ def pickled_tensors(file: Path, key: str | None) -> dict[str, PickledTensor]:
 
 
 def _version(file: Path) -> Version:
-    """Changes with the file. Raises EdgebltError where it is gone."""
+    """A value that changes with the file. Raises EdgebltError if the file is gone."""
     try:
         status = file.stat()
     except OSError as error:
@@ -126,7 +126,7 @@ def _plain(file: Path, name: object, value: object) -> TensorRecord:
 
 
 def _refuse_old(file: Path) -> None:
-    """What torch wrote before version 1.6 has no archive in it, only pickles."""
+    """Raises EdgebltError for a file in the form that torch wrote before version 1.6: bare pickles, no archive."""
     try:
         with file.open("rb") as stream:
             start = stream.read(len(_OLD_START))
@@ -144,7 +144,7 @@ class _Archive:
     """The entries of a zip archive that torch wrote, and the pickle in it."""
 
     def __init__(self, file: Path) -> None:
-        """Raises EdgebltError for any other."""
+        """Raises EdgebltError for a file that is no such archive."""
         self._file = file
         try:
             with zipfile.ZipFile(file) as archive:
@@ -163,7 +163,7 @@ class _Archive:
             raise EdgebltError(f"{file} is truncated or was not written by torch.save; {_REMEDY}") from None
 
     def place(self, name: str, tensor: TensorRecord) -> int:
-        """Where in the file the tensor's data begin. Raises EdgebltError where they are not there."""
+        """Offset of the tensor's data in the file. Raises EdgebltError if the data are missing."""
         size: int = getattr(torch, tensor.dtype).itemsize
         stored = tensor.storage.count * (size if tensor.storage.dtype else 1)
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
@@ -173,7 +173,7 @@ class _Archive:
         return self._content(entry) + start
 
     def _content(self, entry: zipfile.ZipInfo) -> int:
-        """Where an entry's content begins: behind its own header, whose length the archive's end does not tell."""
+        """Offset of an entry's content, behind its own header, whose length the archive's directory does not give."""
         try:
             with self._file.open("rb") as stream:
                 stream.seek(entry.header_offset)

@@ -50,7 +50,7 @@ _OTHER_TENSORS = {
 
 
 class PickleError(ValueError):
-    """Why a pickle is refused, to follow the file's name: "calls os.system, which no tensor needs"."""
+    """The reason to refuse a pickle, which follows the file's name: "calls os.system, which no tensor needs"."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class OtherTensor:
-    """Sparse, quantized, without data: whatever is no plain tensor."""
+    """A tensor that is not plain: sparse, quantized or without data."""
 
 
 @dataclass(frozen=True)

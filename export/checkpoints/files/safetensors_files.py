@@ -35,7 +35,7 @@ DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4),
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class SafetensorsTensor:
     """One tensor of one file; `format` is its dtype as safetensors writes it."""
 
     file: Path
@@ -88,13 +88,13 @@ def finite_float32(rows: torch.Tensor, file: Path, name: str, copy: bool = True)
     return values
 
 
-def stored_tensors(file: Path) -> Iterator[StoredTensor]:
+def stored_tensors(file: Path) -> Iterator[SafetensorsTensor]:
     """Every tensor of a safetensors file, from its header alone. Raises EdgebltError."""
     _refuse_repeated_names(file, _header(file))
     with _opened(file) as handle:
         for name in handle.keys():  # noqa: SIM118  (not a dict)
             stored = handle.get_slice(name)
-            yield StoredTensor(file, name, tuple(stored.get_shape()), stored.get_dtype())
+            yield SafetensorsTensor(file, name, tuple(stored.get_shape()), stored.get_dtype())
 
 
 def _header(file: Path) -> bytes:
@@ -145,7 +145,7 @@ def _refuse_unreadable(file: Path) -> None:
 
 
 def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Slot], bytes]:
-    """Where tensors lie in a safetensors file, in this order, and the file's beginning.
+    """Places of tensors in a safetensors file, in this order, and the file's header.
 
     `tensors`: name to dtype (one of RAW_BYTES) and shape. Source of the format: safetensors' own description (a length,
     a JSON header, the data).

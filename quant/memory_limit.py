@@ -1,4 +1,4 @@
-"""What a conversion needs in memory, so that a limit can be kept to, or refused before the work begins.
+"""Memory limit of a conversion: what each step needs, and the refusal of a limit that is too low before work begins.
 
 Estimates in bytes, beyond the interpreter and its libraries, from above: docs/planning.md has what was measured.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
-from edgeblt.export.graphs.weights import WeightSource
+from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.quant.calibration.layerwise import LOOKUP_BYTES, LOOKUP_ROWS, TEXT_BYTES
 from edgeblt.quant.formats.weight_format import Codebook, Linear, WeightFormat
 from edgeblt.quant.recipes.recipe import Recipe
@@ -19,7 +19,7 @@ PIECE = 100_000_000  # a piece of a matrix on its way into another format, and i
 
 
 def scratch_bytes(checkpoint: Checkpoint, recipe: Recipe, limit: int) -> int:
-    """What the limit leaves for activations when quantizing. Raises EdgebltError if it is too low."""
+    """Bytes that the limit leaves for activations when quantizing. Raises EdgebltError if the limit is too low."""
     needs = {name: _quantizing(checkpoint.shape(name), recipe, name) for name in checkpoint.names()}
     if recipe.needs_calibration:
         needs["the hash tables' lookup"] = LOOKUP_BYTES + 12 * LOOKUP_ROWS * checkpoint.config.encoder.hidden_size
@@ -57,7 +57,7 @@ def _quantizing(shape: tuple[int, ...], recipe: Recipe, name: str) -> int:
 
 
 def _calibrating(rows: int, columns: int, together: int) -> int:
-    """Matrices with the same inputs, what is known of these, and a text on its way through."""
+    """Bytes of matrices with the same inputs, the statistics of these, and the activations of one text."""
     square = columns * columns
     encoding = max(32 * square, 16 * square + 26 * rows * columns)
     activations = 12 * 2 * (TEXT_BYTES + 1) * (rows + columns)
@@ -65,14 +65,14 @@ def _calibrating(rows: int, columns: int, together: int) -> int:
 
 
 def _removing(rows: int, columns: int) -> int:
-    """Choosing the channels of `down` with gate and up at hand; then all three of the layer are written together."""
+    """Bytes for choosing the channels of `down` with gate and up in memory; all three are then written together."""
     square, weight = columns * columns, rows * columns
     choosing = max(32 * square, 24 * square + 20 * weight, 16 * square + 34 * weight)
     return max(choosing + 16 * weight, 48 * weight) + 24 * (TEXT_BYTES + 1) * (rows + columns)
 
 
 def _exporting(shape: tuple[int, ...], format: WeightFormat, name: str) -> int:
-    """Floating-point matrices are transposed, up to three side by side; of a codebook's the whole is encoded."""
+    """Bytes for writing weights: up to three floating-point matrices are transposed; a codebook's is encoded whole."""
     if _by_rows(shape, name) or isinstance(format, Linear):
         return 0
     return 20 * shape[0] * shape[1]
