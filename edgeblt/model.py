@@ -37,27 +37,27 @@ from edgeblt.runtime.run_errors import EnoughMemory, no_memory
 from edgeblt.runtime.session import Session
 from edgeblt.runtime.stage import StageGraph
 
-LARGEST_DRAFTER = 1 / 3  # of the weights that a byte reads: guesses by a larger model cost more than they save
+LARGEST_DRAFTER = 1 / 3  # of the weights read for a byte: drafts by a larger model cost more than they save
 
 Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """What the model makes of a text; entry t is about byte t, given those before it.
+    """Scores of the bytes of a text; entry t is for byte t, given the bytes before it.
 
-    logprobs: float32 [T], nats.
-    entropies: float32 [T], nats: how uncertain the patcher was about the byte; all 0 where the patching rule uses none.
+    logprobs: float32 [T], nats: log-probability of the byte.
+    entropies: float32 [T], nats: the patcher's entropy before the byte; all 0 where the patching rule uses none.
     patch_starts: bool [T], whether the byte starts a patch.
     """
 
     logprobs: NDArray[np.float32]  # [T] nats
-    entropies: NDArray[np.float32]  # [T] nats, the patcher's; all 0 where the patching rule uses none
+    entropies: NDArray[np.float32]  # [T] nats, of the patcher; all 0 where the patching rule uses none
     patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
 
     @property
     def bits_per_byte(self) -> float:
-        """Mean bits the model needs for a byte; nan for an empty text."""
+        """Mean negative log2-probability of a byte; nan for an empty text."""
         return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
 
     def __repr__(self) -> str:
@@ -68,9 +68,9 @@ class Scores:
 class Model:
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
-    It can be pickled, which takes its path and settings along: another process, as `multiprocessing` starts by spawn,
-    opens the bundle again. `prepared` says which stages use weights packed before, `load_seconds` how long opening
-    took, and `memory_before` and `gpu_memory_before` what was resident then; the latter is None without a GPU.
+    It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
+    again. `prepared` says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
+    `gpu_memory_before` are the bytes in use before it, the latter None without a GPU.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Model:
         prepared: Prepared | None = None,
         threshold: float | None = None,
     ) -> None:
-        """As `load`, with what is `prepared` in another place than beside the bundle."""
+        """Open a bundle as `load` does; `prepared` replaces the prepared weights beside the bundle."""
         path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
@@ -106,14 +106,14 @@ class Model:
             self._graphs[name] = _open_stage(
                 used[-1], packed is not None, self._contracts[name], counts, self.placement[name]
             )
-        self._weights = [file for stage in used for file in stage.weights]  # what is mapped
+        self._weights = [file for stage in used for file in stage.weights]  # mapped files
         refuse_replacement(used)  # ONNX Runtime opened the weights by their names
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
     @property
     def provider_name(self) -> str:
-        """As `load` takes it: one name, or one by stage."""
+        """Execution provider in the form that `load` takes: one name, or one by stage."""
         return describe_placement(self.placement)
 
     @property
@@ -123,26 +123,26 @@ class Model:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a byte gets the same logits to the last bit whatever is computed beside it, so that drafts cannot
-        change a text: tried once, when it is first asked about. Never with a stage on a GPU."""
+        """Whether a byte's logits are the same to the last bit whatever else is computed in the same run, so that
+        drafts cannot change a text. Tested once, on first use; never true with a stage on a GPU."""
         if self._is_exact is None:
             self._is_exact = self.is_on_host and is_exact(self.session)
         return self._is_exact
 
     @property
     def device(self) -> str:
-        """Names of what it runs on."""
+        """Names of the processor and, if a stage runs on one, the GPU."""
         return device_name(with_gpu=not self.is_on_host)
 
     def graph(self, stage: StageName) -> onnxruntime.InferenceSession:
-        """The stage as ONNX Runtime has it open.
+        """The stage's open ONNX Runtime session.
 
         stage: patcher, encoder, global or decoder.
         """
         return self._graphs[stage].few
 
     def with_threshold(self, threshold: float | None) -> "Model":
-        """The same open graphs with another threshold.
+        """A model that shares the open graphs and has another threshold.
 
         threshold: as `load` takes it; None is the bundle's own.
         """
@@ -154,23 +154,23 @@ class Model:
         return f"<edgeblt.Model {str(self.bundle.path)!r}: {self.bundle.manifest.recipe}, on {self.provider_name}>"
 
     def __copy__(self) -> "Model":
-        """The same open graphs."""
+        """A model that shares the open graphs."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, and copied by `copy.deepcopy`, as its path and settings: it is opened again, in any process."""
+        """Pickle, and `copy.deepcopy`, as path and settings: the bundle is opened again, in any process."""
         return _opened_again, (*self._opened, self.threshold)
 
     def session(self) -> Session:
-        """A new, empty sequence. Raises EdgebltError where a file of weights was written to since it was opened."""
+        """A new, empty sequence. Raises EdgebltError where a weight file was written to since it was opened."""
         for file in self._weights:
             file.refuse_changes()
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
     def experience(self, draft: str) -> Experience:
-        """What drafts of one kind have cost and brought on this model so far; `generate` learns from it.
+        """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
 
         draft: as `generate` takes it.
 
@@ -182,10 +182,11 @@ class Model:
         return self._experiences[draft]
 
     def _usable_drafters(self, draft: str) -> list[str]:
-        """A rule that reads no text has no patcher to ask. `auto` asks no model that reads too much for a guess.
+        """Drafters that can work on this model; for `auto`, only those that can pay and cannot change the text.
 
-        Nor does it guess at all where rounding depends on how many bytes are computed at once, as on a GPU: drafts
-        could change the text.
+        A patching rule that reads no text has no patcher. `auto` uses no drafter that reads too many weights for a
+        draft, and none at all where rounding depends on how many bytes are computed at once, as on a GPU: drafts could
+        change the text.
         """
         if draft == AUTO and not self.is_exact:
             return []
@@ -194,7 +195,7 @@ class Model:
             return usable
         try:
             plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching))
-        except EdgebltError:  # the bundle has gone since it was opened; what is open works on
+        except EdgebltError:  # the bundle was removed since it was opened; open graphs still work
             return [NGRAM]
         read: dict[str, tuple[StageName, ...]] = {PATCHER: ("patcher",), DECODER: ("encoder", "decoder")}
         most = LARGEST_DRAFTER * plan.weight_bytes_per_byte
@@ -212,20 +213,21 @@ class Model:
         seed: int | None = None,
         draft: DraftName | Name = AUTO,
     ) -> bytes:
-        """The bytes that follow a prompt, until the model ends the text or `max_new_bytes` are there.
+        """Generate the bytes that follow a prompt, until the model ends the text or `max_new_bytes` are generated.
 
         prompt: bytes, or str, which is read as UTF-8; may be empty.
         max_new_bytes: 0 or more; default 256.
-        temperature: 0 takes the likeliest byte; above 0 bytes are drawn: at 1 as the model believes, below 1 more
-            likely ones more often. None, the default, is what the checkpoint states, or 0 if it states none.
-        top_k: draw from the k likeliest bytes only, 1 or more; None as for the temperature, 260 for all.
-        top_p: draw from the likeliest bytes that add up to this share, above 0 and at most 1, of what top_k leaves;
-            None as for the temperature, 1 for all.
-        seed: 0 or more; the same one repeats what is drawn. None, the default, is another every time.
-        draft: how bytes are guessed ahead, which changes the time it takes only: none, patcher, decoder, ngram, or
-            auto, the default. Where `is_exact` is false, kinds other than auto may also turn a near tie.
+        temperature: 0 takes the likeliest byte; above 0 bytes are sampled: at 1 from the model's distribution, below 1
+            from a sharper one. None, the default, is the checkpoint's own setting, or 0 if it has none.
+        top_k: sample from the k likeliest bytes only, 1 or more; None as for the temperature, 260 for all.
+        top_p: sample from the likeliest bytes that reach this share, above 0 and at most 1, of the probability that
+            top_k leaves; None as for the temperature, 1 for all.
+        seed: 0 or more; the same seed gives the same samples. None, the default, gives others every time.
+        draft: speculative decoding, which changes only the time it takes: none, patcher, decoder, ngram, or auto, the
+            default. Where `is_exact` is false, kinds other than auto may also decide a near tie differently.
 
-        What ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model fails.
+        The id that ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model
+        fails.
         """
         return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
 
@@ -241,11 +243,11 @@ class Model:
         *,
         reading: Callable[[Session], None] | None = None,
     ) -> Iterator[bytes]:
-        """What `generate` gives, one byte at a time; `decoding.utf8.utf8_pieces` joins them into whole characters.
+        """Generate as `generate` does, one byte at a time; `decoding.utf8.utf8_pieces` joins them into characters.
 
-        Takes what `generate` takes, and refuses what it refuses when it is called; and
+        Takes the arguments of `generate`, checks them at once, and takes one more:
 
-        reading: called with the session after each chunk of the prompt; it may ask where that is. Default None.
+        reading: called with the session after each chunk of the prompt, to show its position. Default None.
         """
         stated = self.config.generation
         sampling = Sampling(
@@ -278,7 +280,7 @@ class Model:
                     yield bytes([chosen - OFFSET])
 
     def score(self, data: bytes | str) -> Scores:
-        """How likely each byte of a text is, given those before it.
+        """Log-probability of each byte of a text, given those before it.
 
         data: bytes, or str, which is read as UTF-8; may be empty.
         """
@@ -298,7 +300,7 @@ class Model:
 
 
 def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:
-    """`data` cut before each byte t for which patch_starts[t]; the first and the last may be parts of a patch."""
+    """Cut `data` before each byte t with patch_starts[t]; the first and the last piece may be parts of a patch."""
     cuts = [0, *(index for index, start in enumerate(patch_starts) if start and index), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
 
@@ -313,16 +315,16 @@ def load(
     """Open a bundle.
 
     path: the directory that `edgeblt export` wrote.
-    provider: where it runs: cpu, cuda, or some stages' own such as `edgeblt.Name("patcher=cpu,global=cuda")`. None, the
-        default, and stages left out: what the bundle was exported for. A stage exported for the cpu runs only there;
-        one for cuda runs on both.
-    threads: how many to compute with, 1 or more. None, the default, is what suits each stage's size.
-    verify: True checks the sha256 of every file first; by default sizes and the graphs' are checked.
+    provider: execution provider: cpu, cuda, or one for some stages such as `edgeblt.Name("patcher=cpu,global=cuda")`.
+        None, the default, and stages left out run where the bundle was exported for. A stage exported for the cpu runs
+        only there; one for cuda runs on both.
+    threads: number of threads, 1 or more. None, the default, suits it to each stage's size.
+    verify: True checks the sha256 of every file first; by default only sizes and the hashes of graphs are checked.
     threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
         longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
 
-    What `edgeblt prepare` made for it here is used; `Model.prepared` says if it was, or why not. Raises EdgebltError
-    for a damaged bundle, damaged prepared weights, a provider that is not available, or a rule without threshold.
+    Weights that `edgeblt prepare` packed on this machine are used; `Model.prepared` says whether, or why not. Raises
+    EdgebltError for a damaged bundle, damaged prepared weights, an unavailable provider, or a rule without threshold.
     """
     return open_model(path, provider, threads, verify, threshold)
 
@@ -334,7 +336,7 @@ def open_model(
     verify: bool = False,
     threshold: float | None = None,
 ) -> Model:
-    """As `load`, for names that a command line or a file gave."""
+    """Open a bundle as `load` does, for unchecked names from a command line or a file."""
     with EnoughMemory("to open the bundle"):
         return Model(path, provider, threads, verify, threshold=threshold)
 
@@ -348,7 +350,7 @@ def _opened_again(
     prepared: Prepared | None,
     threshold: float | None,
 ) -> Model:
-    """A model that was pickled. Raises EdgebltError as `load`, and if another bundle is in its place."""
+    """Open a pickled model again. Raises EdgebltError as `load`, and if another bundle is in its place."""
     model = Model(path, provider, threads, verify, prepared, threshold)
     if model.bundle.id != bundle_id:
         raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
@@ -356,7 +358,7 @@ def _opened_again(
 
 
 def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
-    """Where each stage runs; `provider` as `load` takes it. Raises EdgebltError where a stage cannot run there."""
+    """Provider of each stage, for the argument of `load`. Raises EdgebltError where a stage cannot run there."""
     if provider is not None and not isinstance(provider, str):
         raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
     targets = bundle.manifest.targets
@@ -400,7 +402,7 @@ def _checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
 def _open_stage(
     stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
 ) -> StageGraph:
-    """`counts`: threads for runs on few positions, and on many."""
+    """Open a stage's graph; `counts` are the threads for runs on few positions and on many."""
     (few, many), memory = counts, memory_of(provider)
 
     def opened(threads: int) -> onnxruntime.InferenceSession:
@@ -439,7 +441,7 @@ def _open_graph(
 
 
 def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any], remedy: str) -> None:
-    """Every tensor the runtime will bind must be there, of its type and fixed dimensions, and no other."""
+    """Raises EdgebltError unless the graph has just the tensors the runtime binds, of their types and fixed sizes."""
     seen = {value.name: value for value in values}
     for spec in specs:
         value = seen.pop(spec.name, None)
