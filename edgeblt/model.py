@@ -21,7 +21,7 @@ from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
 from edgeblt.decoding.drafters import DRAFTERS
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, DECODER, NGRAM, PATCHER, Experience, check_draft, generate_ids
+from edgeblt.decoding.speculation import AUTO, DECODER, NGRAM, PATCHER, DraftStatistics, check_draft, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
@@ -95,7 +95,7 @@ class Model:
         self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
         self.config: ModelConfig = self.bundle.manifest.config
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
-        self._experiences: dict[str, Experience] = {}
+        self._draft_statistics: dict[str, DraftStatistics] = {}
         self._is_exact: bool | None = None
         self._graphs: dict[StageName, StageGraph] = {}
         used = []
@@ -169,7 +169,7 @@ class Model:
             file.refuse_changes()
         return Session(self.config, self._graphs, self._contracts, self.threshold)
 
-    def experience(self, draft: str) -> Experience:
+    def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
 
         draft: as `generate` takes it.
@@ -177,9 +177,9 @@ class Model:
         Raises EdgebltError for an unknown kind.
         """
         check_draft(draft)
-        if draft not in self._experiences:
-            self._experiences[draft] = Experience(draft, self._usable_drafters(draft))
-        return self._experiences[draft]
+        if draft not in self._draft_statistics:
+            self._draft_statistics[draft] = DraftStatistics(draft, self._usable_drafters(draft))
+        return self._draft_statistics[draft]
 
     def _usable_drafters(self, draft: str) -> list[str]:
         """Drafters that can work on this model; for `auto`, only those that can pay and cannot change the text.
@@ -275,7 +275,7 @@ class Model:
                 logits = chunk.logits[-1]
                 if reading:
                     reading(session)
-            for chosen in generate_ids(session, logits, sampler, self.experience(draft), max_new_bytes):
+            for chosen in generate_ids(session, logits, sampler, self.draft_statistics(draft), max_new_bytes):
                 if chosen not in sampler.ends:
                     yield bytes([chosen - OFFSET])
 

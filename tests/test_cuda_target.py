@@ -265,8 +265,8 @@ def test_drafts_are_not_chosen_where_rounding_depends_on_them(
     for_cuda: Callable[[int], Path], host_as_device: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Model = load(for_cuda(10), "cpu")
-    assert "ngram" in model.experience("auto").names
+    assert "ngram" in model.draft_statistics("auto").names
     other = load(for_cuda(10), "cpu")
     monkeypatch.setattr(Model, "is_on_host", False)
-    assert not other.experience("auto").names and other.experience("ngram").names == ("ngram",)
+    assert not other.draft_statistics("auto").names and other.draft_statistics("ngram").names == ("ngram",)
     assert other.generate(b"ab", 20, draft="auto") == other.generate(b"ab", 20, draft="none")

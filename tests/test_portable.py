@@ -111,9 +111,9 @@ def test_auto_does_not_draft_where_rows_depend_on_their_company(
             outputs[result] *= np.float32(1 + 2**-22)
 
     model = load(exported(10).bundle)
-    assert model.is_exact and model.experience(AUTO).names
+    assert model.is_exact and model.draft_statistics(AUTO).names
     monkeypatch.setattr(Stage, "run", run_otherwise)
     model = load(exported(10).bundle)
     assert not model.is_exact
-    assert model.experience(AUTO).names == ()
-    assert model.experience("ngram").names == ("ngram",)
+    assert model.draft_statistics(AUTO).names == ()
+    assert model.draft_statistics("ngram").names == ("ngram",)

@@ -11,11 +11,11 @@ _GUESS_WEIGHT = 20.0  # and in its slope, as a sum of squared deviations of the 
 _OUTLIER = 4.0  # measurements are clipped to this multiple of the expected value: another process took the rest
 _PLAIN_EVERY = 48  # passes with drafts before a draft-free one is measured again
 _FORGOTTEN_AFTER = 1024  # draft-free passes after which the measured costs of drafts are discarded
-_TRIED = 4  # passes in a trial of one drafter
-_KEPT_TO = 160  # passes with the fastest drafter between two trials
+_TRIAL_PASSES = 4  # passes in a trial of one drafter
+_TRIAL_INTERVAL = 160  # passes with the fastest drafter between two trials
 
 
-class Mean:
+class ExponentialMean:
     """Exponentially weighted mean; values far above it are clipped."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Mean:
             self.value += max(_NEW, 1 / self._count) * (min(value, _OUTLIER * self.value) - self.value)
 
 
-class Line:
+class LinearFit:
     """Exponentially weighted linear fit of the seconds of a pass to the number of drafted ids it checks."""
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Costs:
     """Measured seconds of draft-free passes, of passes with each drafter's drafts, and of a generated id."""
 
     def __init__(self) -> None:
-        self._plain, self._generated = Mean(), Mean()
-        self._lines: dict[str, Line] = {}
+        self._plain, self._generated = ExponentialMean(), ExponentialMean()
+        self._lines: dict[str, LinearFit] = {}
         self._since_plain = self._since_draft = 0
 
     def add(self, name: str | None, drafted: int, generated: int, seconds: float) -> None:
@@ -85,7 +85,7 @@ class Costs:
             return
         self._since_plain, self._since_draft = self._since_plain + 1, 0
         if drafted and self._plain.value is not None:
-            self._lines.setdefault(name, Line()).add(drafted, seconds, self._plain.value)
+            self._lines.setdefault(name, LinearFit()).add(drafted, seconds, self._plain.value)
 
     def price(self, name: str) -> Price | None:
         """Break-even price of a draft by `name`; None when a draft-free pass must re-measure the baseline."""
@@ -93,16 +93,16 @@ class Costs:
         if plain is None or self._generated.value is None or self._since_plain > _PLAIN_EVERY:
             return None
         value = min(self._generated.value, plain)
-        start, more = self._lines.setdefault(name, Line()).fit(plain)
+        start, more = self._lines.setdefault(name, LinearFit()).fit(plain)
         return Price(max(start - plain, 0.0) / value, more / value)
 
 
-class Trials:
+class DraftSelector:
     """Selects the drafter with the fewest seconds a byte: tries each for a few passes, then keeps to the fastest."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
-        self._seconds = {name: Mean() for name in names}
+        self._seconds = {name: ExponentialMean() for name in names}
         self._passes = 0
         self._last = ""
 
@@ -110,13 +110,13 @@ class Trials:
         """Name of the drafter to use in the next pass."""
         if len(self._names) == 1:
             return self._names[0]
-        turn = self._passes // _TRIED
+        turn = self._passes // _TRIAL_PASSES
         if turn < len(self._names):
             return self._names[turn]
         best = self._best()
         others = [name for name in self._names if name != best]
-        round_, since = divmod(self._passes - _TRIED * len(self._names), _KEPT_TO + _TRIED)
-        return best if since < _KEPT_TO or not others else others[round_ % len(others)]
+        round_, since = divmod(self._passes - _TRIAL_PASSES * len(self._names), _TRIAL_INTERVAL + _TRIAL_PASSES)
+        return best if since < _TRIAL_INTERVAL or not others else others[round_ % len(others)]
 
     def add(self, name: str, generated: int, seconds: float) -> None:
         """Add a pass in which `name` gave `generated` ids; names that are not compared are ignored."""
@@ -124,7 +124,7 @@ class Trials:
             return
         self._passes += 1
         if name != self._last and name != self._best():  # a trial begins: older measurements are out of date
-            self._seconds[name] = Mean()
+            self._seconds[name] = ExponentialMean()
         self._last = name
         self._seconds[name].add(seconds / generated)
 

@@ -34,7 +34,7 @@ class Draft(NamedTuple):
 NOTHING = Draft([], 0.0)
 
 
-class Rates:
+class AcceptanceRates:
     """Exponentially weighted acceptance rates of drafted ids by kind; a model keeps them from text to text."""
 
     _FIRST_WEIGHT = 4.0  # weight of the initial rates, in drafted ids
@@ -76,7 +76,7 @@ class Drafter(Protocol):
 class _Stepwise:
     """Drafts id by id from the logits of a smaller model, while acceptance is likely enough."""
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: AcceptanceRates) -> None:
         self._rates = rates
         self._bins: list[int] = []  # of the last draft
 
@@ -128,7 +128,7 @@ class NgramDrafter:
     Each suffix length has two acceptance rates: for the first byte, and for each byte after accepted ones.
     """
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: AcceptanceRates) -> None:
         self._rates = rates
         self._text = bytearray()
         self._kind = 0  # index in LENGTHS of the suffix found last
@@ -170,15 +170,15 @@ class NgramDrafter:
         return (period * (count // len(period) + 1))[:count] if len(period) < count else period
 
 
-DRAFTERS: dict[str, Callable[[Rates], Drafter]] = {
+DRAFTERS: dict[str, Callable[[AcceptanceRates], Drafter]] = {
     "patcher": PatcherDrafter,
     "decoder": DecoderDrafter,
     "ngram": NgramDrafter,
 }
 
 
-def first_rates(name: str) -> Rates:
+def initial_rates(name: str) -> AcceptanceRates:
     """Initial acceptance rates of a drafter; for a smaller model, its own predicted probabilities."""
     if name == "ngram":
-        return Rates([rate for length in LENGTHS for rate in (1 - 2 / length, 1 - 1 / length)])
-    return Rates([(bin + 0.5) / _BINS for bin in range(_BINS)])
+        return AcceptanceRates([rate for length in LENGTHS for rate in (1 - 2 / length, 1 - 1 / length)])
+    return AcceptanceRates([(bin + 0.5) / _BINS for bin in range(_BINS)])

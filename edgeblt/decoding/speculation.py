@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.arguments import shown
-from edgeblt.decoding.draft_costs import Costs, Trials
-from edgeblt.decoding.drafters import DRAFTERS, Drafter, first_rates
+from edgeblt.decoding.draft_costs import Costs, DraftSelector
+from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
 from edgeblt.decoding.sampling import Sampler
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import OFFSET
@@ -43,7 +43,7 @@ class DraftCounts:
     accepted: int = 0
 
 
-class Experience:
+class DraftStatistics:
     """Acceptance rates and costs of one kind of drafts on one model, in the unit of `clock`: by default seconds."""
 
     def __init__(
@@ -52,10 +52,10 @@ class Experience:
         """Start with none; `draft` is one of DRAFTS, and only drafters that are also in `usable` are used."""
         self.clock = clock
         self.names = tuple(name for name in _STANDS_FOR.get(draft, (draft,)) if name in usable)
-        self.rates = {name: first_rates(name) for name in self.names}
+        self.rates = {name: initial_rates(name) for name in self.names}
         smaller_models = [name for name in self.names if name != NGRAM]
         self.costs = Costs()
-        self.trials = Trials([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
+        self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
 def check_draft(draft: object) -> None:
@@ -68,18 +68,18 @@ def generate_ids(
     session: Session,
     logits: NDArray[np.float32],
     sampler: Sampler,
-    experience: Experience,
+    statistics: DraftStatistics,
     most: int,
     counts: DraftCounts | None = None,
 ) -> Iterator[int]:
     """Generate at most `most` ids after the text the session has been fed; `logits` [vocab] are its last.
 
-    Stops after one of the sampler's `ends`. The last id has not been fed. `experience` chooses the drafts and learns
+    Stops after one of the sampler's `ends`. The last id has not been fed. `statistics` chooses the drafts and learns
     from them. Raises EdgebltError where the model fails (`Sampler.choose`).
     """
     left, pending = most, 0
     chosen = [sampler.choose(logits)]
-    speculation = _Speculation(session, sampler, experience, counts or DraftCounts()) if most > 1 else None
+    speculation = _Speculation(session, sampler, statistics, counts or DraftCounts()) if most > 1 else None
     while True:
         for pending in chosen[:left]:
             yield pending
@@ -94,10 +94,10 @@ def generate_ids(
 class _Speculation:
     """Speculation on one text: the n-gram drafter goes first, then the smaller model that measures fastest."""
 
-    def __init__(self, session: Session, sampler: Sampler, experience: Experience, counts: DraftCounts) -> None:
+    def __init__(self, session: Session, sampler: Sampler, statistics: DraftStatistics, counts: DraftCounts) -> None:
         self._session, self._sampler, self._counts = session, sampler, counts
-        self._costs, self._trials, self._clock = experience.costs, experience.trials, experience.clock
-        self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in experience.rates.items()}
+        self._costs, self._selector, self._clock = statistics.costs, statistics.selector, statistics.clock
+        self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in statistics.rates.items()}
         self._asked_first = [NGRAM] if NGRAM in self._drafters else []
         self._extend(session.ids.tolist())
 
@@ -117,7 +117,7 @@ class _Speculation:
             self._judge(name, drafted, chosen, start + len(chosen))
         plain = not drafted and name != DECODER  # the patcher would have read those bytes anyway
         self._costs.add(None if plain else name, len(drafted), len(chosen), seconds)
-        self._trials.add(name, len(chosen), seconds)
+        self._selector.add(name, len(chosen), seconds)
         return chosen
 
     def _judge(self, name: str, drafted: list[int], chosen: list[int], position: int) -> None:
@@ -132,7 +132,7 @@ class _Speculation:
     def _draft(self, pending: int, most: int) -> tuple[str, list[int]]:
         """Name and ids of the first draft worth verifying; without one, the drafter that took time in vain, or NONE."""
         asked = NONE
-        for name in (*self._asked_first, self._trials.choose()):
+        for name in (*self._asked_first, self._selector.choose()):
             if name == NONE or not most or not self._drafters[name].knows():
                 continue
             price = self._costs.price(name)
