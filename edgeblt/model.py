@@ -35,7 +35,7 @@ from edgeblt.runtime.prepared import Prepared, find_prepared
 from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
 from edgeblt.runtime.run_errors import EnoughMemory, no_memory
 from edgeblt.runtime.session import Session
-from edgeblt.runtime.stage import StageGraph
+from edgeblt.runtime.stage import OpenedGraph
 
 LARGEST_DRAFTER = 1 / 3  # of the weights read for a byte: drafts by a larger model cost more than they save
 
@@ -97,7 +97,7 @@ class Model:
         self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._draft_statistics: dict[str, DraftStatistics] = {}
         self._is_exact: bool | None = None
-        self._graphs: dict[StageName, StageGraph] = {}
+        self._graphs: dict[StageName, OpenedGraph] = {}
         used = []
         for name in STAGES:
             own, packed = held.stages[name], self.prepared.stage(name)
@@ -401,7 +401,7 @@ def _checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
 
 def _open_stage(
     stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
-) -> StageGraph:
+) -> OpenedGraph:
     """Open a stage's graph; `counts` are the threads for runs on few positions and on many."""
     (few, many), memory = counts, memory_of(provider)
 
@@ -413,8 +413,8 @@ def _open_stage(
 
     graph = opened(few)
     if memory:
-        return StageGraph.on_device(graph, memory)
-    return StageGraph(graph, graph if few == many else opened(many))
+        return OpenedGraph.on_device(graph, memory)
+    return OpenedGraph(graph, graph if few == many else opened(many))
 
 
 def _open_graph(

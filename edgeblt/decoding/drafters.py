@@ -58,10 +58,6 @@ class Drafter(Protocol):
     def extend(self, ids: Sequence[int]) -> None:
         """Append ids to the text."""
 
-    def knows(self) -> bool:
-        """Whether the drafter can draft at the end of the text."""
-        ...
-
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
 
@@ -82,9 +78,6 @@ class _Stepwise:
 
     def extend(self, ids: Sequence[int]) -> None:
         pass
-
-    def knows(self) -> bool:
-        return True
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index, kind in enumerate(self._bins[: min(accepted + 1, drafted)]):
@@ -138,8 +131,8 @@ class NgramDrafter:
         for id in ids:
             self._text.append(id - OFFSET if id >= OFFSET else _NO_BYTE)
 
-    def knows(self) -> bool:
-        """Searches for the newest earlier occurrence of the text's last bytes; False if there is none."""
+    def _find(self) -> bool:
+        """Find the newest earlier occurrence of the text's longest suffix in LENGTHS; False if there is none."""
         text, end = self._text, len(self._text)
         begin, kind = max(end - _REACH, 0), -1
         for length in LENGTHS:
@@ -151,7 +144,8 @@ class NgramDrafter:
         return kind >= 0
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
-        """Drafts from the occurrence that `knows` has found."""
+        if not self._find():
+            return NOTHING
         chance, longer = self._rates[2 * self._kind], self._rates[2 * self._kind + 1]
         if chance <= needed:
             return NOTHING

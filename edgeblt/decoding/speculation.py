@@ -133,7 +133,7 @@ class _Speculation:
         """Name and ids of the first draft worth verifying; without one, the drafter that took time in vain, or NONE."""
         asked = NONE
         for name in (*self._asked_first, self._selector.choose()):
-            if name == NONE or not most or not self._drafters[name].knows():
+            if name == NONE or not most:
                 continue
             price = self._costs.price(name)
             if price is None:

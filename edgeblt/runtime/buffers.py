@@ -7,7 +7,7 @@ import numpy as np
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import DType, StageContract, StageName, cross_row_width
 from edgeblt.runtime.device_array import Array, DeviceMemory, empty
-from edgeblt.runtime.stage import Stage
+from edgeblt.runtime.stage import StageRunner
 
 Arrays = dict[str, Array]
 
@@ -22,7 +22,7 @@ class Homes(NamedTuple):
     row_dtype: DType
 
     @classmethod
-    def of(cls, stages: dict[StageName, Stage], contracts: dict[StageName, StageContract]) -> "Homes":
+    def of(cls, stages: dict[StageName, StageRunner], contracts: dict[StageName, StageContract]) -> "Homes":
         encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
         cache = contracts["decoder"].cache
         assert cache is not None

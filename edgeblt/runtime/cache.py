@@ -67,6 +67,11 @@ class KeyValueCache:
         self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
         return True
 
+    def advance(self, count: int) -> int:
+        """Count the next `count` positions, which a run is about to fill; returns the filled slots with them."""
+        self.length += count
+        return self.length
+
     @property
     def _enough(self) -> int | None:
         """Largest useful capacity of a windowed cache, in slots; None without a window."""

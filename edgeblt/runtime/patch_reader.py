@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STATE_WIDTH
 from edgeblt.runtime.cache import RowHistory, pieces
-from edgeblt.runtime.stage import MANY, Stage
+from edgeblt.runtime.stage import MANY, StageRunner
 
 
 class Patching(NamedTuple):
@@ -47,7 +47,7 @@ class Patching(NamedTuple):
 class Patcher:
     """Reads each id once, in order; results of ids read ahead are kept until the session is fed these ids or others."""
 
-    def __init__(self, config: ModelConfig, stage: Stage, rollback: int, threshold: float | None) -> None:
+    def __init__(self, config: ModelConfig, stage: StageRunner, rollback: int, threshold: float | None) -> None:
         """Start an empty sequence; `threshold`, in nats, replaces the graph's own."""
         self.stage = stage
         self._config, self._rollback = config, rollback
@@ -132,10 +132,7 @@ class Patcher:
         buffers.inputs["position"][0] = position
         if position:
             buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
-        if self.stage.cache:
-            self.stage.reserve(count)
-            self.stage.cache.length += count
-            buffers.total_length[0] = self.stage.cache.length
+        buffers.total_length[0] = self.stage.advance(count)
         self.stage.run(buffers.inputs, buffers.outputs, count, 0)
         self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found

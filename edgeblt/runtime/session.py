@@ -21,7 +21,7 @@ from edgeblt.runtime.buffers import Buffers, Homes, PatchBuffers
 from edgeblt.runtime.cache import IdHistory, RowHistory, pieces
 from edgeblt.runtime.device_array import Array, zeros
 from edgeblt.runtime.patch_reader import Patcher, Patching
-from edgeblt.runtime.stage import MANY, Stage, StageGraph
+from edgeblt.runtime.stage import MANY, OpenedGraph, StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.turn import Turn
 
@@ -51,13 +51,13 @@ class Session:
     def __init__(
         self,
         config: ModelConfig,
-        graphs: dict[StageName, StageGraph],
+        graphs: dict[StageName, OpenedGraph],
         contracts: dict[StageName, StageContract],
         threshold: float | None = None,
     ) -> None:
         self.config, self._threshold = config, threshold
         self._graphs, self._contracts = graphs, contracts
-        self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
+        self._stages = {name: StageRunner(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
         self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
         self._homes = Homes.of(self._stages, contracts)
@@ -368,7 +368,7 @@ class Session:
             np.cumsum(starts, out=buffers.latent_index)
             np.subtract(buffers.latent_index, starts, out=buffers.patch_index)
         stage = self._stages["encoder"]
-        self._reserve(stage, buffers)
+        buffers.total_length["encoder"][0] = stage.advance(buffers.count)
         if patches.count:
             patches.encoder_inputs["open_vectors"] = self._byte_vectors.rows(self._patch_starts[-1])
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
@@ -384,9 +384,7 @@ class Session:
                 end += piece.patches.count
         if patches.count:
             stage = self._stages["global"]
-            stage.reserve(patches.count)
-            assert stage.cache is not None
-            stage.cache.length += patches.count
+            stage.advance(patches.count)
             patches.total_length[0] = first_patch + patches.count
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
@@ -399,7 +397,7 @@ class Session:
         elif self._carried_patch != piece.first_patch - 1:  # rolled back
             self._carried_row[:] = self._cross_rows.rows(piece.first_patch - 1, piece.first_patch)
         stage = self._stages["decoder"]
-        self._reserve(stage, buffers)
+        buffers.total_length["decoder"][0] = stage.advance(buffers.count)
         patches.decoder_inputs["latents"] = latents
         patches.decoder_inputs["carried_row"] = self._carried_row
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)
@@ -424,13 +422,6 @@ class Session:
             if count < MANY:
                 self._kept_buffers[count] = buffers
         return buffers
-
-    def _reserve(self, stage: Stage, buffers: Buffers) -> None:
-        """Make room for the piece in the stage's cache, which the next run fills."""
-        stage.reserve(buffers.count)
-        assert stage.cache is not None
-        stage.cache.length += buffers.count
-        buffers.total_length[stage.name][0] = stage.cache.length
 
 
 class _Piece(NamedTuple):

@@ -22,7 +22,7 @@ _OF_MANY = (MANY, 0)
 
 
 @dataclass(frozen=True)
-class StageGraph:
+class OpenedGraph:
     """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
 
     ONNX Runtime fixes the number of threads when it opens a graph, and the two need different numbers. `memory` is that
@@ -35,15 +35,15 @@ class StageGraph:
     read_there: frozenset[str] = frozenset()
 
     @classmethod
-    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "StageGraph":
+    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "OpenedGraph":
         places = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
         return cls(graph, graph, memory, frozenset(value.name for value, place in places if place.name != "Cpu"))
 
 
-class Stage:
+class StageRunner:
     """Runs a graph on arrays given by name; the cache is shared between past and present, in place."""
 
-    def __init__(self, graph: StageGraph, contract: StageContract, rollback: int) -> None:
+    def __init__(self, graph: OpenedGraph, contract: StageContract, rollback: int) -> None:
         self.name = contract.name
         self.memory = graph.memory
         self.cache = KeyValueCache(contract.cache, rollback, graph.memory) if contract.cache else None
@@ -52,10 +52,13 @@ class Stage:
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
 
-    def reserve(self, count: int) -> None:
-        """Make room in the cache for `count` positions."""
-        if self.cache and self.cache.reserve(count):
+    def advance(self, count: int) -> int:
+        """Extend the cache by the `count` positions of the next run; returns its filled slots, 0 without a cache."""
+        if self.cache is None:
+            return 0
+        if self.cache.reserve(count):
             self._forget_bindings()
+        return self.cache.advance(count)
 
     def run(
         self,
@@ -101,7 +104,7 @@ class Stage:
         if self.cache:
             self.cache.clear()
 
-    def copy_from(self, other: "Stage") -> None:
+    def copy_from(self, other: "StageRunner") -> None:
         if self.cache and other.cache:
             self.cache.copy_from(other.cache)
             self._forget_bindings()
