@@ -6,40 +6,35 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.arguments import as_bytes, as_path, real_number, shown, whole_number
+from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
-from edgeblt.bundle.held_files import is_too_many_open, too_many_open
-from edgeblt.bundle.manifest import Bundle, HeldStage, hold_bundle, refuse_replacement
-from edgeblt.bundle.placement import describe_placement, parse_placement
+from edgeblt.bundle.contract import STAGES, StageName, stage_contracts
+from edgeblt.bundle.manifest import hold_bundle, refuse_replacement
+from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
-from edgeblt.decoding.drafters import DRAFTERS
-from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, DECODER, NGRAM, PATCHER, DraftStatistics, check_draft, generate_ids
+from edgeblt.decoding.sampling import Sampler, Sampling, log_softmax
+from edgeblt.decoding.speculation import AUTO, DraftStatistics, check_draft, generate_ids, usable_drafters
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
-from edgeblt.runtime.cuda import explained, gpu_memory
+from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
+from edgeblt.runtime.opening import checked_threshold, open_stage, place_stages
 from edgeblt.runtime.prepared import Prepared, find_prepared
-from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
-from edgeblt.runtime.run_errors import EnoughMemory, no_memory
+from edgeblt.runtime.providers import thread_counts
+from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
 from edgeblt.runtime.stage import OpenedGraph
-
-LARGEST_DRAFTER = 1 / 3  # of the weights read for a byte: drafts by a larger model cost more than they save
-
-Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +73,8 @@ class Model:
         path: str | Path,
         provider: str | None,
         threads: int | None,
-        verify: bool,
+        *,
+        verify: bool = False,
         prepared: Prepared | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -88,7 +84,7 @@ class Model:
         self.memory_before, started = resident_memory(), time.perf_counter()
         held = hold_bundle(path, verify)
         self.bundle = held.bundle
-        self.threads, self.threshold = threads, _checked_threshold(self.bundle, threshold)
+        self.threads, self.threshold = threads, checked_threshold(self.bundle, threshold)
         self.placement = place_stages(self.bundle, provider)
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
@@ -103,7 +99,7 @@ class Model:
             own, packed = held.stages[name], self.prepared.stage(name)
             counts = thread_counts(threads, sum(file.size for file in own.weights))
             used.append(packed or own)
-            self._graphs[name] = _open_stage(
+            self._graphs[name] = open_stage(
                 used[-1], packed is not None, self._contracts[name], counts, self.placement[name]
             )
         self._weights = [file for stage in used for file in stage.weights]  # mapped files
@@ -147,7 +143,7 @@ class Model:
         threshold: as `load` takes it; None is the bundle's own.
         """
         other = self.__copy__()
-        other.threshold = _checked_threshold(self.bundle, threshold)
+        other.threshold = checked_threshold(self.bundle, threshold)
         return other
 
     def __repr__(self) -> str:
@@ -182,26 +178,14 @@ class Model:
         return self._draft_statistics[draft]
 
     def _usable_drafters(self, draft: str) -> list[str]:
-        """Drafters that can work on this model; for `auto`, only those that can pay and cannot change the text.
-
-        A patching rule that reads no text has no patcher. `auto` uses no drafter that reads too many weights for a
-        draft, and none at all where rounding depends on how many bytes are computed at once, as on a GPU: drafts could
-        change the text.
-        """
+        """Drafters for `draft`. `auto` has none where the model is not exact: they could change the text."""
         if draft == AUTO and not self.is_exact:
             return []
-        usable = [name for name in DRAFTERS if name != PATCHER or self.config.patcher]
-        if draft != AUTO:
-            return usable
         try:
-            plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching))
+            plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching)) if draft == AUTO else None
         except EdgebltError:  # the bundle was removed since it was opened; open graphs still work
-            return [NGRAM]
-        read: dict[str, tuple[StageName, ...]] = {PATCHER: ("patcher",), DECODER: ("encoder", "decoder")}
-        most = LARGEST_DRAFTER * plan.weight_bytes_per_byte
-        return [
-            name for name in usable if sum(plan.stages[stage].read_per_byte for stage in read.get(name, ())) <= most
-        ]
+            plan = None
+        return usable_drafters(draft, self.config.patcher is not None, plan)
 
     def generate(
         self,
@@ -338,7 +322,7 @@ def open_model(
 ) -> Model:
     """Open a bundle as `load` does, for unchecked names from a command line or a file."""
     with EnoughMemory("to open the bundle"):
-        return Model(path, provider, threads, verify, threshold=threshold)
+        return Model(path, provider, threads, verify=verify, threshold=threshold)
 
 
 def _opened_again(
@@ -351,107 +335,7 @@ def _opened_again(
     threshold: float | None,
 ) -> Model:
     """Open a pickled model again. Raises EdgebltError as `load`, and if another bundle is in its place."""
-    model = Model(path, provider, threads, verify, prepared, threshold)
+    model = Model(path, provider, threads, verify=verify, prepared=prepared, threshold=threshold)
     if model.bundle.id != bundle_id:
         raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
     return model
-
-
-def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
-    """Provider of each stage, for the argument of `load`. Raises EdgebltError where a stage cannot run there."""
-    if provider is not None and not isinstance(provider, str):
-        raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
-    targets = bundle.manifest.targets
-    placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
-    for stage, place in placement.items():
-        if place == "cuda" and targets[stage] != "cuda":
-            raise EdgebltError(
-                f"the stage {stage} of {bundle.path} was exported for the {targets[stage]}, not for cuda; export the"
-                " checkpoint again with --target cuda"
-            )
-    return placement
-
-
-def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
-    """Log-probabilities in nats along the last axis, in the logits' own precision.
-
-    Entries of +inf share all the probability; a row with NaN, or with nothing above -inf, has NaN everywhere.
-    """
-    with np.errstate(all="ignore"):
-        largest = logits.max(axis=-1, keepdims=True)
-        if np.isposinf(largest).any():
-            logits = np.where(np.isposinf(largest), np.where(np.isposinf(logits), 0, -np.inf), logits)
-            largest = np.where(np.isposinf(largest), 0, largest)
-        shifted = logits - largest
-        result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def _checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
-    if threshold is None:
-        return None
-    rest = "give a number of nats, such as 1.5"
-    number = real_number("threshold", threshold, rest)
-    if not abs(number) <= float(np.finfo(np.float32).max):  # the graph compares in float32
-        raise EdgebltError(f"threshold is {shown(threshold)}; {rest}")
-    if not bundle.manifest.config.patching.rule.needs_entropies:
-        raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")
-    return number
-
-
-def _open_stage(
-    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
-) -> OpenedGraph:
-    """Open a stage's graph; `counts` are the threads for runs on few positions and on many."""
-    (few, many), memory = counts, memory_of(provider)
-
-    def opened(threads: int) -> onnxruntime.InferenceSession:
-        options = session_options(threads, provider)
-        if is_prepared:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _open_graph(stage, contract, options, provider, "prepare" if is_prepared else "export")
-
-    graph = opened(few)
-    if memory:
-        return OpenedGraph.on_device(graph, memory)
-    return OpenedGraph(graph, graph if few == many else opened(many))
-
-
-def _open_graph(
-    stage: HeldStage, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
-) -> onnxruntime.InferenceSession:
-    path = stage.graph
-    try:
-        graph = open_graph(stage.content, stage.directory.path, options, provider)
-    except EdgebltError:
-        raise
-    except Exception as error:  # onnxruntime raises a dozen unrelated types
-        refuse_replacement([stage])
-        if is_too_many_open(error):
-            raise too_many_open(path) from None
-        if provider == "cuda" and (sentence := explained(error)):
-            raise sentence from None
-        if sentence := no_memory(error, f"to open {path}"):
-            raise sentence from None
-        reason = " ".join(str(error).split())[:300]
-        raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
-    _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)
-    _check_interface(path, contract.all_outputs, graph.get_outputs(), remedy)
-    return graph
-
-
-def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any], remedy: str) -> None:
-    """Raises EdgebltError unless the graph has just the tensors the runtime binds, of their types and fixed sizes."""
-    seen = {value.name: value for value in values}
-    for spec in specs:
-        value = seen.pop(spec.name, None)
-        kind = {"float32": "tensor(float)"}.get(spec.dtype, f"tensor({spec.dtype})")
-        if value is None or value.type != kind or len(value.shape) != len(spec.shape) or any(
-            isinstance(wanted, int) and wanted != got for wanted, got in zip(spec.shape, value.shape, strict=True)
-        ):  # fmt: skip
-            found = f"{value.type} {value.shape}" if value else "nothing"
-            raise EdgebltError(f"{path}: {spec.name} should be {kind} {list(spec.shape)}, not {found}; {remedy} again")
-    if seen:
-        raise EdgebltError(
-            f"{path} has the unknown tensor {min(seen)!r:.60}; {remedy} the bundle again with this version"
-        )

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.random import default_rng  # now: numpy would load it when the first text is generated
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from edgeblt.arguments import real_number, shown, whole_number
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,18 @@ def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.floa
     with np.errstate(all="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
         weights: NDArray[np.float64] = np.exp((wide - np.float64(largest)) / temperature)
     return weights
+
+
+def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Log-probabilities in nats along the last axis, in the logits' own precision.
+
+    Entries of +inf share all the probability; a row with NaN, or with nothing above -inf, has NaN everywhere.
+    """
+    with np.errstate(all="ignore"):
+        largest = logits.max(axis=-1, keepdims=True)
+        if np.isposinf(largest).any():
+            logits = np.where(np.isposinf(largest), np.where(np.isposinf(logits), 0, -np.inf), logits)
+            largest = np.where(np.isposinf(largest), 0, largest)
+        shifted = logits - largest
+        result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.arguments import shown
+from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.weight_plan import WeightPlan
 from edgeblt.decoding.draft_costs import Costs, DraftSelector
 from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
 from edgeblt.decoding.sampling import Sampler
@@ -30,7 +32,9 @@ AUTO: Final = "auto"
 NGRAM: Final = "ngram"
 PATCHER: Final = "patcher"
 DECODER: Final = "decoder"
+LARGEST_DRAFTER = 1 / 3  # of the weights read for a byte: drafts by a larger model cost more than they save
 DRAFTS = (NONE, *DRAFTERS, AUTO)
+_READ: dict[str, tuple[StageName, ...]] = {PATCHER: ("patcher",), DECODER: ("encoder", "decoder")}
 _STANDS_FOR: dict[str, tuple[str, ...]] = {NONE: (), AUTO: tuple(DRAFTERS)}
 
 
@@ -62,6 +66,20 @@ def check_draft(draft: object) -> None:
     """Raises EdgebltError unless `draft` is one of DRAFTS."""
     if not isinstance(draft, str) or draft not in DRAFTS:
         raise EdgebltError(f"draft is {shown(draft)}; use one of {', '.join(DRAFTS)}")
+
+
+def usable_drafters(draft: str, has_patcher: bool, plan: WeightPlan | None) -> list[str]:
+    """Drafters that can work on a model, which has a patcher or not; for `auto`, only those that can pay.
+
+    `auto` uses no drafter that reads too many of the weights in `plan` for a draft, and only n-grams without a plan.
+    """
+    usable = [name for name in DRAFTERS if name != PATCHER or has_patcher]
+    if draft != AUTO:
+        return usable
+    if plan is None:
+        return [NGRAM]
+    most = LARGEST_DRAFTER * plan.weight_bytes_per_byte
+    return [name for name in usable if sum(plan.stages[stage].read_per_byte for stage in _READ.get(name, ())) <= most]
 
 
 def generate_ids(

@@ -28,7 +28,12 @@ from edgeblt.runtime.turn import Turn
 ROLLBACK_BYTES = 32  # rolling back by at most so many is instant; further back the text is fed again
 CHUNK_BYTES = 256  # most bytes in one chunk, whose patches the global stage computes in one run
 
-_NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
+_NO_PATCHING = Patching(
+    logits=np.empty((0, 0), np.float32),
+    entropies=np.empty(0, np.float32),
+    patch_starts=np.empty(0, np.bool_),
+    states=np.empty((0, 0), np.float32),
+)
 
 
 class Chunk(NamedTuple):
