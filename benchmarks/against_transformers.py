@@ -92,7 +92,7 @@ def time_decoding(model: Model, context: np.ndarray, draft: str, new_bytes: int 
     session = model.session()
     logits = session.feed(context)[-1]
     sampler = Sampler(Sampling(), endless=True)
-    new_ids = generate_ids(session, logits, sampler, model.experience(draft), new_bytes + 1)
+    new_ids = generate_ids(session, logits, sampler, model.draft_statistics(draft), new_bytes + 1)
     next(new_ids)
     started = time.perf_counter()
     assert sum(1 for _ in new_ids) == new_bytes

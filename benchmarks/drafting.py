@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import StageWeights
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DRAFTS, DraftCounts, Experience, generate_ids
+from edgeblt.decoding.speculation import DRAFTS, DraftCounts, DraftStatistics, generate_ids
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode
@@ -94,7 +94,7 @@ def measure(
 ) -> list[dict[str, object]]:
     """A row for each drafter; `none` is what the others are compared with, run by run."""
     ids = np.concatenate([[BOS], encode(text_of(name, CONTEXT + count + 64))])
-    by_time = {draft: model.experience(draft) for draft in drafts}
+    by_time = {draft: model.draft_statistics(draft) for draft in drafts}
     runs: dict[str, list[Found]] = {draft: [] for draft in drafts}
     for _ in range(repeats + 1):
         for draft in drafts:
@@ -131,15 +131,15 @@ def run(
     ids: NDArray[np.int64],
     way: str,
     count: int,
-    drafting: Experience | str,
+    drafting: DraftStatistics | str,
 ) -> Found:
-    """One continuation; a drafter's name instead of an experience has it adapt to weights, from nothing."""
+    """One continuation; a drafter's name instead of statistics has it adapt to weights, from nothing."""
     session, counts = model.session(), DraftCounts()
     logits = session.feed(ids[: CONTEXT + 1])[-1]
     samplers = {"greedy": Sampling(), "drawn": Sampling(TEMPERATURE, seed=1)}
     sampler = Given(ids[CONTEXT + 1 :]) if way == "given" else Sampler(samplers[way], endless=True)
     if isinstance(drafting, str):
-        drafting = Experience(drafting, clock=lambda: float(weight_bytes_read(weights, session.work)))
+        drafting = DraftStatistics(drafting, clock=lambda: float(weight_bytes_read(weights, session.work)))
     before, started = weight_bytes_read(weights, session.work), time.perf_counter()
     new = list(generate_ids(session, logits, sampler, drafting, count, counts))
     seconds = time.perf_counter() - started

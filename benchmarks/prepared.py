@@ -27,7 +27,7 @@ from edgeblt.runtime.prepared import Prepared
 
 bundle, prepared, new_bytes = sys.argv[1], sys.argv[2] == "prepared", int(sys.argv[3])
 started = time.process_time()
-model = Model(bundle, "cpu", None, False, None if prepared else Prepared(Path(), (), "left out"))
+model = Model(bundle, "cpu", None, prepared=None if prepared else Prepared(Path(), (), "left out"))
 load_cpu = time.process_time() - started
 opened = resident_memory()
 assert prepared == (model.prepared.unused_because is None)

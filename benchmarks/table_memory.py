@@ -17,7 +17,7 @@ from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import stage_contracts
 from edgeblt.bundle.manifest import open_bundle
 from edgeblt.runtime.providers import session_options
-from edgeblt.runtime.stage import Stage, StageGraph
+from edgeblt.runtime.stage import OpenedGraph, StageRunner
 
 
 def main() -> None:
@@ -36,26 +36,25 @@ def main() -> None:
     )
     result["opened"] = show("opened")
     config = bundle.manifest.config
-    read_random_rows(Stage(StageGraph(graph, graph), stage_contracts(config)["encoder"], 0), config, arguments.bytes)
+    read_random_rows(
+        StageRunner(OpenedGraph(graph, graph), stage_contracts(config)["encoder"], 0), config, arguments.bytes
+    )
     result["used"] = show(f"after {arguments.bytes} bytes")
     print(json.dumps(result))
 
 
-def read_random_rows(stage: Stage, config: ModelConfig, count: int) -> None:
+def read_random_rows(stage: StageRunner, config: ModelConfig, count: int) -> None:
     """Run the encoder byte by byte, each behind random context."""
     chance = np.random.default_rng(0)
-    assert stage.cache is not None
     outputs = {
         "byte_vectors": np.zeros((1, config.encoder.hidden_size), np.float32),
         "patch_vectors": np.zeros((0, config.patch_width), np.float32),
     }
     for _ in range(count):
-        stage.reserve(1)
-        stage.cache.length += 1
         inputs: dict[str, np.ndarray] = {
             "windows": chance.integers(4, 260, (1, config.hashes.context + 1)),
             "patch_index": np.zeros(1, np.int64),
-            "total_length": np.array([stage.cache.length], np.int32),
+            "total_length": np.array([stage.advance(1)], np.int32),
             "patches": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
         }

@@ -135,7 +135,7 @@ def _results(bundle: Bundle, prepared: Prepared) -> list[np.ndarray]:
     """Logits and entropies of a text, of which the last bytes are read one by one."""
     ids = np.concatenate([[BOS], encode(held_out_text("prose")[:_COMPARED_BYTES])])
     cuts = [0, *range(len(ids) - _COMPARED_ONE_BY_ONE, len(ids) + 1)]
-    session = Model(bundle.path, "cpu", 1, False, prepared).session()
+    session = Model(bundle.path, "cpu", 1, prepared=prepared).session()
     results = []
     for start, stop in itertools.pairwise(cuts):
         for chunk in session.run(ids[start:stop]):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeblt.bundle.contract import STAGES
-from edgeblt.model import log_softmax, open_model
+from edgeblt.decoding.sampling import log_softmax
+from edgeblt.model import open_model
 from edgeblt.placed_nodes import placed_nodes
 from edgeblt.runtime import cache, native
 

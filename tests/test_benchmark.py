@@ -155,7 +155,7 @@ def test_a_text_is_decoded_as_it_is(draft: str, tiny: Exported) -> None:
     ids = [1, *np.random.default_rng(3).integers(4, 260, 60).tolist()]
     session, counts = tiny.model.session(), DraftCounts()
     logits = session.feed(ids[:30])[-1]
-    found = list(generate_ids(session, logits, FollowedText(ids[30:]), tiny.model.experience(draft), 31, counts))
+    found = list(generate_ids(session, logits, FollowedText(ids[30:]), tiny.model.draft_statistics(draft), 31, counts))
     assert found == ids[30:] and session.ids.tolist() == ids[:-1]
     assert counts.accepted < counts.drafted or counts.drafted == 0  # drafts do not see what they are to guess
 

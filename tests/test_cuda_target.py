@@ -61,7 +61,7 @@ def for_cuda(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempP
 def host_as_device(monkeypatch: pytest.MonkeyPatch) -> HostMemory:
     """Models opened meanwhile keep their state in memory that stands for a device's."""
     memory = HostMemory()
-    monkeypatch.setattr("edgeblt.model.memory_of", lambda provider: memory)
+    monkeypatch.setattr("edgeblt.runtime.opening.memory_of", lambda provider: memory)
     monkeypatch.setattr("edgeblt.runtime.cache.DEVICE_SLACK", 40)  # so that caches move their content
     return memory
 
@@ -102,7 +102,7 @@ def test_state_on_a_device_changes_nothing(
     rounding, as caches on a device move their content elsewhere in the text."""
     on_device = load(for_cuda(seed), "cpu")
     with monkeypatch.context() as patch:
-        patch.setattr("edgeblt.model.memory_of", lambda provider: None)
+        patch.setattr("edgeblt.runtime.opening.memory_of", lambda provider: None)
         on_host = load(for_cuda(seed), "cpu")
     ids, rng = tiny_models.random_ids(seed, LONGEST), random.Random(seed)
     sessions = [on_device.session(), on_host.session()]
@@ -265,8 +265,8 @@ def test_drafts_are_not_chosen_where_rounding_depends_on_them(
     for_cuda: Callable[[int], Path], host_as_device: HostMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Model = load(for_cuda(10), "cpu")
-    assert "ngram" in model.experience("auto").names
+    assert "ngram" in model.draft_statistics("auto").names
     other = load(for_cuda(10), "cpu")
     monkeypatch.setattr(Model, "is_on_host", False)
-    assert not other.experience("auto").names and other.experience("ngram").names == ("ngram",)
+    assert not other.draft_statistics("auto").names and other.draft_statistics("ngram").names == ("ngram",)
     assert other.generate(b"ab", 20, draft="auto") == other.generate(b"ab", 20, draft="none")

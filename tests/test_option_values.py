@@ -17,7 +17,8 @@ import pytest
 from typer.models import ArgumentInfo, OptionInfo
 
 from conftest import Exported
-from edgeblt import cli, model
+from edgeblt import cli
+from edgeblt.runtime import opening
 from test_commands import run_command
 
 NUMBERS = ("0", "-1", str(2**63), "1" + "0" * 23, "9" * 5000, "1e308", "1e400", "5e-324", "nan", "-inf", "٣", "")
@@ -103,7 +104,7 @@ def places(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempPat
 def open_once() -> Callable[..., object]:
     """Opens each stage of the one bundle once, whatever it is opened with."""
     opened: dict[str, object] = {}
-    open_stage = model._open_stage
+    open_stage = opening.open_stage
 
     def open_once(bundle: Any, prepared: Any, name: Any, *others: Any) -> object:
         if name not in opened:
@@ -116,7 +117,7 @@ def open_once() -> Callable[..., object]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> None:
     """What is allowed and would take long ends soon."""
-    monkeypatch.setattr("edgeblt.model._open_stage", open_once)
+    monkeypatch.setattr("edgeblt.model.open_stage", open_once)
     monkeypatch.setattr("edgeblt.model.generate_ids", lambda *_: itertools.repeat(70, 3))
     monkeypatch.setattr("edgeblt.export.demo.run_demo", lambda *_: exit(0))
     monkeypatch.setattr("edgeblt.measure.tuning._LENGTHS", (2.0,))

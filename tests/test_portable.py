@@ -16,7 +16,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
-from edgeblt.runtime.stage import Stage
+from edgeblt.runtime.stage import StageRunner
 
 LENGTH = 300  # ids: windowed caches move their content twice
 ONE_OPERATOR = 24  # a seed whose layers are one operator each where they are int8 or int4
@@ -103,17 +103,17 @@ def test_auto_does_not_draft_where_rows_depend_on_their_company(
     stage: str, exported: Callable[[int], Exported], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runtime that computes a single position in another order of additions."""
-    run, result = Stage.run, {"patcher": "entropies", "decoder": "logits"}[stage]
+    run, result = StageRunner.run, {"patcher": "entropies", "decoder": "logits"}[stage]
 
-    def run_otherwise(self: Stage, inputs: Any, outputs: Any, positions: int, patches: int) -> None:
+    def run_otherwise(self: StageRunner, inputs: Any, outputs: Any, positions: int, patches: int) -> None:
         run(self, inputs, outputs, positions, patches)
         if self.name == stage and positions == 1:
             outputs[result] *= np.float32(1 + 2**-22)
 
     model = load(exported(10).bundle)
-    assert model.is_exact and model.experience(AUTO).names
-    monkeypatch.setattr(Stage, "run", run_otherwise)
+    assert model.is_exact and model.draft_statistics(AUTO).names
+    monkeypatch.setattr(StageRunner, "run", run_otherwise)
     model = load(exported(10).bundle)
     assert not model.is_exact
-    assert model.experience(AUTO).names == ()
-    assert model.experience("ngram").names == ("ngram",)
+    assert model.draft_statistics(AUTO).names == ()
+    assert model.draft_statistics("ngram").names == ("ngram",)

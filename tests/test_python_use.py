@@ -24,7 +24,7 @@ from edgeblt.ids import BOS, encode
 from edgeblt.names import DraftName, ProviderName, RecipeName
 from edgeblt.quant.recipes.recipe import packaged_recipes
 from edgeblt.runtime.providers import PROVIDERS
-from edgeblt.runtime.stage import Stage
+from edgeblt.runtime.stage import StageRunner
 
 TEXT = "Müller, 東京"
 
@@ -187,7 +187,7 @@ def test_two_threads_at_once(model: Model, monkeypatch: pytest.MonkeyPatch, use:
         each.feed(IDS[:50])
     expected = alone.feed(IDS[50:60])
     inside, go_on, found = threading.Event(), threading.Event(), []
-    run = Stage.run
+    run = StageRunner.run
 
     def waiting(*arguments: Any) -> None:
         inside.set()
@@ -200,7 +200,7 @@ def test_two_threads_at_once(model: Model, monkeypatch: pytest.MonkeyPatch, use:
                 feed(77)
         found.append(session.feed(IDS[50:60]))
 
-    monkeypatch.setattr(Stage, "run", waiting)
+    monkeypatch.setattr(StageRunner, "run", waiting)
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(60)

@@ -170,7 +170,7 @@ def test_commands_refuse_before_they_run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for opened in ("edgeblt.model._open_stage", "edgeblt.bundle.manifest.open_bundle", "edgeblt.doctor.diagnose",
+    for opened in ("edgeblt.model.open_stage", "edgeblt.bundle.manifest.open_bundle", "edgeblt.doctor.diagnose",
                    "edgeblt.export.checkpoints.checkpoint.open_checkpoint",
                    "edgeblt.report.page.read_results"):  # fmt: skip
         monkeypatch.setattr(opened, lambda *_, **__: pytest.fail("it began"))

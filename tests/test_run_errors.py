@@ -211,6 +211,6 @@ def test_a_bundle_that_memory_cannot_hold(tiny_bundle: tuple[Path, Path], monkey
     def full(*_: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
 
-    monkeypatch.setattr("edgeblt.model.open_graph", full)
+    monkeypatch.setattr("edgeblt.runtime.opening.open_graph", full)
     with pytest.raises(EdgebltError, match=r"^there is not enough memory to open .*\.onnx; end other processes"):
         load(tiny_bundle[1])

@@ -11,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.sampling import Sampler, Sampling, log_softmax
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
-from edgeblt.model import log_softmax
 
 INF, NAN = np.inf, np.nan
 SMALLEST, LARGEST = 5e-324, 1.7976931348623157e308

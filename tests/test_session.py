@@ -29,7 +29,7 @@ from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.cache import PIECE_BYTES
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
-from edgeblt.runtime.stage import Stage
+from edgeblt.runtime.stage import StageRunner
 
 WINDOWS, NO_WINDOWS = 2, 42  # seeds: windows everywhere and a maximum patch length; none of these
 COMMON = 150
@@ -90,14 +90,14 @@ def test_going_back_is_instant_within_reach_and_exact_beyond(
     tiny: Exported, texts: tuple[Text, Text], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every distance around `ROLLBACK_BYTES` and around what the caches happen to hold."""
-    runs, run = 0, Stage.run
+    runs, run = 0, StageRunner.run
 
-    def counted(self: Stage, *arguments: Any) -> None:
+    def counted(self: StageRunner, *arguments: Any) -> None:
         nonlocal runs
         runs += 1
         run(self, *arguments)
 
-    monkeypatch.setattr(Stage, "run", counted)
+    monkeypatch.setattr(StageRunner, "run", counted)
     session = tiny.model.session()
     for position in range(1, 331):
         texts[0].feed(session, position)
@@ -174,9 +174,9 @@ def test_an_interrupted_chunk_leaves_no_trace(
     tiny: Exported, texts: tuple[Text, Text], monkeypatch: pytest.MonkeyPatch, stage: str, after: bool
 ) -> None:
     """Interrupted at a stage, before it ran or after it wrote into the caches, in the midst of anything."""
-    run, due = Stage.run, False
+    run, due = StageRunner.run, False
 
-    def interrupted(self: Stage, *arguments: Any) -> None:
+    def interrupted(self: StageRunner, *arguments: Any) -> None:
         nonlocal due
         now, due = due and self.name == stage, due and self.name != stage
         if not now or after:
@@ -184,7 +184,7 @@ def test_an_interrupted_chunk_leaves_no_trace(
         if now:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Stage, "run", interrupted)
+    monkeypatch.setattr(StageRunner, "run", interrupted)
     session, rng, text, interruptions = tiny.model.session(), random.Random(stage), texts[0], 0
     while session.position < LONGEST:
         due, end = rng.random() < 0.5, min(session.position + rng.choice([1, 1, 2, 30, 70, 256, 300]), LONGEST)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,18 @@ from hypothesis import strategies as st
 
 import tiny_models
 from conftest import Exported
-from edgeblt.decoding.draft_costs import Costs, Mean, Price, Trials
-from edgeblt.decoding.drafters import DRAFTERS, LENGTHS, MOST_DRAFTED, Draft, NgramDrafter, Rates, first_rates
+from edgeblt.decoding.draft_costs import Costs, DraftSelector, ExponentialMean, Price
+from edgeblt.decoding.drafters import (
+    DRAFTERS,
+    LENGTHS,
+    MOST_DRAFTED,
+    AcceptanceRates,
+    Draft,
+    NgramDrafter,
+    initial_rates,
+)
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, DraftCounts, Experience, generate_ids
+from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, DraftCounts, DraftStatistics, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, EOS, OFFSET, encode
@@ -47,9 +56,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Costs, "price", lambda *_: Price(0.0, 0.0))
 
 
-def all_asked(model: Model, draft: str) -> Experience:
+def all_asked(model: Model, draft: str) -> DraftStatistics:
     """Also those that a model as small as these would not ask."""
-    return Experience(draft, [name for name in DRAFTERS if name != "patcher" or model.config.patcher])
+    return DraftStatistics(draft, [name for name in DRAFTERS if name != "patcher" or model.config.patcher])
 
 
 def continuation(model: Model, prompt: list[int], draft: str, sampling: Sampling, count: int = 60) -> list[int]:
@@ -182,9 +191,9 @@ def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]
     assert len(exact) == kept**3 and math.isclose(sum(exact.values()), 1.0)
     drawn = dict.fromkeys(exact, 0)
     counts, draws = DraftCounts(), 500
-    sampler, experience = Sampler(replace(sampling, seed=5), endless=True), all_asked(model, draft)
+    sampler, statistics = Sampler(replace(sampling, seed=5), endless=True), all_asked(model, draft)
     for _ in range(draws):
-        ids = tuple(generate_ids(session, first, sampler, experience, 5, counts))  # drafts reach beyond the three
+        ids = tuple(generate_ids(session, first, sampler, statistics, 5, counts))  # drafts reach beyond the three
         drawn[ids[:3]] += 1
         session.rollback(len(prompt))
     statistic = sum((drawn[ids] - draws * chance) ** 2 / (draws * chance) for ids, chance in exact.items())
@@ -197,8 +206,8 @@ def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: 
     monkeypatch.setattr(Costs, "price", lambda *_: Price(0.3, 0.3))
     session = tiny(10).session()
     logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], DraftCounts()
-    experience = tiny(10).experience("ngram")
-    generated = list(generate_ids(session, logits, Sampler(Sampling(), endless=True), experience, 300, counts))
+    statistics = tiny(10).draft_statistics("ngram")
+    generated = list(generate_ids(session, logits, Sampler(Sampling(), endless=True), statistics, 300, counts))
     assert len(generated) == 300 and 300 / counts.passes > 2 and counts.accepted <= counts.drafted
 
 
@@ -219,12 +228,11 @@ def pick(logits: object, ahead: int) -> tuple[int, float]:
 
 def test_ngrams_find_the_newest_place(tiny: Callable[[int], Model]) -> None:
     session: Session = tiny(10).session()
-    drafter = NgramDrafter(first_rates("ngram"))
+    drafter = NgramDrafter(initial_rates("ngram"))
     context = list(range(10, 10 + LENGTHS[0]))
     drafter.extend([BOS, *context, 100, 101, 102])
-    assert not drafter.knows()
+    assert drafter.draft(session, 102, pick, 0.0) == Draft([], 0.0)
     drafter.extend([*context, 200, 201, 202, *context])
-    assert drafter.knows()
     assert drafter.draft(session, context[-1], pick, 0.2).ids[:3] == [200, 201, 202]
     assert drafter.draft(session, context[-1], pick, 0.99) == Draft([], 0.0)
     period = [*range(200, 203), *context]  # the text goes round
@@ -237,7 +245,7 @@ def test_ngrams_find_the_newest_place(tiny: Callable[[int], Model]) -> None:
 @given(st.lists(st.sampled_from([BOS, EOS, 70, 71, 72]), max_size=80))
 def test_ngrams_are_the_longest_that_are_known(ids: list[int]) -> None:
     """Against a search of all places; ids that stand for no byte are all one."""
-    drafter = NgramDrafter(first_rates("ngram"))
+    drafter = NgramDrafter(initial_rates("ngram"))
     for id in ids:
         drafter.extend([id])
     seen = [id if id >= OFFSET else 0 for id in ids]
@@ -247,8 +255,8 @@ def test_ngrams_are_the_longest_that_are_known(ids: list[int]) -> None:
         if not ends:
             break
         expected = max(ends)
-    assert drafter.knows() == (expected is not None)
-    assert expected is None or drafter._place == expected
+    following = [] if expected is None else (seen[expected:] * MOST_DRAFTED)[:MOST_DRAFTED]
+    assert drafter.draft(cast(Session, None), 0, pick, 0.0).ids == [id or 0xFF + OFFSET for id in following]
 
 
 # What is learned from what drafts cost.
@@ -286,13 +294,13 @@ def test_passes_without_drafts_are_measured_again() -> None:
 
 def test_the_best_way_is_found_and_kept_to() -> None:
     seconds = {"none": 3.0, "patcher": 2.0, "decoder": 5.0}
-    trials, used = Trials(list(seconds)), dict.fromkeys(seconds, 0)
+    selector, used = DraftSelector(list(seconds)), dict.fromkeys(seconds, 0)
     for index in range(4000):
         if index == 2000:
             seconds["decoder"] = 1.0  # the text has changed
-        name = trials.choose()
+        name = selector.choose()
         used[name] += 1
-        trials.add(name, 2, 2 * seconds[name])
+        selector.add(name, 2, 2 * seconds[name])
     assert used["none"] < 120 and used["patcher"] > 1850 and used["decoder"] > 1500
 
 
@@ -301,11 +309,11 @@ def test_a_bundle_may_go_once_it_is_open(tiny: Callable[[int], Model], tmp_path:
     model = load(copy)
     shutil.rmtree(copy)
     assert model.generate("x", 5) == tiny(10).generate("x", 5)
-    assert model.experience(AUTO).names == ("ngram",)
+    assert model.draft_statistics(AUTO).names == ("ngram",)
 
 
 def test_rates_are_of_what_was_seen_lately() -> None:
-    rates = Rates([0.5, 0.9])
+    rates = AcceptanceRates([0.5, 0.9])
     assert (rates[0], rates[1]) == (0.5, 0.9)
     for _ in range(300):
         rates.add(0, True)
@@ -317,17 +325,17 @@ def test_rates_are_of_what_was_seen_lately() -> None:
 
 def test_auto_asks_no_model_that_is_too_large(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a tiny model every stage is a good part; and what is asked is not asked where there is none."""
-    monkeypatch.setattr("edgeblt.model.LARGEST_DRAFTER", 1.0)
-    assert load(tiny(10).bundle.path).experience(AUTO).names == tuple(DRAFTERS)
-    assert load(tiny(6).bundle.path).experience(AUTO).names == ("decoder", "ngram")
-    assert load(tiny(6).bundle.path).experience("patcher").names == ()
-    monkeypatch.setattr("edgeblt.model.LARGEST_DRAFTER", 0.0)
-    assert load(tiny(10).bundle.path).experience(AUTO).names == ("ngram",)
-    assert load(tiny(10).bundle.path).experience("patcher").names == ("patcher",)
+    monkeypatch.setattr("edgeblt.decoding.speculation.LARGEST_DRAFTER", 1.0)
+    assert load(tiny(10).bundle.path).draft_statistics(AUTO).names == tuple(DRAFTERS)
+    assert load(tiny(6).bundle.path).draft_statistics(AUTO).names == ("decoder", "ngram")
+    assert load(tiny(6).bundle.path).draft_statistics("patcher").names == ()
+    monkeypatch.setattr("edgeblt.decoding.speculation.LARGEST_DRAFTER", 0.0)
+    assert load(tiny(10).bundle.path).draft_statistics(AUTO).names == ("ngram",)
+    assert load(tiny(10).bundle.path).draft_statistics("patcher").names == ("patcher",)
 
 
 def test_one_slow_pass_does_not_decide() -> None:
-    mean = Mean()
+    mean = ExponentialMean()
     for value in [1.0, 1.0, 1000.0, 1.0]:
         mean.add(value)
     assert mean.value is not None and mean.value < 2

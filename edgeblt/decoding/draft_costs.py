@@ -1,22 +1,22 @@
-"""What drafts cost and bring, as measured while they are made."""
+"""Cost and benefit of drafts, measured in seconds and accepted ids while a text is generated."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_NEW = 0.05  # share of the newest measurement in a mean
-_KEPT = 0.98  # of the weight of earlier measurements, in a line through them
-_FIRST_START, _FIRST_ID = 0.1, 0.3  # what a draft, and each id in it, are thought to cost of a pass at first
-_GUESSES = 4.0  # passes that guess is worth as to where the line starts,
-_GUESS_WEIGHT = 20.0  # and as to its slope: squares of ids' distances from their mean that add up to this
-_OUTLIER = 4.0  # a measurement further above what is expected counts as if it were so far: something else took the time
-_PLAIN_EVERY = 48  # passes with drafts, after which one without is measured again
-_FORGOTTEN_AFTER = 1024  # passes without drafts, after which what drafts cost may have changed
-_TRIED = 4  # passes of a trial
-_KEPT_TO = 160  # passes between trials
+_NEW = 0.05  # weight of the newest measurement in an exponential mean
+_KEPT = 0.98  # factor on the weights of earlier measurements of the linear fit, per new one
+_FIRST_START, _FIRST_ID = 0.1, 0.3  # assumed cost of a draft and of each id in it, in draft-free passes
+_GUESSES = 4.0  # weight of that assumption in the fit's intercept, in measured passes,
+_GUESS_WEIGHT = 20.0  # and in its slope, as a sum of squared deviations of the id counts from their mean
+_OUTLIER = 4.0  # measurements are clipped to this multiple of the expected value: another process took the rest
+_PLAIN_EVERY = 48  # passes with drafts before a draft-free one is measured again
+_FORGOTTEN_AFTER = 1024  # draft-free passes after which the measured costs of drafts are discarded
+_TRIAL_PASSES = 4  # passes in a trial of one drafter
+_TRIAL_INTERVAL = 160  # passes with the fastest drafter between two trials
 
 
-class Mean:
-    """Of what was measured, the newest counting most."""
+class ExponentialMean:
+    """Exponentially weighted mean; values far above it are clipped."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -30,14 +30,14 @@ class Mean:
             self.value += max(_NEW, 1 / self._count) * (min(value, _OUTLIER * self.value) - self.value)
 
 
-class Line:
-    """Seconds of a pass by the ids it checks: a straight line through what was measured, the newest counting most."""
+class LinearFit:
+    """Exponentially weighted linear fit of the seconds of a pass to the number of drafted ids it checks."""
 
     def __init__(self) -> None:
         self._count = self._ids = self._squares = self._seconds = self._products = 0.0  # sums
 
     def add(self, ids: int, seconds: float, plain: float) -> None:
-        """`plain` is what a pass takes that checks none."""
+        """Add a pass that checked `ids` drafted ids; `plain` is the seconds of a draft-free pass."""
         if self._count:
             start, more = self.fit(plain)
             seconds = min(seconds, _OUTLIER * (start + more * ids))
@@ -48,9 +48,9 @@ class Line:
         self._products = _KEPT * self._products + ids * seconds
 
     def fit(self, plain: float) -> tuple[float, float]:
-        """Where the line starts, and what an id adds: not less than nothing.
+        """Intercept and slope of the fit, in seconds and seconds an id; the slope is never negative.
 
-        Few measurements leave it near a first guess, so it is drawn through that too.
+        An assumed cost is part of the fit as a prior, which few measurements barely move.
         """
         count, seconds = self._count + _GUESSES, self._seconds + _GUESSES * (1 + _FIRST_START) * plain
         mean, mean_ids = seconds / count, self._ids / count
@@ -60,22 +60,22 @@ class Line:
 
 
 class Price(NamedTuple):
-    """What a draft must bring to be worth its time, in ids that are kept."""
+    """Break-even price of a draft: the accepted ids at which it saves the time it takes."""
 
-    start: float  # for a draft at all
+    start: float  # for any draft
     id: float  # for each id in it
 
 
 class Costs:
-    """Seconds of passes without drafts, with each drafter's drafts, and of a generated id."""
+    """Measured seconds of draft-free passes, of passes with each drafter's drafts, and of a generated id."""
 
     def __init__(self) -> None:
-        self._plain, self._generated = Mean(), Mean()
-        self._lines: dict[str, Line] = {}
+        self._plain, self._generated = ExponentialMean(), ExponentialMean()
+        self._lines: dict[str, LinearFit] = {}
         self._since_plain = self._since_draft = 0
 
     def add(self, name: str | None, drafted: int, generated: int, seconds: float) -> None:
-        """A pass that checked ids drafted by `name`, None for one without; `seconds` are those of the draft too."""
+        """Add a pass that checked ids drafted by `name`, None for a draft-free one; `seconds` include drafting."""
         self._generated.add(seconds / generated)
         if name is None:
             self._plain.add(seconds)
@@ -85,46 +85,46 @@ class Costs:
             return
         self._since_plain, self._since_draft = self._since_plain + 1, 0
         if drafted and self._plain.value is not None:
-            self._lines.setdefault(name, Line()).add(drafted, seconds, self._plain.value)
+            self._lines.setdefault(name, LinearFit()).add(drafted, seconds, self._plain.value)
 
     def price(self, name: str) -> Price | None:
-        """Of a draft by `name`; None where a pass without any is due, to know what those take now."""
+        """Break-even price of a draft by `name`; None when a draft-free pass must re-measure the baseline."""
         plain = self._plain.value
         if plain is None or self._generated.value is None or self._since_plain > _PLAIN_EVERY:
             return None
         value = min(self._generated.value, plain)
-        start, more = self._lines.setdefault(name, Line()).fit(plain)
+        start, more = self._lines.setdefault(name, LinearFit()).fit(plain)
         return Price(max(start - plain, 0.0) / value, more / value)
 
 
-class Trials:
-    """Which of several ways takes the least time for a byte: each is tried, and the best kept to for a while."""
+class DraftSelector:
+    """Selects the drafter with the fewest seconds a byte: tries each for a few passes, then keeps to the fastest."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
-        self._seconds = {name: Mean() for name in names}
+        self._seconds = {name: ExponentialMean() for name in names}
         self._passes = 0
         self._last = ""
 
     def choose(self) -> str:
-        """The one to use now."""
+        """Name of the drafter to use in the next pass."""
         if len(self._names) == 1:
             return self._names[0]
-        turn = self._passes // _TRIED
+        turn = self._passes // _TRIAL_PASSES
         if turn < len(self._names):
             return self._names[turn]
         best = self._best()
         others = [name for name in self._names if name != best]
-        round_, since = divmod(self._passes - _TRIED * len(self._names), _KEPT_TO + _TRIED)
-        return best if since < _KEPT_TO or not others else others[round_ % len(others)]
+        round_, since = divmod(self._passes - _TRIAL_PASSES * len(self._names), _TRIAL_INTERVAL + _TRIAL_PASSES)
+        return best if since < _TRIAL_INTERVAL or not others else others[round_ % len(others)]
 
     def add(self, name: str, generated: int, seconds: float) -> None:
-        """A pass in the way `name` gave `generated` ids; only those that are compared count."""
+        """Add a pass in which `name` gave `generated` ids; names that are not compared are ignored."""
         if name not in self._seconds:
             return
         self._passes += 1
-        if name != self._last and name != self._best():  # a trial begins: what was seen long ago says little
-            self._seconds[name] = Mean()
+        if name != self._last and name != self._best():  # a trial begins: older measurements are out of date
+            self._seconds[name] = ExponentialMean()
         self._last = name
         self._seconds[name].add(seconds / generated)
 

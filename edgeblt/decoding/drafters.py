@@ -1,10 +1,10 @@
-"""Drafts: guesses at the next ids that cost less than the model's own answer.
+"""Drafters: cheap predictions of the next ids, for speculative decoding.
 
-    patcher    the patcher reads every byte anyway, and its logits are a distribution of the next one
-    decoder    encoder and decoder go on past the end of the open patch, as if it had none
-    ngram      what followed the same few bytes the last time
+    patcher    the patcher's own next-byte distribution; it reads every byte anyway
+    decoder    encoder and decoder run on past the end of the open patch, with its latent
+    ngram      the bytes that followed the newest earlier occurrence of the last few bytes
 
-No guess changes what is generated: `speculation.py` checks all of them.
+No draft changes what is generated: `speculation.py` verifies each id.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,27 +17,27 @@ from edgeblt.ids import OFFSET
 from edgeblt.runtime.session import Session
 
 MOST_DRAFTED = 24  # fewer than a session rolls back at once
-LENGTHS = (4, 6, 8, 16)  # of the bytes by which `ngram` recognises a place
-_NO_BYTE = 0xFF  # stands for ids that stand for none; UTF-8 has no such byte
-_REACH = 8192  # bytes of text that are searched, the newest ones: more takes as long as a pass of a small model
-_BINS = 8  # of probabilities, by which it is counted how often a guess was right
+LENGTHS = (4, 6, 8, 16)  # of the suffixes that `ngram` searches for, in bytes
+_NO_BYTE = 0xFF  # in place of ids that are no byte; it occurs in no UTF-8
+_REACH = 8192  # newest bytes that are searched; searching more takes as long as a pass of a small model
+_BINS = 8  # of predicted probabilities, each with an acceptance rate of its own
 
 Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
-"""The id to guess from logits [vocab] as the n-th after the pending one, and how likely these make it."""
+"""Maps logits [vocab] and n to the drafted n-th id after the pending one, and its probability."""
 
 
 class Draft(NamedTuple):
     ids: list[int]
-    expected: float  # how many of them are thought to be kept
+    expected: float  # expected number of accepted ids
 
 
 NOTHING = Draft([], 0.0)
 
 
-class Rates:
-    """How often guesses of each kind were right, the newest counting most; a model keeps them from text to text."""
+class AcceptanceRates:
+    """Exponentially weighted acceptance rates of drafted ids by kind; a model keeps them from text to text."""
 
-    _FIRST_WEIGHT = 4.0  # guesses that the rates to begin with are worth
+    _FIRST_WEIGHT = 4.0  # weight of the initial rates, in drafted ids
     _KEPT = 0.98
 
     def __init__(self, first: Sequence[float]) -> None:
@@ -53,38 +53,31 @@ class Rates:
 
 
 class Drafter(Protocol):
-    """One way to guess, for one sequence."""
+    """Drafts ids for one sequence."""
 
     def extend(self, ids: Sequence[int]) -> None:
-        """The text has got more ids."""
-
-    def knows(self) -> bool:
-        """Whether there is anything to say here."""
-        ...
+        """Append ids to the text."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
 
-        An id is guessed where the chance that it and all before it are right is above `needed`.
+        Drafts as long as the estimated probability that an id and all before it are accepted is above `needed`.
         """
         ...
 
     def judge(self, drafted: int, accepted: int) -> None:
-        """How the last draft of `drafted` ids did."""
+        """Record that `accepted` of the last draft's `drafted` ids were accepted."""
 
 
 class _Stepwise:
-    """Guesses one id after the other by logits of a smaller model, as long as it is sure enough of them."""
+    """Drafts id by id from the logits of a smaller model, while acceptance is likely enough."""
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: AcceptanceRates) -> None:
         self._rates = rates
         self._bins: list[int] = []  # of the last draft
 
     def extend(self, ids: Sequence[int]) -> None:
         pass
-
-    def knows(self) -> bool:
-        return True
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index, kind in enumerate(self._bins[: min(accepted + 1, drafted)]):
@@ -108,14 +101,14 @@ class _Stepwise:
 
 
 class PatcherDrafter(_Stepwise):
-    """What the patcher finds likeliest. Its reading is not lost where the guess is right."""
+    """Drafts from the patcher's logits. Its results for accepted ids are used again when these are fed."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         return self._guess(session.read_ahead, pending, pick, needed)
 
 
 class DecoderDrafter(_Stepwise):
-    """What encoder and decoder find likeliest with the latents there are."""
+    """Drafts from encoder and decoder with the latents of completed patches."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         with session.within_patch() as feed:
@@ -123,23 +116,23 @@ class DecoderDrafter(_Stepwise):
 
 
 class NgramDrafter:
-    """What followed the newest place in the text that ended in the same bytes, as many as are found.
+    """Drafts the bytes that followed the newest earlier occurrence of the longest suffix in LENGTHS that has one.
 
-    Rates are by the length that was recognised: of the first byte, and of each that follows right ones.
+    Each suffix length has two acceptance rates: for the first byte, and for each byte after accepted ones.
     """
 
-    def __init__(self, rates: Rates) -> None:
+    def __init__(self, rates: AcceptanceRates) -> None:
         self._rates = rates
         self._text = bytearray()
-        self._kind = 0  # which length found the last place
-        self._place = 0  # the index after it
+        self._kind = 0  # index in LENGTHS of the suffix found last
+        self._place = 0  # index in the text after that occurrence
 
     def extend(self, ids: Sequence[int]) -> None:
         for id in ids:
             self._text.append(id - OFFSET if id >= OFFSET else _NO_BYTE)
 
-    def knows(self) -> bool:
-        """Finds the newest place that ends as the text does."""
+    def _find(self) -> bool:
+        """Find the newest earlier occurrence of the text's longest suffix in LENGTHS; False if there is none."""
         text, end = self._text, len(self._text)
         begin, kind = max(end - _REACH, 0), -1
         for length in LENGTHS:
@@ -151,7 +144,8 @@ class NgramDrafter:
         return kind >= 0
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
-        """From the place that `knows` has found."""
+        if not self._find():
+            return NOTHING
         chance, longer = self._rates[2 * self._kind], self._rates[2 * self._kind + 1]
         if chance <= needed:
             return NOTHING
@@ -165,20 +159,20 @@ class NgramDrafter:
             self._rates.add(2 * self._kind + (index > 0), index < accepted)
 
     def _following(self, place: int, count: int) -> bytearray:
-        """As many bytes from `place` on; where the text ends, it is as if it went on repeating itself from there."""
+        """`count` bytes from `place` on; past the end of the text they repeat from `place`."""
         period = self._text[place : place + count]
         return (period * (count // len(period) + 1))[:count] if len(period) < count else period
 
 
-DRAFTERS: dict[str, Callable[[Rates], Drafter]] = {
+DRAFTERS: dict[str, Callable[[AcceptanceRates], Drafter]] = {
     "patcher": PatcherDrafter,
     "decoder": DecoderDrafter,
     "ngram": NgramDrafter,
 }
 
 
-def first_rates(name: str) -> Rates:
-    """What is thought of a drafter's guesses before any was checked: of smaller models what they say themselves."""
+def initial_rates(name: str) -> AcceptanceRates:
+    """Initial acceptance rates of a drafter; for a smaller model, its own predicted probabilities."""
     if name == "ngram":
-        return Rates([rate for length in LENGTHS for rate in (1 - 2 / length, 1 - 1 / length)])
-    return Rates([(bin + 0.5) / _BINS for bin in range(_BINS)])
+        return AcceptanceRates([rate for length in LENGTHS for rate in (1 - 2 / length, 1 - 1 / length)])
+    return AcceptanceRates([(bin + 0.5) / _BINS for bin in range(_BINS)])

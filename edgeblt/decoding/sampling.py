@@ -1,14 +1,15 @@
 """From logits to the next byte: greedy, temperature, top-k and top-p, defined for every vector of float32.
 
-Of the ids that may be drawn, which are bytes and what ends a text, none may have NaN, and one must have more than
--inf; else the model has failed, and that is an error. Ids with +inf share all the probability evenly. What stands at
-other ids has no effect.
+Ids that may be sampled are those of bytes and those that end a text. None of them may have NaN, and at least one must
+be above -inf; otherwise the model has failed, which is an error. Ids with +inf share all the probability evenly. The
+logits of other ids have no effect.
 """
 
 import math
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.random import default_rng  # now: numpy would load it when the first text is generated
@@ -18,10 +19,12 @@ from edgeblt.arguments import real_number, shown, whole_number
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 
+Float = TypeVar("Float", np.float32, np.float64)
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose: the likeliest byte at temperature 0, else drawn from the distribution cut by top_k, then top_p."""
+    """Sampling settings: greedy at temperature 0, else a sample of the distribution cut by top_k, then by top_p."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -47,10 +50,10 @@ class Sampling:
 
 
 class Sampler:
-    """Draws ids one after the other; the same seed and logits give the same ids.
+    """Samples ids one after the other; the same seed and logits give the same ids.
 
-    Each id is drawn with chance numbers of its own, which can be looked at before its turn: other logits, a guess at
-    those to come, then mostly give the same id. Ids that stand for no byte are never drawn, except `ends`, which end a
+    Each position has random numbers of its own, which `foresee` can use before they are due: a drafter's logits, which
+    resemble the model's, then mostly give the same id. Ids of no byte are never sampled, except `ends`, which end a
     text and may be ids of bytes too; if `endless`, nothing ends it.
     """
 
@@ -62,19 +65,19 @@ class Sampler:
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
         others = (*range(OFFSET), *range(VOCAB_SIZE, self._width))
         self._never = [id for id in others if id not in self.ends]
-        self._times: deque[NDArray[np.float64]] = deque()  # of ids to come, by id: exponentially distributed
+        self._times: deque[NDArray[np.float64]] = deque()  # exponential random times by id, for each coming position
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next id; `logits` is [vocab]. Raises EdgebltError as `foresee`."""
+        """Sample the next id from `logits` [vocab]. Raises EdgebltError as `foresee`."""
         chosen = self.foresee(logits, 0)
         if self._times:
             self._times.popleft()
         return chosen
 
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
-        """The id that `choose` would give for these logits after `ahead` other ids.
+        """Id that `choose` would give for these logits after `ahead` other ids.
 
-        Raises EdgebltError where an id that may be drawn has NaN, or all have -inf.
+        Raises EdgebltError where an id that may be sampled has NaN, or all have -inf.
         """
         if self._sampling.temperature == 0:
             return self._likeliest(logits)
@@ -82,18 +85,18 @@ class Sampler:
             self._times.append(self._random.standard_exponential(self._width))
         weights = self.distribution(logits)
         times = np.full(self._width, np.inf)
-        with np.errstate(all="ignore"):  # of events with these rates the first is each with its probability
+        with np.errstate(all="ignore"):  # the first of exponential events with these rates is a sample
             np.divide(self._times[ahead], weights, out=times, where=weights > 0)
         return int(times.argmin())
 
     def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
-        """About how likely it is that logits like these give this id too: a guess, which nothing else depends on."""
+        """Estimated probability that the model's logits give the id that a drafter's `logits` gave; a heuristic."""
         weights = _weights(self._allowed(logits), 1.0)
         share = float(weights[id] / weights.sum())
-        return share if self._sampling.temperature == 0 else 0.5 + share / 2  # chance numbers are shared
+        return share if self._sampling.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities, float64, by id, that `choose` draws with at a temperature above 0. Raises as `foresee`."""
+        """Probabilities by id, float64, of what `choose` samples at a temperature above 0. Raises as `foresee`."""
         weights = _weights(self._allowed(logits), self._sampling.temperature)
         order = np.argsort(-weights, kind="stable")
         if self._sampling.top_k is not None:
@@ -113,7 +116,7 @@ class Sampler:
         return int(self._allowed(logits).argmax())
 
     def _allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """-inf in place of what is never drawn; what is left has been checked."""
+        """Logits with -inf at ids that are never sampled. Raises EdgebltError as `foresee`."""
         allowed = logits[: self._width].copy()
         allowed[self._never] = -np.inf
         largest = allowed[allowed.argmax()]
@@ -131,7 +134,7 @@ class Sampler:
 
 
 def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """Probabilities up to a factor, the largest being 1."""
+    """Unnormalized probabilities, float64, the largest being 1."""
     largest = logits.max()
     if largest == np.inf:
         return np.isposinf(logits).astype(np.float64)
@@ -139,3 +142,18 @@ def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.floa
     with np.errstate(all="ignore"):  # a temperature near 0 may divide beyond float64; exp makes that 0
         weights: NDArray[np.float64] = np.exp((wide - np.float64(largest)) / temperature)
     return weights
+
+
+def log_softmax(logits: NDArray[Float]) -> NDArray[Float]:
+    """Log-probabilities in nats along the last axis, in the logits' own precision.
+
+    Entries of +inf share all the probability; a row with NaN, or with nothing above -inf, has NaN everywhere.
+    """
+    with np.errstate(all="ignore"):
+        largest = logits.max(axis=-1, keepdims=True)
+        if np.isposinf(largest).any():
+            logits = np.where(np.isposinf(largest), np.where(np.isposinf(logits), 0, -np.inf), logits)
+            largest = np.where(np.isposinf(largest), 0, largest)
+        shifted = logits - largest
+        result: NDArray[Float] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

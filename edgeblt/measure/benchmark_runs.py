@@ -61,7 +61,7 @@ def timed_run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_byt
     ids = np.concatenate([[BOS], encode(prompt)])
     started = time.perf_counter()
     logits = session.feed(ids)[-1]
-    new_ids = generate_ids(session, logits, sampler, model.experience(draft), new_bytes + 1, counts)
+    new_ids = generate_ids(session, logits, sampler, model.draft_statistics(draft), new_bytes + 1, counts)
     next(new_ids)
     moments, passes = [time.perf_counter()], [counts.passes]
     before, cpu, joules = session.work, time.process_time(), energy.joules()

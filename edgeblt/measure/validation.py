@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import Rule
+from edgeblt.decoding.sampling import log_softmax
 from edgeblt.errors import EdgebltError
 from edgeblt.measure.reference import ReferenceRow, Rows, TextRow, greedy_continuation
-from edgeblt.model import Model, cut_into_patches, log_softmax
+from edgeblt.model import Model, cut_into_patches
 from edgeblt.progress import progress
 from edgeblt.runtime.session import Chunk
 

@@ -1,4 +1,4 @@
-"""What the stages of a session read and write: buffers made once for short chunks, and where they lie."""
+"""Buffers between the stages of a session: allocated once for short chunks, each in host or device memory."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,13 @@ import numpy as np
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import DType, StageContract, StageName, cross_row_width
 from edgeblt.runtime.device_array import Array, DeviceMemory, empty
-from edgeblt.runtime.stage import Stage
+from edgeblt.runtime.stage import StageRunner
 
 Arrays = dict[str, Array]
 
 
 class Homes(NamedTuple):
-    """Where what passes between stages lies: on a device if both ends do, else on the host."""
+    """Memory of what passes between stages: a device's if both stages run there, else the host's (None)."""
 
     byte_vectors: DeviceMemory | None
     patch_vectors: DeviceMemory | None
@@ -22,7 +22,7 @@ class Homes(NamedTuple):
     row_dtype: DType
 
     @classmethod
-    def of(cls, stages: dict[StageName, Stage], contracts: dict[StageName, StageContract]) -> "Homes":
+    def of(cls, stages: dict[StageName, StageRunner], contracts: dict[StageName, StageContract]) -> "Homes":
         encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
         cache = contracts["decoder"].cache
         assert cache is not None
@@ -30,14 +30,14 @@ class Homes(NamedTuple):
 
 
 class Buffers:
-    """What the stages read and write for chunks of `count` bytes."""
+    """Inputs and outputs of the stages for chunks of `count` bytes."""
 
     def __init__(self, config: ModelConfig, homes: Homes, count: int) -> None:
         self.count = count
         self._config, self._homes = config, homes
         self.windows = np.zeros((count, config.hashes.context + 1), np.int64)
         self.patch_index = np.zeros(count, np.int64)
-        self.patch_index.flags.writeable = count > 1  # of a single byte it stays 0
+        self.patch_index.flags.writeable = count > 1  # for a single byte it stays 0
         self.latent_index = np.zeros(count, np.int64)
         self.byte_vectors: Array = empty((count, config.encoder.hidden_size), np.float32, homes.byte_vectors)
         self.logits = np.empty((count, config.vocab_size), np.float32)
@@ -51,7 +51,7 @@ class Buffers:
 
 
 class PatchBuffers:
-    """What they read and write for chunks that complete `count` patches; by stage, all of its arrays."""
+    """Inputs and outputs of the stages for chunks that complete `count` patches, grouped by stage."""
 
     def __init__(self, config: ModelConfig, homes: Homes, buffers: Buffers | None, count: int) -> None:
         self.count = count
@@ -60,7 +60,7 @@ class PatchBuffers:
         self.latents: Array = empty((count, config.global_.hidden_size), np.float32, homes.latents)
         self.global_inputs: Arrays = {"patch_vectors": self.vectors, "total_length": self.total_length}
         self.global_outputs: Arrays = {"latents": self.latents}
-        if buffers is None:  # of several pieces: only for the global stage
+        if buffers is None:  # patches of several pieces, for the global stage only
             return
         self.cross_rows: Array = empty((count, cross_row_width(config)), homes.row_dtype, homes.rows)
         patches = np.arange(count + 1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a session remembers: key-value caches that forget what no window can see, and rows kept for rolling back."""
+"""Key-value caches bounded by their attention window, and histories of rows and ids for rolling back."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +10,14 @@ from numpy.typing import DTypeLike, NDArray
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.runtime.device_array import Array, DeviceMemory, empty, zeros
 
-PIECE_BYTES = 128  # positions between two moves of a windowed cache's content; no run of a graph goes beyond one
-DEVICE_SLACK = 1024  # on a GPU: slots filled beyond what must be kept, before a move, which takes long there
+PIECE_BYTES = 128  # positions between two shifts of a windowed cache; no run of a graph crosses one
+DEVICE_SLACK = 1024  # on a GPU: slots filled beyond the necessary ones before a shift, which takes long there
 _INITIAL_CAPACITY = 128
 _SPARE = 1  # slots behind the filled ones that a graph may write to: portable bodies attend with one row more
 
 
 def pieces(position: int, count: int) -> Iterator[slice]:
-    """Cuts `count` ids from `position` on where a multiple of `PIECE_BYTES` lies between them."""
+    """Slices of `count` ids at `position`, cut at multiples of `PIECE_BYTES`."""
     start = 0
     while start < count:
         end = min(start + PIECE_BYTES - (position + start) % PIECE_BYTES, count)
@@ -26,22 +26,23 @@ def pieces(position: int, count: int) -> Iterator[slice]:
 
 
 class KeyValueCache:
-    """Buffers [1, kv heads, capacity, head_dim] of one stage, a key and a value one per layer.
+    """Key and value buffers [1, kv heads, capacity, head_dim] of one stage, one of each per layer.
 
-    Slot i holds position `first + i`. One without a window doubles as it fills. A windowed one is bounded: it moves its
-    content to the front where the text passes a multiple of `PIECE_BYTES`, and back where it is rolled back over one.
-    So the slots of what a position sees follow from the position alone, however the text came: ONNX Runtime adds up
-    by slots, and another order would be another sum. On a GPU moves are rare, and follow from how the text was fed.
+    Slot i holds position `first + i`. A cache without a window doubles its capacity when full. A windowed one is
+    bounded: it shifts its content to the front where the text crosses a multiple of `PIECE_BYTES`, and back where it is
+    rolled back across one. So the slots that a position attends to follow from the position alone, however the text
+    was fed: ONNX Runtime sums slot by slot, and another order would round differently. On a GPU shifts are rare, and
+    depend on how the text was fed.
     """
 
     def __init__(self, spec: CacheSpec, rollback: int, memory: DeviceMemory | None = None) -> None:
-        """In `memory`, or on the host."""
+        """Start empty, in `memory`, None being the host's."""
         self.spec = spec
         self._memory = memory
         self.first = 0
         self.length = 0
         self._rollback = rollback
-        self._forgotten: list[Array] = []  # on the host: of every buffer what the last move left out
+        self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
@@ -66,16 +67,21 @@ class KeyValueCache:
         self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
         return True
 
+    def advance(self, count: int) -> int:
+        """Count the next `count` positions, which a run is about to fill; returns the filled slots with them."""
+        self.length += count
+        return self.length
+
     @property
     def _enough(self) -> int | None:
-        """The most slots that a windowed cache has use for."""
+        """Largest useful capacity of a windowed cache, in slots; None without a window."""
         if self.spec.window is None:
             return None
         more = PIECE_BYTES if self._memory is None else self._rollback + DEVICE_SLACK
         return self.spec.window - 1 + more + _SPARE
 
     def _kept(self, count: int) -> int:
-        """How many of the positions before the next `count` stay."""
+        """Number of cached positions that must stay when the next `count` come."""
         if self.spec.window is None:
             return self.length
         if self._memory is None:
@@ -86,13 +92,13 @@ class KeyValueCache:
         return keep if self.length + count > keep + max(count, DEVICE_SLACK) else self.length
 
     def _first_slot(self, position: int) -> int:
-        """The position in slot 0 when the one given comes, on the host."""
+        """Position in slot 0 of a cache on the host when `position` is the next one."""
         if self.spec.window is None:
             return 0
         return max(position - position % PIECE_BYTES - (self.spec.window - 1), 0)
 
     def _drop(self, count: int) -> None:
-        """Forget the oldest positions. Attention takes time for every slot that is filled, seen or not."""
+        """Forget the `count` oldest positions: attention spends time on every filled slot, attended to or not."""
         if self._memory is None:
             self._forgotten = [buffer[:, :, :count].copy() for buffer in self.buffers]
         for buffer in self.buffers:
@@ -101,7 +107,7 @@ class KeyValueCache:
         self._rotate_from(self.first)
 
     def _take_back(self, kept: int) -> None:
-        """The inverse of the last `_drop`, for the first `kept` positions after what it dropped."""
+        """Undo the last `_drop`, for the first `kept` positions after those it dropped."""
         count = self._forgotten[0].shape[2]
         for buffer, forgotten in zip(self.buffers, self._forgotten, strict=True):
             buffer[:, :, count : count + kept] = buffer[:, :, :kept].copy()
@@ -110,7 +116,7 @@ class KeyValueCache:
         self._rotate_from(self.first)
 
     def can_rewind(self, position: int) -> bool:
-        """Whether everything a window reaches back to from `position` is still here."""
+        """Whether everything in the window of `position` is still cached."""
         if self.first == 0:
             return True
         if self._memory is None:
@@ -135,18 +141,18 @@ class KeyValueCache:
         self.buffers = [buffer.copy() for buffer in other.buffers]
 
     def _rotate_from(self, first: int) -> None:
-        """Slots now hold the positions from `first` on; in place, as the tables are bound."""
+        """Update the RoPE tables, in place as they are bound: slot 0 now holds position `first`."""
         self.cosines[:], self.sines[:] = self._rotations(first, len(self.cosines))
 
     def _rotations(self, first: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Cosines and sines [count, head_dim / 2] of positions from `first` on; float32 as `BltRotaryEmbedding`."""
+        """RoPE cosines and sines [count, head_dim / 2] from position `first` on, float32 as in `BltRotaryEmbedding`."""
         positions = np.arange(first, first + count, dtype=np.float32)
-        angles = np.zeros((count, self.spec.head_dim // 2), np.float32)  # what pads a head is not turned
+        angles = np.zeros((count, self.spec.head_dim // 2), np.float32)  # padding of a head is not rotated
         angles[:, : len(self._frequencies)] = positions[:, None] * self._frequencies
         return np.cos(angles), np.sin(angles)
 
     def _placed(self, tables: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Array, Array]:
-        """In the cache's type and memory."""
+        """The tables in the cache's dtype and memory."""
         if self._memory is None and self.spec.dtype == "float32":
             return tables
         placed = [empty(table.shape, self.spec.dtype, self._memory) for table in tables]
@@ -167,17 +173,17 @@ class KeyValueCache:
 
 
 class RowHistory:
-    """Rows [width] by absolute index; the newest are appended, old ones dropped, all kept ones contiguous."""
+    """Contiguous rows [width] by absolute index; new ones are appended, the oldest dropped."""
 
     def __init__(self, width: int, dtype: DTypeLike = np.float32, memory: DeviceMemory | None = None) -> None:
-        """In `memory`, or on the host."""
+        """Start empty, in `memory`, None being the host's."""
         self._memory = memory
         self._rows: Array = empty((_INITIAL_CAPACITY, width), dtype, memory)
-        self.first = 0  # absolute index of the oldest row kept
+        self.first = 0  # absolute index of the oldest row
         self.end = 0  # absolute index after the newest
 
     def append(self, rows: Array, keep_from: int) -> None:
-        """Add rows; those before `keep_from` may be forgotten."""
+        """Append rows; those before index `keep_from` may be dropped."""
         used, count = self.end - self.first, len(rows)
         if used + count > len(self._rows):
             drop = min(max(keep_from - self.first, 0), used)
@@ -195,7 +201,7 @@ class RowHistory:
         self.end += count
 
     def rows(self, start: int, end: int | None = None) -> Any:  # an Array
-        """Rows start .. end (default: the newest), as a view that the next `append` may overwrite."""
+        """Rows from `start` to `end`, by default the newest, as a view that the next `append` may overwrite."""
         assert self.first <= start
         return self._rows[start - self.first : (self.end if end is None else end) - self.first]
 
@@ -203,7 +209,7 @@ class RowHistory:
         self.end = end
 
     def restart(self, index: int) -> None:
-        """Forget all rows; the next one is that of `index`."""
+        """Drop all rows; the next one appended has the given index."""
         self.first = self.end = index
 
     def clear(self) -> None:
@@ -214,7 +220,7 @@ class RowHistory:
 
 
 class IdHistory:
-    """Every id fed, int64, behind the zeros that n-grams at the start of a sequence read."""
+    """All ids fed, int64, after the zeros that n-grams at the start of a sequence read."""
 
     def __init__(self, context: int) -> None:
         self._context = context
@@ -236,7 +242,7 @@ class IdHistory:
         return self._ids[self._context : self._context + end].copy()
 
     def windows(self, start: int, count: int) -> NDArray[np.int64]:
-        """Ids start .. start + count, each behind the context its n-grams read: a view [count, context + 1]."""
+        """`count` ids from `start` on, each after the context its n-grams read: a view [count, context + 1]."""
         return self._windows[start : start + count]
 
     def copy_from(self, other: "IdHistory") -> None:

@@ -1,8 +1,8 @@
-"""What edgeblt needs of CUDA beside ONNX Runtime: whether it can work here, what the GPU is, and memory on it.
+"""CUDA beside ONNX Runtime: whether it works on this machine, the GPU's name and capability, and memory on it.
 
-All by ctypes, on the first GPU that the process may see. Libraries are taken where the dynamic linker finds them
-(LD_LIBRARY_PATH, the system, what torch has loaded), else from NVIDIA's wheels, which lie outside its path. Opened here
-by their names, they are found by ONNX Runtime too.
+Calls go through ctypes, to the first GPU visible to the process. Libraries are taken from where the dynamic linker
+finds them (LD_LIBRARY_PATH, the system, those torch has loaded), else from NVIDIA's wheels, which lie outside its path.
+Once opened here by name, ONNX Runtime finds them too.
 """
 
 import ctypes
@@ -22,17 +22,17 @@ from edgeblt.installing import install_hint
 PROVIDER = "CUDAExecutionProvider"
 DRIVER = "libcuda.so.1"
 CUDNN = "libcudnn.so.9"
-LEAST_CAPABILITY = (8, 0)  # older GPUs have no flash attention, whose windows ONNX Runtime's others do not promise
+LEAST_CAPABILITY = (8, 0)  # older GPUs lack flash attention; ONNX Runtime's other kernels do not guarantee windows
 
 _COPY_DEFAULT = 4  # cudaMemcpyDefault: the addresses say which side they are on
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, ...Minor
 _NAME_BYTES = 256
-_WARNING, _FATAL = 2, 4  # ONNX Runtime's levels of logging; the first is what it begins with
+_WARNING, _FATAL = 2, 4  # ONNX Runtime's log levels; the first is its default
 
 _INT, _SIZE, _ADDRESS = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
 _INT_RESULT, _SIZE_RESULT = ctypes.POINTER(_INT), ctypes.POINTER(_SIZE)
-# What is called and with which types: an address given as a plain number would be cut to 32 bits.
+# Argument types of the functions called: an address given as a plain number would be cut to 32 bits.
 _DRIVER_FUNCTIONS: dict[str, Sequence[Any]] = {
     "cuDriverGetVersion": (_INT_RESULT,),
     "cuInit": (ctypes.c_uint,),
@@ -56,7 +56,7 @@ _RUNTIME_FUNCTIONS: dict[str, Sequence[Any]] = {
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Bytes, of all processes together."""
+    """Bytes of GPU memory, all processes together."""
 
     used: int
     total: int
@@ -72,7 +72,7 @@ class CudaMemory:
         require_cuda()
 
     def allocate(self, size: int) -> int:
-        """Raises EdgebltError where the GPU has no room."""
+        """Address of `size` new bytes. Raises EdgebltError where the GPU has no room."""
         address = _ADDRESS()
         code = int(_runtime().cudaMalloc(ctypes.byref(address), max(size, 1)))
         if code == _OUT_OF_MEMORY:
@@ -97,13 +97,13 @@ class CudaMemory:
         self._complete()
 
     def _complete(self) -> None:
-        """Wait for the default stream: ONNX Runtime's do not, and only a copy to the host waits by itself."""
+        """Wait for the default stream: ONNX Runtime's own do not, and only copies to the host wait by themselves."""
         _call("cudaStreamSynchronize", None)
 
 
 @functools.cache
 def require_cuda() -> None:
-    """Raises EdgebltError naming the first thing missing of what ONNX Runtime's CUDA provider needs, and its remedy."""
+    """Raises EdgebltError naming the first missing requirement of ONNX Runtime's CUDA provider, and the remedy."""
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EdgebltError(
             f"the installed onnxruntime has no {PROVIDER}; run `pip uninstall onnxruntime onnxruntime-gpu`, then"
@@ -111,7 +111,7 @@ def require_cuda() -> None:
         )
     driver = _driver()
     major = _cuda_major()
-    # Each before those that need it; ONNX Runtime would log a wall of text for one that is missing.
+    # Each library before those that need it; ONNX Runtime logs a wall of text for a missing one.
     for name in (f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}", "libcurand.so.10"):
         if _open(name) is None:
             raise EdgebltError(f"{name}, a library of CUDA {major}, is missing; run `{install_hint('cuda')}`")
@@ -134,7 +134,7 @@ def require_cuda() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Open sessions within: why the provider cannot be loaded is logged by no session's logger, and not raised."""
+    """Silence ONNX Runtime's default logger: only there does it say why a provider cannot be loaded."""
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
         yield
@@ -152,7 +152,7 @@ def require_gpu(session: onnxruntime.InferenceSession) -> None:
 
 
 def explained(error: Exception) -> EdgebltError | None:
-    """What to tell the user of an error of ONNX Runtime's, raised by a session opened or run on CUDA, if we know it."""
+    """Sentence for an error that ONNX Runtime raised opening or running a session on CUDA; None for an unknown one."""
     text = str(error)
     if "cuDNN is unavailable" in text:
         return EdgebltError(
@@ -165,7 +165,7 @@ def explained(error: Exception) -> EdgebltError | None:
 
 
 def has_cudnn() -> bool:
-    """Whether `libcudnn.so.9` can be opened; ONNX Runtime asks for it when an operator that needs it runs."""
+    """Whether `libcudnn.so.9` can be opened; ONNX Runtime opens it when an operator that needs it runs."""
     return _open(CUDNN) is not None
 
 
@@ -178,7 +178,7 @@ def gpu_name() -> str:
 
 
 def gpu_memory() -> GpuMemory:
-    """How much of the GPU's memory is in use. Raises EdgebltError as `require_cuda`."""
+    """Used and total memory of the GPU in bytes. Raises EdgebltError as `require_cuda`."""
     require_cuda()
     free, total = _SIZE(), _SIZE()
     _call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
@@ -186,7 +186,7 @@ def gpu_memory() -> GpuMemory:
 
 
 def compute_capability() -> tuple[int, int]:
-    """Major and minor, such as (8, 7). Raises EdgebltError as `require_cuda`."""
+    """Major and minor compute capability, such as (8, 7). Raises EdgebltError as `require_cuda`."""
     require_cuda()
     return _capability()
 
@@ -207,18 +207,18 @@ def _no_room(what: str) -> EdgebltError:
 
 
 def _cuda_major() -> int:
-    """Of the CUDA that onnxruntime was built for; builds that do not say are taken for the package index's."""
+    """Major version of the CUDA that onnxruntime was built for; 13, as on the package index, if it does not say."""
     return int(onnxruntime.cuda_version.partition(".")[0] or 13)
 
 
 def _shown_version(version: int) -> str:
-    """13.1 for CUDA's 13010."""
+    """CUDA's version number as text: 13.1 for 13010."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    """The driver's library, at work. Raises EdgebltError where there is none, or no GPU."""
+    """The driver's library, initialized. Raises EdgebltError where there is none, or no GPU."""
     library = _open(DRIVER)
     if library is None:
         raise EdgebltError(
@@ -265,13 +265,13 @@ def _call(name: str, *arguments: object) -> None:
 def _check(name: str, code: int) -> None:
     if code == 0:
         return
-    _runtime().cudaGetLastError()  # forgets it: ONNX Runtime would take it for its own
+    _runtime().cudaGetLastError()  # resets it: ONNX Runtime would take it for its own
     text = (_runtime().cudaGetErrorString(code) or b"").decode("utf-8", "replace")
     raise EdgebltError(f"{name} failed on the GPU: {text} (CUDA error {code}); see what nvidia-smi says")
 
 
 def _declare(library: ctypes.CDLL, functions: dict[str, Sequence[Any]]) -> None:
-    """All return an int, an error code."""
+    """Declare the argument types of functions that all return an int, an error code."""
     for name, arguments in functions.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _INT
@@ -279,7 +279,7 @@ def _declare(library: ctypes.CDLL, functions: dict[str, Sequence[Any]]) -> None:
 
 @functools.cache
 def _open(name: str) -> ctypes.CDLL | None:
-    """The library of that file name, where the linker or a wheel of NVIDIA's has it."""
+    """The library of that file name from the linker's path or NVIDIA's wheels; None where neither has it."""
     for path in [name, *_in_wheels(name)]:
         try:
             return ctypes.CDLL(path)
@@ -289,7 +289,7 @@ def _open(name: str) -> ctypes.CDLL | None:
 
 
 def _in_wheels(name: str) -> list[str]:
-    """site-packages/nvidia/cu13/lib since CUDA 13; one directory a library before, and for cuDNN."""
+    """Paths in NVIDIA's wheels: nvidia/cu13/lib since CUDA 13; one directory a library before, and for cuDNN."""
     package = importlib.util.find_spec("nvidia")
     roots = package.submodule_search_locations if package else None
     return [str(path) for root in roots or () for path in sorted(Path(root).glob(f"*/lib/{name}"))]

@@ -1,4 +1,4 @@
-"""Arrays in a device's own memory: as much of numpy's as a session needs to keep its state there."""
+"""Arrays in device memory, with the part of numpy's interface that the state of a session needs."""
 
 import math
 from typing import Any, Protocol
@@ -8,30 +8,31 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class DeviceMemory(Protocol):
-    """The memory of a device, by address. Raises EdgebltError where it fails."""
+    """Memory of a device, by address. Its methods raise EdgebltError where the device fails."""
 
-    name: str  # ONNX Runtime's for the device
+    name: str  # of the device in ONNX Runtime
 
     def allocate(self, size: int) -> int:
-        """The address of `size` bytes; some valid one for none."""
+        """Address of `size` new bytes; a valid one for 0 bytes too."""
         ...
 
     def free(self, address: int) -> None: ...
 
     def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
-        """`height` rows of `width` bytes, the pitches apart, between device and host in any direction.
+        """Copy `height` rows of `width` bytes between device and host, in any direction.
 
-        They do not overlap; the copy is complete on return.
+        The pitches are the bytes from one row to the next. Source and target do not overlap; the copy is complete on
+        return.
         """
         ...
 
     def clear(self, address: int, size: int) -> None:
-        """Zeros, complete on return."""
+        """Set bytes to zero, complete on return."""
         ...
 
 
 class DeviceArray:
-    """An array in row-major order, or a part of one along one axis; parts share memory, which lives while they do."""
+    """Row-major array on a device, or a slice of one along one axis; slices share memory, freed with the last one."""
 
     def __init__(self, block: "_Block", address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any):
         self.address, self.shape, self.strides = address, shape, strides
@@ -73,7 +74,7 @@ class DeviceArray:
         return DeviceArray(self._block, address, tuple(shape), self.strides, self.dtype)
 
     def __setitem__(self, key: "slice | tuple[slice, ...]", value: "DeviceArray | NDArray[Any] | int") -> None:
-        """From an array of this shape, here or on the host, or zeros."""
+        """Copy from an array of the same shape, on device or host, or set to 0."""
         target = self[key]
         if isinstance(value, int):
             assert value == 0
@@ -129,7 +130,7 @@ Array = NDArray[Any] | DeviceArray
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike, memory: DeviceMemory | None) -> Any:  # an Array
-    """An array in the memory given, or on the host."""
+    """Uninitialized array in `memory`, None being the host's."""
     return np.empty(shape, dtype) if memory is None else DeviceArray.empty(shape, dtype, memory)
 
 
@@ -142,7 +143,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike, memory: DeviceMemory | None)
 
 
 class _Block:
-    """Memory that is freed with the last array in it."""
+    """Device memory that is freed with the last array in it."""
 
     def __init__(self, memory: DeviceMemory, size: int) -> None:
         self.memory = memory
@@ -154,8 +155,8 @@ class _Block:
 
 
 def _rows(shape: tuple[int, ...], itemsize: int, *strides: tuple[int, ...]) -> tuple[int, int, list[int]]:
-    """How arrays of one shape are copied: the bytes of a row that lies in one piece in all, the count of rows, and how
-    far apart they are in each array."""
+    """Width in bytes of the longest row that is contiguous in all arrays of this shape, number of rows, and pitch in
+    bytes of each array."""
     if 0 in shape:
         return 0, 1, [0] * len(strides)
     width, axis = itemsize, len(shape)

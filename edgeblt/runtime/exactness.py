@@ -1,8 +1,8 @@
-"""Whether a model gives a position the same bits in any company.
+"""Whether a position's logits are the same to the last bit, whichever positions are computed in the same run.
 
-By design it does on the CPU: native kernels and portable bodies both see to it. But ONNX Runtime's own kernels are
-other ones on other processors and in other versions, older bundles have other bodies, and on a GPU rounding depends on
-how many positions are computed at once. So it is tried, on the very graphs.
+By design they are on the CPU: native kernels and portable function bodies both guarantee it. But ONNX Runtime's own
+kernels differ between processors and versions, older bundles have other function bodies, and on a GPU rounding depends
+on how many positions are computed at once. So the opened graphs are tested.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from edgeblt.ids import BOS, OFFSET
 from edgeblt.runtime.session import Session
 
 _IDS = (BOS, ord("e") + OFFSET, ord(" ") + OFFSET)  # BOS and the byte after it are patches of their own
-_WAYS = ((1, 1, 1), (1, 2))  # beside all at once
+_WAYS = ((1, 1, 1), (1, 2))  # chunk sizes, compared with all at once
 
 
 def is_exact(new_session: Callable[[], Session]) -> bool:

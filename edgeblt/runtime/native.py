@@ -1,12 +1,12 @@
-"""The native libraries, if the package was built with them: where they are, what they use, or why they are idle.
+"""Native libraries of the package: where they are, the instructions they use, or why they are not used.
 
-They hold kernels for the operators of domain `edgeblt`, one for the CPU and one for CUDA, which is opened only when it
-is asked for. Everything works without them, slower, as every model carries those operators in portable form too. A
-library that cannot be opened, that belongs to another version of the package, or that the runtime does not take is
-reported once and left alone.
+They hold kernels for the operators of domain `edgeblt`: one library for the CPU, and one for CUDA that is opened only
+when asked for. Everything works without them, slower, as every model carries those operators in portable form too. A
+library that cannot be opened, belongs to another version of the package, or is refused by ONNX Runtime is reported once
+and not used.
 
-The environment variable EDGEBLT_NATIVE turns both off (0), or the one for the CPU down to an instruction level (scalar,
-avx2, avx512, neon).
+The environment variable EDGEBLT_NATIVE turns both off (0), or restricts the one for the CPU to an instruction level
+(scalar, avx2, avx512, neon).
 """
 
 import ctypes
@@ -24,8 +24,8 @@ import edgeblt
 LIBRARY_NAME, CUDA_LIBRARY_NAME = "libedgeblt.so", "libedgeblt_cuda.so"
 VARIABLE = "EDGEBLT_NATIVE"
 OFF, BEST = ("0", "off"), ("", "1")
-LEVELS = ("scalar", "avx2", "avx512", "neon")  # by the library's numbers
-# By the library's numbers.
+LEVELS = ("scalar", "avx2", "avx512", "neon")  # in the library's numbering
+# In the library's numbering.
 OPERATORS = (
     "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",
     "DenseCrossAttention",
@@ -35,10 +35,14 @@ CUDA_OPERATORS = OPERATORS[:1]
 
 @dataclass(frozen=True)
 class NativeStatus:
-    """`path`: the library found, if any; `version`: what it says; `reason`: why it is not used, None when it is.
+    """State of one native library.
 
-    `level`: the instructions its kernels use; `levels`: those this processor and the library both have; of the library
-    for CUDA, neither."""
+    path: the library found, if any.
+    version: its own version.
+    reason: why it is not used; None when it is.
+    level: instruction level that its kernels use; None for CUDA.
+    levels: instruction levels that both this processor and the library have; empty for CUDA.
+    """
 
     path: Path | None
     version: str | None
@@ -49,20 +53,20 @@ class NativeStatus:
 
 @functools.cache
 def status() -> NativeStatus:
-    """The library beside this package's modules, set to what EDGEBLT_NATIVE asks for; never raises."""
+    """State of the library for the CPU, at the level EDGEBLT_NATIVE asks for; never raises."""
     found = _look_for(LIBRARY_NAME, "a C++ compiler")
     return found if found.reason else _set_level(found, _wanted())
 
 
 @functools.cache
 def cuda_status() -> NativeStatus:
-    """The library of kernels for CUDA beside the other, which is opened; never raises, nor needs a device."""
+    """State of the library for CUDA, which this opens; never raises and needs no device."""
     found = _look_for(CUDA_LIBRARY_NAME, "CUDA's compiler nvcc")
     return _set_level(found, _wanted()) if found.reason is None and _wanted() in OFF else found
 
 
 def describe() -> str:
-    """One line: what is used, or why not."""
+    """State of the library for the CPU in one line: version and level, or why it is not used."""
     found = status()
     return f"version {found.version}, {found.level}" if found.reason is None else f"not used: {found.reason}"
 
@@ -73,14 +77,15 @@ def version() -> str | None:
 
 
 def library_path() -> Path | None:
-    """The library in use, or None."""
+    """Path of the library in use, or None."""
     return status().path if status().reason is None else None
 
 
 def register(options: Any) -> str | None:
-    """Give a session's options, `onnxruntime.SessionOptions`, the library's kernels; once for each object.
+    """Register the library's kernels with `onnxruntime.SessionOptions`; call it once for each object.
 
-    Returns None, or why the session will run the portable forms instead; what was not asked for is also logged, once.
+    Returns None, or why the session will run the portable forms instead; a reason other than EDGEBLT_NATIVE is also
+    logged, once.
     """
     path = library_path()
     if path is None:
@@ -89,9 +94,9 @@ def register(options: Any) -> str | None:
 
 
 def register_cuda(options: Any) -> str | None:
-    """`register` for a session on CUDA: gives it the library of kernels for CUDA, instead of the other.
+    """Register the library of kernels for CUDA instead of the one for the CPU; returns as `register` does.
 
-    A session that has both does not open, as ONNX Runtime takes a domain from one library only. One that gets no CUDA
+    A session with both does not open, as ONNX Runtime takes a domain from one library only. A session that gets no CUDA
     after all runs this library's kernels for the CPU.
     """
     found = cuda_status()
@@ -101,20 +106,20 @@ def register_cuda(options: Any) -> str | None:
 
 
 def runs(operator: str) -> int:
-    """How often a kernel of the CPU has run in this process: what tells it from the portable form."""
+    """Number of runs of a CPU kernel in this process; 0 if only its portable form has run."""
     path = library_path()
     return int(_library(path).edgeblt_runs(OPERATORS.index(operator))) if path else 0
 
 
 def cuda_runs(operator: str) -> int:
-    """How often a kernel has been started on CUDA by this process."""
+    """Number of launches of a kernel on CUDA by this process."""
     found = cuda_status()
     started = found.path is not None and found.reason is None
     return int(_library(found.path).edgeblt_runs(OPERATORS.index(operator))) if started else 0
 
 
 def use_level(level: str) -> None:
-    """Have the kernels use other instructions from now on. Raises ValueError where they are not available."""
+    """Set the instruction level of all kernels. Raises ValueError where it is not available."""
     path = library_path()
     if path is None or not _library(path).edgeblt_use_level(LEVELS.index(level)):
         raise ValueError(f"{level} is not available; use one of {', '.join(status().levels)}")
@@ -129,7 +134,7 @@ def package_version() -> str | None:
 
 
 def inspect_library(path: Path, expected_version: str | None) -> NativeStatus:
-    """What the library at `path` is, and whether it fits `expected_version` (None: any version does)."""
+    """State of the library at `path`; one of another version than `expected_version` is not used (None: any is)."""
     try:
         library = _library(path)
     except OSError as error:  # its text names the file
@@ -174,7 +179,7 @@ def _unregistered(found: NativeStatus) -> str:
 def _register(options: Any, path: Path) -> str | None:
     try:
         options.register_custom_ops_library(str(path))
-    except Exception as error:  # of the runtime, which has no common class for its own
+    except Exception as error:  # onnxruntime has no common class for its errors
         reason = _one_line(_library(path).edgeblt_registration_error()) or _one_line(str(error))
         _log(f"{path} was not taken: {reason}")
         return reason
@@ -182,7 +187,7 @@ def _register(options: Any, path: Path) -> str | None:
 
 
 def _set_level(found: NativeStatus, wanted: str) -> NativeStatus:
-    """`found` as EDGEBLT_NATIVE, of value `wanted`, would have it."""
+    """`found` at the level that `wanted`, the value of EDGEBLT_NATIVE, asks for."""
     if wanted in BEST:
         return found
     if wanted in OFF:
@@ -197,7 +202,7 @@ def _set_level(found: NativeStatus, wanted: str) -> NativeStatus:
 
 @functools.cache
 def _library(path: Path) -> ctypes.CDLL:
-    """Raises OSError if it cannot be opened, AttributeError if a function is missing."""
+    """Opens the library. Raises OSError if it cannot, AttributeError if a function is missing."""
     library = ctypes.CDLL(str(path))
     text, number = ctypes.c_char_p, ctypes.c_int
     functions: tuple[tuple[str, Sequence[Any], Any], ...] = (
@@ -214,7 +219,7 @@ def _library(path: Path) -> ctypes.CDLL:
     return library
 
 
-@functools.cache  # so once
+@functools.cache  # each reason is logged once
 def _log(reason: str) -> None:
     logging.getLogger("edgeblt").warning("the native library is not used, all runs slower: %s", reason)
 

@@ -1,4 +1,4 @@
-"""The patcher of one session: which positions start a patch. It may read ahead of what the session has been fed."""
+"""The patcher of one session: which positions start a patch. It may read ahead of the ids fed to the session."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STATE_WIDTH
 from edgeblt.runtime.cache import RowHistory, pieces
-from edgeblt.runtime.stage import MANY, Stage
+from edgeblt.runtime.stage import MANY, StageRunner
 
 
 class Patching(NamedTuple):
-    """What the patcher makes of some ids. It may be overwritten when as many are read again."""
+    """Results of the patcher for T ids; valid until as many are read again."""
 
     logits: NDArray[np.float32]  # [T, vocab]: for the id after each id; all 0 where the patching rule uses none
     entropies: NDArray[np.float32]  # [T] nats
@@ -29,7 +29,7 @@ class Patching(NamedTuple):
         )
 
     def rows(self, start: int, end: int) -> "Patching":
-        """Views."""
+        """Rows from `start` to `end`, as views."""
         some = slice(start, end)
         return Patching(self.logits[some], self.entropies[some], self.patch_starts[some], self.states[some])
 
@@ -45,20 +45,20 @@ class Patching(NamedTuple):
 
 
 class Patcher:
-    """Reads ids in order, each once: what was read ahead is kept until the session is fed the same ids, or others."""
+    """Reads each id once, in order; results of ids read ahead are kept until the session is fed these ids or others."""
 
-    def __init__(self, config: ModelConfig, stage: Stage, rollback: int, threshold: float | None) -> None:
-        """`threshold` is one to use instead of the graph's own."""
+    def __init__(self, config: ModelConfig, stage: StageRunner, rollback: int, threshold: float | None) -> None:
+        """Start an empty sequence; `threshold`, in nats, replaces the graph's own."""
         self.stage = stage
         self._config, self._rollback = config, rollback
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
-        self._states = RowHistory(STATE_WIDTH)  # by position, those read ahead too
+        self._states = RowHistory(STATE_WIDTH)  # by position, including those read ahead
         self._ahead_ids: list[int] = []
         self._ahead = Patching.empty(config, rollback)
         self._kept_buffers: dict[int, _Buffers] = {}
 
     def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
-        """What follows from `ids`, which the session is fed at `position`."""
+        """Results for `ids`, which the session is fed at `position`."""
         known = self._agree(position, ids)
         if not known:
             return self._run(position, ids)
@@ -71,9 +71,9 @@ class Patcher:
         return found
 
     def read_ahead(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits after the last of `ids`, [vocab]; the session, at `position`, may be fed them next.
+        """Logits [vocab] after the last of `ids`, which the session, at `position`, may be fed next.
 
-        At most as many as the session rolls back at once.
+        At most as many ids as the session rolls back at once.
         """
         known = self._agree(position, ids)
         if known == len(ids):
@@ -102,12 +102,12 @@ class Patcher:
         self.stage.clear()
 
     def copy_from(self, other: "Patcher") -> None:
-        """All but what was read ahead: `other` has been rewound to its session's position."""
+        """Copy the state of `other`, which must have been rewound to its session's position: nothing read ahead."""
         self._states.copy_from(other._states)
         self.stage.copy_from(other.stage)
 
     def _agree(self, position: int, ids: NDArray[np.int64]) -> int:
-        """How many of the ids were read ahead; where others were, they are forgotten."""
+        """Number of `ids` that were read ahead; other ids read ahead are forgotten."""
         if not self._ahead_ids:
             return 0
         known = 0
@@ -132,10 +132,7 @@ class Patcher:
         buffers.inputs["position"][0] = position
         if position:
             buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
-        if self.stage.cache:
-            self.stage.reserve(count)
-            self.stage.cache.length += count
-            buffers.total_length[0] = self.stage.cache.length
+        buffers.total_length[0] = self.stage.advance(count)
         self.stage.run(buffers.inputs, buffers.outputs, count, 0)
         self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found

@@ -1,11 +1,11 @@
-"""Weights packed for one machine, in a directory beside the bundle they belong to: what lies there, when it is used.
+"""Weights packed for one machine, in a directory beside their bundle: its contents, and when it is used.
 
 ONNX Runtime repacks matrices when it opens a graph, into memory of the process. A graph saved with its packed weights
 has them mapped instead: shared by all processes, and dropped and read again as memory is needed. `edgeblt prepare`
 (prepare.py) writes, format version 1:
 
     BUNDLE.prepared/
-        prepared.json           a `PreparedRecord` and its checksum, as in bundle.py
+        prepared.json           a `PreparedRecord` and its checksum, as in bundle/manifest.py
         STAGE.onnx              the optimized graph of each stage that gains from it
         STAGE.weights           its weights, as they are and packed
 """
@@ -54,7 +54,7 @@ class PreparedStage:
 
 @dataclass(frozen=True)
 class PreparedRecord:
-    """What was prepared, and all that packed weights depend on."""
+    """Record of the prepared stages, and of all that packed weights depend on."""
 
     format_version: int
     bundle: str  # sha256 of its manifest
@@ -80,15 +80,15 @@ class Prepared:
     held: Mapping[str, HeldStage] = field(default_factory=dict, repr=False, compare=False)  # by stage
 
     def graph(self, stage: StageName) -> Path | None:
-        """The stage's prepared graph, or None where the bundle's own is to be opened."""
+        """Path of the stage's prepared graph; None where the bundle's own is to be opened."""
         return self.path / graph_name(stage) if stage in self.stages and not self.unused_because else None
 
     def stage(self, stage: StageName) -> HeldStage | None:
-        """Its files, likewise."""
+        """Files of the prepared stage; None where the bundle's own are to be opened."""
         return self.held.get(stage) if self.graph(stage) else None
 
     def describe(self) -> str:
-        """`yes` and which stages, or `no` and why."""
+        """`yes` and the stages, or `no` and the reason."""
         if self.unused_because:
             return f"no: {self.unused_because}"
         return f"yes: {', '.join(self.stages) or 'no stage gains from it'}, in {self.path}"
@@ -103,16 +103,16 @@ def weights_name(stage: str) -> str:
 
 
 def prepared_path(bundle: Bundle) -> Path:
-    """Beside the bundle itself, whatever link or relative path leads there."""
+    """Directory beside the bundle itself, whatever link or relative path leads there."""
     place = Path(os.path.realpath(bundle.path))
     return place.with_name(f"{place.name}.prepared")
 
 
 def find_prepared(bundle: Bundle, provider: str, verify: bool = False) -> Prepared:
-    """What is prepared for this bundle, if it fits the bundle, the machine, the runtime and the provider.
+    """The bundle's prepared directory, used if it fits the bundle, the machine, the runtime and the provider.
 
-    With `verify` the hash of every file is checked, otherwise the graphs' only. Raises EdgebltError naming the file at
-    fault where it fits but is damaged.
+    `verify` checks the hash of every file, not only those of the graphs. Raises EdgebltError naming the file at fault
+    where the directory fits but is damaged.
     """
     if provider != "cpu":
         return Prepared(prepared_path(bundle), (), f"weights are prepared for the cpu alone, this is {provider}")
@@ -120,7 +120,7 @@ def find_prepared(bundle: Bundle, provider: str, verify: bool = False) -> Prepar
 
 
 def open_prepared(path: Path, bundle: Bundle, provider: str, verify: bool = False) -> Prepared:
-    """As `find_prepared`, in the directory `path`."""
+    """The prepared directory at `path`; checks and raises as `find_prepared`."""
     if not os.path.lexists(path):
         return Prepared(path, (), f"there is no {path}; make it with `edgeblt prepare {bundle.path}`")
     remedy = f"make it again with `edgeblt prepare {bundle.path}`, or remove {path}"
@@ -162,7 +162,7 @@ def _hold(directory: HeldDirectory, stage: str, files: PreparedStage, verify: bo
 
 
 def record_for(bundle: Bundle, provider: str, stages: dict[str, PreparedStage]) -> PreparedRecord:
-    """The record of stages prepared here and now."""
+    """Record of stages prepared on this machine with the installed versions."""
     return PreparedRecord(
         format_version=FORMAT_VERSION,
         bundle=checksum(dataclass_document(bundle.manifest)),
@@ -175,10 +175,10 @@ def record_for(bundle: Bundle, provider: str, stages: dict[str, PreparedStage]) 
 
 
 def machine_key() -> str:
-    """A sha256 of the processor's kind and features, and of which machine this is.
+    """A sha256 of the processor's kind, its features, and the machine's id.
 
-    Packed weights depend on the first two. The last keeps out directories made elsewhere by whoever knows these:
-    ONNX Runtime trusts the sizes in them.
+    Packed weights depend on the first two. The id keeps out directories made elsewhere for the same processor: ONNX
+    Runtime trusts the sizes in them.
     """
     processor = set()
     for line in _lines(Path("/proc/cpuinfo")):
@@ -206,7 +206,7 @@ def _parse(document: dict[str, object], path: Path, remedy: str) -> PreparedReco
 
 
 def _misfit(found: PreparedRecord, here: PreparedRecord) -> str | None:
-    """What does not fit, to follow the words "was made"."""
+    """First mismatch, phrased to follow the words "was made"; None if the record fits."""
     if found.bundle != here.bundle:
         return "for another bundle of this name"
     if found.onnxruntime != here.onnxruntime:

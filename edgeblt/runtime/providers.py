@@ -12,27 +12,29 @@ from edgeblt.runtime.machine.cores import usable_cores
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
-# Norms add up in float32; memory is taken as it is needed, as several graphs share the GPU.
+# Norms sum in float32; memory grows only as needed, as several graphs share the GPU.
 _CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 
 
 def memory_of(provider: Provider) -> DeviceMemory | None:
-    """The memory its stages keep their state in, None being the host's. Raises EdgebltError as `require_cuda`."""
+    """Memory in which stages on a provider keep their state, None being the host's. Raises as `require_cuda`."""
     return cuda.CudaMemory() if provider == "cuda" else None
 
 
 def open_graph(
     content: bytes, directory: Path, options: onnxruntime.SessionOptions, provider: Provider
 ) -> onnxruntime.InferenceSession:
-    """A graph on its provider, which ONNX Runtime must not silently replace by another, nor print that it tries again.
+    """Open a graph on its provider, without ONNX Runtime's silent fallback to another one.
 
-    `content` is an ONNX model, `directory` where its external data lie, which are mapped. Raises EdgebltError as
-    `require_cuda`, and onnxruntime's own errors for what is wrong with the graph.
+    content: an ONNX model.
+    directory: holds its external data, which are mapped.
+
+    Raises EdgebltError as `require_cuda`, and onnxruntime's own errors for an invalid graph.
     """
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # never its own format, which is not examined
-    # As bytes: no name of a directory is then refused.
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is never examined
+    # As bytes, so that no directory name is refused.
     options.add_session_config_entry(_DATA_FOLDER, cast(str, os.fsencode(directory)))
     if provider == "cpu":
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
@@ -45,23 +47,23 @@ def open_graph(
 
 
 def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
-    """Threads for a stage's runs on one position, and for those on many; `threads` is the caller's wish for both.
+    """Numbers of threads for a stage's runs on few positions and on many; `threads`, if given, is both.
 
-    By default all usable cores, but one for a single position of a stage with small weights.
+    By default all usable cores, but one for few positions of a stage with small weights.
     """
     many = threads or usable_cores()
     return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
 
 
 def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:
-    """Options for one graph, with the kernels of the native library for its provider where there is one.
+    """Options for one graph, with the native kernels for its provider where the library is installed.
 
-    Every graph has a pool of its own. Its threads spin between the nodes of a run, but not after it: idle ones of one
-    stage would take the cores from the next. (A pool for all would forbid other users of ONNX Runtime in the process
-    theirs.)
+    Every graph has its own thread pool. Threads spin between the nodes of a run, but not after it, when they would take
+    the cores from the next stage. (One pool for all graphs would forbid other users of ONNX Runtime in the process
+    pools of their own.)
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions, which we report ourselves
+    options.log_severity_level = 4  # errors are raised too, and reported by us
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

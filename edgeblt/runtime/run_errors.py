@@ -1,4 +1,4 @@
-"""What goes wrong while a graph is opened or runs, in one sentence: onnxruntime raises a dozen unrelated types."""
+"""One-sentence errors for the dozen unrelated types that onnxruntime raises while a graph is opened or runs."""
 
 from types import TracebackType
 
@@ -9,7 +9,7 @@ _LONGEST = 300
 
 
 def no_memory(error: BaseException, what: str) -> EdgebltError | None:
-    """The sentence for an error that means the memory is full, while `what` was done; None for other errors."""
+    """EdgebltError for an error that means full memory, raised while doing `what`; None for other errors."""
     if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return None
     return EdgebltError(
@@ -19,7 +19,7 @@ def no_memory(error: BaseException, what: str) -> EdgebltError | None:
 
 
 def run_error(error: Exception, stage: str) -> EdgebltError:
-    """The sentence for what onnxruntime raised when it ran a stage's graph."""
+    """EdgebltError for an error that onnxruntime raised running a stage's graph."""
     reason = " ".join(str(error).split())[:_LONGEST]
     return no_memory(error, f"to run the stage {stage}") or EdgebltError(
         f"onnxruntime cannot run the stage {stage} ({reason}); see with --verify whether the bundle is damaged, or"
@@ -28,7 +28,7 @@ def run_error(error: Exception, stage: str) -> EdgebltError:
 
 
 class EnoughMemory:
-    """A context in which a MemoryError becomes a sentence about `what`, as does an error that hands one on."""
+    """Context that turns a MemoryError, or an EdgebltError that quotes one, into an EdgebltError about `what`."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,7 +1,7 @@
 """Decoding with exact incremental state: feed ids in chunks of any size, roll back, fork.
 
-Per chunk: the patcher decides which positions start a patch, the encoder makes byte vectors and pools the patches
-that were completed, the global transformer turns those into latents, and the decoder reads byte vectors and latents.
+For each chunk the patcher decides which positions start a patch, the encoder computes byte vectors and pools those of
+completed patches, the global transformer maps patch vectors to latents, and the decoder reads byte vectors and latents.
 """
 
 from bisect import bisect_right
@@ -21,18 +21,23 @@ from edgeblt.runtime.buffers import Buffers, Homes, PatchBuffers
 from edgeblt.runtime.cache import IdHistory, RowHistory, pieces
 from edgeblt.runtime.device_array import Array, zeros
 from edgeblt.runtime.patch_reader import Patcher, Patching
-from edgeblt.runtime.stage import MANY, Stage, StageGraph
+from edgeblt.runtime.stage import MANY, OpenedGraph, StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.turn import Turn
 
-ROLLBACK_BYTES = 32  # a session rolls back this far at once; further back it feeds the text again
-CHUNK_BYTES = 256  # the most bytes fed at once: the global stage sees the patches of so many
+ROLLBACK_BYTES = 32  # rolling back by at most so many is instant; further back the text is fed again
+CHUNK_BYTES = 256  # most bytes in one chunk, whose patches the global stage computes in one run
 
-_NO_PATCHING = Patching(*(np.empty((0, 0), np.float32) for _ in range(4)))  # type: ignore[arg-type]
+_NO_PATCHING = Patching(
+    logits=np.empty((0, 0), np.float32),
+    entropies=np.empty(0, np.float32),
+    patch_starts=np.empty(0, np.bool_),
+    states=np.empty((0, 0), np.float32),
+)
 
 
 class Chunk(NamedTuple):
-    """What the stages give for ids `position` ..: views that later ones may overwrite."""
+    """Results for T ids from `position` on: views that later chunks may overwrite."""
 
     position: int
     logits: NDArray[np.float32]  # [T, vocab]: for the id after each id
@@ -44,20 +49,20 @@ class Session:
     """One sequence on one model, made by `Model.session`. Sessions are independent of each other.
 
     A session is used by one thread at a time: EdgebltError is raised where two use it at once, and where it is used
-    while a `run` of it is not at its end. After an error or Ctrl-C it is where it was before; a full memory is an
+    while a `run` of it is not at its end. After an error or Ctrl-C it is at its former position. Full memory is an
     EdgebltError too.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        graphs: dict[StageName, StageGraph],
+        graphs: dict[StageName, OpenedGraph],
         contracts: dict[StageName, StageContract],
         threshold: float | None = None,
     ) -> None:
         self.config, self._threshold = config, threshold
         self._graphs, self._contracts = graphs, contracts
-        self._stages = {name: Stage(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
+        self._stages = {name: StageRunner(graphs[name], contracts[name], ROLLBACK_BYTES) for name in graphs}
         self._ids = IdHistory(config.hashes.context)
         self._patcher = Patcher(config, self._stages.pop("patcher"), ROLLBACK_BYTES, threshold)
         self._homes = Homes.of(self._stages, contracts)
@@ -83,17 +88,17 @@ class Session:
 
     @property
     def position(self) -> int:
-        """How many ids have been fed."""
+        """Number of ids fed."""
         return self._position if self._unsettled is None else self._unsettled
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """What has been fed, a copy."""
+        """All ids fed, int64, as a copy."""
         return self._ids.ids(self.position)
 
     @property
     def patch_count(self) -> int:
-        """Completed patches: those whose successor is known to start at `position` or before."""
+        """Number of completed patches, whose successor is known to start at `position` or before."""
         if self._unsettled is not None:
             with self._turn:
                 self._settle()
@@ -126,7 +131,7 @@ class Session:
             return logits
 
     def run(self, ids: ArrayLike) -> Iterator[Chunk]:
-        """Feed ids chunk by chunk, giving each chunk's results as they come; a view, which the next one may overwrite.
+        """Feed ids chunk by chunk, yielding the results of each; they are views that the next chunk may overwrite.
 
         ids: as `feed` takes them.
 
@@ -187,7 +192,7 @@ class Session:
         return other
 
     def _settle(self) -> None:
-        """After an operation that an exception or Ctrl-C cut short: the ids before it are fed again."""
+        """Feed the ids again up to where the session was before an operation that an exception or Ctrl-C cut short."""
         if self._unsettled is None:
             return
         ids = self._ids.ids(self._unsettled)
@@ -210,10 +215,10 @@ class Session:
         self._position = position
 
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """The patcher's logits [vocab] for the id after `ids`; the session stays where it is.
+        """Logits [vocab] of the patcher for the id after `ids`; the session's position does not change.
 
-        Nothing is read twice: not when `ids` grow from call to call, nor when they are fed. All 0 where the patching
-        rule reads no text.
+        No id is read twice: neither when `ids` grow from call to call, nor when they are fed. All 0 where the patching
+        rule has no patcher model.
 
         ids: 1 to 32 that may be fed next.
 
@@ -231,10 +236,10 @@ class Session:
 
     @contextmanager
     def within_patch(self) -> Iterator[Callable[[int], NDArray[np.float32]]]:
-        """A function that feeds one id after the other to encoder and decoder alone, as if no patch ended.
+        """Context with a function that feeds one id to encoder and decoder alone, as if no patch ended.
 
-        It gives logits [vocab] and takes at most 32 ids; afterwards the session is where it was, and meanwhile it
-        cannot be used otherwise.
+        The function returns logits [vocab] and may be called for at most 32 ids. Within the context the session cannot
+        be used otherwise; afterwards it is at its former position.
         """
         with self._turn:
             self._settle()
@@ -275,7 +280,7 @@ class Session:
 
     @property
     def work(self) -> dict[StageName, StageWork]:
-        """What each stage has done for this session so far, a copy."""
+        """Runs, positions and seconds of each stage in this session so far, as a copy."""
         stages = {"patcher": self._patcher.stage, **self._stages}
         return {name: replace(stages[name].work) for name in STAGES}
 
@@ -321,10 +326,10 @@ class Session:
         return chunks
 
     def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        """A chunk's way through the stages: the local ones piece by piece, the global one with all patches at once.
+        """Run a chunk through the stages: the local ones piece by piece, the global one with all patches at once.
 
-        Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage,
-        with one position a patch, reads its weights for many at a time.
+        Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage
+        gains from reading its weights once for many patches.
         """
         first_patch, cuts = self._completed, list(pieces(self._position, len(ids)))
         encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
@@ -338,7 +343,7 @@ class Session:
         return chunks
 
     def _encode(self, ids: NDArray[np.int64], alone: bool) -> "_Piece":
-        """Patch starts, byte vectors and patch vectors of the next ids; `alone`: no other piece is under way."""
+        """Patch starts, byte vectors and patch vectors of the next ids; `alone`: the chunk has no other piece."""
         count = len(ids)
         buffers = self._buffers(count) if alone else Buffers(self.config, self._homes, count)
         self._ids.store(self._position, ids)
@@ -368,13 +373,13 @@ class Session:
             np.cumsum(starts, out=buffers.latent_index)
             np.subtract(buffers.latent_index, starts, out=buffers.patch_index)
         stage = self._stages["encoder"]
-        self._reserve(stage, buffers)
+        buffers.total_length["encoder"][0] = stage.advance(buffers.count)
         if patches.count:
             patches.encoder_inputs["open_vectors"] = self._byte_vectors.rows(self._patch_starts[-1])
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
-        """Latents [P, width] of the patches that the pieces completed."""
+        """Latents [P, width] of the patches that the pieces complete."""
         patches = pieces[0].patches
         if len(pieces) > 1:
             patches = PatchBuffers(self.config, self._homes, None, sum(piece.patches.count for piece in pieces))
@@ -384,22 +389,20 @@ class Session:
                 end += piece.patches.count
         if patches.count:
             stage = self._stages["global"]
-            stage.reserve(patches.count)
-            assert stage.cache is not None
-            stage.cache.length += patches.count
+            stage.advance(patches.count)
             patches.total_length[0] = first_patch + patches.count
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
 
     def _decode(self, piece: "_Piece", latents: Array) -> NDArray[np.float32]:
-        """Logits of a piece, given the latents of the patches it completed."""
+        """Logits of a piece, given the latents of the patches it completes."""
         buffers, patches = piece.buffers, piece.patches
         if piece.first_patch == 0:
             self._carried_row[:] = 0  # there is no latent yet; nothing of a text rolled back may stay
         elif self._carried_patch != piece.first_patch - 1:  # rolled back
             self._carried_row[:] = self._cross_rows.rows(piece.first_patch - 1, piece.first_patch)
         stage = self._stages["decoder"]
-        self._reserve(stage, buffers)
+        buffers.total_length["decoder"][0] = stage.advance(buffers.count)
         patches.decoder_inputs["latents"] = latents
         patches.decoder_inputs["carried_row"] = self._carried_row
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)
@@ -410,7 +413,7 @@ class Session:
         return buffers.logits
 
     def _keep_cross_rows(self, first_patch: int, rows: Array) -> None:
-        """No more of a long chunk's than may be rolled back to."""
+        """Keep only rows that may be rolled back to; a long chunk has more."""
         skipped = max(len(rows) - ROLLBACK_BYTES - 1, 0)
         if skipped:
             self._cross_rows.restart(first_patch + skipped)
@@ -425,16 +428,9 @@ class Session:
                 self._kept_buffers[count] = buffers
         return buffers
 
-    def _reserve(self, stage: Stage, buffers: Buffers) -> None:
-        """Room for the piece in the stage's cache, which the next run fills."""
-        stage.reserve(buffers.count)
-        assert stage.cache is not None
-        stage.cache.length += buffers.count
-        buffers.total_length[stage.name][0] = stage.cache.length
-
 
 class _Piece(NamedTuple):
-    """Some ids between encoder and decoder."""
+    """Part of a chunk between encoder and decoder."""
 
     position: int
     first_patch: int  # patches completed before it

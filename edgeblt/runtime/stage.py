@@ -1,4 +1,4 @@
-"""One stage of one session: ONNX Runtime bindings whose buffers stay bound while they do not change."""
+"""One stage of one session: ONNX Runtime bindings whose buffers stay bound until they are replaced."""
 
 import time
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from edgeblt.runtime.device_array import Array, DeviceArray, DeviceMemory
 from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
 
-MANY = 33  # positions from which on work is worth all cores, and its buffers are not kept
+MANY = 33  # from so many positions on, a run uses all cores and its buffers are not kept
 _OF_MANY = (MANY, 0)
 
 
 @dataclass(frozen=True)
-class StageGraph:
+class OpenedGraph:
     """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
 
-    ONNX Runtime fixes the number of threads when it opens a graph, and the two want different numbers. `memory` is
-    that of the device it runs on, None being the host's; `read_there` names the inputs that it reads from it.
+    ONNX Runtime fixes the number of threads when it opens a graph, and the two need different numbers. `memory` is that
+    of the device it runs on, None being the host's; `read_there` names the inputs that it reads from it.
     """
 
     few: onnxruntime.InferenceSession
@@ -35,15 +35,15 @@ class StageGraph:
     read_there: frozenset[str] = frozenset()
 
     @classmethod
-    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "StageGraph":
+    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "OpenedGraph":
         places = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
         return cls(graph, graph, memory, frozenset(value.name for value, place in places if place.name != "Cpu"))
 
 
-class Stage:
+class StageRunner:
     """Runs a graph on arrays given by name; the cache is shared between past and present, in place."""
 
-    def __init__(self, graph: StageGraph, contract: StageContract, rollback: int) -> None:
+    def __init__(self, graph: OpenedGraph, contract: StageContract, rollback: int) -> None:
         self.name = contract.name
         self.memory = graph.memory
         self.cache = KeyValueCache(contract.cache, rollback, graph.memory) if contract.cache else None
@@ -52,10 +52,13 @@ class Stage:
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
 
-    def reserve(self, count: int) -> None:
-        """Make room in the cache for `count` positions."""
-        if self.cache and self.cache.reserve(count):
+    def advance(self, count: int) -> int:
+        """Extend the cache by the `count` positions of the next run; returns its filled slots, 0 without a cache."""
+        if self.cache is None:
+            return 0
+        if self.cache.reserve(count):
             self._forget_bindings()
+        return self.cache.advance(count)
 
     def run(
         self,
@@ -66,11 +69,11 @@ class Stage:
     ) -> None:
         """Run on these arrays, contiguous and of the contract's types, writing into `outputs`.
 
-        Raises EdgebltError where onnxruntime cannot, for want of memory or by what is in the graph or its weights.
+        Raises EdgebltError where onnxruntime fails, for lack of memory or because of the graph or its weights.
 
-        Binding an array takes longer than a small node computes. Calls on as many `positions` that complete as many
-        `patches` share a binding, in which only arrays that are other objects than in its last call are bound again;
-        so do all calls on MANY positions or more.
+        Binding an array takes longer than computing a small node. Calls with the same numbers of `positions` and
+        `patches` share a binding, as do all calls with MANY positions or more; only arrays that are other objects than
+        in its last call are bound again.
         """
         started = time.perf_counter()
         try:
@@ -96,30 +99,30 @@ class Stage:
         return binding
 
     def clear(self) -> None:
-        """Back to an empty sequence."""
+        """Return to an empty sequence."""
         self._forget_bindings()
         if self.cache:
             self.cache.clear()
 
-    def copy_from(self, other: "Stage") -> None:
+    def copy_from(self, other: "StageRunner") -> None:
         if self.cache and other.cache:
             self.cache.copy_from(other.cache)
             self._forget_bindings()
 
     def _forget_bindings(self) -> None:
-        """The cache has other buffers now."""
+        """Drop the bindings of cache buffers that have been replaced."""
         self._bindings.clear()
         self._cache_values = None
 
 
-_Place = tuple[str, int, type, tuple[int, ...], int]  # device, its number, type, shape, address: for ONNX Runtime
+_Place = tuple[str, int, type, tuple[int, ...], int]  # device, index, dtype, shape, address for ONNX Runtime
 
 
 class _CacheValues:
-    """A cache's buffers as ONNX Runtime's values, made once for all bindings; they share the arrays' memory."""
+    """Buffers of a cache as ONNX Runtime values, made once for all bindings; they share the arrays' memory."""
 
     def __init__(self, cache: KeyValueCache) -> None:
-        self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # which the values do not keep
+        self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # the values do not keep them alive
         *buffers, cosines, sines = map(_value, self._arrays)
         names = cache.spec.names
         self._inputs = dict(zip(names("past"), buffers, strict=True)) | {"cosines": cosines, "sines": sines}
@@ -133,7 +136,7 @@ class _CacheValues:
 
 
 class _Binding:
-    """Arrays bound to a graph, which reads those of `read_there` from a device's memory."""
+    """Arrays bound to a graph, which reads the inputs in `read_there` from device memory."""
 
     def __init__(self, graph: onnxruntime.InferenceSession, read_there: frozenset[str]) -> None:
         self._graph, self._read_there = graph, read_there
@@ -158,7 +161,7 @@ class _Binding:
             if bound is None or bound[0] is not array:
                 bound = self._inputs[name] = array, _place(array)
                 self._binding.bind_input(name, *bound[1])
-            elif name in self._read_there and _may_change(array):  # copied there when it is bound, not in a run
+            elif name in self._read_there and _may_change(array):  # copied to the device when it is bound, not in a run
                 self._binding.bind_input(name, *bound[1])
         for name, array in outputs.items():
             if self._outputs.get(name) is not array:
@@ -167,7 +170,7 @@ class _Binding:
 
 
 def _may_change(array: Array) -> bool:
-    """Whether an array of the host may hold something else than when it was bound: not if it cannot be written."""
+    """Whether a host array may have changed since it was bound: not if it is read-only."""
     return not isinstance(array, DeviceArray) and array.flags.writeable
 
 
@@ -186,6 +189,6 @@ _PLACEHOLDER = np.zeros(1, np.int64)
 
 
 def _address(array: NDArray[Any]) -> int:
-    """Where the data lie; an empty array gets some valid address, as ONNX Runtime refuses null."""
+    """Address of the data; an empty array gets some valid address, as ONNX Runtime refuses null."""
     assert array.flags.c_contiguous
     return int((array if array.size else _PLACEHOLDER).__array_interface__["data"][0])

@@ -1,4 +1,4 @@
-"""What a session's stages have done so far: how often each ran, and for how long."""
+"""Work of a session's stages so far: runs, positions and seconds of each, and the bytes of weights they read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from edgeblt.bundle.weight_plan import StageWeights
 @dataclass
 class StageWork:
     runs: int = 0
-    patch_runs: int = 0  # of them those that also read what belongs to patches
+    patch_runs: int = 0  # runs that completed patches, and so read the weights for these too
     positions: int = 0  # bytes or, in the global stage, patches
     seconds: float = 0.0
 
@@ -32,7 +32,7 @@ class StageWork:
 def weight_bytes_by_stage(
     weights: Mapping[StageName, StageWeights], work: Mapping[StageName, StageWork]
 ) -> dict[StageName, int]:
-    """Bytes of weights that this work read from memory, where they exceed the caches: once a run, of any length."""
+    """Bytes of weights that this work read from memory, once a run of any length, where they exceed the caches."""
     return {
         name: weights[name].read_per_byte * done.runs
         + weights[name].read_per_patch * done.patch_runs
@@ -42,5 +42,5 @@ def weight_bytes_by_stage(
 
 
 def weight_bytes_read(weights: Mapping[StageName, StageWeights], work: Mapping[StageName, StageWork]) -> int:
-    """Of all stages together."""
+    """Bytes of weights that this work read from memory, all stages together."""
     return sum(weight_bytes_by_stage(weights, work).values())

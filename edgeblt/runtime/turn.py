@@ -8,16 +8,16 @@ from edgeblt.runtime.run_errors import no_memory
 
 
 class Turn:
-    """A context that one thread at a time is in; a MemoryError in it becomes an EdgebltError.
+    """Context that one thread at a time may enter; a MemoryError in it becomes an EdgebltError.
 
-    `setdefault` is one step to other threads. If an interruption comes in so badly that the end of a turn is missed,
-    the same thread takes its next turn all the same.
+    `setdefault` is atomic for other threads. If an interruption prevents the exit, the same thread can still enter
+    again.
     """
 
     __slots__ = ("_owner", "count")
 
     def __init__(self) -> None:
-        self.count = 0  # of turns begun
+        self.count = 0  # turns begun
         self._owner: dict[str, int] = {}
 
     def __enter__(self) -> None:
@@ -40,7 +40,7 @@ class Turn:
             raise sentence from None
 
     def check(self, count: int) -> None:
-        """Raises EdgebltError if this is not the turn of that count."""
+        """Raises EdgebltError unless `count` turns have begun."""
         if self.count != count:
             raise EdgebltError(
                 "this session was used while a run of it, or its within_patch, was not at its end; finish one first, or"

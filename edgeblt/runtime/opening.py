@@ -1,0 +1,104 @@
+"""Opening the graphs of a bundle: the provider of each stage, ONNX Runtime's sessions, and a check of their tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edgeblt.arguments import real_number, shown
+from edgeblt.bundle.contract import StageContract, StageName, TensorSpec
+from edgeblt.bundle.held_files import is_too_many_open, too_many_open
+from edgeblt.bundle.manifest import Bundle, HeldStage, refuse_replacement
+from edgeblt.bundle.placement import parse_placement
+from edgeblt.errors import EdgebltError
+from edgeblt.runtime.cuda import explained
+from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options
+from edgeblt.runtime.run_errors import no_memory
+from edgeblt.runtime.stage import OpenedGraph
+
+
+def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
+    """Provider of each stage, for the argument of `load`. Raises EdgebltError where a stage cannot run there."""
+    if provider is not None and not isinstance(provider, str):
+        raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
+    targets = bundle.manifest.targets
+    placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
+    for stage, place in placement.items():
+        if place == "cuda" and targets[stage] != "cuda":
+            raise EdgebltError(
+                f"the stage {stage} of {bundle.path} was exported for the {targets[stage]}, not for cuda; export the"
+                " checkpoint again with --target cuda"
+            )
+    return placement
+
+
+def checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
+    """Threshold in nats for the argument of `load`. Raises EdgebltError for no finite number, or a rule without one."""
+    if threshold is None:
+        return None
+    rest = "give a number of nats, such as 1.5"
+    number = real_number("threshold", threshold, rest)
+    if not abs(number) <= float(np.finfo(np.float32).max):  # the graph compares in float32
+        raise EdgebltError(f"threshold is {shown(threshold)}; {rest}")
+    if not bundle.manifest.config.patching.rule.needs_entropies:
+        raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")
+    return number
+
+
+def open_stage(
+    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
+) -> OpenedGraph:
+    """Open a stage's graph; `counts` are the threads for runs on few positions and on many."""
+    (few, many), memory = counts, memory_of(provider)
+
+    def opened(threads: int) -> onnxruntime.InferenceSession:
+        options = session_options(threads, provider)
+        if is_prepared:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _checked_graph(stage, contract, options, provider, "prepare" if is_prepared else "export")
+
+    graph = opened(few)
+    if memory:
+        return OpenedGraph.on_device(graph, memory)
+    return OpenedGraph(graph, graph if few == many else opened(many))
+
+
+def _checked_graph(
+    stage: HeldStage, contract: StageContract, options: onnxruntime.SessionOptions, provider: Provider, remedy: str
+) -> onnxruntime.InferenceSession:
+    path = stage.graph
+    try:
+        graph = open_graph(stage.content, stage.directory.path, options, provider)
+    except EdgebltError:
+        raise
+    except Exception as error:  # onnxruntime raises a dozen unrelated types
+        refuse_replacement([stage])
+        if is_too_many_open(error):
+            raise too_many_open(path) from None
+        if provider == "cuda" and (sentence := explained(error)):
+            raise sentence from None
+        if sentence := no_memory(error, f"to open {path}"):
+            raise sentence from None
+        reason = " ".join(str(error).split())[:300]
+        raise EdgebltError(f"{path} cannot be opened by onnxruntime ({reason}); {remedy} the bundle again") from None
+    _check_interface(path, contract.all_inputs, [*graph.get_inputs(), *graph.get_overridable_initializers()], remedy)
+    _check_interface(path, contract.all_outputs, graph.get_outputs(), remedy)
+    return graph
+
+
+def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any], remedy: str) -> None:
+    """Raises EdgebltError unless the graph has just the tensors the runtime binds, of their types and fixed sizes."""
+    seen = {value.name: value for value in values}
+    for spec in specs:
+        value = seen.pop(spec.name, None)
+        kind = {"float32": "tensor(float)"}.get(spec.dtype, f"tensor({spec.dtype})")
+        if value is None or value.type != kind or len(value.shape) != len(spec.shape) or any(
+            isinstance(wanted, int) and wanted != got for wanted, got in zip(spec.shape, value.shape, strict=True)
+        ):  # fmt: skip
+            found = f"{value.type} {value.shape}" if value else "nothing"
+            raise EdgebltError(f"{path}: {spec.name} should be {kind} {list(spec.shape)}, not {found}; {remedy} again")
+    if seen:
+        raise EdgebltError(
+            f"{path} has the unknown tensor {min(seen)!r:.60}; {remedy} the bundle again with this version"
+        )
