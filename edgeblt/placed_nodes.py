@@ -8,7 +8,7 @@ from edgeblt.model import Model
 
 
 def placed_nodes(model: Model) -> tuple[PlacedNodes, ...]:
-    """By stage, the provider of most of its nodes first; without the copies that ONNX Runtime adds between them."""
+    """Nodes by stage, the provider with most nodes first; copies that ONNX Runtime adds between providers left out."""
     found = []
     for stage in STAGES:
         operators: dict[str, Counter[str]] = {}

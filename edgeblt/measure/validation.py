@@ -1,4 +1,4 @@
-"""Accuracy of a bundle against a reference on the same texts. docs/validation.md says what each figure means."""
+"""Accuracy of a bundle against a reference on the same texts. docs/validation.md explains each figure."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ class Passage:
     data: str  # its bytes as Latin-1, so that JSON holds any of them
     entropies: tuple[float, ...] | None  # nats; None where the patching rule uses none
     patch_starts: tuple[bool, ...]
-    threshold: float | None  # what an entropy must exceed for a patch to start; None where the rule has none such
+    threshold: float | None  # entropy above which a patch starts; None where the rule has none
 
     def __post_init__(self) -> None:
         if not len(self.data) == len(self.patch_starts) == len(self.data if self.entropies is None else self.entropies):
@@ -48,14 +48,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Validation:
-    """How near a bundle comes to its reference, on one text or over several."""
+    """Accuracy of a bundle relative to its reference, on one text or over several."""
 
     bits_per_byte: float
     reference_bits_per_byte: float
-    boundary_agreement: float  # share of positions where both decide the same about a patch start
+    boundary_agreement: float  # share of positions where both make the same decision about a patch start
     mean_kl: float  # nats, from the reference to the bundle
     top1_agreement: float
-    greedy_agreement: float  # share of bytes, place by place, that both continue the prompts with
+    greedy_agreement: float  # share of bytes of greedy continuations that are equal, place by place
     max_abs_logit_difference: float
     bytes: int
     provider: str
@@ -69,7 +69,7 @@ class Validation:
 class Report(Validation):
     """Field by field the JSON of `edgeblt validate`: the figures over all texts, and those of each by its name.
 
-    With the bundle, the device and the threshold, a benchmark of the same is found.
+    The bundle, the provider and the threshold identify the benchmark that belongs to it.
     """
 
     bundle: str  # the directory's name
@@ -125,21 +125,21 @@ class Limits:
 
 
 def _figure(value: float) -> str:
-    """Six decimals, or where these would hide a small value its first digits."""
+    """`value` to six decimals, or to three significant digits where it is too small for these."""
     return f"{value:.6f}" if not 0 < abs(value) < 1e-4 else f"{value:.3g}"
 
 
 def validate(
     models: Sequence[Model], rows: Rows, record: Callable[[TextRow], None] | None = None
 ) -> tuple[Report, ...]:
-    """Compare each model with a reference, which is asked once for all of them.
+    """Compares each model with a reference, which is run once for all models.
 
     models: open bundles.
-    rows: texts with what the reference makes of them: `edgeblt.measure.reference_file.ReferenceFile(path)`, recorded by
+    rows: texts with the reference's results: `edgeblt.measure.reference_file.ReferenceFile(path)`, recorded by
         `edgeblt validate --save-reference-logits`, or `edgeblt.measure.reference.ComputedRows(reference, texts)`.
-    record: called with every row, once it is compared; default None.
+    record: called with every row after it is compared; default None.
 
-    Raises EdgebltError if the reference's vocabulary is not that of a model, and what `rows` raises.
+    Raises EdgebltError if the reference's vocabulary is not a model's, and any error that `rows` raises.
     """
     sums = [dict.fromkeys(rows.sizes, _Sums()) for _ in models]
     passages: list[Passage] = []
@@ -189,7 +189,7 @@ def _passage(row: TextRow, model: Model) -> Passage:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What is added up, over chunks, rows and texts."""
+    """Sums over chunks, rows and texts, from which the figures are computed."""
 
     nats: float = 0.0
     reference_nats: float = 0.0
@@ -236,7 +236,7 @@ def _compare(row: TextRow, model: Model) -> _Sums:
 
 
 def _compare_chunk(chunk: Chunk, expected: ReferenceRow, targets: NDArray[np.int64]) -> _Sums:
-    """`expected` and `targets` [T]: what the reference makes of the chunk's ids, and the ids that follow each."""
+    """Sums over one chunk, from the reference's results on it and the id that follows each of its ids [T]."""
     if expected.logits.shape != chunk.logits.shape:
         raise EdgebltError(
             f"the reference has a vocabulary of {expected.logits.shape[1]} ids and the bundle one of "

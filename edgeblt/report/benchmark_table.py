@@ -1,4 +1,4 @@
-"""Benchmarks as rows: CSV with every figure, and a Markdown table with those that people compare."""
+"""Benchmarks as rows: CSV with every figure, and a Markdown table with the figures that people compare."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "of the limit": lambda row: share(row.bandwidth_share),
     "per million bytes": lambda row: "" if row.cost_per_million_bytes is None else f"{row.cost_per_million_bytes:.4g}",
 }
-_LEFT = 8  # columns of text, to the left
+_LEFT = 8  # leading columns that are aligned to the left
 _OPTIONAL = (
     "threshold",
     "between arrivals, ms",
@@ -49,7 +49,7 @@ def percentiles(found: Percentiles | None) -> str:
 
 
 def decoded(row: Benchmark) -> str:
-    """What was decoded, in words."""
+    """Short description of the bytes that were decoded."""
     if row.decode == TEXT:
         return "the text"
     return f"temperature {row.temperature:g}" if row.temperature else "greedy"
@@ -79,7 +79,7 @@ def markdown(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def csv_text(benchmarks: Sequence[Benchmark]) -> str:
-    """Every field as a column, those inside others as `outer.inner`; what is not known is empty."""
+    """CSV with a column for every field, nested ones as `outer.inner`; unknown values are empty."""
     rows = [_flat(dataclasses.asdict(row)) for row in benchmarks]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -94,7 +94,7 @@ def _flat(fields: dict[str, object], outer: str = "") -> dict[str, object]:
     for name, value in fields.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{outer}{name}.")
-        elif not isinstance(value, tuple):  # the quantiles are for drawing
+        elif not isinstance(value, tuple):  # quantiles are left to the charts
             flat[outer + name] = value
     return flat
 

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing but itself: tables, text, and charts drawn by plotly.js, inlined."""
+"""A report as one self-contained HTML page: tables, text, and charts drawn by plotly.js, which is inlined."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ _VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
 
 
 def write_report(results: Sequence[Path], out: Path) -> Path:
-    """Read JSON results of `edgeblt validate`, `bench` and `tune` and write the page; one already there is replaced.
+    """Reads JSON results of `edgeblt validate`, `bench` and `tune`, and writes the page, replacing an existing one.
 
     Raises EdgebltError for a file that is no such result, where plotly is absent, and where `out` cannot be written or
     is one of the results.
@@ -48,7 +48,7 @@ def write_report(results: Sequence[Path], out: Path) -> Path:
 
 
 def report_page(results: Results, plotly_js: str) -> str:
-    """The whole page, which `plotly_js`, the library's source, draws the charts of."""
+    """The whole page; `plotly_js` is the source of the library that draws its charts."""
     rows = join(results)
     charts: list[Chart] = []
     sections = [section for section in _sections(results, rows, charts) if section[1]]
@@ -90,7 +90,7 @@ def report_page(results: Results, plotly_js: str) -> str:
 
 
 def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Iterable[tuple[str, str]]:
-    """Titles and contents in the page's order, empty where there is nothing; the charts shown are added to `charts`."""
+    """Titles and contents in the page's order; empty content where there is none. Appends the charts to `charts`."""
 
     def shown(*made: Chart | None) -> str:
         there = [chart for chart in made if chart]
@@ -137,7 +137,7 @@ def _figure(chart: Chart) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    """A row a bundle and setting, under the device; columns of which no row has anything are left out."""
+    """Summary table: a row for each bundle and setting, grouped by device; empty columns are left out."""
     cells = [{title: cell(row) for title, cell in _COLUMNS.items()} for row in rows]
     titles = [title for title in _COLUMNS if any(of_row[title] != _UNKNOWN for of_row in cells)]
     head = "".join(f"<th{_CLASSES.get(title, '')} scope='col'>{_text(title)}</th>" for title in ("Bundle", *titles))
@@ -215,7 +215,7 @@ _CLASSES = dict.fromkeys(("Recipe", "Setting", "Provider"), ' class="words"')
 
 
 def _notes(results: Results, rows: Sequence[Row]) -> str:
-    """What all benchmarks share, what was not joined, and what is not comparable."""
+    """Notes on settings shared by all benchmarks, results without a partner, and results that are not comparable."""
     notes = []
     if results.benchmarks:
         differing, first = differing_settings(results.benchmarks), results.benchmarks[0]
@@ -250,7 +250,7 @@ def _notes(results: Results, rows: Sequence[Row]) -> str:
 
 
 def _passages(validations: Iterable[Report]) -> Iterable[tuple[str, Passage]]:
-    """Each passage once, with the name of the bundle; two devices may give the same."""
+    """Distinct passages, each with its bundle's name; the same passage from several devices is shown once."""
     seen: list[tuple[str, Passage]] = []
     for validation in validations:
         if (validation.bundle_id, validation.passage) not in seen and validation.passage.data:
@@ -269,7 +269,7 @@ def _passage(label: str, passage: Passage) -> str:
 
 
 def _patch(patch: bytes) -> str:
-    """Characters where it holds them whole; other bytes, and what cannot be shown, as escapes."""
+    """HTML of a patch: complete characters as they are, other bytes and control characters as escapes."""
     lines = patch.decode("utf-8", "backslashreplace").translate(_VISIBLE).split("\n")
     return "\n".join("\t".join(_text(part) for part in line.split("\t")) for line in lines)
 
@@ -290,7 +290,7 @@ def _anchor(title: str) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in; what is not finite becomes null."""
+    """JSON that cannot end the script element around it; numbers that are not finite become null."""
     return json.dumps(_finite(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""Shapes of what ONNX Runtime writes when it saves a graph: bodies of functions in place, defaults, fused operators."""
+"""Shape rules for graphs that ONNX Runtime saved: inlined function bodies, written-out defaults, fused operators."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ def _reduce_kept(step: Step) -> list[Shape]:
 
 
 def _slice(step: Step) -> list[Shape]:
-    """One axis, from a constant start."""
+    """Shape of a slice along one axis, from a constant start."""
     shape, starts, ends = list(step.shape(0)), step.constants(1), step.constants(2)
     axes = step.constants(3) if step.has(3) else list(range(len(starts)))
     if len(starts) != 1 or len(ends) != 1 or len(axes) != 1:

@@ -1,8 +1,8 @@
-"""What each operator of a graph makes of the shapes of its inputs, and which shapes it refuses.
+"""Shape inference for each operator: output shapes from input shapes, and the input shapes that are refused.
 
-A rule looks at one node and gives the shapes of its outputs. Shapes are exact (`sizes`): kernels that trust an
-attribute about the size of a tensor are given no other, attention never gets other rows than the cache was made for,
-and nothing grows beyond what the graph's own tensors hold. A node whose shapes cannot be told is refused.
+A rule looks at one node and returns the shapes of its outputs. Shapes are exact (`sizes`): a tensor has the size that
+a kernel's attributes claim, attention gets the rows that its cache was made for, and no value grows beyond what the
+graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 """
 
 from collections.abc import Mapping
