@@ -334,7 +334,7 @@ def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
     failures = []
     for report in reports:
         where = f"on {report.provider}, " if len(reports) > 1 else ""
-        failures += [where + failure for failure in limits.passed_by(report)]
+        failures += [where + failure for failure in limits.violations(report)]
     for failure in failures:
         typer.echo(f"edgeblt: {failure}", err=True)
     if failures:
@@ -675,9 +675,9 @@ def _inspect_bundle(bundle: Any, bytes_per_patch: float | None = None, provider:
     if provider is None:
         return inspection
     from edgeblt.model import open_model
-    from edgeblt.placed_nodes import placed_nodes
+    from edgeblt.node_providers import node_providers
 
-    return dataclasses.replace(inspection, placement=placed_nodes(open_model(bundle.path, provider)))
+    return dataclasses.replace(inspection, placement=node_providers(open_model(bundle.path, provider)))
 
 
 def _require_workbench() -> None:

@@ -8,7 +8,7 @@ from edgeblt.bundle.manifest import Bundle
 from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime import native
-from edgeblt.runtime.prepared import find_prepared
+from edgeblt.runtime.packed_weights import find_prepared
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PlacedNodes:
+class ProviderNodes:
     """Nodes of one stage that run on one provider, those in branches included."""
 
     stage: str
@@ -42,7 +42,7 @@ class Inspection:
     description: dict[str, str]
     parts: tuple[Part, ...]
     plans: tuple[WeightPlan, ...]  # one for each recipe of a checkpoint; the bundle's own
-    placement: tuple[PlacedNodes, ...] = ()  # for a bundle, where it was asked for
+    placement: tuple[ProviderNodes, ...] = ()  # for a bundle, where it was asked for
     notes: tuple[str, ...] = ()  # for a checkpoint: sentences on how its configuration was read
 
     @property

@@ -31,7 +31,7 @@ from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
-from edgeblt.runtime.prepared import Prepared, find_prepared
+from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
 from edgeblt.runtime.run_errors import EnoughMemory, no_memory
 from edgeblt.runtime.session import Session

@@ -20,7 +20,7 @@ from edgeblt.measure.texts import held_out_text
 from edgeblt.model import Model
 from edgeblt.progress import progress
 from edgeblt.runtime.machine.cores import usable_cores
-from edgeblt.runtime.prepared import (
+from edgeblt.runtime.packed_weights import (
     RECORD,
     Prepared,
     PreparedStage,

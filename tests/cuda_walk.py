@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeblt.bundle.contract import STAGES
 from edgeblt.model import log_softmax, open_model
-from edgeblt.placed_nodes import placed_nodes
+from edgeblt.node_providers import node_providers
 from edgeblt.runtime import cache, native
 
 LENGTH = 400
@@ -39,7 +39,7 @@ def walk(bundle: str, provider: str) -> None:
             {
                 "placement": model.placement,
                 "device": model.device,
-                "nodes": [vars(part) for part in placed_nodes(model)],
+                "nodes": [vars(part) for part in node_providers(model)],
                 "runs": runs,
                 "patches": session.patch_count,
                 "types": sorted({type(array).__name__ for array in state(session)}),
@@ -61,7 +61,7 @@ def patch(bundle: str, library: str) -> None:
     found = native.NativeStatus(Path(library), "emulated", None)
     native.cuda_status = lambda: found  # type: ignore[assignment]
     model = open_model(bundle, "cuda")
-    nodes = [part for part in placed_nodes(model) if part.stage == "patcher"]
+    nodes = [part for part in node_providers(model) if part.stage == "patcher"]
     rows = []
     session = model.session()
     for count in (1, 1, 40, 3):

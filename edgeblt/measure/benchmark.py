@@ -2,14 +2,10 @@
 
 import itertools
 import resource
-import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.decoding.sampling import Sampler, Sampling
@@ -19,35 +15,21 @@ from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.benchmark_runs import FollowedText, Run, timed_run
+from edgeblt.measure.distribution import Percentiles, Spread, median, percentiles, quantiles_ms, spread
 from edgeblt.measure.reference import Text
 from edgeblt.measure.texts import held_out_text
+from edgeblt.measure.weight_traffic import weight_bytes_by_stage, weight_bytes_read
 from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.memory import resident_memory
-from edgeblt.runtime.stage_work import weight_bytes_by_stage, weight_bytes_read
 
 GENERATED, TEXT = "generated", "text"
 DECODED = (GENERATED, TEXT)  # the model's own bytes, or those that follow the prompt in the text
 _SECONDS_PER_HOUR = 3600
 _MOST_BYTES, _MOST_RUNS = 10_000_000, 10_000  # more would run for days
 _HIGHEST_PRICE = 1e9  # an hour
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Lowest and highest value over the runs."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -271,10 +253,10 @@ class _Bench:
         firsts = [run.first_byte for run in runs]
         rates = [count / run.seconds for run in runs]
         prefills = [setting.prompt_bytes / first for first in firsts]
-        quantiles = _quantiles(run.byte_seconds for run in runs)
+        quantiles = quantiles_ms(run.byte_seconds for run in runs)
         stages = bundle_plan(model.bundle, 1.0).stages
-        read = _median(weight_bytes_read(stages, run.work) / count for run in runs)
-        rate, drafted = _median(rates), sum(run.counts.drafted for run in runs)
+        read = median(weight_bytes_read(stages, run.work) / count for run in runs)
+        rate, drafted = median(rates), sum(run.counts.drafted for run in runs)
         joules = [run.joules / count for run in runs if run.joules is not None]
         before, after = model.memory_before, self._memory
         return Benchmark(
@@ -291,30 +273,30 @@ class _Bench:
             new_bytes=count,
             repeats=len(runs),
             load_time_s=model.load_seconds,
-            time_to_first_byte_s=_median(firsts),
-            prefill_bytes_per_s=setting.prompt_bytes / _median(firsts),
+            time_to_first_byte_s=median(firsts),
+            prefill_bytes_per_s=setting.prompt_bytes / median(firsts),
             decode_bytes_per_s=rate,
             spread={
-                "time_to_first_byte_s": _spread(firsts),
-                "prefill_bytes_per_s": _spread(prefills),
-                "decode_bytes_per_s": _spread(rates),
+                "time_to_first_byte_s": spread(firsts),
+                "prefill_bytes_per_s": spread(prefills),
+                "decode_bytes_per_s": spread(rates),
             },
-            inter_byte_latency_ms=_percentiles(quantiles),
+            inter_byte_latency_ms=percentiles(quantiles),
             inter_byte_latency_quantiles_ms=quantiles,
-            bytes_per_patch=_median(run.bytes_per_patch for run in runs),
+            bytes_per_patch=median(run.bytes_per_patch for run in runs),
             bytes_per_pass=count * len(runs) / sum(run.counts.passes for run in runs),
             draft_acceptance=sum(run.counts.accepted for run in runs) / drafted if drafted else None,
             weight_bytes_per_byte=read,
             bandwidth_bytes_per_s=bandwidth,
             bandwidth_share=rate * read / bandwidth if bandwidth else None,
-            cpu_s_per_byte=_median(run.cpu / count for run in runs),
-            energy_j_per_byte=statistics.median(joules) if joules else None,
+            cpu_s_per_byte=median(run.cpu / count for run in runs),
+            energy_j_per_byte=median(joules) if joules else None,
             cost_per_million_bytes=price_per_hour / _SECONDS_PER_HOUR / rate * 1e6
             if price_per_hour is not None
             else None,
-            stage_s_per_byte={name: _median(run.work[name].seconds / count for run in runs) for name in STAGES},
+            stage_s_per_byte={name: median(run.work[name].seconds / count for run in runs) for name in STAGES},
             stage_weight_bytes_per_byte={
-                name: _median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
+                name: median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
             },
             stage_bytes={name: stages[name].bytes for name in STAGES},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
@@ -327,25 +309,8 @@ class _Bench:
             decode=setting.decode,
             temperature=setting.temperature,
             seed=self._seed if setting.temperature else None,
-            arrival_gap_ms=_percentiles(_quantiles(run.gaps for run in runs)),
+            arrival_gap_ms=percentiles(quantiles_ms(run.gaps for run in runs)),
         )
-
-
-def _quantiles(seconds: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:
-    """Quantiles in milliseconds at 0, 1, ... 100 percent."""
-    return tuple(float(value) for value in np.percentile(np.concatenate(list(seconds)) * 1e3, range(101)))
-
-
-def _percentiles(quantiles: tuple[float, ...]) -> Percentiles:
-    return Percentiles(quantiles[50], quantiles[95], quantiles[99])
-
-
-def _median(values: Iterable[float]) -> float:
-    return float(statistics.median(values))
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(min(values), max(values))
 
 
 def _peak_memory() -> int:

@@ -84,7 +84,7 @@ class Report(Validation):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a validation must keep to on every text; None is no limit. Raises EdgebltError for one that is no number."""
+    """Limits that a validation must meet on every text; None is no limit. Raises EdgebltError for NaN."""
 
     max_bpb_increase: float | None = None  # bits
     max_kl: float | None = None  # nats
@@ -97,18 +97,18 @@ class Limits:
             if value is not None and math.isnan(value):
                 raise EdgebltError(f"{name} is {value}; it must be a number")
 
-    def passed_by(self, report: Report) -> list[str]:
-        """A sentence for each text and each limit that is passed on it.
+    def violations(self, report: Report) -> list[str]:
+        """One sentence for each text and each limit that it violates.
 
-        Over all texts together a gain on one, whatever it is worth, would hide a loss on another.
+        Texts are judged one by one, as a gain on one text could hide a loss on another.
         """
         return [
             f"on the text {name}, {failure}"
             for name, validation in report.texts.items()
-            for failure in self._passed_on(validation)
+            for failure in self._violations_on(validation)
         ]
 
-    def _passed_on(self, validation: Validation) -> list[str]:
+    def _violations_on(self, validation: Validation) -> list[str]:
         most = (
             ("bits per byte rise by", validation.bits_per_byte_increase, self.max_bpb_increase),
             ("mean KL is", validation.mean_kl, self.max_kl),
@@ -118,7 +118,7 @@ class Limits:
             ("top-1 agreement is", validation.top1_agreement, self.min_top1),
             ("greedy agreement is", validation.greedy_agreement, self.min_greedy_agreement),
         )
-        # `not` before what is wanted: a value that is no number is within no limit.
+        # `not` before the condition that must hold: NaN violates every limit.
         above = [(*case, "more than") for case in most if case[2] is not None and not case[1] <= case[2]]
         below = [(*case, "below") for case in least if case[2] is not None and not case[1] >= case[2]]
         return [f"{what} {_figure(value)}, {beyond} {limit}" for what, value, limit, beyond in above + below]

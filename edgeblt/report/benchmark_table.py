@@ -5,7 +5,8 @@ import dataclasses
 import io
 from collections.abc import Callable, Sequence
 
-from edgeblt.measure.benchmark import TEXT, Benchmark, Percentiles
+from edgeblt.measure.benchmark import TEXT, Benchmark
+from edgeblt.measure.distribution import Percentiles
 
 _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "bundle": lambda row: row.bundle.replace("|", "\\|"),

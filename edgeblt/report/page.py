@@ -16,7 +16,8 @@ from rich.filesize import decimal
 from edgeblt.bundle.result_files import check_result_file, write_result
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.measure.benchmark import Benchmark, Percentiles
+from edgeblt.measure.benchmark import Benchmark
+from edgeblt.measure.distribution import Percentiles
 from edgeblt.measure.validation import Passage, Report
 from edgeblt.printable import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.bundle.weight_plan import WeightPlan
     from edgeblt.doctor import Diagnosis
     from edgeblt.export.demo import Demo
-    from edgeblt.inspection import Inspection, PlacedNodes
+    from edgeblt.inspection import Inspection, ProviderNodes
     from edgeblt.measure.benchmark import Benchmark
     from edgeblt.measure.reference_file import Recording
     from edgeblt.measure.tuning import Tuning
@@ -205,7 +205,7 @@ def show_inspection(result: "Inspection") -> None:
         _print(_placement_table(result.placement))
 
 
-def _placement_table(placement: "Sequence[PlacedNodes]") -> Table:
+def _placement_table(placement: "Sequence[ProviderNodes]") -> Table:
     """Nodes of each stage by provider; operators are named where a stage has more than one provider."""
     table, seen = _table("which provider runs a stage's nodes", "stage", "provider", "nodes", "which"), set()
     for part in placement:
