@@ -56,7 +56,7 @@ def test_from_a_wheel(installed_elsewhere: Path, monkeypatch: pytest.MonkeyPatch
         ({"url": "https://host/edgeblt.whl", "archive_info": {}}, "edgeblt[cuda] @ https://host/edgeblt.whl"),
         (
             {"url": "https://host/edgeblt", "vcs_info": {"vcs": "git", "commit_id": "ab12"}},
-            "edgeblt[cuda] @ git+https://host/edgebltab12",
+            "edgeblt[cuda] @ git+https://host/edgeblt@ab12",
         ),
         (None, "edgeblt[cuda]"),  # from an index
     ],
