@@ -6,7 +6,7 @@ Kernels write into caches that the runtime allocated, so attention must use the 
 from collections.abc import Mapping, Sequence
 
 from edgeblt.bundle.contract import CacheSpec
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
@@ -128,7 +128,7 @@ def _entropy_patch(step: Step) -> list[Shape]:
     return [rows, rows, (*rows, Size(3))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     (EDGEBLT, "DenseCrossAttention"): _cross_attention,
     (EDGEBLT, "DenseLayer"): _layer,
     (EDGEBLT, "EntropyPatch"): _entropy_patch,

@@ -17,8 +17,8 @@ from pathlib import Path
 from edgeblt.bundle.contract import StageContract
 from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
-from edgeblt.bundle.examination.graph_step import Rule, Shapes, Step
-from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Model, Node, Tensor, Value, parse_model
+from edgeblt.bundle.examination.graph_step import ShapeRule, Shapes, Step
+from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Node, OnnxModel, Tensor, Value, parse_model
 from edgeblt.bundle.examination.prepared_rules import PREPARED_RULES
 from edgeblt.bundle.examination.protobuf import MalformedError
 from edgeblt.bundle.examination.shape_rules import RULES
@@ -87,7 +87,7 @@ class _Examination:
                 _check_memory(model.graph, self.contract)
             _Inference(model.graph, self.contract, PREPARED_RULES if self.packed else RULES).run()
 
-    def _check_versions(self, model: Model) -> None:
+    def _check_versions(self, model: OnnxModel) -> None:
         known = operators.PREPARED_OPSETS if self.packed else operators.OPSETS
         if model.ir_version not in operators.IR_VERSIONS:
             raise MalformedError(f"it has the IR version {model.ir_version}")
@@ -98,7 +98,7 @@ class _Examination:
             if version not in known.get(domain, ()):
                 raise MalformedError(f"it imports version {version} of the domain {domain!a:.60}")
 
-    def _check_functions(self, model: Model) -> None:
+    def _check_functions(self, model: OnnxModel) -> None:
         found = set()
         for content in model.functions:
             if len(content) > LARGEST_FUNCTION:
@@ -227,7 +227,7 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
 class _Inference:
     """Infers the shapes of all values, node by node."""
 
-    def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], Rule]) -> None:
+    def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], ShapeRule]) -> None:
         self._graph, self._rules = graph, rules
         self._known = Shapes(contract, {})
         largest = max((Elements.of(fixed(tensor.dims)).count for tensor in graph.initializers), default=0)

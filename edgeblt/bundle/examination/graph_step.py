@@ -88,4 +88,4 @@ class Step:
         return MalformedError(f"its node {self.node.op_type} {what}")
 
 
-Rule = Callable[[Step], list[Shape]]
+ShapeRule = Callable[[Step], list[Shape]]

@@ -106,19 +106,19 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     ir_version: int
     opsets: tuple[tuple[str, int], ...]
     graph: Graph
     functions: tuple[memoryview, ...]  # see `parse_function`
 
 
-def parse_model(content: bytes | memoryview) -> Model:
+def parse_model(content: bytes | memoryview) -> OnnxModel:
     """Parses an ONNX file. Raises MalformedError for any other content."""
     values = decode(memoryview(content), _MODEL)
     if "graph" not in values:
         raise MalformedError("it holds no graph")
-    return Model(
+    return OnnxModel(
         values.get("ir_version", 0), _opsets(values["opset_import"]), _graph(values["graph"]),
         tuple(values["functions"]),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.shape_rules import RULES, broadcast_rule, same_rule
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, written
 
@@ -58,7 +58,7 @@ def _split(step: Step) -> list[Shape]:
     return [(*shape[:axis], Size(size), *shape[axis + 1 :]) for size in sizes]
 
 
-PREPARED_RULES: Mapping[tuple[str, str], Rule] = {
+PREPARED_RULES: Mapping[tuple[str, str], ShapeRule] = {
     **RULES,
     **{("", name): broadcast_rule for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
     **{("", name): same_rule for name in ("Erf", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},

@@ -5,7 +5,7 @@ ONNX Runtime packs weights by their attributes, not by their actual size; `_WEIG
 
 from collections.abc import Callable, Mapping, Sequence
 
-from edgeblt.bundle.examination.graph_step import Rule, Step, Types
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
 from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
@@ -113,7 +113,7 @@ def _product(step: Step) -> list[Shape]:
     return [(*step.rows(0, step.number("K")), Size(step.number("N")))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     **dict.fromkeys(_WEIGHTS, _product),
     (MICROSOFT, "GatherBlockQuantized"): _looked_up,
 }

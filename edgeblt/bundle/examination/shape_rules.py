@@ -8,7 +8,7 @@ graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 from collections.abc import Mapping
 
 from edgeblt.bundle.examination import attention_rules, product_rules
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.operators import MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS
 from edgeblt.bundle.examination.sizes import ONE, Elements, Shape, Size, broadcast, written
@@ -188,7 +188,9 @@ def _unsqueeze(step: Step) -> list[Shape]:
     return [tuple(ONE if index in places else next(rest) for index in range(rank))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {  # `If` apart, whose branches edgeblt.bundle.examination.graph_check follows
+RULES: Mapping[
+    tuple[str, str], ShapeRule
+] = {  # `If` apart, whose branches edgeblt.bundle.examination.graph_check follows
     **product_rules.RULES,
     **attention_rules.RULES,
     **{("", name): broadcast_rule for name in ("Div", "Equal", "Greater", "Mod", "Mul", "Where")},
