@@ -188,9 +188,8 @@ def _unsqueeze(step: Step) -> list[Shape]:
     return [tuple(ONE if index in places else next(rest) for index in range(rank))]
 
 
-RULES: Mapping[
-    tuple[str, str], ShapeRule
-] = {  # `If` apart, whose branches edgeblt.bundle.examination.graph_check follows
+# `If` is not here, as `graph_check` follows its branches.
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     **product_rules.RULES,
     **attention_rules.RULES,
     **{("", name): broadcast_rule for name in ("Div", "Equal", "Greater", "Mod", "Mul", "Where")},
