@@ -25,7 +25,7 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "between arrivals, ms": lambda row: percentiles(row.arrival_gap_ms),
     "bytes/patch": lambda row: f"{row.bytes_per_patch:.2f}",
     "bytes/pass": lambda row: f"{row.bytes_per_pass:.2f}",
-    "drafts kept": lambda row: share(row.draft_acceptance),
+    "acceptance rate": lambda row: share(row.draft_acceptance),
     "weights/byte, MB": lambda row: f"{row.weight_bytes_per_byte / 1e6:,.2f}",
     "of the limit": lambda row: share(row.bandwidth_share),
     "per million bytes": lambda row: "" if row.cost_per_million_bytes is None else f"{row.cost_per_million_bytes:.4g}",
@@ -34,7 +34,7 @@ _LEFT = 8  # leading columns that are aligned to the left
 _OPTIONAL = (
     "threshold",
     "between arrivals, ms",
-    "drafts kept",
+    "acceptance rate",
     "of the limit",
     "per million bytes",
 )  # left out where no row has one

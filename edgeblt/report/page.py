@@ -166,7 +166,7 @@ _SUMMARY_WORDS = (
     "share of bytes at which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, "
     "the median of the runs, and below it the slowest and the fastest. p50, p95, p99: half, 95% and 99% of the bytes "
     "took no more than that, those that arrive together sharing their time; and half, 95% and 99% of the waits from "
-    "one arrival to the next were no longer. Drafts kept: share of the bytes guessed ahead that turned out right. "
+    "one arrival to the next were no longer. Acceptance rate: share of the drafted bytes that were accepted. "
     "Weights read: what generating a byte reads of the weights."
 )
 
@@ -209,7 +209,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "A byte, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.inter_byte_latency_ms)),
     "Between arrivals, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.arrival_gap_ms)),
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
-    "Drafts kept": _of_benchmark(lambda result: _share(result.draft_acceptance)),
+    "Acceptance rate": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),
 }
 _CLASSES = dict.fromkeys(("Recipe", "Setting", "Provider"), ' class="words"')

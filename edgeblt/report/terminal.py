@@ -86,7 +86,7 @@ def show_benchmark(result: "Benchmark") -> None:
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
     table.add_row(f"bytes a pass, drafts: {result.draft}", f"{result.bytes_per_pass:.2f}")
     if result.draft_acceptance is not None:
-        table.add_row("drafted bytes kept", f"{result.draft_acceptance:.0%}")
+        table.add_row("draft acceptance rate", f"{result.draft_acceptance:.0%}")
     table.add_row("weights read for a byte", _size(result.weight_bytes_per_byte))
     if result.bandwidth_share is not None and result.bandwidth_bytes_per_s is not None:
         bandwidth = f"{result.bandwidth_share:.0%} of {_size(result.bandwidth_bytes_per_s)}/s"
