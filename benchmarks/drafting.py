@@ -33,9 +33,9 @@ from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.texts import HELD_OUT_TEXTS, held_out_text
+from edgeblt.measure.weight_traffic import weight_bytes_read
 from edgeblt.model import Model, load
 from edgeblt.runtime.machine.device import device_name
-from edgeblt.runtime.stage_work import weight_bytes_read
 
 CONTEXT = 1024
 WAYS = ("greedy", "drawn", "given")

@@ -31,10 +31,10 @@ from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.texts import held_out_text
+from edgeblt.measure.weight_traffic import weight_bytes_read
 from edgeblt.quant.recipes.recipe import Recipe, load_recipe
 from edgeblt.runtime.machine.cores import usable_cores
 from edgeblt.runtime.machine.device import device_name
-from edgeblt.runtime.stage_work import weight_bytes_read
 
 RECIPES = ("fp32", "int8", "sparse-int8", "int4", "sparse-int4", "int4-small")
 CONTEXT_BYTES = 256

@@ -23,7 +23,7 @@ import json, sys, time
 from pathlib import Path
 from edgeblt.runtime.machine.memory import resident_memory
 from edgeblt.model import Model
-from edgeblt.runtime.prepared import Prepared
+from edgeblt.runtime.packed_weights import Prepared
 
 bundle, prepared, new_bytes = sys.argv[1], sys.argv[2] == "prepared", int(sys.argv[3])
 started = time.process_time()

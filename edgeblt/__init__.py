@@ -1,6 +1,6 @@
 """edgeblt runs Byte Latent Transformers on a device, from bundles made by `edgeblt export`.
 
-What it offers is imported when it is first used: so the command line answers at once, and can be stopped at any time.
+Its names are imported when they are first used, so that the command line starts at once and can always be stopped.
 """
 
 import os
@@ -46,7 +46,7 @@ def __dir__() -> list[str]:
 
 
 def missing_runtime() -> str:
-    """What to say without ONNX Runtime: no dependency of the package, as its two builds exclude each other."""
+    """Message for a missing ONNX Runtime, no dependency of the package, as its two builds exclude each other."""
     from edgeblt.installing import install_hint
 
     return f"edgeblt needs ONNX Runtime; install it with: {install_hint('onnxruntime')} (onnxruntime-gpu for NVIDIA)"

@@ -1,4 +1,4 @@
-"""Arguments of public functions, checked where they come in: a sentence that names the argument, never a traceback."""
+"""Checks arguments of public functions at the entrance; an EdgebltError names the argument that is wrong."""
 
 import math
 import numbers
@@ -12,7 +12,7 @@ _SHOWN = 60  # characters
 
 
 def whole_number(name: str, value: object, least: int | None = 0) -> int:
-    """`value` as an int, of any integer type but bool. Raises EdgebltError for others, and for one below `least`."""
+    """`value`, of any integer type but bool, as an int. Raises EdgebltError for others and below `least`."""
     try:
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -26,7 +26,7 @@ def whole_number(name: str, value: object, least: int | None = 0) -> int:
 
 
 def real_number(name: str, value: object, rest: str) -> float:
-    """`value` as a finite float, of any real type but bool. Raises EdgebltError, `rest` saying what it must be."""
+    """`value`, of any real type but bool, as a finite float. Raises EdgebltError, whose text ends with `rest`."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -38,7 +38,7 @@ def real_number(name: str, value: object, rest: str) -> float:
 
 
 def as_bytes(name: str, value: object) -> bytes:
-    """Bytes as they are, and text in UTF-8. Raises EdgebltError for others, and for text with lone surrogates."""
+    """Bytes unchanged, text encoded in UTF-8. Raises EdgebltError for other types and for text with lone surrogates."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | memoryview):
@@ -52,14 +52,14 @@ def as_bytes(name: str, value: object) -> bytes:
 
 
 def as_path(name: str, value: object) -> Path:
-    """Raises EdgebltError for what is neither str nor a path."""
+    """`value` as a Path. Raises EdgebltError for anything but a str or a path."""
     if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str):
         raise EdgebltError(f"{name} is {shown(value)}; it must be a str or a Path")
     return Path(path)
 
 
 def shown(value: object) -> str:
-    """A short form of any value, on one line."""
+    """Short one-line form of any value."""
     try:
         text = ascii(value)
     except Exception:  # an int of thousands of digits, or an object whose own repr fails

@@ -1,4 +1,4 @@
-"""What is at work on this machine: the runtime, and which of the native libraries' kernels."""
+"""Diagnosis of this machine: the runtime, the native libraries, their kernels, and the GPU."""
 
 import platform
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ class Diagnosis:
     native_library: str | None  # its path
     native_version: str | None
     native_level: str | None  # the instructions its kernels use, None where they are not used
-    native_levels: tuple[str, ...]  # those that could be chosen
-    native_operators: tuple[str, ...]  # that have a kernel here; all others run in portable form
+    native_levels: tuple[str, ...]  # the instruction sets that can be chosen
+    native_operators: tuple[str, ...]  # operators with a native kernel here; others run in portable form
     native_reason: str | None  # why it is not used
     native_cuda_library: str | None  # path of the library for CUDA, which only a stage on CUDA opens
     native_cuda_version: str | None
-    native_cuda_operators: tuple[str, ...]  # that have a kernel for CUDA
+    native_cuda_operators: tuple[str, ...]  # operators with a kernel for CUDA
     native_cuda_reason: str | None  # why it would not be used
     gpu: str | None  # the GPU that bundles for cuda run on, and its compute capability
     gpu_reason: str | None  # why none can be used
 
 
 def diagnose() -> Diagnosis:
-    """Looks, and tries to register the kernels with the runtime; never raises."""
+    """Examines the machine and tries to register the kernels with the runtime; never raises."""
     status = native.status()
     reason = status.reason or native.register(onnxruntime.SessionOptions())
     for_cuda = native.cuda_status()
@@ -64,7 +64,7 @@ def diagnose() -> Diagnosis:
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """What it is, or why there is none to use."""
+    """The GPU and None, or None and the reason why no GPU can be used."""
     try:
         major, minor = cuda.compute_capability()
         return f"{cuda.gpu_name()}, compute capability {major}.{minor}", None

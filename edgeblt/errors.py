@@ -1,4 +1,4 @@
-"""The one exception and the one warning that a user is meant to read."""
+"""The exception and the warning whose messages are written for users."""
 
 
 class EdgebltError(ValueError):
@@ -9,14 +9,14 @@ class EdgebltError(ValueError):
 
 
 class CheckpointNote(UserWarning):
-    """What a user should know of how a checkpoint's configuration was read: one sentence.
+    """Note for the user on how a checkpoint's configuration was read: one sentence.
 
     The command line prints it as one line on stderr and goes on.
     """
 
 
 def shown(value: object) -> str:
-    """`value` in a few words for such a sentence: Python's own form of it, cut where it is long."""
+    """`value` as Python writes it, for use in an error message; cut where it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python writes out no integer of more than 4,300 digits

@@ -1,4 +1,4 @@
-"""Bytes and the ids the model reads: byte `b` is id `b + 4`; ids 0..3 are special."""
+"""Ids of bytes in the model's vocabulary: byte `b` is id `b + 4`; ids 0..3 are special."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,5 +9,5 @@ VOCAB_SIZE = 256 + OFFSET
 
 
 def encode(data: bytes) -> NDArray[np.int64]:
-    """Ids [len(data)], int64, without BOS."""
+    """Ids of `data`, int64 [len(data)], without BOS."""
     return np.frombuffer(data, np.uint8).astype(np.int64) + OFFSET

@@ -1,4 +1,4 @@
-"""What is in a bundle, and how many bytes of weights decoding reads."""
+"""Contents of a bundle, and the bytes of weights that decoding reads."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from edgeblt.bundle.manifest import Bundle
 from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime import native
-from edgeblt.runtime.prepared import find_prepared
+from edgeblt.runtime.packed_weights import find_prepared
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PlacedNodes:
-    """The nodes of one stage on one provider, those in its branches too."""
+class ProviderNodes:
+    """Nodes of one stage that run on one provider, those in branches included."""
 
     stage: str
     provider: str  # ONNX Runtime's name
     nodes: int
-    operators: dict[str, int]  # how many of each
+    operators: dict[str, int]  # number of nodes by operator
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Inspection:
     path: str
     description: dict[str, str]
     parts: tuple[Part, ...]
-    plans: tuple[WeightPlan, ...]  # a checkpoint's by recipe; a bundle's own
-    placement: tuple[PlacedNodes, ...] = ()  # of a bundle, where it is asked for
-    notes: tuple[str, ...] = ()  # of a checkpoint: how its configuration was read, a sentence each
+    plans: tuple[WeightPlan, ...]  # one for each recipe of a checkpoint; the bundle's own
+    placement: tuple[ProviderNodes, ...] = ()  # for a bundle, where it was asked for
+    notes: tuple[str, ...] = ()  # for a checkpoint: sentences on how its configuration was read
 
     @property
     def bytes(self) -> int:
@@ -51,7 +51,10 @@ class Inspection:
 
 
 def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Inspection:
-    """`bytes_per_patch` None: the usual. Raises EdgebltError for one below 1, and if a graph is none."""
+    """Contents of a bundle, and its weight plan at `bytes_per_patch`; None: the usual number.
+
+    Raises EdgebltError for a number below 1, and for a graph that is no ONNX file.
+    """
     plan = bundle_plan(bundle, typical_bytes_per_patch(bundle.manifest.config.patching, bytes_per_patch))
     manifest = bundle.manifest
     parts = []
@@ -81,12 +84,12 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
 def _prepared(bundle: Bundle) -> str:
     try:
         return find_prepared(bundle, "cpu").describe()
-    except EdgebltError as error:  # the bundle itself is whole
+    except EdgebltError as error:  # only the prepared weights are damaged
         return f"no: {error}"
 
 
 def bundle_plan(bundle: Bundle, bytes_per_patch: float) -> WeightPlan:
-    """The weights its graphs name. Raises EdgebltError if a graph is none, or names more than its files hold."""
+    """Plan of the weights in a bundle's graphs. Raises EdgebltError for more bytes than the files hold."""
     manifest, tensors = bundle.manifest, {}
     for stage in STAGES:
         entry = manifest.stages[stage]

@@ -1,7 +1,7 @@
-"""How to install an extra of this package, in a form that works for the installation at hand.
+"""The command that installs an extra of this package, for the installation at hand.
 
-No index has the package yet, so its bare name would find nothing there. What pip recorded of its source
-(direct_url.json, PEP 610) says where the same package can be had again: a clone, a wheel or a repository.
+No index has the package yet, so its bare name would find nothing there. The source that pip recorded (direct_url.json,
+PEP 610) is where the same package can be installed from again: a clone, a wheel or a repository.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ _WORKBENCH = ("torch", "transformers", "onnx", "onnx_ir", "safetensors")
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs edgeblt with `extra`, several with commas between, into this Python."""
+    """The command that installs edgeblt with `extra` (several are separated by commas) into this Python."""
     return f"{_pip()} install {_requirement(extra)}"
 
 
@@ -34,7 +34,7 @@ def require_workbench() -> None:
 
 
 def _pip() -> str:
-    """This Python's own: the first in the path may be another's."""
+    """The pip of this Python; the first pip in the path may belong to another."""
     found = shutil.which("pip")
     if found and os.path.dirname(found) == os.path.dirname(sys.executable):
         return "pip"
@@ -46,7 +46,7 @@ def _requirement(extra: str) -> str:
     if (clone / "pyproject.toml").is_file():  # also where the sources are used without being installed
         return f"-e {_quoted(f'{clone}[{extra}]')}"
     source = _recorded_source()
-    if source is None:  # from an index, then, which has the extra too
+    if source is None:  # installed from an index, which has the extra too
         return _quoted(f"edgeblt[{extra}]")
     parts, repository = urlsplit(source["url"]), source.get("vcs_info")
     if repository:
@@ -60,7 +60,7 @@ def _requirement(extra: str) -> str:
 
 
 def _recorded_source() -> Any:
-    """What pip noted where the package did not come from an index."""
+    """The source that pip recorded, None where the package came from an index."""
     try:
         text = importlib.metadata.distribution("edgeblt").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

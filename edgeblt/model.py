@@ -30,7 +30,7 @@ from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_stage, place_stages
-from edgeblt.runtime.prepared import Prepared, find_prepared
+from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.providers import thread_counts
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session

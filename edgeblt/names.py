@@ -1,4 +1,4 @@
-"""The names that functions take, as types: a type checker refuses a misspelt one.
+"""Types of the names that functions take, so that a type checker refuses a misspelt name.
 
 A name that is known only when the program runs, or one put together such as `patcher=cpu,global=cuda`, is passed as
 `Name(text)`, which changes nothing at run time; it is checked there as every name is.

@@ -1,4 +1,4 @@
-"""Packing a bundle's weights for this machine, so that processes share them: `edgeblt prepare`."""
+"""Packs a bundle's weights for this machine, so that processes share them: `edgeblt prepare`."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ from edgeblt.measure.texts import held_out_text
 from edgeblt.model import Model
 from edgeblt.progress import progress
 from edgeblt.runtime.machine.cores import usable_cores
-from edgeblt.runtime.prepared import (
+from edgeblt.runtime.packed_weights import (
     RECORD,
     Prepared,
     PreparedStage,
@@ -56,11 +56,12 @@ class Preparation:
 
 
 def prepare(path: str | Path) -> Preparation:
-    """Write the graphs of a bundle with their weights packed for this machine to a directory beside it.
+    """Writes a bundle's graphs, with weights packed for this machine, to a directory beside the bundle.
 
-    `load` uses it on the cpu from then on, for the same results: all figures of a text are compared bit by bit before
-    the directory appears. One that is there already is replaced. Nothing is written where no stage has weights to
-    pack. Raises EdgebltError for a damaged bundle, where packed weights cannot be written, or where results differ.
+    From then on `load` uses that directory on the cpu, with the same results: logits and entropies of a text are
+    compared bit by bit before the directory appears. An existing one is replaced. Nothing is written where no stage has
+    weights to pack. Raises EdgebltError for a damaged bundle, packed weights that cannot be written, and results that
+    differ.
     """
     held = hold_bundle(path)
     bundle = held.bundle
@@ -84,7 +85,7 @@ def prepare(path: str | Path) -> Preparation:
 
 
 class _NothingToPackError(Exception):
-    """ONNX Runtime uses the weights of all stages as they are."""
+    """ONNX Runtime packs no weights of any stage."""
 
 
 def _refuse_to_replace_others(target: Path) -> None:
@@ -93,7 +94,7 @@ def _refuse_to_replace_others(target: Path) -> None:
 
 
 def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedStage | None:
-    """Writes the stage's optimized graph; None, and nothing, where it has no packed weights."""
+    """Writes the stage's optimized graph; writes nothing and returns None where ONNX Runtime packs no weights."""
     graph, weights = directory / graph_name(name), directory / weights_name(name)
     options = session_options(usable_cores())
     options.optimized_model_filepath = str(graph)
@@ -121,7 +122,7 @@ def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedSta
 
 
 def _compare(bundle: Bundle, prepared: Prepared) -> None:
-    """Kernels read what they packed at another address: what they compute must be the same, bit by bit."""
+    """Checks that results are the same bit by bit, as kernels read mapped packed weights at other addresses."""
     own = Prepared(prepared.path, (), "it is being compared")
     for expected, found in zip(_results(bundle, own), _results(bundle, prepared), strict=True):
         if expected.tobytes() != found.tobytes():
@@ -132,7 +133,7 @@ def _compare(bundle: Bundle, prepared: Prepared) -> None:
 
 
 def _results(bundle: Bundle, prepared: Prepared) -> list[np.ndarray]:
-    """Logits and entropies of a text, of which the last bytes are read one by one."""
+    """Logits and entropies of a text, whose last bytes are read one by one."""
     ids = np.concatenate([[BOS], encode(held_out_text("prose")[:_COMPARED_BYTES])])
     cuts = [0, *range(len(ids) - _COMPARED_ONE_BY_ONE, len(ids) + 1)]
     session = Model(bundle.path, "cpu", 1, prepared=prepared).session()

@@ -2,5 +2,5 @@
 
 
 def printable(text: str) -> str:
-    """`text` on one line, its control characters and what is not Unicode as escapes: safe to show, and to encode."""
+    """`text` on one line, with control characters and lone surrogates escaped: safe to show and to encode."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

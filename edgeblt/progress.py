@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere; always on stderr, so that stdout stays data."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; on stderr, so that stdout holds only data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 Advance = Callable[[int], None]
 BYTES = "bytes"
-FIRST_LINE_AFTER, LINE_EVERY = 2.0, 5.0  # seconds: what is done sooner needs no line, and a log few of them
-_LINE_EVERY_SHARE = 0.2  # of the time so far: the longer it takes, the less is to be said
+FIRST_LINE_AFTER, LINE_EVERY = 2.0, 5.0  # seconds; shorter work prints no line, longer work few
+_LINE_EVERY_SHARE = 0.2  # share of the time so far: lines become rarer as work goes on
 
 _shown = True
 
 
 def show_progress(wanted: bool) -> None:
-    """Whether work that begins from now on says how far it is."""
+    """Sets whether work that begins from now on shows its progress."""
     global _shown
     _shown = wanted
 
@@ -49,7 +49,7 @@ def progress(description: str, total: int, unit: str, even: bool = True) -> Iter
 
 
 class _Lines:
-    """A line every few seconds, and the last; none for work that is soon done."""
+    """Prints a line every few seconds and one at the end; none for short work."""
 
     def __init__(self, console: Console, description: str, total: int, unit: str, even: bool) -> None:
         self._even = even

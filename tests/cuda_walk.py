@@ -13,7 +13,7 @@ import numpy as np
 from edgeblt.bundle.contract import STAGES
 from edgeblt.decoding.sampling import log_softmax
 from edgeblt.model import open_model
-from edgeblt.placed_nodes import placed_nodes
+from edgeblt.node_providers import node_providers
 from edgeblt.runtime import cache, native
 
 LENGTH = 400
@@ -40,7 +40,7 @@ def walk(bundle: str, provider: str) -> None:
             {
                 "placement": model.placement,
                 "device": model.device,
-                "nodes": [vars(part) for part in placed_nodes(model)],
+                "nodes": [vars(part) for part in node_providers(model)],
                 "runs": runs,
                 "patches": session.patch_count,
                 "types": sorted({type(array).__name__ for array in state(session)}),
@@ -62,7 +62,7 @@ def patch(bundle: str, library: str) -> None:
     found = native.NativeStatus(Path(library), "emulated", None)
     native.cuda_status = lambda: found  # type: ignore[assignment]
     model = open_model(bundle, "cuda")
-    nodes = [part for part in placed_nodes(model) if part.stage == "patcher"]
+    nodes = [part for part in node_providers(model) if part.stage == "patcher"]
     rows = []
     session = model.session()
     for count in (1, 1, 40, 3):

@@ -19,10 +19,10 @@ from edgeblt.inspection import bundle_plan
 from edgeblt.measure.benchmark import Benchmark, Setting, _Bench, bench
 from edgeblt.measure.benchmark_runs import FollowedText, Run, arrivals, timed_run
 from edgeblt.measure.reference import Text
+from edgeblt.measure.weight_traffic import weight_bytes_read
 from edgeblt.model import Model
 from edgeblt.report.benchmark_table import csv_text, decoded, markdown, table
 from edgeblt.runtime.machine.energy import Energy
-from edgeblt.runtime.stage_work import weight_bytes_read
 from test_commands import run_command
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import cuda_stand_in
-from edgeblt.inspection import PlacedNodes
-from edgeblt.measure.benchmark import Benchmark, Percentiles
+from edgeblt.inspection import ProviderNodes
+from edgeblt.measure.benchmark import Benchmark
+from edgeblt.measure.distribution import Percentiles
 from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.report.results import read_results
 from edgeblt.runtime import cuda
@@ -73,9 +74,9 @@ def report(bits: float, provider: str, boundary_agreement: float = 0.99) -> Repo
 
 
 def placed(recipe: str, **on_cpu: int) -> Placement:
-    stages = [PlacedNodes("decoder", "CUDAExecutionProvider", 90, {"MatMul": 90})]
+    stages = [ProviderNodes("decoder", "CUDAExecutionProvider", 90, {"MatMul": 90})]
     if on_cpu:
-        stages.append(PlacedNodes("decoder", "CPUExecutionProvider", sum(on_cpu.values()), on_cpu))
+        stages.append(ProviderNodes("decoder", "CPUExecutionProvider", sum(on_cpu.values()), on_cpu))
     return Placement(recipe, tuple(stages))
 
 

@@ -24,7 +24,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load, open_model
-from edgeblt.placed_nodes import placed_nodes
+from edgeblt.node_providers import node_providers
 from edgeblt.quant.recipes.recipe import _PACKAGED, packaged_recipes
 from edgeblt.runtime import cuda, native
 from edgeblt.runtime.device_array import DeviceArray
@@ -160,7 +160,7 @@ def test_state_stays_on_the_device(tiny: Callable[[int], Tiny]) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_only_shapes_run_on_the_cpu(tiny: Callable[[int], Tiny], seed: int) -> None:
-    parts = placed_nodes(tiny(seed).model)
+    parts = node_providers(tiny(seed).model)
     assert {part.stage for part in parts if part.provider == cuda.PROVIDER} == {*STAGES}
     elsewhere = [part.operators for part in parts if part.provider != cuda.PROVIDER]
     assert {operator for operators in elsewhere for operator in operators} <= SHAPES
@@ -235,7 +235,9 @@ def test_native_patching_is_the_portable_one(tiny: Callable[[int], Tiny], monkey
                 "edgeblt.runtime.native.register_cuda", lambda options: "the portable bodies are wanted"
             )
         model = load(one.bundle, "cuda")
-        operators = {operator for part in placed_nodes(model) if part.stage == "patcher" for operator in part.operators}
+        operators = {
+            operator for part in node_providers(model) if part.stage == "patcher" for operator in part.operators
+        }
         assert ("EntropyPatch" in operators) == (name == "native")
         session = model.session()
         parts = [one.text.ids[:100], *np.split(one.text.ids[100:], LENGTH - 100)]

@@ -31,7 +31,7 @@ from edgeblt.model import Model, load
 from edgeblt.prepare import Preparation, prepare
 from edgeblt.runtime import native
 from edgeblt.runtime.machine.memory import Memory, resident_memory
-from edgeblt.runtime.prepared import find_prepared, machine_key, prepared_path
+from edgeblt.runtime.packed_weights import find_prepared, machine_key, prepared_path
 from test_bundle import rotations, zeros
 from test_commands import HIDE_WORKBENCH, run_command, run_process
 from test_compress import recipe_text
@@ -288,7 +288,7 @@ def test_inspect_says_what_is_prepared(ready: Path) -> None:
 def test_the_machine_is_told_by_its_processor_and_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_key() == machine_key() and len(machine_key()) == 64
     files = {"/proc/cpuinfo": ["model name\t: A", "cpu MHz\t: 2250.000", "flags\t: fpu avx2"], "/etc/machine-id": ["1"]}
-    monkeypatch.setattr("edgeblt.runtime.prepared._lines", lambda path: files[str(path)])
+    monkeypatch.setattr("edgeblt.runtime.packed_weights._lines", lambda path: files[str(path)])
 
     def key(cpuinfo: list[str] | None = None, machine: str = "1") -> str:
         files.update({"/proc/cpuinfo": cpuinfo or files["/proc/cpuinfo"], "/etc/machine-id": [machine]})

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from conftest import Exported
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.measure.benchmark import Benchmark, Percentiles, Setting, Spread, bench
+from edgeblt.measure.benchmark import Benchmark, Setting, bench
+from edgeblt.measure.distribution import Percentiles, Spread
 from edgeblt.measure.reference import ComputedRows, Text
 from edgeblt.measure.tuning import Point, Tuning
 from edgeblt.measure.validation import Passage, Report, Validation, validate

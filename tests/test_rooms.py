@@ -21,7 +21,7 @@ STOREYS = (
     ("runtime",),
     ("decoding", "doctor", "inspection"),
     ("model",),
-    ("placed_nodes", "measure"),
+    ("node_providers", "measure"),
     ("prepare", "report"),
     ("quant.formats",),
     ("quant.methods",),

@@ -23,8 +23,8 @@ from edgeblt.doctor import diagnose
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.demo import Demo
 from edgeblt.export.inspection import inspect_checkpoint
-from edgeblt.inspection import PlacedNodes, inspect_bundle
-from edgeblt.measure.benchmark import Percentiles
+from edgeblt.inspection import ProviderNodes, inspect_bundle
+from edgeblt.measure.distribution import Percentiles
 from edgeblt.measure.reference_file import RecordedText, Recording
 from edgeblt.prepare import Preparation, StageOutcome
 from edgeblt.report import narrow_tables, terminal
@@ -52,8 +52,8 @@ def shown(exported: Callable[[int], Exported]) -> dict[str, Callable[[], None]]:
     """By name: each way in which commands print results."""
     tiny = exported(10)
     bundle, checkpoint = open_bundle(tiny.bundle), inspect_checkpoint(open_checkpoint(tiny.checkpoint))
-    nodes = (PlacedNodes("global", "CUDAExecutionProvider", 1234, {}),
-             PlacedNodes("global", "CPUExecutionProvider", 12, {"Reshape": 9, "Gather": 3}))  # fmt: skip
+    nodes = (ProviderNodes("global", "CUDAExecutionProvider", 1234, {}),
+             ProviderNodes("global", "CPUExecutionProvider", 12, {"Reshape": 9, "Gather": 3}))  # fmt: skip
     inspected = dataclasses.replace(inspect_bundle(bundle), placement=nodes)
     stages = (
         StageOutcome("patcher", 123_456, None),

@@ -165,7 +165,7 @@ def test_validation_of_the_same_model(exported: Callable[[int], Exported]) -> No
     assert 0 <= result.max_abs_logit_difference < 1e-4 and abs(result.mean_kl) < 1e-5
     assert result.bits_per_byte == pytest.approx(expected.mean(dtype=np.float64) / math.log(2), rel=1e-6)
     assert abs(result.bits_per_byte_increase) < 1e-5
-    assert Limits(1e-4, 1e-5, 1.0, 1.0, 1.0).passed_by(result) == []
+    assert Limits(1e-4, 1e-5, 1.0, 1.0, 1.0).violations(result) == []
 
 
 def test_one_reference_serves_all_models() -> None:
@@ -184,7 +184,7 @@ def test_a_model_that_gives_no_numbers() -> None:
     broken.after = lambda ids: (np.full(VOCAB_SIZE, np.nan, np.float32), True)  # type: ignore[method-assign]
     result = compare(broken, ComputedRows(Scripted(2), [Text("text", b"ab"), Text("other", b"c")]))
     assert all(map(math.isnan, [result.bits_per_byte, result.mean_kl, result.max_abs_logit_difference]))
-    assert len(Limits(max_bpb_increase=100, max_kl=100).passed_by(result)) == 4  # on both texts
+    assert len(Limits(max_bpb_increase=100, max_kl=100).violations(result)) == 4  # on both texts
 
 
 # What the figures belong to, and the passage.
@@ -256,28 +256,28 @@ def test_limits() -> None:
     good = dataclasses.replace(result, bits_per_byte=0.0, mean_kl=0.0, boundary_agreement=1.0, top1_agreement=1.0,
                                greedy_agreement=1.0, bytes=10_000)  # fmt: skip
 
-    def passed(limits: Limits, on: Validation = result) -> list[str]:
+    def violations(limits: Limits, on: Validation = result) -> list[str]:
         """By a report in which a long, good text outweighs the one in question, and is never named."""
         passage = Passage("long", "x", (0.5,), (True,), None)
         report = Report(**vars(good), bundle="b", bundle_id="0", recipe="int8", bundle_bytes=1, device="",
                         threshold=None, texts={"long": good, "short": on}, passage=passage)  # fmt: skip
-        sentences = limits.passed_by(report)
+        sentences = limits.violations(report)
         assert all(sentence.startswith("on the text short, ") for sentence in sentences)
         return [sentence.removeprefix("on the text short, ") for sentence in sentences]
 
-    assert passed(Limits()) == passed(Limits(0.5, 0.125, 0.75, 0.875, 0.5)) == []
-    assert passed(Limits(max_bpb_increase=0.25)) == ["bits per byte rise by 0.500000, more than 0.25"]
-    assert passed(Limits(max_kl=0.1)) == ["mean KL is 0.125000, more than 0.1"]
-    assert passed(Limits(min_boundary_agreement=0.8)) == ["boundary agreement is 0.750000, below 0.8"]
-    assert passed(Limits(min_top1=0.9)) == ["top-1 agreement is 0.875000, below 0.9"]
-    assert passed(Limits(min_greedy_agreement=0.6)) == ["greedy agreement is 0.500000, below 0.6"]
+    assert violations(Limits()) == violations(Limits(0.5, 0.125, 0.75, 0.875, 0.5)) == []
+    assert violations(Limits(max_bpb_increase=0.25)) == ["bits per byte rise by 0.500000, more than 0.25"]
+    assert violations(Limits(max_kl=0.1)) == ["mean KL is 0.125000, more than 0.1"]
+    assert violations(Limits(min_boundary_agreement=0.8)) == ["boundary agreement is 0.750000, below 0.8"]
+    assert violations(Limits(min_top1=0.9)) == ["top-1 agreement is 0.875000, below 0.9"]
+    assert violations(Limits(min_greedy_agreement=0.6)) == ["greedy agreement is 0.500000, below 0.6"]
     small = dataclasses.replace(result, mean_kl=4.5e-13)
-    assert passed(Limits(max_kl=0.0), small) == ["mean KL is 4.5e-13, more than 0.0"]
+    assert violations(Limits(max_kl=0.0), small) == ["mean KL is 4.5e-13, more than 0.0"]
     nan = math.nan
     broken = dataclasses.replace(
         result, bits_per_byte=nan, boundary_agreement=nan, mean_kl=nan, top1_agreement=nan, greedy_agreement=nan
     )
-    assert len(passed(Limits(100, 100, 0, 0, 0), broken)) == 5  # what is no number is within no limit
+    assert len(violations(Limits(100, 100, 0, 0, 0), broken)) == 5  # NaN violates every limit
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])

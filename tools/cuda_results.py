@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
-from edgeblt.inspection import PlacedNodes
+from edgeblt.inspection import ProviderNodes
 from edgeblt.measure.benchmark import Benchmark
 from edgeblt.measure.validation import Report
 
@@ -56,7 +56,7 @@ class Accuracy:
 @dataclass(frozen=True)
 class Placement:
     recipe: str
-    stages: tuple[PlacedNodes, ...]
+    stages: tuple[ProviderNodes, ...]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
 from edgeblt.measure.validation import validate
 from edgeblt.model import open_model
 from edgeblt.names import Name
-from edgeblt.placed_nodes import placed_nodes
+from edgeblt.node_providers import node_providers
 from edgeblt.runtime import cuda, native
 from edgeblt.runtime.machine.cores import usable_cores
 from edgeblt.runtime.machine.device import device_name
@@ -147,7 +147,7 @@ def check_recipe(work: Work, recipe: str) -> Iterator[Record]:
     (cpu_recipe, _), _ = bundles_of(recipe)
     on_cpu, on_cuda = work.bundle(cpu_recipe, "cpu"), work.bundle(recipe, "cuda")
     yield from attempt(
-        f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, placed_nodes(open_model(on_cuda, "cuda")))])
+        f"{recipe} on cuda: nodes", lambda: iter([Placement(recipe, node_providers(open_model(on_cuda, "cuda")))])
     )
     for bundle, target, provider in ((on_cuda, "cuda", "cuda"), (on_cpu, "cpu", "cpu"), (on_cuda, "cuda", "cpu")):
         compare = functools.partial(_accuracy, work, bundle, recipe, target, provider)

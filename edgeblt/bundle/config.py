@@ -1,4 +1,4 @@
-"""What a Byte Latent Transformer is: the frozen description both halves share.
+"""Configuration of a Byte Latent Transformer: the frozen description that both halves share.
 
 `export/checkpoints/checkpoint.py` reads it from a checkpoint's `config.json`, `export/` builds graphs from it, and the
 bundle records it so that the runtime can size its buffers.
@@ -12,8 +12,8 @@ from edgeblt.bundle.dataclass_json import LATER
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS
 
-LIMIT = 1 << 31  # no count in a configuration reaches this
-LAYER_LIMIT = 1 << 10  # bounds the work that a hostile file can ask for
+LIMIT = 1 << 31  # every count in a configuration is below this
+LAYER_LIMIT = 1 << 10  # bounds the work that a hostile file can cause
 
 
 class Rule(IntEnum):
@@ -95,7 +95,7 @@ class HashConfig:
 
     @property
     def context(self) -> int:
-        """How many ids before a byte its hashes read."""
+        """The number of ids before a byte that its hashes read."""
         return max(self.group_sizes) - 1
 
 
@@ -125,9 +125,9 @@ class PatchingRule:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a checkpoint says of texts: the ids that end one, and how bytes are drawn where the caller does not say.
+    """Generation defaults from the checkpoint: the ids that end a text, and the sampling where the caller sets none.
 
-    An id of a byte can be an end too: that byte then ends a text and is no part of it.
+    The id of a byte can end a text too; that byte is then not part of the text.
     """
 
     ends: tuple[int, ...] = (EOS,)

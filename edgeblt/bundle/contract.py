@@ -1,11 +1,11 @@
-"""The contract between the graphs and the runtime: what each stage reads and gives, by name, type and shape.
+"""The contract between graphs and runtime: name, type and shape of every input and output of each stage.
 
 `export/` builds every graph from these specifications and the runtime binds and checks every graph against them.
 Symbolic dimensions: T bytes of the chunk, P patches completed in it, N bytes of the open patch before it,
 L new latents, C key-value cache slots.
 
-What passes from stage to stage is float32 whatever a stage computes in, so stages of different targets fit together.
-Only what a stage keeps for itself, its cache and the decoder's rows, is of its own type.
+Values that pass from stage to stage are float32, whatever type a stage computes in, so stages of different targets fit
+together. Only state that stays within a stage, its cache and the decoder's rows, has the stage's own type.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda")
 COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
 Dimension = int | str
 
-STATE_WIDTH = 3  # what edgeblt::EntropyPatch carries from byte to byte
+STATE_WIDTH = 3  # numbers that edgeblt::EntropyPatch carries from byte to byte
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CacheSpec:
 
     Keys are stored after rotary embedding. Slots hold consecutive positions; the graph writes chunk byte t into slot
     `total_length - T + t` of the buffer it was given (past and present share memory), rotated by that slot's row of
-    `cosines` and `sines`. There is a slot behind these, which it may write to as well: C is at least total_length + 1.
+    `cosines` and `sines`. The graph may also write to one more slot behind these, so C is at least total_length + 1.
     """
 
     dtype: DType
@@ -46,7 +46,7 @@ class CacheSpec:
     kv_head_count: int
     head_dim: int
     window: int | None
-    rotary_dim: int  # elements of a head that are rotated, in pairs of neighbours; the others are padding
+    rotary_dim: int  # elements of a head that RoPE rotates, in adjacent pairs; the others are padding
     rope_theta: float
 
     def names(self, direction: Literal["past", "present"]) -> Iterator[str]:
@@ -61,7 +61,7 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class StageContract:
-    """Inputs and outputs beside the cache; the cache's own tensors follow them. `settings` have defaults."""
+    """Inputs and outputs of one stage; the cache's tensors follow them. `settings` are inputs with defaults."""
 
     name: StageName
     target: Target
@@ -80,7 +80,7 @@ class StageContract:
 
 
 def padded_head_dim(config: TransformerConfig) -> int:
-    """Heads are padded with zero weights to a multiple of 16: ONNX Runtime's GroupQueryAttention asks for it."""
+    """Head width padded with zero weights to a multiple of 16, as ONNX Runtime's GroupQueryAttention requires."""
     return -(-config.head_dim // 16) * 16
 
 
@@ -100,7 +100,7 @@ def stage_contracts(
 
 
 def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
-    """Inputs of every stage with self-attention: filled cache slots after the chunk, and each slot's rotation."""
+    """Inputs of every stage with self-attention: cache slots filled after the chunk, and RoPE's angles."""
     angles = ("C", padded_head_dim(config) // 2)
     return (
         TensorSpec("total_length", "int32", (1,)),
@@ -142,10 +142,10 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
         "encoder",
         target,
         inputs=(
-            TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id behind those its hashes read
+            TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id, after the ids its hashes read
             *_attention(config.encoder, target),
             TensorSpec("patch_index", "int64", ("T",)),  # patches completed in the chunk before each byte
-            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: what patch_index may be
+            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
             TensorSpec("open_vectors", "float32", ("N", width)),  # may be empty where P is 0
         ),
         settings=(),

@@ -1,4 +1,4 @@
-"""JSON documents into frozen dataclasses, strictly: unknown, missing and mistyped fields are errors that name them."""
+"""Parses JSON documents into frozen dataclasses, strictly: unknown, missing and mistyped fields are errors."""
 
 import dataclasses
 import types

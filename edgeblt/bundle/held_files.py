@@ -1,7 +1,7 @@
-"""Files opened once: what is checked, read and used is the same file, whatever takes its name or is written into it.
+"""Files opened once, so that the file checked is the file used, whatever takes its name or is written into it.
 
-A held file keeps its descriptor. What it was when it was opened can be compared with what it is later
-(`refuse_changes`) and with what its name leads to (`refuse_replacement`); both are a few system calls.
+A held file keeps its descriptor. Its state when it was opened can be compared with its state now (`refuse_changes`)
+and with the file its name leads to now (`refuse_replacement`); each takes a few system calls.
 """
 
 import errno
@@ -50,11 +50,11 @@ class HeldFile:
 
     @property
     def size(self) -> int:
-        """Bytes, when it was opened."""
+        """Size in bytes when the file was opened."""
         return self._status.st_size
 
     def content(self) -> bytes:
-        """All of it, as much as there was when it was opened. Raises OSError."""
+        """The whole content, up to the size when the file was opened. Raises OSError."""
         return b"".join(self._blocks())
 
     def sha256(self) -> str:
@@ -90,7 +90,7 @@ class HeldFile:
 
 
 class HeldDirectory:
-    """A directory that stays open: its name must lead to it, and it stay where it is, while files in it are opened."""
+    """A directory that stays open: it must not be moved or replaced while files in it are opened by name."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
@@ -107,7 +107,7 @@ class HeldDirectory:
             self._descriptor = -1
 
     def refuse_replacement(self) -> None:
-        """Raises EdgebltError if the directory's name leads to another one, or did meanwhile: moving it shows."""
+        """Raises EdgebltError if the directory's name leads to another one, or did since it was opened."""
         try:
             now, named = os.fstat(self._descriptor), os.stat(self.path)
         except OSError:
@@ -117,7 +117,7 @@ class HeldDirectory:
 
 
 def unreadable(path: Path, error: OSError, remedy: str) -> EdgebltError:
-    """The one sentence for an OSError while `path` was being read."""
+    """The error to raise for an OSError while `path` was being read."""
     if error.errno in _NO_HANDLES:
         return too_many_open(path)
     reason = error.strerror or " ".join(str(error).split())
@@ -125,14 +125,14 @@ def unreadable(path: Path, error: OSError, remedy: str) -> EdgebltError:
 
 
 def too_many_open(path: Path) -> EdgebltError:
-    """The one sentence for EMFILE and ENFILE, where `path` was being read or written."""
+    """The error to raise for EMFILE and ENFILE while `path` was being read or written."""
     return EdgebltError(
         f"{path} cannot be opened, as too many files are open; allow more with `ulimit -n`, or close others"
     )
 
 
 def is_too_many_open(error: BaseException) -> bool:
-    """Whether an error, of a library perhaps, says that no more files can be opened."""
+    """Whether an error, possibly raised by a library, says that no more files can be opened."""
     if isinstance(error, OSError):
         return error.errno in _NO_HANDLES
     text = str(error)
@@ -140,7 +140,7 @@ def is_too_many_open(error: BaseException) -> bool:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """Moving a file away and back changes the last of these."""
+    """Facts that tell whether a file changed; moving it away and back changes the last."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -1,4 +1,4 @@
-"""A sentence where the system would end the process: SIGBUS, for a mapped file that was cut short meanwhile."""
+"""An error message for SIGBUS, which the system sends when a mapped file was truncated; the process ends otherwise."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 @contextmanager
 def explaining_lost_files() -> Iterator[None]:
-    """Within, reading a mapped page that its file no longer has ends the process with a sentence and exit code 2.
+    """Ends the process with an error message and exit code 2 when a read mapped page is no longer in its file.
 
     Python's own handlers run too late for this signal, as the read is tried again first. This one is called at once, by
     whichever thread reads; ONNX Runtime holds no lock of Python's while it computes.

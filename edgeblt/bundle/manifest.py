@@ -29,7 +29,7 @@ from edgeblt.errors import EdgebltError
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 _DOCUMENT_LIMIT = 1 << 20
-_GRAPH_LIMIT = 1 << 28  # those of a 7B model take well below 1 MB
+_GRAPH_LIMIT = 1 << 28  # bytes; graphs of a 7B model take well below 1 MB
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_TEXT = 2000
@@ -61,7 +61,7 @@ class Manifest:
 
     @property
     def targets(self) -> dict[StageName, Target]:
-        """By stage. Raises EdgebltError for a target there is not."""
+        """Target of each stage. Raises EdgebltError for an unknown target."""
         return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
 
 
@@ -72,7 +72,7 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Bytes of all files the manifest names."""
+        """Total size in bytes of the files that the manifest names."""
         return sum(record.size for record in self.manifest.files.values())
 
     @property
@@ -81,13 +81,13 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits: the same for every copy of a bundle, and for no other."""
+        """Identifier of 12 hexadecimal digits, the same for every copy of a bundle and for no other bundle."""
         return checksum(dataclass_document(self.manifest))[:12]
 
 
 @dataclass(frozen=True)
 class HeldStage:
-    """One stage's files, checked: its graph as it was read, its weights open."""
+    """Checked files of one stage: the bytes of its graph, and its weights files, open."""
 
     graph: Path
     content: bytes = field(repr=False)
@@ -96,7 +96,7 @@ class HeldStage:
 
 
 def refuse_replacement(stages: Iterable[HeldStage]) -> None:
-    """Raises EdgebltError unless whoever opened the stages' weights by their names until now opened these."""
+    """Raises EdgebltError unless opening the stages' weights by name has led to the files that were checked."""
     stages = tuple(stages)
     for file in (file for stage in stages for file in stage.weights):
         file.refuse_replacement()
@@ -106,22 +106,22 @@ def refuse_replacement(stages: Iterable[HeldStage]) -> None:
 
 @dataclass(frozen=True)
 class HeldBundle:
-    """A bundle and its stages' files, which stay open as long as this lives."""
+    """A bundle with its stages' files, which stay open during the lifetime of this object."""
 
     bundle: Bundle
     stages: dict[StageName, HeldStage]
 
 
 def open_bundle(path: str | Path, verify: bool = False) -> Bundle:
-    """Read and check a bundle: names, file sizes, the graphs' hashes and what they do (`examination.graph_check`).
+    """Reads and checks a bundle: names, file sizes, the graphs' hashes, and the graphs (`examination.graph_check`).
 
-    With `verify` the hash of every file. Raises EdgebltError naming the file at fault.
+    `verify` checks the hash of every file as well. Raises EdgebltError naming the file at fault.
     """
     return hold_bundle(path, verify).bundle
 
 
 def hold_bundle(path: str | Path, verify: bool = False) -> HeldBundle:
-    """As `open_bundle`; the graphs' content and the weights, open, are what was checked."""
+    """Opens a bundle like `open_bundle`, and holds the checked graphs' content and weights files open."""
     path = Path(path)
     if not os.path.isdir(path):  # os.path: never raises, however odd the name
         raise EdgebltError(f"{path} is not a bundle directory; make one with `edgeblt export CHECKPOINT {path}`")
@@ -162,7 +162,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def write_document(path: Path, value: object) -> None:
-    """A dataclass as JSON, with a checksum."""
+    """Writes a dataclass as JSON, with a checksum."""
     document = dataclass_document(value)
     document["checksum"] = checksum(document)
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -175,7 +175,7 @@ def file_record(path: Path) -> FileRecord:
 
 
 def read_document(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file of no great size. Raises EdgebltError, and OSError where it cannot be read."""
+    """The JSON object in a file of bounded size. Raises EdgebltError, and OSError where it cannot be read."""
     status = path.lstat()  # a pipe could block, or never end
     if not stat.S_ISREG(status.st_mode) or status.st_size > _DOCUMENT_LIMIT:
         raise EdgebltError(
@@ -191,7 +191,7 @@ def read_document(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def check_checksum(document: dict[str, Any], path: Path, remedy: str) -> None:
-    """Take the checksum out of a document that `write_document` wrote to `path`; it must be right."""
+    """Removes and checks the checksum of a document that `write_document` wrote to `path`."""
     if document.pop("checksum", None) != checksum(document):
         raise EdgebltError(f"{path} does not match its checksum: it was changed or damaged; {remedy}")
 
@@ -217,7 +217,7 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _looks_like_a_checkpoint(path: Path) -> bool:
-    """In transformers' form, Meta's, or of `edgeblt quantize`: a configuration and weights."""
+    """Whether a directory holds a configuration and weights, as every form of checkpoint does."""
     has_config = any(os.path.isfile(path / name) for name in ("config.json", "params.json"))
     return has_config and any(any(path.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pth"))
 
@@ -251,7 +251,7 @@ def _texts(manifest: Manifest) -> list[str]:
 
 
 def hold_file(path: Path, record: FileRecord, hashed: bool, remedy: str) -> HeldFile:
-    """Open a file, which must be there itself, of its size and, if `hashed`, its hash.
+    """Opens a file, which must not be a link and must have its recorded size and, if `hashed`, its recorded hash.
 
     Raises EdgebltError, and OSError.
     """
@@ -264,7 +264,7 @@ def hold_file(path: Path, record: FileRecord, hashed: bool, remedy: str) -> Held
 
 
 def read_graph(file: HeldFile, record: FileRecord, remedy: str) -> bytes:
-    """The bytes of a graph that `hold_file` opened; their hash must be right. Raises EdgebltError, and OSError."""
+    """The bytes of a graph that `hold_file` opened. Raises EdgebltError if their hash is wrong, and OSError."""
     if file.size > _GRAPH_LIMIT:
         raise EdgebltError(f"{file.path} is no graph of edgeblt: it has more than {_GRAPH_LIMIT} bytes; {remedy}")
     content = file.content()
@@ -278,7 +278,7 @@ def _damaged(path: Path, remedy: str) -> EdgebltError:
 
 
 def checksum(document: dict[str, Any]) -> str:
-    """The sha256 of its canonical JSON."""
+    """The sha256 of a document's canonical JSON."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

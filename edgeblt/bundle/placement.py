@@ -1,4 +1,4 @@
-"""Which stage goes where, in words: one name for all stages, or `global=cuda,decoder=cuda` for some of them."""
+"""Text form of a placement of stages: one name for all stages, or `global=cuda,decoder=cuda` for some of them."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -12,9 +12,9 @@ Name = TypeVar("Name", bound=str)
 def parse_placement(
     text: str, what: str, names: tuple[Name, ...], others: Mapping[StageName, Name]
 ) -> dict[StageName, Name]:
-    """The name in `text` for each stage; stages it leaves out are as in `others`.
+    """The name in `text` for each stage; stages that it leaves out have their name in `others`.
 
-    Raises EdgebltError, which calls a name a `what`, for a name or stage that there is not, and for one given twice.
+    Raises EdgebltError for an unknown name or stage and for a stage given twice; messages call a name `what`.
     """
     known = {str(name): name for name in names}
     if "=" not in text:
@@ -31,7 +31,7 @@ def parse_placement(
 
 
 def describe_placement(placement: Mapping[StageName, str]) -> str:
-    """What `parse_placement` reads: one name where all are the same."""
+    """Inverse of `parse_placement`: one name where all stages have the same."""
     (first, *rest) = (placement[stage] for stage in STAGES)
     return first if {first} >= {*rest} else ",".join(f"{stage}={placement[stage]}" for stage in STAGES)
 

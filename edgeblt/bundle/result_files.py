@@ -1,4 +1,4 @@
-"""Files that results are written to: whole or not at all, and known to be writable before what takes long begins.
+"""Writes result files whole or not at all, and checks that they can be written before long work begins.
 
 A link is followed and stays: the file it leads to is replaced. What is no regular file (/dev/null, a pipe), and a
 descriptor that is open already (/dev/stdout, /dev/fd/3), is written to as it is.
@@ -16,14 +16,14 @@ _MOST_LINKS = 40
 
 
 def write_result(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; a file that is there is replaced when the new one is complete, and else stays.
+    """Writes `content` to `path`; a file already there is replaced once the new one is complete.
 
-    Directories on the way are made. Raises EdgebltError where it cannot be written.
+    Missing directories are made. Raises EdgebltError where it cannot be written.
     """
     try:
         if _is_written_to_directly(path):
-            sys.stdout.flush()  # what was printed before comes before
-            with path.open("ab") as file:  # appends: a file that stdout goes to holds something already
+            sys.stdout.flush()  # text printed earlier must come first
+            with path.open("ab") as file:  # append: a file behind stdout may hold output already
                 file.write(content)
             return
         with whole_file(_target(path), replace=True) as file:
@@ -33,9 +33,9 @@ def write_result(path: Path, content: bytes) -> None:
 
 
 def check_result_file(path: Path | None, new: bool = False) -> None:
-    """Raises EdgebltError where `write_result` would, as far as can be known before; `new`: also if it exists.
+    """Raises EdgebltError where `write_result` would, as far as can be known beforehand; with `new` also if it exists.
 
-    None, and `-` for stdout, are left alone.
+    None, and `-` for stdout, are not checked.
     """
     if path is None or str(path) == "-":
         return
@@ -59,7 +59,7 @@ def same_file(first: Path | None, second: Path | None) -> bool:
 
 
 def _cannot_write(path: Path, error: Exception) -> EdgebltError:
-    """What EdgebltError says already stays."""
+    """The error to raise for `error`; an EdgebltError stays as it is."""
     if isinstance(error, EdgebltError):
         return error
     return cannot_write(path, error if isinstance(error, OSError) else OSError(None, str(error)))
@@ -70,7 +70,7 @@ def _target(path: Path) -> Path:
 
 
 def _is_written_to_directly(path: Path) -> bool:
-    """Whether it is no regular file, nor may become one; a directory counts as one, which is refused later."""
+    """Whether `path` is something other than a regular file, a directory or a name not taken yet, such as a pipe."""
     place = str(path)
     for _ in range(_MOST_LINKS):
         folder = os.path.realpath(os.path.dirname(place))

@@ -1,4 +1,4 @@
-"""Texts that users give: files, and pipes such as `<(command)`; never more than fits in memory, never for ever."""
+"""Reads texts from files and from pipes such as `<(command)`, bounded in size and without blocking forever."""
 
 import os
 import stat
@@ -12,9 +12,9 @@ _PIECE = 1 << 20
 
 
 def read_text(path: str | Path, what: str = "") -> bytes:
-    """The bytes of a regular file, or of a pipe that somebody writes to, up to its end; `what` is said before its name.
+    """The bytes of a regular file, or of a pipe that has a writer; error messages call it `what`.
 
-    Raises EdgebltError for what cannot be read, is something else, such as a device, or is larger than LARGEST_TEXT.
+    Raises EdgebltError for a path that cannot be read, is a device, or holds more than LARGEST_TEXT bytes.
     """
     name = f"{what} {path}".lstrip()
     try:
@@ -32,7 +32,7 @@ def read_text(path: str | Path, what: str = "") -> bytes:
 
 
 def read_stream(stream: BinaryIO, name: str, beginning: bytes = b"") -> bytes:
-    """`beginning` and all that comes after it. Raises EdgebltError if that is more than LARGEST_TEXT bytes."""
+    """`beginning` followed by the rest of the stream. Raises EdgebltError beyond LARGEST_TEXT bytes in all."""
     data = bytearray(beginning)
     while piece := stream.read(min(_PIECE, LARGEST_TEXT + 1 - len(data))):
         data += piece

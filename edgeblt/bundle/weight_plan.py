@@ -1,7 +1,7 @@
 """Which weights decoding reads, and how often: what bounds its speed where weights exceed the caches.
 
 Every byte runs patcher, encoder and decoder. The end of a patch runs the global stage, the encoder's pooling of the
-patch, and the decoder's keys and values of its latent. Of each table a byte reads one row.
+patch, and the decoder's keys and values of its latent. A byte reads one row of each table.
 """
 
 import math
@@ -13,7 +13,7 @@ from edgeblt.bundle.config import ModelConfig, PatchingRule, Rule
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
 
-TYPICAL_BYTES_PER_PATCH = 4.5  # the released models' on English
+TYPICAL_BYTES_PER_PATCH = 4.5  # of the released models on English
 _HASH_TABLES = re.compile(r"encoder\.hash_tables(\.|$)")
 _EMBEDDING = re.compile(r"(patcher|encoder)\.embedding(\.|$)")
 _OF_A_PATCH = re.compile(
@@ -36,10 +36,10 @@ class StageWeights:
     """One stage's weights in bytes, as they are stored."""
 
     bytes: int
-    table_bytes: int  # of them the hash tables
+    table_bytes: int  # the part of `bytes` in hash tables
     rows_per_byte: int  # read for each byte: rows of hash tables and of the embedding
-    read_per_byte: int  # read for each byte: all else
-    read_per_patch: int  # read where a patch ends
+    read_per_byte: int  # read for each byte: everything but those rows
+    read_per_patch: int  # read once a patch, when it ends
 
     def weight_bytes_per_byte(self, bytes_per_patch: float) -> float:
         return self.rows_per_byte + self.read_per_byte + self.read_per_patch / bytes_per_patch
@@ -52,7 +52,7 @@ class WeightPlan:
     recipe: str
     bytes: int  # all weights of the bundle, without the graphs' nodes and the padding between tensors
     table_bytes: int
-    matrix_bytes: int  # all else, embeddings and norms too
+    matrix_bytes: int  # everything but the hash tables: matrices, byte embeddings, norms
     bytes_per_patch: float
     weight_bytes_per_byte: float  # what decoding one byte reads
     stages: dict[StageName, StageWeights]
@@ -61,7 +61,7 @@ class WeightPlan:
 def weight_plan(
     recipe: str, config: ModelConfig, tensors: Mapping[StageName, Iterable[StoredTensor]], bytes_per_patch: float
 ) -> WeightPlan:
-    """What `tensors`, the weights of each stage's graph, take on disk, and what of them decoding one byte reads."""
+    """Bytes that the weights in each stage's graph (`tensors`) take on disk, and bytes that decoding one byte reads."""
     stages = {stage: _stage_weights(tensors[stage], config.hashes.table_count) for stage in STAGES}
     total, tables = (sum(weights) for weights in zip(*((s.bytes, s.table_bytes) for s in stages.values()), strict=True))
     read = sum(stage.weight_bytes_per_byte(bytes_per_patch) for stage in stages.values())
@@ -69,7 +69,7 @@ def weight_plan(
 
 
 def typical_bytes_per_patch(patching: PatchingRule, wanted: float | None = None) -> float:
-    """`wanted`, or what is usual under this rule. Raises EdgebltError for what no model can have."""
+    """`wanted`, or the usual bytes per patch under this rule. Raises EdgebltError for a number below 1."""
     if wanted is not None:
         if not (math.isfinite(wanted) and wanted >= 1):
             raise EdgebltError(f"bytes per patch are {wanted}; give a number that is at least 1, such as 4.5")

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.errors import EdgebltError
 
-_SPARE = 4  # two for each level of directories
+_SPARE = 4  # two for each level of nested directories
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def check_writable(path: Path, replace: bool = False) -> None:
 
 
 def flush(directory: Path) -> None:
-    """Have the files in a directory on the disk, so that none is seen there later with less in it. Raises OSError."""
+    """Syncs a directory and its files to the disk, so that none can be found truncated later. Raises OSError."""
     for path in (*directory.iterdir(), directory):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -150,7 +150,7 @@ def empty(directory: Path, but: Collection[str] = ()) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> EdgebltError:
-    """The one sentence for an OSError while `path` was being written."""
+    """The error to raise for an OSError while `path` was being written."""
     if is_too_many_open(error):
         return too_many_open(path)
     reason = error.strerror or " ".join(str(error).split())
@@ -159,7 +159,7 @@ def cannot_write(path: Path, error: OSError) -> EdgebltError:
 
 @contextmanager
 def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
-    """Holds the only lock on `partial`, and yields its descriptor; a lock ends with its process, however that ends."""
+    """Yields the descriptor of `partial`, locked for this process; the lock ends with the process, however it ends."""
     try:
         descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -180,7 +180,7 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
 
 
 def _mode(path: Path) -> int | None:
-    """Of the file that is there, None where none is. Raises OSError for what cannot be replaced by a file."""
+    """Permissions of the file at `path`, None where there is none. Raises OSError where a file cannot replace it."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -195,10 +195,10 @@ def _mode(path: Path) -> int | None:
 
 
 class _Spare:
-    """Descriptors kept for removing a directory, which takes some, where others have used up all there are."""
+    """Reserved file descriptors, so that a directory can be removed when all others are in use."""
 
     def __enter__(self) -> "_Spare":
-        """Raises OSError where there are too few, and keeps none."""
+        """Reserves the descriptors; raises OSError, and reserves none, where there are too few."""
         self._descriptors: list[int] = []
         try:
             for _ in range(_SPARE):
@@ -218,7 +218,7 @@ class _Spare:
 
 @contextmanager
 def _own_directory(path: Path, directory: Path) -> Iterator[None]:
-    """`directory`, beside `path` and made if it is absent, is this process's alone meanwhile. Raises OSError."""
+    """Locks `directory`, which lies beside `path`, for this process; makes it if absent. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     left = _made_before(directory)
     with _locked(path, directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
@@ -228,7 +228,7 @@ def _own_directory(path: Path, directory: Path) -> Iterator[None]:
 
 
 def _made_before(directory: Path) -> bool:
-    """Whether something of that name was there; else makes it."""
+    """Whether `directory` existed; makes it if it did not."""
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
@@ -237,7 +237,7 @@ def _made_before(directory: Path) -> bool:
 
 
 def _remove(replaced: Path) -> None:
-    """Under a third name: what is half removed must never be put back."""
+    """Removes `replaced` under a third name, so that a half-removed directory is never put back."""
     removed = replaced.with_suffix(".removed")
     shutil.rmtree(removed, ignore_errors=True)
     if os.path.lexists(replaced):
@@ -250,9 +250,9 @@ def _hidden(path: Path, state: str) -> Path:
 
 
 def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], kind: str) -> bool:
-    """Whether `path` is a directory to be replaced, which only what is `ours` may be. Raises EdgebltError if it is not.
+    """Whether `path` is a directory to be replaced. Raises EdgebltError if it exists and must not be replaced.
 
-    `ours` says whether a directory holds nothing but what `kind` names.
+    `ours` says whether a directory holds only what `kind` names; no other directory is replaced.
     """
     if not os.path.lexists(path):
         return replace  # what a killed process moved aside comes back

@@ -80,9 +80,9 @@ def _inspect_bundle(path: Path, verify: bool, bytes_per_patch: float | None, pro
     if provider is None:
         return inspection
     from edgeblt.model import open_model
-    from edgeblt.placed_nodes import placed_nodes
+    from edgeblt.node_providers import node_providers
 
-    return dataclasses.replace(inspection, placement=placed_nodes(open_model(bundle.path, provider)))
+    return dataclasses.replace(inspection, placement=node_providers(open_model(bundle.path, provider)))
 
 
 def doctor(json_file: JsonFile = None) -> None:

@@ -143,7 +143,7 @@ def _keep_to(limits: "Limits", reports: "tuple[Report, ...]") -> None:
     failures = []
     for report in reports:
         where = f"on {report.provider}, " if len(reports) > 1 else ""
-        failures += [where + failure for failure in limits.passed_by(report)]
+        failures += [where + failure for failure in limits.violations(report)]
     for failure in failures:
         typer.echo(f"edgeblt: {failure}", err=True)
     if failures:

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: what no way of decoding can pass where weights exceed the caches."""
+"""Memory bandwidth of this machine, which bounds decoding where weights exceed the caches."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Buffer = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The best of several readers; field by field JSON."""
+    """Bandwidth of the best of several readers; field by field JSON."""
 
     bytes_per_s: float
     reader: str
@@ -32,9 +32,9 @@ class Bandwidth:
 
 
 def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYTES, repeats: int = 7) -> Bandwidth:
-    """Read a buffer, far larger than any cache by default, in several ways in turn, on `threads` or all cores.
+    """Reads a buffer, far larger than any cache by default, in several ways in turn, on `threads` or all cores.
 
-    The fastest run of the fastest reader counts: whatever else the machine does can only slow reading down. Raises
+    The fastest run of the fastest reader counts, as other work on the machine can only slow reading down. Raises
     EdgebltError for counts below 1 and buffers below a megabyte.
     """
     check_threads(threads)
@@ -42,7 +42,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
     for name, value, least in (("repeats", repeats, 1), ("buffer", buffer_bytes, _SMALLEST)):
         if value < least:
             raise EdgebltError(f"{name} is {value}; it must be at least {least}")
-    matrix = np.ones((buffer_bytes // (4 * _WIDTH), _WIDTH), np.float32)  # of ones: zeros would be one page, shared
+    matrix = np.ones((buffer_bytes // (4 * _WIDTH), _WIDTH), np.float32)  # ones, as zeros would be a single shared page
     with ThreadPoolExecutor(threads) as pool:
         readers = _readers(matrix, threads, pool)
         for read in readers.values():
@@ -54,12 +54,12 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
 
 
 def _readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
-    """Each reads all of `matrix` once."""
+    """Functions by name that each read all of `matrix` once."""
     session = onnxruntime.InferenceSession(
         _product_graph(), session_options(threads), providers=["CPUExecutionProvider"]
     )
     row = np.ones((1, len(matrix)), np.float32)
-    pieces = np.array_split(matrix, 4 * threads)  # more than threads: a core that is held up gets fewer
+    pieces = np.array_split(matrix, 4 * threads)  # more than threads, so that a slowed core gets fewer
 
     def in_threads(read: Callable[[Buffer], object]) -> Callable[[], object]:
         return lambda: list(pool.map(read, pieces))

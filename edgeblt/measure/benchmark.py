@@ -1,15 +1,11 @@
-"""How fast a bundle is on this machine: time to the first byte, prefill, each byte after, and what that costs."""
+"""Speed of a bundle on this machine: time to the first byte, prefill, decoding, and the memory and energy they take."""
 
 import itertools
 import resource
-import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.decoding.sampling import Sampler, Sampling
@@ -19,74 +15,60 @@ from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.benchmark_runs import FollowedText, Run, timed_run
+from edgeblt.measure.distribution import Percentiles, Spread, median, percentiles, quantiles_ms, spread
 from edgeblt.measure.reference import Text
 from edgeblt.measure.texts import held_out_text
+from edgeblt.measure.weight_traffic import weight_bytes_by_stage, weight_bytes_read
 from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.memory import resident_memory
-from edgeblt.runtime.stage_work import weight_bytes_by_stage, weight_bytes_read
 
 GENERATED, TEXT = "generated", "text"
-DECODED = (GENERATED, TEXT)  # what the model writes itself, or the bytes that follow the prompt in the text
+DECODED = (GENERATED, TEXT)  # the model's own bytes, or those that follow the prompt in the text
 _SECONDS_PER_HOUR = 3600
-_MOST_BYTES, _MOST_RUNS = 10_000_000, 10_000  # beyond any patience
+_MOST_BYTES, _MOST_RUNS = 10_000_000, 10_000  # more would run for days
 _HIGHEST_PRICE = 1e9  # an hour
 
 
 @dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The lowest and the highest of the runs."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Setting:
-    """What one row of a benchmark is measured with."""
+    """Settings that one benchmark is measured with."""
 
-    provider: str | None = None  # None: what the bundle was exported for
-    threads: int | None = None  # None: what suits each stage's size
+    provider: str | None = None  # None: the provider the bundle was exported for
+    threads: int | None = None  # None: chosen by each stage's size
     draft: str = AUTO
     threshold: float | None = None  # None: the bundle's own
     prompt_bytes: int = 1024
     decode: str = GENERATED  # one of DECODED
-    temperature: float = 0.0  # of what is generated; 0: the likeliest bytes
+    temperature: float = 0.0  # of sampling; 0: greedy
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Field by field the JSON of `edgeblt bench`; times in seconds unless the name says otherwise.
 
-    Rates and times are medians over the runs, `spread` their extremes. Bytes of a draft arrive together, when the pass
-    that checked them has ended: `arrival_gap_ms` is how long nothing came, from one arrival to the next, and
-    `inter_byte_latency_ms` that time shared evenly by the bytes that then came at once. Without drafts both are the
-    same; with them the first is what a reader who watches sees, and the second what a byte takes.
+    Rates and times are medians over the runs, `spread` their extremes. All bytes of an accepted draft arrive together,
+    at the end of the pass that verified them: `arrival_gap_ms` is the time from one arrival to the next, and
+    `inter_byte_latency_ms` that time divided evenly among the bytes that arrived. The two are equal without drafts;
+    with drafts the first is the pause that a reader sees, the second the mean cost of a byte.
 
-    `decode` says what was decoded: with `text` the bytes of a real text, so that drafts are as often right as there.
-    Greedy text of a small model repeats itself, and flatters drafts.
+    `decode` says which bytes were decoded: with `text` those of a real text, so that the acceptance rate of drafts is
+    realistic. Greedy text of a small model repeats itself, which raises the acceptance rate.
 
-    `weight_bytes_per_byte` counts what the stages' runs read per byte generated, `bandwidth_share` is that times the
-    rate over what this machine's memory gives (None where it was not measured); it says how near to the limit decoding
-    is where weights exceed the caches, and nothing where they do not. `cpu_s_per_byte` is processor time of all
-    threads, `energy_j_per_byte` what the whole processor package took (None where the machine does not tell). Neither
-    bandwidth nor energy is known of a GPU: None where a stage runs on one.
+    `weight_bytes_per_byte` is the bytes of weights read per byte generated. `bandwidth_share` is that times the
+    decoding rate, divided by the memory bandwidth of this machine (None where it was not measured); it says how near
+    decoding is to the limit where weights exceed the caches, and nothing where they fit. `cpu_s_per_byte` is processor
+    time of all threads, `energy_j_per_byte` the energy of the whole processor package (None where the machine has no
+    counter). Bandwidth and energy are None where a stage runs on a GPU.
 
-    `load_time_s` is what `load` took, with the model's files in the page cache or not, as it was. `anonymous_bytes`
-    and `mapped_bytes` are by how much the resident memory of the process had grown after the runs since `load` began:
-    the first its own (packed weights, caches, buffers; whatever else the process did in between counts too), the
-    second pages of mapped files (weights as far as they were read, and libraries), which other processes share and
-    the system can drop; None where the system does not tell. `peak_rss_bytes` is of the whole process, both together.
-    `gpu_memory_bytes` is by how much what all processes use of the GPU had grown; None without one.
+    `load_time_s` is the duration of `load`, whether or not the files were in the page cache. `anonymous_bytes` and
+    `mapped_bytes` are the growth of the process's resident memory from before `load` to after a warm-up run:
+    anonymous memory (packed weights, caches, buffers, and anything else the process allocated) and pages of mapped
+    files (weights that were read, and libraries), which other processes share and the system can drop; None where the
+    system does not report them. `peak_rss_bytes` is the peak of both together, over the whole process.
+    `gpu_memory_bytes` is the growth of the GPU memory in use by all processes; None without a GPU.
     """
 
     bundle: str  # the directory's name
@@ -109,16 +91,16 @@ class Benchmark:
     inter_byte_latency_ms: Percentiles
     inter_byte_latency_quantiles_ms: tuple[float, ...]  # at 0, 1, ... 100 percent
     bytes_per_patch: float
-    bytes_per_pass: float  # bytes that one pass of the model gives; 1 without drafts
-    draft_acceptance: float | None  # share of drafted bytes that were kept; None where none was drafted
+    bytes_per_pass: float  # bytes generated per pass of the model; 1 without drafts
+    draft_acceptance: float | None  # acceptance rate: share of drafted bytes; None where none was drafted
     weight_bytes_per_byte: float
     bandwidth_bytes_per_s: float | None
     bandwidth_share: float | None
     cpu_s_per_byte: float
     energy_j_per_byte: float | None
-    cost_per_million_bytes: float | None  # generated, in the currency of the price an hour
-    stage_s_per_byte: dict[StageName, float]  # generated; the rest of a byte's time is spent between the stages
-    stage_weight_bytes_per_byte: dict[StageName, float]  # generated
+    cost_per_million_bytes: float | None  # generated bytes, in the currency of the hourly price
+    stage_s_per_byte: dict[StageName, float]  # a generated byte; the rest of its time is spent between the stages
+    stage_weight_bytes_per_byte: dict[StageName, float]  # a generated byte
     stage_bytes: dict[StageName, int]
     anonymous_bytes: int | None
     mapped_bytes: int | None
@@ -129,8 +111,8 @@ class Benchmark:
     gpu_memory_bytes: int | None = None
     decode: str = GENERATED
     temperature: float = 0.0
-    seed: int | None = None  # of the first run, the next ones' are those after it; None where nothing is sampled
-    arrival_gap_ms: Percentiles | None = None  # None in results of versions that did not measure it
+    seed: int | None = None  # of the first run, one more for each run after it; None where nothing is sampled
+    arrival_gap_ms: Percentiles | None = None  # None in results of versions that did not measure this
 
 
 def bench(
@@ -143,20 +125,20 @@ def bench(
     with_bandwidth: bool = True,
     seed: int = 0,
 ) -> tuple[Benchmark, ...]:
-    """Time a bundle on this machine, setting by setting: each `repeats` times in turn, after one run to warm up.
+    """Times a bundle on this machine in each setting: `repeats` runs, the settings in turn, after a warm-up run each.
 
-    bundle: the directory that `edgeblt export` wrote; opened once for each way of opening it that settings ask for.
-    settings: what to time: provider, threads, draft, threshold and bytes of prompt; by default one, of the usual.
+    bundle: the directory that `edgeblt export` wrote; opened once for each provider and number of threads in settings.
+    settings: provider, threads, draft, threshold, bytes of prompt and so on; by default one `Setting()`.
     new_bytes: bytes to decode after the first, 1 or more; default 256.
-    repeats: runs to take the median of, 1 or more; default 5.
-    text: what the prompt is the beginning of, repeated where it is short; None, the default, is English prose. Where
-        the bytes of the text are decoded, each run starts at another place of it.
-    price_per_hour: what the machine costs; gives the cost of a million bytes. Default None.
-    with_bandwidth: whether to measure the memory's bandwidth too, with 512 MB; default True.
+    repeats: runs of each setting, 1 or more, of which medians are taken; default 5.
+    text: the text whose beginning is the prompt, repeated where it is short; None, the default, is English prose.
+        Where the bytes of the text are decoded, each run starts at another place of it.
+    price_per_hour: price of the machine, for the cost of a million bytes; default None.
+    with_bandwidth: whether to measure the memory bandwidth too, which takes 512 MB of memory; default True.
     seed: sampled runs have the seeds `seed`, `seed` + 1 and so on; default 0.
 
-    Raises EdgebltError for counts below 1 or beyond any patience, settings out of range, a text that is too short to
-    be decoded, and what `load` refuses.
+    Raises EdgebltError for counts below 1 or absurdly large, settings out of range, a text that is too short to be
+    decoded, and a bundle that `load` refuses.
     """
     text = text or Text("prose", held_out_text("prose"))
     _check(settings, new_bytes, repeats, text, price_per_hour, seed)
@@ -182,7 +164,7 @@ def bench(
 
 
 def bench_model(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, repeats: int = 5) -> Benchmark:
-    """As `bench`, of an open model on English prose, without the machine's bandwidth."""
+    """Times an open model on English prose, without measuring the memory bandwidth."""
     text = Text("prose", held_out_text("prose"))
     setting = Setting(model.provider_name, model.threads, AUTO, model.threshold, prompt_bytes)
     _check((setting,), new_bytes, repeats, text, None, 0)
@@ -231,7 +213,7 @@ def _check_decoded(setting: Setting, new_bytes: int, text: Text) -> None:
 
 
 class _Bench:
-    """The runs of one setting, after one to warm up."""
+    """Timed runs of one setting, after a warm-up run."""
 
     def __init__(self, model: Model, setting: Setting, text: Text, new_bytes: int, repeats: int, seed: int) -> None:
         self.setting = setting
@@ -251,9 +233,9 @@ class _Bench:
         return self._model.is_on_host
 
     def run(self) -> None:
-        """The model's end of text is passed over, so that every run makes as many bytes.
+        """Runs once, never ending a text early, so that every run decodes the same number of bytes.
 
-        Runs that follow a text do so from places of their own, and sampled ones have seeds of their own.
+        Each run that follows a text starts at a place of its own, and each sampled run has a seed of its own.
         """
         setting, number = self.setting, len(self._runs)
         start = self._starts[number] if setting.decode == TEXT else 0
@@ -271,10 +253,10 @@ class _Bench:
         firsts = [run.first_byte for run in runs]
         rates = [count / run.seconds for run in runs]
         prefills = [setting.prompt_bytes / first for first in firsts]
-        quantiles = _quantiles(run.byte_seconds for run in runs)
+        quantiles = quantiles_ms(run.byte_seconds for run in runs)
         stages = bundle_plan(model.bundle, 1.0).stages
-        read = _median(weight_bytes_read(stages, run.work) / count for run in runs)
-        rate, drafted = _median(rates), sum(run.counts.drafted for run in runs)
+        read = median(weight_bytes_read(stages, run.work) / count for run in runs)
+        rate, drafted = median(rates), sum(run.counts.drafted for run in runs)
         joules = [run.joules / count for run in runs if run.joules is not None]
         before, after = model.memory_before, self._memory
         return Benchmark(
@@ -291,30 +273,30 @@ class _Bench:
             new_bytes=count,
             repeats=len(runs),
             load_time_s=model.load_seconds,
-            time_to_first_byte_s=_median(firsts),
-            prefill_bytes_per_s=setting.prompt_bytes / _median(firsts),
+            time_to_first_byte_s=median(firsts),
+            prefill_bytes_per_s=setting.prompt_bytes / median(firsts),
             decode_bytes_per_s=rate,
             spread={
-                "time_to_first_byte_s": _spread(firsts),
-                "prefill_bytes_per_s": _spread(prefills),
-                "decode_bytes_per_s": _spread(rates),
+                "time_to_first_byte_s": spread(firsts),
+                "prefill_bytes_per_s": spread(prefills),
+                "decode_bytes_per_s": spread(rates),
             },
-            inter_byte_latency_ms=_percentiles(quantiles),
+            inter_byte_latency_ms=percentiles(quantiles),
             inter_byte_latency_quantiles_ms=quantiles,
-            bytes_per_patch=_median(run.bytes_per_patch for run in runs),
+            bytes_per_patch=median(run.bytes_per_patch for run in runs),
             bytes_per_pass=count * len(runs) / sum(run.counts.passes for run in runs),
             draft_acceptance=sum(run.counts.accepted for run in runs) / drafted if drafted else None,
             weight_bytes_per_byte=read,
             bandwidth_bytes_per_s=bandwidth,
             bandwidth_share=rate * read / bandwidth if bandwidth else None,
-            cpu_s_per_byte=_median(run.cpu / count for run in runs),
-            energy_j_per_byte=statistics.median(joules) if joules else None,
+            cpu_s_per_byte=median(run.cpu / count for run in runs),
+            energy_j_per_byte=median(joules) if joules else None,
             cost_per_million_bytes=price_per_hour / _SECONDS_PER_HOUR / rate * 1e6
             if price_per_hour is not None
             else None,
-            stage_s_per_byte={name: _median(run.work[name].seconds / count for run in runs) for name in STAGES},
+            stage_s_per_byte={name: median(run.work[name].seconds / count for run in runs) for name in STAGES},
             stage_weight_bytes_per_byte={
-                name: _median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
+                name: median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
             },
             stage_bytes={name: stages[name].bytes for name in STAGES},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
@@ -327,25 +309,8 @@ class _Bench:
             decode=setting.decode,
             temperature=setting.temperature,
             seed=self._seed if setting.temperature else None,
-            arrival_gap_ms=_percentiles(_quantiles(run.gaps for run in runs)),
+            arrival_gap_ms=percentiles(quantiles_ms(run.gaps for run in runs)),
         )
-
-
-def _quantiles(seconds: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:
-    """Milliseconds at 0, 1, ... 100 percent."""
-    return tuple(float(value) for value in np.percentile(np.concatenate(list(seconds)) * 1e3, range(101)))
-
-
-def _percentiles(quantiles: tuple[float, ...]) -> Percentiles:
-    return Percentiles(quantiles[50], quantiles[95], quantiles[99])
-
-
-def _median(values: Iterable[float]) -> float:
-    return float(statistics.median(values))
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(min(values), max(values))
 
 
 def _peak_memory() -> int:

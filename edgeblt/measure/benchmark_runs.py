@@ -1,4 +1,4 @@
-"""One timed run of a benchmark: a prompt is read, then bytes are decoded, those the model writes or those of a text."""
+"""One timed run of a benchmark: reads a prompt, then decodes bytes that the model chooses or those of a given text."""
 
 import time
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ from edgeblt.runtime.stage_work import StageWork
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured; all but `first_byte` and `bytes_per_patch` is of what came after the first new byte."""
+    """Measurements of one run; all but `first_byte` and `bytes_per_patch` begin after the first new byte."""
 
     first_byte: float  # seconds from the prompt to the first new byte
-    gaps: NDArray[np.float64]  # [arrivals] seconds in which nothing came: what one pass of the model took
-    sizes: NDArray[np.int64]  # [arrivals] bytes that then came at once
-    cpu: float  # seconds
+    gaps: NDArray[np.float64]  # [arrivals] seconds before each arrival: the time of one pass
+    sizes: NDArray[np.int64]  # [arrivals] bytes that arrived together
+    cpu: float  # processor seconds of all threads
     joules: float | None
     work: dict[StageName, StageWork]
     counts: DraftCounts
@@ -35,14 +35,14 @@ class Run:
 
     @property
     def byte_seconds(self) -> NDArray[np.float64]:
-        """[bytes] what each took: bytes that came at once share their time evenly."""
+        """Seconds of each byte [bytes]; bytes that arrived together share their time evenly."""
         return np.repeat(self.gaps / self.sizes, self.sizes)
 
 
 class FollowedText(Sampler):
-    """Chooses the ids of a text, whatever the model makes of it, and foresees the likeliest ones, as a greedy sampler.
+    """A sampler that chooses the ids of a given text, whatever the logits; it predicts ids as a greedy sampler does.
 
-    So a draft is right where it is the text's own byte.
+    So a drafted byte is accepted where it is the text's own byte.
     """
 
     def __init__(self, ids: Iterable[int]) -> None:
@@ -50,13 +50,13 @@ class FollowedText(Sampler):
         self._ids = iter(ids)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """Takes as long as a greedy choice, and refuses what that refuses."""
+        """The next id of the text, at the cost, and under the checks, of a greedy choice."""
         super().choose(logits)
         return next(self._ids)
 
 
 def timed_run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_bytes: int) -> Run:
-    """Reads `prompt`, then decodes a byte and `new_bytes` more as `sampler` chooses them, drafting by `draft`."""
+    """Reads `prompt`, then decodes one byte and `new_bytes` more with `sampler` and the drafter `draft`."""
     session, counts, energy = model.session(), DraftCounts(), Energy()
     ids = np.concatenate([[BOS], encode(prompt)])
     started = time.perf_counter()
@@ -83,10 +83,10 @@ def timed_run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_byt
 
 
 def arrivals(moments: list[float], passes: list[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Seconds before each arrival, and the bytes in it, after the first byte.
+    """Seconds before each arrival, and number of bytes in it, after the first byte.
 
-    `moments` in seconds say when each byte came, and `passes` how many passes the model had made by then: bytes of one
-    pass arrive together, when it has ended.
+    `moments` are the seconds at which each byte came, `passes` the number of passes of the model by then: bytes of one
+    pass arrive together at its end.
     """
     starts = np.flatnonzero(np.diff(passes)) + 1
     return np.diff(np.array(moments)[np.append(0, starts)]), np.diff(np.append(starts, len(moments)))

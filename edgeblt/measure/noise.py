@@ -1,7 +1,7 @@
-"""Noise on the bytes of a text: what a model of bytes must bear, and quantizing must not make worse.
+"""Noise on the bytes of a text, which a byte-level model should tolerate, quantized or not.
 
-Every function is pure: the same bytes and seed give the same bytes, on every machine and with every numpy. None knows
-characters: a UTF-8 sequence may be cut, as it may be on a device.
+Every function is pure: the same bytes and seed give the same bytes, on every machine and with every numpy. Noise
+ignores characters: it may cut a UTF-8 sequence, as a device may.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-RATE = 0.05  # of the bytes, for all noises but the case of letters
+RATE = 0.05  # share of the bytes that a noise changes, random case apart
 SEED = 0
 _CASE_BIT = 0x20  # upper and lower ASCII letters differ in this bit alone
 
@@ -21,7 +21,7 @@ class Noise(Protocol):
 
 
 def random_case(data: bytes, seed: int = SEED) -> bytes:
-    """Every ASCII letter becomes upper or lower case, each as likely, whatever it was; as long as `data`."""
+    """Sets every ASCII letter to upper or lower case with equal probability; keeps the length."""
     values = np.frombuffer(data, np.uint8)
     lower = values | _CASE_BIT
     letters = (lower >= ord("a")) & (lower <= ord("z"))
@@ -30,18 +30,18 @@ def random_case(data: bytes, seed: int = SEED) -> bytes:
 
 
 def dropped_bytes(data: bytes, seed: int = SEED) -> bytes:
-    """Each byte is left out with probability `RATE`; the first stays where nothing else would."""
+    """Drops each byte with probability `RATE`; keeps the first where all would be dropped."""
     kept = np.frombuffer(data, np.uint8)[_draws(len(data), seed) >= RATE]
     return kept.tobytes() or data[:1]
 
 
 def doubled_bytes(data: bytes, seed: int = SEED) -> bytes:
-    """Each byte is written twice with probability `RATE`."""
+    """Doubles each byte with probability `RATE`."""
     return np.repeat(np.frombuffer(data, np.uint8), 1 + (_draws(len(data), seed) < RATE)).tobytes()
 
 
 def swapped_bytes(data: bytes, seed: int = SEED) -> bytes:
-    """Each byte changes places with the next with probability `RATE`, unless it was just moved; as long as `data`."""
+    """Swaps each byte with the next with probability `RATE`, unless it was just swapped; keeps the length."""
     swapped = np.frombuffer(data, np.uint8).copy()
     free = 0  # the first position that no swap has touched
     for first in np.flatnonzero(_draws(len(data), seed)[:-1] < RATE).tolist():
@@ -62,5 +62,5 @@ NOISES: Mapping[str, Noise] = MappingProxyType(
 
 
 def _draws(count: int, seed: int) -> NDArray[np.float64]:
-    """[count] uniform in [0, 1): of the raw generator, whose numbers numpy promises never to change."""
+    """Uniform numbers [count] in [0, 1) from the raw generator, whose output numpy promises never to change."""
     return np.asarray(np.random.PCG64(seed).random_raw(count) >> np.uint64(11), np.float64) * 2.0**-53

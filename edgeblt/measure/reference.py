@@ -1,6 +1,6 @@
-"""What a bundle is compared with: texts, cut into rows, and what a reference makes of each row.
+"""Texts cut into rows, with a reference model's logits and patch starts on each row, to compare bundles with.
 
-Each row is a sequence of its own behind a BOS: what a reference that keeps no state can take.
+Each row is a sequence of its own that begins with BOS, so the reference needs no state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """What a reference makes of one row: logits [T, vocab] after each id, and the patch starts [T] decided there."""
+    """A reference's results on one row: logits [T, vocab] after each id, and the patch starts [T] decided there."""
 
     logits: NDArray[np.float32]
     patch_starts: NDArray[np.bool_]
@@ -47,7 +47,7 @@ class TextRow:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """[T + 1]: BOS and the bytes."""
+        """Ids [T + 1] of BOS and the bytes."""
         return np.concatenate([[BOS], encode(self.data)])
 
     @property
@@ -56,31 +56,31 @@ class TextRow:
 
 
 class Reference(Protocol):
-    """A model that keeps no state, such as `edgeblt.export.reference.TransformersReference`."""
+    """A stateless reference model, such as `edgeblt.export.reference.TransformersReference`."""
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
-        """`ids` [T] int64 begin with BOS."""
+        """Results on `ids` [T] int64, which begin with BOS."""
         ...
 
 
 class Rows(Protocol):
-    """Rows of texts with their reference: `ComputedRows`, or a `ReferenceFile` that recorded them."""
+    """Rows of texts with their reference: `ComputedRows`, or a recorded `ReferenceFile`."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each text by its name, in order."""
+        """Number of bytes of each text by name, in order."""
         ...
 
     def rows(self) -> Iterator[TextRow]:
-        """Row by row, text by text; each is made when it is asked for. The first row of a text has a continuation."""
+        """The rows of each text in turn, computed on demand. The first row of a text has a continuation."""
         ...
 
 
 class ComputedRows:
-    """What `reference` makes of `texts`, row by row.
+    """Rows of `texts`, computed by `reference` on demand.
 
-    `prompts`: how many rows of each text, from its first, get a greedy continuation, which takes the reference
-    CONTINUATION_BYTES passes. Raises EdgebltError where there is nothing to read, or two texts have one name.
+    `prompts`: the number of leading rows of each text that get a greedy continuation, which takes the reference
+    CONTINUATION_BYTES passes. Raises EdgebltError for no text, an empty text, or two texts of one name.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class ComputedRows:
 
 
 def with_noise(texts: Sequence[Text]) -> list[Text]:
-    """Each text, followed by its variants under the noises of `edgeblt.measure.noise.NOISES`: `prose, dropped bytes`.
+    """Each text, followed by a variant for every noise in `edgeblt.measure.noise.NOISES`, named `prose, dropped bytes`.
 
-    A variant that is the text itself, as random case leaves Russian, is left out.
+    A variant that equals the text is left out, such as random case on Russian.
     """
     result = []
     for text in texts:
@@ -131,14 +131,14 @@ def with_noise(texts: Sequence[Text]) -> list[Text]:
 
 
 def greedy_continuation(feed: Feed, prompt: bytes) -> bytes:
-    """CONTINUATION_BYTES bytes after `prompt`, each the likeliest given those before; the end of text is passed over.
+    """The CONTINUATION_BYTES bytes that greedy decoding appends to `prompt`, ids that end a text excluded.
 
-    `feed` takes ids [T] int64 that follow those of its last call, BOS first, and gives the logits [vocab] after them.
+    `feed` takes the next ids [T] int64, BOS first, and returns the logits [vocab] after the last of them.
     """
     sampler = Sampler(Sampling(), endless=True)
     logits, chosen = feed(np.concatenate([[BOS], encode(prompt)])), bytearray()
     while True:
-        id_ = sampler.choose(np.nan_to_num(logits))  # what is not a number shows in the other figures
+        id_ = sampler.choose(np.nan_to_num(logits))  # NaN logits show in the other figures
         chosen.append(id_ - OFFSET)
         if len(chosen) == CONTINUATION_BYTES:
             return bytes(chosen)
@@ -146,7 +146,7 @@ def greedy_continuation(feed: Feed, prompt: bytes) -> bytes:
 
 
 def _feed_again(reference: Reference) -> Feed:
-    """A `Feed` of a reference without state: every call has it read all ids so far."""
+    """A `Feed` for a stateless reference: every call reads all ids so far again."""
     so_far = np.zeros(0, np.int64)
 
     def feed(ids: NDArray[np.int64]) -> NDArray[np.float32]:

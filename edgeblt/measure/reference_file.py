@@ -28,7 +28,7 @@ from edgeblt.measure.reference import CONTINUATION_BYTES, ReferenceRow, TextRow
 FORMAT = "edgeblt reference logits"
 FORMAT_VERSION = 1
 _HEADER_LIMIT = 1 << 20
-_LIMIT = 1 << 40  # no count in a recording reaches this
+_LIMIT = 1 << 40  # every count in a recording is below this
 _LONGEST_NAME = 2000
 _ZEROS = b"0" * 64
 _START = b'{"__metadata__":{"sha256":"'  # every header starts with it; the digest follows
@@ -45,14 +45,14 @@ class RecordedText:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a file of reference logits holds. Raises EdgebltError for what cannot be."""
+    """Description of a file of reference logits. Raises EdgebltError for impossible values."""
 
     format_version: int
     checkpoint: str  # its name, for people
     checkpoint_sha256: str
     vocab_size: int
     row_bytes: int
-    prompts: int  # so many rows of each text, from its first, have a continuation
+    prompts: int  # number of leading rows of each text that have a continuation
     texts: tuple[RecordedText, ...]
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Recording:
                 )
 
     def continuations(self, text: RecordedText) -> int:
-        """How many rows of `text` have one."""
+        """Number of rows of `text` that have a continuation."""
         return min(self.prompts, -(-text.bytes // self.row_bytes))
 
 
@@ -146,7 +146,7 @@ class ReferenceFile:
 
 @contextmanager
 def recording_to(path: Path, recording: Recording) -> Iterator[Callable[[TextRow], None]]:
-    """Yields a function that takes the rows of all texts in order; the file is there when the block has ended.
+    """Yields a function that takes the rows of all texts in order; the file appears when the block ends.
 
     Raises EdgebltError if `path` exists or cannot be written, or there are too many texts.
     """
@@ -184,7 +184,7 @@ def _name(index: int, kind: str) -> str:
 
 
 def _tensors(recording: Recording) -> dict[str, _Tensor]:
-    """In the order of the file: all logits, which keeps them aligned and lets them stream, then all that is small."""
+    """Tensors in file order: all logits first, so that they are aligned and can be streamed, then the small tensors."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, text in enumerate(recording.texts):
         shapes[_name(index, "logits")] = "F32", (text.bytes, recording.vocab_size)
@@ -203,7 +203,7 @@ def _end(tensors: dict[str, _Tensor]) -> int:
 
 
 def _header(recording: Recording) -> bytes:
-    """Its digest is still all zeros."""
+    """The header of a file, its digest still zeros."""
     description = json.dumps(dataclass_document(recording), separators=(",", ":"))
     document: dict[str, Any] = {"__metadata__": {"sha256": _ZEROS.decode(), "format": FORMAT, "recording": description}}
     for name, tensor in _tensors(recording).items():

@@ -10,19 +10,19 @@ from edgeblt.printable import printable
 
 _DATA = Path(__file__).parents[1] / "data"
 DEMO_CHECKPOINT = _DATA / "demo"
-CALIBRATION_TEXT = _DATA / "texts" / "calibration.txt"  # English and Python, of the bundled model's training texts
+CALIBRATION_TEXT = _DATA / "texts" / "calibration.txt"  # English and Python, from the bundled model's training texts
 HELD_OUT_TEXTS = ("prose", "code", "typos", "german", "russian", "japanese")
 
 
 def held_out_text(name: str) -> bytes:
-    """A text, UTF-8, that the bundled model was not trained on. Raises EdgebltError for an unknown name."""
+    """A UTF-8 text that the bundled model was not trained on. Raises EdgebltError for an unknown name."""
     if name not in HELD_OUT_TEXTS:
         raise EdgebltError(f"there is no text {name!r}; use one of {', '.join(HELD_OUT_TEXTS)}")
     return (_DATA / "texts" / f"{name}.txt").read_bytes()
 
 
 def held_out_texts() -> list[Text]:
-    """All of them, by name."""
+    """All held-out texts, with their names."""
     return [Text(name, held_out_text(name)) for name in HELD_OUT_TEXTS]
 
 

@@ -1,4 +1,4 @@
-"""The threshold as a dial: which one decodes fastest while bits per byte stay within a budget (docs/patching.md)."""
+"""Tuning of the patching threshold: longest patches within a budget of bits per byte (docs/patching.md)."""
 
 import itertools
 import math
@@ -21,17 +21,17 @@ from edgeblt.model import Model, Scores, open_model
 from edgeblt.progress import progress
 
 SHORTEST_TEXT = 500  # bytes
-_LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # of patches to try, over the present one
+_LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # patch lengths to try, relative to the present one
 _BISECTIONS = 4
 _CONTEXT_BYTES = 256
 _DECODED_BYTES = 256
 _ROUNDS = 3
-_DIGITS = 5  # of a threshold: few enough to type, and %g shows them all
+_DIGITS = 5  # significant digits of a threshold: few enough to type, and %g shows them all
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a threshold gives on the texts."""
+    """Results of one threshold on the texts."""
 
     threshold: float  # nats
     bytes_per_patch: float
@@ -45,9 +45,9 @@ class Point:
 class Tuning:
     """Field by field the JSON of `edgeblt tune`; `points` by rising threshold, the bundle's own among them.
 
-    `weight_bytes_per_byte` is what decoding the texts byte by byte would read. `decode_bytes_per_s` is the median of a
-    few runs over a few hundred bytes of the first text, without drafts: it says what the dial gives on this machine,
-    and decides nothing.
+    `weight_bytes_per_byte`: bytes of weights that decoding the texts byte by byte would read. `decode_bytes_per_s`: the
+    median of a few runs over a few hundred bytes of the first text, without drafts: it shows the gain on this
+    machine, and does not affect the choice.
     """
 
     bundle: str  # the directory's name
@@ -56,7 +56,7 @@ class Tuning:
     provider: str
     device: str
     text: str  # the names of the texts
-    bytes: int  # of all of them
+    bytes: int  # of all texts
     threshold: float  # the bundle's own, nats
     chosen_threshold: float
     max_bpb_increase: float
@@ -70,15 +70,16 @@ def tune(
     provider: str | None = None,
     threads: int | None = None,
 ) -> Tuning:
-    """The threshold that makes decoding cheapest while bits per byte of `texts` rise by at most `max_bpb_increase`.
+    """Finds the cheapest threshold that raises bits per byte on `texts` by at most `max_bpb_increase`.
 
-    Cheapest is what reads the fewest bytes of weights for a byte, which is what has the longest patches: counted, never
-    timed, so the same in every run. Bits per byte need not rise steadily with the threshold; those tried are held to
-    the budget one by one. Thresholds come from the texts, by default English prose: such that patches become longer by
-    about the same factor from one to the next, and then halfway between the chosen one and the next, a few times.
+    The cheapest threshold is the one with the fewest bytes of weights read per byte, which has the longest patches. The
+    bytes are counted, not timed, so the choice is the same in every run. Bits per byte need not rise steadily with the
+    threshold, so each candidate is checked against the budget. Candidates come from the texts, by default English
+    prose: patches become longer by about the same factor from one to the next; then a few bisections follow between the
+    chosen threshold and the next.
 
-    Raises EdgebltError for a budget below 0, a text below `SHORTEST_TEXT` bytes, a rule that reads no text, and what
-    `load` refuses.
+    Raises EdgebltError for a budget below 0, a text below `SHORTEST_TEXT` bytes, a rule without entropies, and a bundle
+    that `load` refuses.
     """
     texts = texts or (Text("prose", held_out_text("prose")),)
     _check(max_bpb_increase, texts)
@@ -104,9 +105,9 @@ def tune(
 
 
 def choose(points: Sequence[Point], max_bpb_increase: float, own: float) -> Point:
-    """The point within the budget that reads the fewest bytes of weights for a byte; `own` is always within.
+    """The point within the budget with the fewest bytes of weights read per byte; `own` is always within the budget.
 
-    Of several those with the fewest bits per byte, then the own threshold, then the lowest.
+    Ties go to the fewest bits per byte, then to the own threshold, then to the lowest threshold.
     """
     within = [point for point in points if point.increase <= max_bpb_increase or point.threshold == own]
     return min(
@@ -116,9 +117,9 @@ def choose(points: Sequence[Point], max_bpb_increase: float, own: float) -> Poin
 
 
 def compared_values(patching: PatchingRule, entropies: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the rule compares with its threshold in a text whose `entropies` [T] are given; nats, in order of position.
+    """The values, in nats, that the rule compares with its threshold on a text with these `entropies` [T], in order.
 
-    A patch starts where a value is above the threshold; the rest of the rule starts the same patches at any.
+    A patch starts where a value is above the threshold; patches that start otherwise do not depend on the threshold.
     """
     rises = np.diff(entropies)
     if patching.rule is Rule.MONOTONIC:
@@ -129,9 +130,9 @@ def compared_values(patching: PatchingRule, entropies: NDArray[np.float32]) -> N
 
 
 def candidates(values: NDArray[np.float32], own: float) -> list[float]:
-    """Thresholds that leave about 1/`_LENGTHS` of the `values` above them that the `own` one leaves; rising.
+    """Thresholds, rising, that reduce the number of `values` above `own` by about each factor of `_LENGTHS`.
 
-    No two of them, nor one and the own, leave as many: they would start the same patches.
+    The numbers of values above them all differ, also from that of `own`: equal numbers mean the same patches.
     """
     falling = np.sort(values)[::-1].astype(np.float64)
     present = _count_above(values, own)
@@ -164,7 +165,7 @@ def _rounded(threshold: float) -> float:
 
 
 class _Curve:
-    """The points of a text, their speeds not measured yet: the own threshold, the candidates, and some in between."""
+    """Points for the own threshold, the candidates and some in between; their speeds are not measured yet."""
 
     def __init__(self, model: Model, texts: Sequence[Text], max_bpb_increase: float) -> None:
         self._model, self._texts, self._budget = model, texts, max_bpb_increase
@@ -208,7 +209,7 @@ class _Curve:
         self._points.append(Point(threshold, bytes_per_patch, bits, increase, math.nan, read))
 
     def _between(self) -> float | None:
-        """Halfway from the point that would be chosen to the next; None where no other patches lie between."""
+        """Threshold halfway between the best so far and the next; None where it would start the same patches."""
         chosen = choose(self._points, self._budget, self._own).threshold
         above = min((point.threshold for point in self._points if point.threshold > chosen), default=None)
         if above is None:
@@ -219,7 +220,7 @@ class _Curve:
 
 
 def _with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Point, ...]:
-    """The points, each decoded in turn, `_ROUNDS` times, so that what else the machine does meets all of them."""
+    """The points with decoding rates, measured in rounds, so that other work on the machine affects all."""
     rates: list[list[float]] = [[] for _ in points]
     with progress("timing", _ROUNDS * len(points), "runs") as advance:
         for _, (point, measured) in itertools.product(range(_ROUNDS), list(zip(points, rates, strict=True))):
@@ -232,12 +233,12 @@ def _with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Po
 
 
 def _decode_rate(model: Model, data: bytes) -> float:
-    """Bytes a second, fed one by one behind a context."""
+    """Decoding rate in bytes per second: bytes fed one by one after a context."""
     ids = np.concatenate([[BOS], encode(data)])
     context = min(_CONTEXT_BYTES, len(ids) - _DECODED_BYTES)
     session = model.session()
     session.feed(ids[:context])
-    decoded = ids[context : context + _DECODED_BYTES, None]  # each a chunk of its own
+    decoded = ids[context : context + _DECODED_BYTES, None]  # one chunk per byte
     started = time.perf_counter()
     for id in decoded:
         session.feed(id)

@@ -1,4 +1,4 @@
-"""Accuracy of a bundle against a reference on the same texts. docs/validation.md says what each figure means."""
+"""Accuracy of a bundle against a reference on the same texts. docs/validation.md explains each figure."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class Passage:
     data: str  # its bytes as Latin-1, so that JSON holds any of them
     entropies: tuple[float, ...] | None  # nats; None where the patching rule uses none
     patch_starts: tuple[bool, ...]
-    threshold: float | None  # what an entropy must exceed for a patch to start; None where the rule has none such
+    threshold: float | None  # entropy above which a patch starts; None where the rule has none
 
     def __post_init__(self) -> None:
         if not len(self.data) == len(self.patch_starts) == len(self.data if self.entropies is None else self.entropies):
@@ -49,14 +49,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Validation:
-    """How near a bundle comes to its reference, on one text or over several."""
+    """Accuracy of a bundle relative to its reference, on one text or over several."""
 
     bits_per_byte: float
     reference_bits_per_byte: float
-    boundary_agreement: float  # share of positions where both decide the same about a patch start
+    boundary_agreement: float  # share of positions where both make the same decision about a patch start
     mean_kl: float  # nats, from the reference to the bundle
     top1_agreement: float
-    greedy_agreement: float  # share of bytes, place by place, that both continue the prompts with
+    greedy_agreement: float  # share of bytes of greedy continuations that are equal, place by place
     max_abs_logit_difference: float
     bytes: int
     provider: str
@@ -70,7 +70,7 @@ class Validation:
 class Report(Validation):
     """Field by field the JSON of `edgeblt validate`: the figures over all texts, and those of each by its name.
 
-    With the bundle, the device and the threshold, a benchmark of the same is found.
+    The bundle, the provider and the threshold identify the benchmark that belongs to it.
     """
 
     bundle: str  # the directory's name
@@ -85,7 +85,7 @@ class Report(Validation):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a validation must keep to on every text; None is no limit. Raises EdgebltError for one that is no number."""
+    """Limits that a validation must meet on every text; None is no limit. Raises EdgebltError for NaN."""
 
     max_bpb_increase: float | None = None  # bits
     max_kl: float | None = None  # nats
@@ -98,18 +98,18 @@ class Limits:
             if value is not None and math.isnan(value):
                 raise EdgebltError(f"{name} is {value}; it must be a number")
 
-    def passed_by(self, report: Report) -> list[str]:
-        """A sentence for each text and each limit that is passed on it.
+    def violations(self, report: Report) -> list[str]:
+        """One sentence for each text and each limit that it violates.
 
-        Over all texts together a gain on one, whatever it is worth, would hide a loss on another.
+        Texts are judged one by one, as a gain on one text could hide a loss on another.
         """
         return [
             f"on the text {name}, {failure}"
             for name, validation in report.texts.items()
-            for failure in self._passed_on(validation)
+            for failure in self._violations_on(validation)
         ]
 
-    def _passed_on(self, validation: Validation) -> list[str]:
+    def _violations_on(self, validation: Validation) -> list[str]:
         most = (
             ("bits per byte rise by", validation.bits_per_byte_increase, self.max_bpb_increase),
             ("mean KL is", validation.mean_kl, self.max_kl),
@@ -119,28 +119,28 @@ class Limits:
             ("top-1 agreement is", validation.top1_agreement, self.min_top1),
             ("greedy agreement is", validation.greedy_agreement, self.min_greedy_agreement),
         )
-        # `not` before what is wanted: a value that is no number is within no limit.
+        # `not` before the condition that must hold: NaN violates every limit.
         above = [(*case, "more than") for case in most if case[2] is not None and not case[1] <= case[2]]
         below = [(*case, "below") for case in least if case[2] is not None and not case[1] >= case[2]]
         return [f"{what} {_figure(value)}, {beyond} {limit}" for what, value, limit, beyond in above + below]
 
 
 def _figure(value: float) -> str:
-    """Six decimals, or where these would hide a small value its first digits."""
+    """`value` to six decimals, or to three significant digits where it is too small for these."""
     return f"{value:.6f}" if not 0 < abs(value) < 1e-4 else f"{value:.3g}"
 
 
 def validate(
     models: Sequence[Model], rows: Rows, record: Callable[[TextRow], None] | None = None
 ) -> tuple[Report, ...]:
-    """Compare each model with a reference, which is asked once for all of them.
+    """Compares each model with a reference, which is run once for all models.
 
     models: open bundles.
-    rows: texts with what the reference makes of them: `edgeblt.measure.reference_file.ReferenceFile(path)`, recorded by
+    rows: texts with the reference's results: `edgeblt.measure.reference_file.ReferenceFile(path)`, recorded by
         `edgeblt validate --save-reference-logits`, or `edgeblt.measure.reference.ComputedRows(reference, texts)`.
-    record: called with every row, once it is compared; default None.
+    record: called with every row after it is compared; default None.
 
-    Raises EdgebltError if the reference's vocabulary is not that of a model, and what `rows` raises.
+    Raises EdgebltError if the reference's vocabulary is not a model's, and any error that `rows` raises.
     """
     sums = [dict.fromkeys(rows.sizes, _Sums()) for _ in models]
     passages: list[Passage] = []
@@ -190,7 +190,7 @@ def _passage(row: TextRow, model: Model) -> Passage:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What is added up, over chunks, rows and texts."""
+    """Sums over chunks, rows and texts, from which the figures are computed."""
 
     nats: float = 0.0
     reference_nats: float = 0.0
@@ -237,7 +237,7 @@ def _compare(row: TextRow, model: Model) -> _Sums:
 
 
 def _compare_chunk(chunk: Chunk, expected: ReferenceRow, targets: NDArray[np.int64]) -> _Sums:
-    """`expected` and `targets` [T]: what the reference makes of the chunk's ids, and the ids that follow each."""
+    """Sums over one chunk, from the reference's results on it and the id that follows each of its ids [T]."""
     if expected.logits.shape != chunk.logits.shape:
         raise EdgebltError(
             f"the reference has a vocabulary of {expected.logits.shape[1]} ids and the bundle one of "

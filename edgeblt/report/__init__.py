@@ -1,1 +1,1 @@
-"""Results of `edgeblt validate`, `bench` and `tune` as one HTML page."""
+"""Results for people: tables on the terminal, CSV and Markdown, and one HTML page."""

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: size, speed, and the patching threshold."""
+"""Charts of accuracy against size, against speed, and over the patching threshold."""
 
 import math
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from edgeblt.report.charts import (
 from edgeblt.report.results import Row, TextSizes, pareto_front, text_sizes
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "cross", "triangle-down", "hexagon")
-_WIDE = 6  # times the smallest
-_MOST_WORDS = 16  # beside marks; more would lie over each other
+_WIDE = 6  # ratio of largest to smallest value from which an axis is logarithmic
+_MOST_WORDS = 16  # labels beside marks; more would overlap
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Style:
-    """What tells marks apart: the symbol the bundle, the colour the device, or where there is one only the bundle."""
+    """Marks: the symbol shows the bundle; the colour shows the device, or the bundle where there is one device only."""
 
     bundles: list[str]
     devices: list[str]
@@ -59,7 +59,7 @@ class _Style:
 
 
 def size_chart(rows: Sequence[Row]) -> Chart | None:
-    """Bits per byte against the size of the bundle, each validation a point."""
+    """Bits per byte against the size of the bundle, a point for each validation."""
     points = []
     for row in rows:
         validation = row.validation
@@ -82,7 +82,7 @@ def size_chart(rows: Sequence[Row]) -> Chart | None:
 
 
 def speed_chart(rows: Sequence[Row]) -> Chart | None:
-    """Bits per byte against the decoding rate, of rows with both."""
+    """Bits per byte against the decoding rate, for rows with both a benchmark and a validation."""
     points = []
     for row in rows:
         if row.benchmark and row.validation:
@@ -141,14 +141,14 @@ def _front_chart(
 
 
 def _position(number: int, count: int) -> str:
-    """Where words stand beside a mark of several from left to right, often at one height: apart from each other."""
+    """Position of a mark's label; labels of neighbouring marks, often at one height, stay apart."""
     if count < 3 or 0 < number < count - 1:
         return "top center" if number % 2 == 0 else "bottom center"
     return "top right" if number else "top left"
 
 
 def _horizontal(title: str, values: Sequence[float]) -> Json:
-    """Logarithmic where the largest would leave little room for the others."""
+    """Horizontal axis, logarithmic where the largest value would leave little room for the others."""
     low, high = min(values), max(values)
     if low <= 0 or high / low < _WIDE:
         return {"title": {"text": title}, "rangemode": "tozero"}
@@ -156,7 +156,7 @@ def _horizontal(title: str, values: Sequence[float]) -> Json:
 
 
 def _fronts(points: Sequence[_Point], less_is_better: bool) -> list[list[_Point]]:
-    """Of each device and choice of texts, from left to right."""
+    """Pareto fronts, one for each device and set of texts, from left to right."""
     fronts = []
     for key in dict.fromkeys((point.device, point.texts) for point in points):
         some = [point for point in points if (point.device, point.texts) == key]
@@ -198,7 +198,7 @@ def _mark(point: _Point, style: _Style, position: str, worded: bool) -> Json:
 
 
 def tuning_chart(tunings: Sequence[Tuning]) -> Chart | None:
-    """Bits per byte against the decoding rate while the threshold is turned, a curve a tuning."""
+    """Bits per byte against the decoding rate as the threshold varies, a curve for each tuning."""
     data: list[Json] = []
     words = []
     for number, tuning in enumerate(tunings):

@@ -1,11 +1,12 @@
-"""Benchmarks as rows: CSV with every figure, and a Markdown table with those that people compare."""
+"""Benchmarks as rows: CSV with every figure, and a Markdown table with the figures that people compare."""
 
 import csv
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
 
-from edgeblt.measure.benchmark import TEXT, Benchmark, Percentiles
+from edgeblt.measure.benchmark import TEXT, Benchmark
+from edgeblt.measure.distribution import Percentiles
 
 _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "bundle": lambda row: row.bundle.replace("|", "\\|"),
@@ -24,16 +25,16 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "between arrivals, ms": lambda row: percentiles(row.arrival_gap_ms),
     "bytes/patch": lambda row: f"{row.bytes_per_patch:.2f}",
     "bytes/pass": lambda row: f"{row.bytes_per_pass:.2f}",
-    "drafts kept": lambda row: share(row.draft_acceptance),
+    "acceptance rate": lambda row: share(row.draft_acceptance),
     "weights/byte, MB": lambda row: f"{row.weight_bytes_per_byte / 1e6:,.2f}",
     "of the limit": lambda row: share(row.bandwidth_share),
     "per million bytes": lambda row: "" if row.cost_per_million_bytes is None else f"{row.cost_per_million_bytes:.4g}",
 }
-_LEFT = 8  # columns of text, to the left
+_LEFT = 8  # leading columns that are aligned to the left
 _OPTIONAL = (
     "threshold",
     "between arrivals, ms",
-    "drafts kept",
+    "acceptance rate",
     "of the limit",
     "per million bytes",
 )  # left out where no row has one
@@ -49,7 +50,7 @@ def percentiles(found: Percentiles | None) -> str:
 
 
 def decoded(row: Benchmark) -> str:
-    """What was decoded, in words."""
+    """Short description of the bytes that were decoded."""
     if row.decode == TEXT:
         return "the text"
     return f"temperature {row.temperature:g}" if row.temperature else "greedy"
@@ -79,7 +80,7 @@ def markdown(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def csv_text(benchmarks: Sequence[Benchmark]) -> str:
-    """Every field as a column, those inside others as `outer.inner`; what is not known is empty."""
+    """CSV with a column for every field, nested ones as `outer.inner`; unknown values are empty."""
     rows = [_flat(dataclasses.asdict(row)) for row in benchmarks]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -94,7 +95,7 @@ def _flat(fields: dict[str, object], outer: str = "") -> dict[str, object]:
     for name, value in fields.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{outer}{name}.")
-        elif not isinstance(value, tuple):  # the quantiles are for drawing
+        elif not isinstance(value, tuple):  # quantiles are left to the charts
             flat[outer + name] = value
     return flat
 

@@ -1,4 +1,4 @@
-"""What charts are made of: plain JSON that plotly.js reads and the page draws. A chart with nothing to draw is None."""
+"""Building blocks of charts: plain JSON for plotly.js. A chart with nothing to draw is None."""
 
 import html
 import math
@@ -25,12 +25,12 @@ _FEW_DECADES = 6
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure for plotly.js, and the words that make it readable without knowing the project, or without seeing it."""
+    """A figure for plotly.js, its caption, and a text alternative for readers who cannot see it."""
 
     name: str  # its id in the page
     title: str
-    caption: str  # what it means, with units
-    alternative: str  # what there is to see, for those who do not
+    caption: str  # explanation, with units
+    alternative: str  # description for readers who cannot see the chart
     height: int  # pixels
     data: tuple[Json, ...]
     layout: Json
@@ -38,7 +38,7 @@ class Chart:
 
 
 def shown(text: str) -> str:
-    """Text from a file, of bounded length and such that plotly.js shows it as it is; it reads some HTML."""
+    """Text from a file, shortened and escaped, as plotly.js interprets some HTML."""
     return html.escape(shortened(text), quote=False)
 
 
@@ -56,22 +56,22 @@ def dash(number: int) -> str:
 
 
 def devices_of(rows: Iterable[Row]) -> list[str]:
-    """In the order in which they are drawn, and coloured."""
+    """Devices in the order in which they are drawn and coloured."""
     return list(dict.fromkeys(row.result.device for row in rows))
 
 
 def axis(name: str, panel: int) -> str:
-    """plotly.js numbers axes x, x2, x3 and xaxis, xaxis2, xaxis3."""
+    """Name of an axis in a panel; plotly.js numbers axes x, x2, x3 and xaxis, xaxis2, xaxis3."""
     return name if panel == 0 else f"{name}{panel + 1}"
 
 
 def axes(panel: int) -> Json:
-    """What puts a trace into a panel."""
+    """Axis references that put a trace into a panel."""
     return {"xaxis": axis("x", panel), "yaxis": axis("y", panel)}
 
 
 def logarithmic(low: float, high: float) -> Json:
-    """A logarithmic axis over a range above 0, with ticks at 1, 2 and 5 of each decade; of many decades at 1."""
+    """Logarithmic axis with ticks at 1, 2 and 5 of each decade, or only at 1 where there are many decades."""
     low, high = max(low, 1e-300), min(high, 1e300)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if len(decades) <= _FEW_DECADES else (1,)
@@ -86,7 +86,7 @@ def logarithmic(low: float, high: float) -> Json:
 
 
 def stacked_panels(heights: Sequence[float], gap: float) -> Json:
-    """The axes of panels from the top down; heights and the gap between two of them in one unit of any size."""
+    """Axes of panels from the top down; `heights` and `gap` are in the same unit."""
     total = sum(heights) + gap * (len(heights) - 1)
     layout: Json = {}
     above = 0.0
@@ -99,7 +99,7 @@ def stacked_panels(heights: Sequence[float], gap: float) -> Json:
 
 
 def device_panels(devices: Sequence[str], heights: Sequence[float], x_title: str) -> Json:
-    """A panel a device, its name above it, all over one horizontal axis."""
+    """Axes with one panel for each device, titled by its name, and a shared horizontal axis."""
     layout = stacked_panels(heights, gap=64)
     layout["annotations"] = [
         {

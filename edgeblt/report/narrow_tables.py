@@ -1,4 +1,4 @@
-"""Text and tables on a terminal of any width, and where there is none; nothing of a table is ever cut off."""
+"""Prints text and tables to a terminal of any width, or to a file, without truncating a table."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def add_row(table: Table, *cells: str) -> None:
-    """A row of text from files, which may hold anything."""
+    """Adds a row of cells, whose text may come from files and hold any characters."""
     table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def show(what: Table | Text | str) -> None:
-    """Prints to stdout. A table that the terminal is too narrow for becomes lines, a block of them for each row."""
+    """Prints to stdout. A table that is too wide for the terminal becomes a block of lines for each row."""
     console, wraps_itself = Console(), isinstance(what, str)
     if isinstance(what, Table):
         cells = _texts(what)
@@ -40,7 +40,7 @@ def show(what: Table | Text | str) -> None:
 
 
 def _texts(table: Table) -> list[list[str]]:
-    """Column by column its name, empty where no names are shown, and its cells."""
+    """Texts of each column: its name, empty where names are not shown, then its cells."""
     shown = table.show_header
     return [[str(column.header) if shown else "", *map(str, column.cells)] for column in table.columns]
 
@@ -50,7 +50,7 @@ def _width(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> int:
 
 
 def _fit(table: Table, cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Makes the widest columns narrower, none than its longest word; False where that is not enough."""
+    """Narrows the widest columns down to their longest words; False where that is not enough."""
     widths = [max(map(cell_len, column)) for column in cells]
     least = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in cells]
     while _width(cells, widths) > width:
@@ -64,9 +64,9 @@ def _fit(table: Table, cells: Sequence[Sequence[str]], width: int) -> bool:
 
 
 def _lines(table: Table, cells: Sequence[Sequence[str]]) -> Text:
-    """The title; then each row's cells as `column: cell`, all but the first indented, without those that are empty.
+    """The title, then each row's cells as `column: cell`, all but the first indented, empty ones left out.
 
-    A table without columns' names is one of names and values: `name: value`.
+    A table without column names has rows `name: value`.
     """
     lines = []
     names, *rows = zip(*cells, strict=True)

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing but itself: tables, text, and charts drawn by plotly.js, inlined."""
+"""A report as one self-contained HTML page: tables, text, and charts drawn by plotly.js, which is inlined."""
 
 import base64
 import hashlib
@@ -16,7 +16,8 @@ from rich.filesize import decimal
 from edgeblt.bundle.result_files import check_result_file, write_result
 from edgeblt.errors import EdgebltError
 from edgeblt.installing import install_hint
-from edgeblt.measure.benchmark import Benchmark, Percentiles
+from edgeblt.measure.benchmark import Benchmark
+from edgeblt.measure.distribution import Percentiles
 from edgeblt.measure.validation import Passage, Report
 from edgeblt.printable import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
@@ -32,7 +33,7 @@ _VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
 
 
 def write_report(results: Sequence[Path], out: Path) -> Path:
-    """Read JSON results of `edgeblt validate`, `bench` and `tune` and write the page; one already there is replaced.
+    """Reads JSON results of `edgeblt validate`, `bench` and `tune`, and writes the page, replacing an existing one.
 
     Raises EdgebltError for a file that is no such result, where plotly is absent, and where `out` cannot be written or
     is one of the results.
@@ -48,7 +49,7 @@ def write_report(results: Sequence[Path], out: Path) -> Path:
 
 
 def report_page(results: Results, plotly_js: str) -> str:
-    """The whole page, which `plotly_js`, the library's source, draws the charts of."""
+    """The whole page; `plotly_js` is the source of the library that draws its charts."""
     rows = join(results)
     charts: list[Chart] = []
     sections = [section for section in _sections(results, rows, charts) if section[1]]
@@ -90,7 +91,7 @@ def report_page(results: Results, plotly_js: str) -> str:
 
 
 def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Iterable[tuple[str, str]]:
-    """Titles and contents in the page's order, empty where there is nothing; the charts shown are added to `charts`."""
+    """Titles and contents in the page's order; empty content where there is none. Appends the charts to `charts`."""
 
     def shown(*made: Chart | None) -> str:
         there = [chart for chart in made if chart]
@@ -137,7 +138,7 @@ def _figure(chart: Chart) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    """A row a bundle and setting, under the device; columns of which no row has anything are left out."""
+    """Summary table: a row for each bundle and setting, grouped by device; empty columns are left out."""
     cells = [{title: cell(row) for title, cell in _COLUMNS.items()} for row in rows]
     titles = [title for title in _COLUMNS if any(of_row[title] != _UNKNOWN for of_row in cells)]
     head = "".join(f"<th{_CLASSES.get(title, '')} scope='col'>{_text(title)}</th>" for title in ("Bundle", *titles))
@@ -165,7 +166,7 @@ _SUMMARY_WORDS = (
     "share of bytes at which bundle and reference agree whether a patch starts. Decoding: bytes generated a second, "
     "the median of the runs, and below it the slowest and the fastest. p50, p95, p99: half, 95% and 99% of the bytes "
     "took no more than that, those that arrive together sharing their time; and half, 95% and 99% of the waits from "
-    "one arrival to the next were no longer. Drafts kept: share of the bytes guessed ahead that turned out right. "
+    "one arrival to the next were no longer. Acceptance rate: share of the drafted bytes that were accepted. "
     "Weights read: what generating a byte reads of the weights."
 )
 
@@ -208,14 +209,14 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "A byte, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.inter_byte_latency_ms)),
     "Between arrivals, p50; p95, p99, ms": _of_benchmark(lambda result: _percentiles(result.arrival_gap_ms)),
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
-    "Drafts kept": _of_benchmark(lambda result: _share(result.draft_acceptance)),
+    "Acceptance rate": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),
 }
 _CLASSES = dict.fromkeys(("Recipe", "Setting", "Provider"), ' class="words"')
 
 
 def _notes(results: Results, rows: Sequence[Row]) -> str:
-    """What all benchmarks share, what was not joined, and what is not comparable."""
+    """Notes on settings shared by all benchmarks, results without a partner, and results that are not comparable."""
     notes = []
     if results.benchmarks:
         differing, first = differing_settings(results.benchmarks), results.benchmarks[0]
@@ -250,7 +251,7 @@ def _notes(results: Results, rows: Sequence[Row]) -> str:
 
 
 def _passages(validations: Iterable[Report]) -> Iterable[tuple[str, Passage]]:
-    """Each passage once, with the name of the bundle; two devices may give the same."""
+    """Distinct passages, each with its bundle's name; the same passage from several devices is shown once."""
     seen: list[tuple[str, Passage]] = []
     for validation in validations:
         if (validation.bundle_id, validation.passage) not in seen and validation.passage.data:
@@ -269,7 +270,7 @@ def _passage(label: str, passage: Passage) -> str:
 
 
 def _patch(patch: bytes) -> str:
-    """Characters where it holds them whole; other bytes, and what cannot be shown, as escapes."""
+    """HTML of a patch: complete characters as they are, other bytes and control characters as escapes."""
     lines = patch.decode("utf-8", "backslashreplace").translate(_VISIBLE).split("\n")
     return "\n".join("\t".join(_text(part) for part in line.split("\t")) for line in lines)
 
@@ -290,7 +291,7 @@ def _anchor(title: str) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in; what is not finite becomes null."""
+    """JSON that cannot end the script element around it; numbers that are not finite become null."""
     return json.dumps(_finite(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

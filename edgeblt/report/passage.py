@@ -1,4 +1,4 @@
-"""A passage of text as a bundle cuts it: the entropies with the starts of patches, and the text itself."""
+"""Chart of a passage of text as a bundle divides it into patches: entropies, patch starts, and the text."""
 
 import html
 import math
@@ -13,7 +13,7 @@ _NAMED_BYTES = {0x20: "␣", 0x0A: "↵", 0x0D: "␍", 0x09: "⇥"}
 
 
 def passage_chart(number: int, label: str, passage: Passage) -> Chart | None:
-    """The entropy before each byte, in lines of bytes as a text is written; starts of patches, and the threshold."""
+    """Chart of the entropy before each byte in rows, like lines of text, with patch starts and the threshold."""
     entropies, data = passage.entropies, passage.data.encode("latin-1")
     if not data or entropies is None:
         return None
@@ -87,7 +87,7 @@ def _line(passage: Passage, entropies: tuple[float, ...], data: bytes, part: ran
 
 
 def _letters(data: bytes, part: range) -> Json:
-    """The axis under a line: each byte below its bar."""
+    """Axis under a row of bars: each byte below its bar."""
     return {
         "range": [-0.6, _COLUMNS - 0.4],
         "tickvals": list(range(len(part))),

@@ -1,4 +1,4 @@
-"""What a report shows: results read from JSON, benchmarks joined with validations, Pareto fronts. No drawing here."""
+"""Contents of a report: results read from JSON, benchmarks joined with validations, Pareto fronts. Nothing is drawn."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ TextSizes = tuple[tuple[str, int], ...]
 
 _REMEDY = "give what `edgeblt validate`, `bench` or `tune` wrote with --json"
 _LARGEST_FILE = 1 << 28
-_LONGEST_INTEGER = 18  # digits: no count of bytes has more, and larger ones are no floats
+_LONGEST_INTEGER = 18  # digits: no count of bytes has more, and longer numbers may exceed a float
 _QUANTILES = 101
 
 
 @dataclass(frozen=True)
 class Results:
-    """In the order read, each once."""
+    """Distinct results in the order in which they were read."""
 
     benchmarks: tuple[Benchmark, ...]
     validations: tuple[Report, ...]
@@ -38,18 +38,18 @@ class Row:
     """A bundle in one setting on one device: its benchmark, its validation or both."""
 
     bundle: str  # its name, and its id where another bundle has the name too
-    setting: str  # what differs between benchmarks; empty where nothing does
+    setting: str  # the settings that differ between benchmarks; empty where none does
     benchmark: Benchmark | None
     validation: Report | None
 
     @property
     def label(self) -> str:
-        """No other row of the device has the same."""
+        """Name of the row, unique for its device."""
         return ", ".join(filter(None, (self.bundle, self.setting)))
 
     @property
     def result(self) -> Benchmark | Report:
-        """The one that says where the row belongs; what bundle and which provider both say alike."""
+        """The benchmark, or else the validation: the result whose device the row belongs to."""
         result = self.benchmark or self.validation
         assert result
         return result
@@ -73,10 +73,10 @@ def read_results(paths: Iterable[Path]) -> Results:
 
 
 def join(results: Results) -> tuple[Row, ...]:
-    """A row for each benchmark, with the validation of the same, and one for each validation that is in none of these.
+    """A row for each benchmark with its matching validation, and a row for each validation that matches none.
 
-    A validation is of the same if bundle, provider and threshold are; one made on the same device is preferred, then
-    one on more bytes. Rows of one device are neighbours.
+    They match if bundle, provider and threshold are the same; a validation made on the same device is preferred, then
+    one on more bytes. Rows of one device are adjacent.
     """
     pairs = [(benchmark, _partner(benchmark, results.validations)) for benchmark in results.benchmarks]
     used = [partner for _, partner in pairs]
@@ -90,9 +90,9 @@ def join(results: Results) -> tuple[Row, ...]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    """Indices of the points than which none is as good in both coordinates and better in one; less is better.
+    """Indices of the points that no other point dominates (less is better in both coordinates).
 
-    In the order of the first coordinate; points that are not finite are left out.
+    They are in the order of the first coordinate; points that are not finite are left out.
     """
     finite = (index for index, point in enumerate(points) if all(map(math.isfinite, point)))
     front: list[int] = []
@@ -108,7 +108,7 @@ def text_sizes(validation: Report) -> TextSizes:
 
 
 def setting(benchmark: Benchmark) -> dict[str, str]:
-    """What a benchmark was measured with, in words, by field."""
+    """Settings of a benchmark in words, by field."""
     count = benchmark.threads
     threads = "threads by size" if count is None else "1 thread" if count == 1 else f"{count} threads"
     own = benchmark.threshold is None
@@ -138,7 +138,7 @@ def _partner(benchmark: Benchmark, validations: Iterable[Report]) -> Report | No
 
 
 def differing_settings(benchmarks: Iterable[Benchmark]) -> list[str]:
-    """Those of the fields of `setting` that are not the same for all."""
+    """Names of the fields of `setting` that differ between benchmarks."""
     settings = [setting(benchmark) for benchmark in benchmarks]
     return [name for name in (settings[0] if settings else ()) if len({each[name] for each in settings}) > 1]
 

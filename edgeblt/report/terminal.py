@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent
     from edgeblt.bundle.weight_plan import WeightPlan
     from edgeblt.doctor import Diagnosis
     from edgeblt.export.demo import Demo
-    from edgeblt.inspection import Inspection, PlacedNodes
+    from edgeblt.inspection import Inspection, ProviderNodes
     from edgeblt.measure.benchmark import Benchmark
     from edgeblt.measure.reference_file import Recording
     from edgeblt.measure.tuning import Tuning
@@ -27,7 +27,7 @@ BOUNDARY = "|"
 
 
 def show_validation(reports: "Sequence[Report]", recording: "Recording | None" = None) -> None:
-    """The figures of each text, and those over all of them, with a column for each report; these differ in provider."""
+    """Prints the figures of each text and those over all texts; a column for each report, which differ in provider."""
     several = len(reports[0].texts) > 1
     if several:
         for report in reports:
@@ -86,7 +86,7 @@ def show_benchmark(result: "Benchmark") -> None:
     table.add_row("bytes a patch", f"{result.bytes_per_patch:.2f}")
     table.add_row(f"bytes a pass, drafts: {result.draft}", f"{result.bytes_per_pass:.2f}")
     if result.draft_acceptance is not None:
-        table.add_row("drafted bytes kept", f"{result.draft_acceptance:.0%}")
+        table.add_row("draft acceptance rate", f"{result.draft_acceptance:.0%}")
     table.add_row("weights read for a byte", _size(result.weight_bytes_per_byte))
     if result.bandwidth_share is not None and result.bandwidth_bytes_per_s is not None:
         bandwidth = f"{result.bandwidth_share:.0%} of {_size(result.bandwidth_bytes_per_s)}/s"
@@ -112,7 +112,7 @@ def show_benchmark(result: "Benchmark") -> None:
 
 
 def _byte_table(result: "Benchmark") -> Table:
-    """Where the time of a byte goes, beside what reading the weights alone would take."""
+    """Time per byte by stage, in microseconds, beside the time that reading the weights alone would take."""
     whole, bandwidth = 1 / result.decode_bytes_per_s, result.bandwidth_bytes_per_s
     limit = ["us, reading alone"] if bandwidth else []
     table = _table("where a byte's time goes", "", "us", "share", "weights read", *limit)
@@ -125,7 +125,7 @@ def _byte_table(result: "Benchmark") -> Table:
 
 
 def show_benchmarks(results: "Sequence[Benchmark]") -> None:
-    """One table for each group of columns, or no screen would hold it."""
+    """Prints a table for each group of columns, as one table would be too wide for a screen."""
     from edgeblt.report.benchmark_table import table
 
     headings, rows = table(results)
@@ -205,8 +205,8 @@ def show_inspection(result: "Inspection") -> None:
         _print(_placement_table(result.placement))
 
 
-def _placement_table(placement: "Sequence[PlacedNodes]") -> Table:
-    """The operators are named where a stage has another provider beside its own."""
+def _placement_table(placement: "Sequence[ProviderNodes]") -> Table:
+    """Nodes of each stage by provider; operators are named where a stage has more than one provider."""
     table, seen = _table("which provider runs a stage's nodes", "stage", "provider", "nodes", "which"), set()
     for part in placement:
         operators = ", ".join(f"{count} {name}" for name, count in part.operators.items())

@@ -1,21 +1,21 @@
-"""Shapes of attention and of whole layers.
+"""Shape rules for attention and for whole layers.
 
-Kernels write into caches that the runtime has made: attention must be over the stage's own caches, heads and rows.
+Kernels write into caches that the runtime allocated, so attention must use the stage's own caches, heads and rows.
 """
 
 from collections.abc import Mapping, Sequence
 
 from edgeblt.bundle.contract import CacheSpec
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
 
 
 def check_cache(step: Step, places: Sequence[int], with_spare_row: bool = False) -> CacheSpec:
-    """The stage's cache; at these inputs are past keys and values, length, cosines and sines.
+    """The stage's cache. `places`: the inputs with past keys, past values, length, cosines and sines.
 
-    `with_spare_row`: a row more than the stage's is attended for, which takes the slot behind theirs.
+    `with_spare_row`: the chunk has one row more than the stage's, which takes the cache slot behind theirs.
     """
     cache = step.known.contract.cache
     if cache is None:
@@ -51,7 +51,7 @@ def _attention(step: Step, places: Sequence[int], slot: int, batch: Shape, with_
 
 
 def _chunk(step: Step) -> Size:
-    """The rows that the cache is extended by: those of the stage's first input."""
+    """The number of rows that the cache is extended by, which is that of the stage's first input."""
     return Size.named(str(step.known.contract.inputs[0].shape[0]))
 
 
@@ -91,7 +91,7 @@ def _side_by_side(step: Step, first: int, matrices: Mapping[str, tuple[int, int]
 
 
 def _latent_rows(step: Step, first: int, rows: Shape) -> int:
-    """Checks carried row, new rows and index from input `first` on; the width of all heads of a query."""
+    """Checks carried row, new rows and index, from input `first` on; returns the width of all heads of a query."""
     heads, kv_heads, head_dim = (step.number(name) for name in ("num_heads", "kv_num_heads", "head_dim"))
     width = step.shape(first)[-1:]
     needed = step.number("offset") + 2 * kv_heads * head_dim * step.number("vectors")
@@ -128,7 +128,7 @@ def _entropy_patch(step: Step) -> list[Shape]:
     return [rows, rows, (*rows, Size(3))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     (EDGEBLT, "DenseCrossAttention"): _cross_attention,
     (EDGEBLT, "DenseLayer"): _layer,
     (EDGEBLT, "EntropyPatch"): _entropy_patch,

@@ -1,9 +1,9 @@
-"""Where a graph's weights and packed weights lie in its weights file, and moving them to where they may lie.
+"""Offsets of a graph's weights and packed weights in its weights file, and their alignment.
 
 A tensor in a file of its own says where in its external data: pairs of strings, `offset` and `length`, and for each
 packed form `prepacked_0`, ...: a key, then one buffer after another, as `key|offset;length;checksum|...` (written by
-ONNX Runtime's `ExternalDataInfo::WritePrepackedToFileAndAddToProto`). The rest of a graph is copied as it is; of
-onnx.proto only as much is known here as leads to these pairs.
+ONNX Runtime's `ExternalDataInfo::WritePrepackedToFileAndAddToProto`). The rest of a graph is copied as it is;
+only the part of onnx.proto that leads to these pairs is known here.
 """
 
 import io
@@ -27,11 +27,11 @@ _PACKED = "prepacked_"
 
 
 def align_external_data(graph: Path, weights: Path) -> int:
-    """Make every tensor and packed buffer start at a multiple of ALIGNMENT bytes of `weights`; the number of buffers.
+    """Aligns every tensor and packed buffer in `weights` to ALIGNMENT bytes; returns the number of packed buffers.
 
     ONNX Runtime 1.31 aligns only those above 1 MiB, but kernels lay a packed buffer out by its address: mapped
-    elsewhere, MatMulNBits reads it shifted, and results are wrong. What lies askew is written again at the end of the
-    file.
+    elsewhere, MatMulNBits reads it shifted, and results are wrong. Unaligned data are written again at the end
+    of the file.
     """
     with weights.open("r+b") as file:
         aligner = _Aligner(file)
@@ -45,7 +45,7 @@ class _Aligner:
         self._file = file
 
     def rewritten(self, message: memoryview, kind: str) -> bytes:
-        """The message with the offsets of what was moved."""
+        """The message, with the new offsets of moved data."""
         parts: list[bytes | memoryview] = []
         external = dict(_external_data(message)) if kind == "tensor" else {}
         for number, _, content, start, end in raw_fields(message):

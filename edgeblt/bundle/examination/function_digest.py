@@ -1,4 +1,4 @@
-"""A function's body as a digest: the same for the same steps, whatever its values and nodes are called."""
+"""Digest of a function's body, independent of the names of its values and nodes."""
 
 import functools
 import hashlib
@@ -8,13 +8,13 @@ from edgeblt.bundle.examination.onnx_graph import Attribute, Function, Graph, No
 
 @functools.lru_cache(maxsize=64)
 def digest(content: bytes) -> tuple[tuple[str, str], str]:
-    """Domain and name of a serialized function, and 16 hexadecimal digits of what it does. Raises MalformedError."""
+    """Domain and name of a serialized function, and the 16-digit digest of its body. Raises MalformedError."""
     function = parse_function(memoryview(content))
     return (function.domain, function.name), _Canon().of(function)
 
 
 class _Canon:
-    """Values are told by the order in which they first appear."""
+    """Canonical form of a function: values are numbered in the order in which they first appear."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {"": 0}

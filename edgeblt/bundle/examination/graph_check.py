@@ -1,8 +1,8 @@
-"""Examining a graph before ONNX Runtime opens it, which trusts what it is given.
+"""Examines a graph before ONNX Runtime, which trusts its input, opens it.
 
 A bundle may come from a stranger. ONNX Runtime ends the process for some attributes, never returns from others, reads
 past the end of tensors that are shorter than an attribute says, and takes a file for another form by a few bytes in it.
-So a graph must be such as the exporter writes: its form and versions, its functions, its operators and their attributes
+So a graph must look as the exporter writes it: its form and versions, its functions, its operators and their attributes
 (`operators`), its tensors, which lie in the graph or whole in a weights file that the manifest lists, and the
 shape of every value (`shape_rules`), which the stage's contract and the weights that are there decide.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from edgeblt.bundle.contract import StageContract
 from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
-from edgeblt.bundle.examination.graph_step import Rule, Shapes, Step
-from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Model, Node, Tensor, Value, parse_model
+from edgeblt.bundle.examination.graph_step import ShapeRule, Shapes, Step
+from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Node, OnnxModel, Tensor, Value, parse_model
 from edgeblt.bundle.examination.prepared_rules import PREPARED_RULES
 from edgeblt.bundle.examination.protobuf import MalformedError
 from edgeblt.bundle.examination.shape_rules import RULES
@@ -45,13 +45,13 @@ def check_graph(
     packed: bool = False,
     contract: StageContract | None = None,
 ) -> None:
-    """Refuses a graph that could do anything but compute a stage, in one EdgebltError that names `path`.
+    """Raises an EdgebltError naming `path` for a graph that could do anything but compute a stage.
 
-    `weights` are the names and sizes of the files it may read. `packed`: what ONNX Runtime saved, optimized and with
-    packed weights. With `contract` its inputs, outputs and the shapes of all that lies between are checked as well.
+    `weights` are the names and sizes of the files it may read. `packed` graphs are those ONNX Runtime saved, optimized
+    and with packed weights. With `contract` the graph's inputs, outputs and all shapes between are checked as well.
     """
     if not content:
-        return  # ONNX Runtime will say that it is no graph
+        return  # ONNX Runtime reports that it is no graph
     try:
         _Examination(weights, packed, contract).check(content, path)
     except MalformedError as error:
@@ -87,7 +87,7 @@ class _Examination:
                 _check_memory(model.graph, self.contract)
             _Inference(model.graph, self.contract, PREPARED_RULES if self.packed else RULES).run()
 
-    def _check_versions(self, model: Model) -> None:
+    def _check_versions(self, model: OnnxModel) -> None:
         known = operators.PREPARED_OPSETS if self.packed else operators.OPSETS
         if model.ir_version not in operators.IR_VERSIONS:
             raise MalformedError(f"it has the IR version {model.ir_version}")
@@ -98,7 +98,7 @@ class _Examination:
             if version not in known.get(domain, ()):
                 raise MalformedError(f"it imports version {version} of the domain {domain!a:.60}")
 
-    def _check_functions(self, model: Model) -> None:
+    def _check_functions(self, model: OnnxModel) -> None:
         found = set()
         for content in model.functions:
             if len(content) > LARGEST_FUNCTION:
@@ -166,7 +166,7 @@ def _place(tensor: Tensor, entries: dict[str, str], key: str) -> int:
 
 
 def _check_names(graphs: Iterable[Graph], packed: bool) -> None:
-    """Each value is made once, whichever graph it is in; ONNX Runtime gives several branches tensors of one name."""
+    """Checks that each value is made once over all graphs; in packed ones, separate branches may reuse a name."""
     seen: set[str] = set()
     outer: set[str] = set()  # inputs of the whole
     for graph in graphs:
@@ -193,7 +193,7 @@ def _made(graph: Graph, inputs: set[str]) -> Iterator[str]:
 
 
 def _check_interface(graph: Graph, contract: StageContract) -> None:
-    """The contract's inputs and outputs and no others; only settings have defaults."""
+    """Checks that inputs and outputs are exactly the contract's, and that only settings have defaults."""
     for specs, values in ((contract.all_inputs, graph.inputs), (contract.all_outputs, graph.outputs)):
         wanted = [Value(spec.name, _TYPES[spec.dtype], spec.shape) for spec in specs]
         for value in values:
@@ -207,7 +207,7 @@ def _check_interface(graph: Graph, contract: StageContract) -> None:
 
 
 def _check_memory(graph: Graph, contract: StageContract) -> None:
-    """What the runtime keeps for a position is no more than what the stage's weights justify, which lie apart."""
+    """Checks that the state the runtime keeps per position is in proportion to the size of the stage's weights."""
     places = sorted(
         (tensor.external["location"], int(tensor.external["offset"]), tensor.size)
         for tensor in graph.initializers
@@ -225,9 +225,9 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
 
 
 class _Inference:
-    """The shapes of all values, node by node."""
+    """Infers the shapes of all values, node by node."""
 
-    def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], Rule]) -> None:
+    def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], ShapeRule]) -> None:
         self._graph, self._rules = graph, rules
         self._known = Shapes(contract, {})
         largest = max((Elements.of(fixed(tensor.dims)).count for tensor in graph.initializers), default=0)
@@ -273,7 +273,7 @@ class _Inference:
                 self._known.integers[tensor.name] = integers
 
     def _branches(self, node: Node) -> list[Shape]:
-        """Of the branch that computes; the other gives the same, or no rows."""
+        """Output shapes of the branch that computes; the other branch must give the same shapes, or no rows."""
         found = []
         if Elements.of(Step(node, self._known).shape(0)) != Elements(1, ()):
             raise MalformedError("a branch is chosen by more than one value")
@@ -298,7 +298,7 @@ def _contract_shape(dims: tuple[int | str, ...]) -> Shape:
 
 
 def _integers(tensor: Tensor) -> tuple[Size, ...] | None:
-    """The elements of a small tensor of integers that lie in the graph."""
+    """The elements of a small tensor of integers, where they lie in the graph."""
     if tensor.type not in (INT32, INT64) or tensor.external is not None or len(tensor.dims) > 1:
         return None
     if tensor.size > 8 * _LONGEST_LIST:

@@ -1,4 +1,4 @@
-"""What a rule about shapes (`shape_rules`) sees: one node, and what is known of the values around it."""
+"""Input of a shape rule (`shape_rules`): one node, and all that is known of the values around it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Types = tuple[int, ...]
 
 @dataclass
 class Shapes:
-    """What is known of the values around a node; `integers` are the elements of those that hold sizes or axes."""
+    """Known facts about the values of a graph; `integers` are the elements of values that hold sizes or axes."""
 
     contract: StageContract
     tensors: dict[str, Tensor]
@@ -28,7 +28,7 @@ class Shapes:
 
 
 class Step:
-    """One node, its inputs by index."""
+    """One node, and access to its inputs by index."""
 
     def __init__(self, node: Node, known: Shapes) -> None:
         self.node, self.known = node, known
@@ -43,7 +43,7 @@ class Step:
         return self.known.shapes[name]
 
     def integers(self, index: int) -> tuple[Size, ...]:
-        """An input's elements."""
+        """The elements of an input that holds sizes or axes."""
         name = self.node.inputs[index] if self.has(index) else ""
         if name not in self.known.integers:
             raise self.wrong(f"reads its input {index} from what is computed")
@@ -56,7 +56,7 @@ class Step:
         return [size.constant for size in found]
 
     def number(self, name: str) -> int:
-        """An attribute that must be there."""
+        """The value of a required integer attribute."""
         value = self.node.value(name)
         assert isinstance(value, int)
         return value
@@ -67,7 +67,7 @@ class Step:
         return value % rank
 
     def expect(self, index: int, shape: Shape, types: Types = ()) -> None:
-        """An input's shape; with `types` it must be one of the graph's tensors, of one of these."""
+        """Checks an input's shape; with `types` the input must be a tensor of the graph that has one of these types."""
         if self.shape(index) != shape:
             raise self.wrong(f"has an input {index} of {written(self.shape(index))}, not {written(shape)}")
         if types and getattr(self.known.tensors.get(self.node.inputs[index]), "type", None) not in types:
@@ -78,7 +78,7 @@ class Step:
             raise self.wrong(f"reads something else than {name}")
 
     def rows(self, index: int, columns: int) -> Shape:
-        """All dimensions of an input but the last, which must be `columns`."""
+        """All dimensions of an input but the last; the last must be `columns`."""
         shape = self.shape(index)
         if not shape or shape[-1] != Size(columns):
             raise self.wrong(f"has an input {index} of {written(shape)}, not [.., {columns}]")
@@ -88,4 +88,4 @@ class Step:
         return MalformedError(f"its node {self.node.op_type} {what}")
 
 
-Rule = Callable[[Step], list[Shape]]
+ShapeRule = Callable[[Step], list[Shape]]

@@ -10,7 +10,7 @@ from edgeblt.errors import EdgebltError
 
 
 def initializers(path: Path, prefix: str) -> list[StoredTensor]:
-    """The initializers whose names start with `prefix`, in file order. Raises EdgebltError if it is no such graph."""
+    """The initializers whose names start with `prefix`, in file order. Raises EdgebltError for other files."""
     try:
         return [_stored(tensor) for tensor in tensors(path.read_bytes()) if tensor.name.startswith(prefix)]
     except OSError as error:

@@ -21,7 +21,7 @@ _VALUES = {
     FLOAT_ATTRIBUTE: "f", INT_ATTRIBUTE: "i", TEXT_ATTRIBUTE: "s", TENSOR_ATTRIBUTE: "t", GRAPH_ATTRIBUTE: "g",
     INTS_ATTRIBUTE: "ints",
 }  # fmt: skip
-LARGEST = 1 << 40  # no dimension, and no tensor in bytes, reaches this
+LARGEST = 1 << 40  # every dimension, and every tensor's size in bytes, is below this
 DEEPEST = 8  # graphs within graphs
 
 
@@ -37,7 +37,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """Bytes of its elements."""
+        """Size of all elements in bytes."""
         return math.prod(self.dims) * ELEMENT_BYTES.get(self.type, 0)
 
 
@@ -71,7 +71,7 @@ class Node:
         return self.domain, self.op_type
 
     def value(self, name: str) -> Any:
-        """Of an attribute; None where it is absent."""
+        """Value of the attribute `name`; None where it is absent."""
         return next((attribute.value for attribute in self.attributes if attribute.name == name), None)
 
     @property
@@ -87,7 +87,7 @@ class Graph:
     outputs: tuple[Value, ...]
 
     def all_graphs(self) -> "Iterator[Graph]":
-        """Itself, then those in its nodes."""
+        """This graph, then the graphs in its nodes' attributes."""
         yield self
         for node in self.nodes:
             for graph in node.graphs:
@@ -106,26 +106,26 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     ir_version: int
     opsets: tuple[tuple[str, int], ...]
     graph: Graph
     functions: tuple[memoryview, ...]  # see `parse_function`
 
 
-def parse_model(content: bytes | memoryview) -> Model:
-    """Raises MalformedError for what is no such file."""
+def parse_model(content: bytes | memoryview) -> OnnxModel:
+    """Parses an ONNX file. Raises MalformedError for any other content."""
     values = decode(memoryview(content), _MODEL)
     if "graph" not in values:
         raise MalformedError("it holds no graph")
-    return Model(
+    return OnnxModel(
         values.get("ir_version", 0), _opsets(values["opset_import"]), _graph(values["graph"]),
         tuple(values["functions"]),
     )  # fmt: skip
 
 
 def parse_function(content: memoryview) -> Function:
-    """A function of a model. Raises MalformedError."""
+    """Parses a function of a model. Raises MalformedError."""
     values = decode(content, _FUNCTION)
     return Function(
         values.get("domain", ""), values.get("name", ""), tuple(values["input"]), tuple(values["output"]),

@@ -1,8 +1,8 @@
-"""The one table of what a bundle's graphs may consist of: operators, their attributes, functions, versions.
+"""The table of everything a bundle's graphs may contain: operators, their attributes, functions, versions.
 
-It holds what the exporter writes, no more: a test exports models of every kind and compares. Where the exporter comes
-to write something else, the old stays, for bundles that exist, and a line is added. `PREPARED` is what ONNX Runtime
-makes of such graphs when it saves them optimized (`edgeblt prepare`).
+It holds exactly what the exporter writes: a test exports models of every kind and compares. When the exporter begins to
+write something else, a line is added, and the old lines stay for existing bundles. `PREPARED` extends the table by what
+ONNX Runtime writes when it saves such graphs optimized (`edgeblt prepare`).
 """
 
 import math
@@ -23,7 +23,7 @@ MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"
 
 IR_VERSIONS = frozenset({11})
 OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({23}), MICROSOFT: frozenset({1}), EDGEBLT: frozenset({1})}
-# Imports that ONNX Runtime adds, of nothing.
+# Operator sets that ONNX Runtime imports without using them.
 PREPARED_OPSETS = {
     **OPSETS, "ai.onnx.ml": frozenset({5}), "ai.onnx.training": frozenset({1}), "ai.onnx.preview": frozenset({1}),
     "ai.onnx.preview.training": frozenset({1}), "com.microsoft.experimental": frozenset({1}),
@@ -33,7 +33,7 @@ PREPARED_OPSETS = {
 
 @dataclass(frozen=True)
 class Allowed:
-    """Whether an attribute is as the exporter writes it; `may_be_absent`: its default is harmless."""
+    """Accepted type and values of an attribute; `may_be_absent` where the operator's default is harmless."""
 
     holds: Callable[[Attribute], bool]
     may_be_absent: bool = False
@@ -70,7 +70,7 @@ def _one_of(*values: int | str) -> Allowed:
 
 
 def _number(fewest: float, most: float) -> Allowed:
-    """float32, never nan."""
+    """Attribute of type float32 that is not NaN."""
     return Allowed(lambda found: isinstance(found.value, float) and fewest <= found.value <= most)
 
 
@@ -164,7 +164,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
 
-# Functions by what they do (`function_digest`): the bodies that operators of our own have had, newest last.
+# Digests (`function_digest`) of the bodies that our own operators have had, newest last.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
     (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
@@ -178,7 +178,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 
 def _also(domain: str, name: str, inputs: Count = 0, outputs: Count = 0, /, **attributes: Allowed) -> Operator:
-    """An operator of the table that may have these attributes, too, or other numbers of inputs and outputs."""
+    """Entry of an operator, extended by these attributes or other numbers of inputs and outputs."""
     known = OPERATORS[domain, name]
     more = {attribute: _maybe(allowed) for attribute, allowed in attributes.items()}
     return Operator(

@@ -1,8 +1,8 @@
-"""Shapes of what ONNX Runtime writes when it saves a graph: bodies of functions in place, defaults, fused operators."""
+"""Shape rules for graphs that ONNX Runtime saved: inlined function bodies, written-out defaults, fused operators."""
 
 from collections.abc import Mapping
 
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.shape_rules import RULES, broadcast_rule, same_rule
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, written
 
@@ -31,7 +31,7 @@ def _reduce_kept(step: Step) -> list[Shape]:
 
 
 def _slice(step: Step) -> list[Shape]:
-    """One axis, from a constant start."""
+    """Shape of a slice along one axis, from a constant start."""
     shape, starts, ends = list(step.shape(0)), step.constants(1), step.constants(2)
     axes = step.constants(3) if step.has(3) else list(range(len(starts)))
     if len(starts) != 1 or len(ends) != 1 or len(axes) != 1:
@@ -58,7 +58,7 @@ def _split(step: Step) -> list[Shape]:
     return [(*shape[:axis], Size(size), *shape[axis + 1 :]) for size in sizes]
 
 
-PREPARED_RULES: Mapping[tuple[str, str], Rule] = {
+PREPARED_RULES: Mapping[tuple[str, str], ShapeRule] = {
     **RULES,
     **{("", name): broadcast_rule for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
     **{("", name): same_rule for name in ("Erf", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},

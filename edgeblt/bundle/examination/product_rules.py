@@ -1,11 +1,11 @@
-"""Shapes of products with a model's weights, and of lookups in them, where these are stored in few bits.
+"""Shape rules for matrix products with quantized weights, and for lookups in quantized tables.
 
-ONNX Runtime packs weights by what the attributes say, not by how long they are: `_WEIGHTS` compares the two.
+ONNX Runtime packs weights by their attributes, not by their actual size; `_WEIGHTS` compares the two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
-from edgeblt.bundle.examination.graph_step import Rule, Step, Types
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
 from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
@@ -16,7 +16,7 @@ _TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # by group an
 
 
 def dense_weights(step: Step, places: Sequence[int], rows: int, columns: int, prefix: str = "") -> None:
-    """DenseMatMul's codes, scales and, if there are any, zero points at these inputs."""
+    """Checks DenseMatMul's codes, scales and optional zero points, which are the inputs at `places`."""
     per_scale = step.number(f"{prefix}blocks_per_scale")
     _codes_and_scales(
         step, places, rows, columns, step.number(f"{prefix}bits"), step.number(f"{prefix}block_size"), per_scale
@@ -113,7 +113,7 @@ def _product(step: Step) -> list[Shape]:
     return [(*step.rows(0, step.number("K")), Size(step.number("N")))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     **dict.fromkeys(_WEIGHTS, _product),
     (MICROSOFT, "GatherBlockQuantized"): _looked_up,
 }

@@ -21,16 +21,16 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types; groups, 3 and 4
 
 
 class MalformedError(ValueError):
-    """What is wrong with a message, in words that follow "because"."""
+    """Malformed protobuf message; the text says why, in words that can follow "because"."""
 
 
 class Kind(Enum):
-    """How a field's content is read."""
+    """Type of a field's content."""
 
     INT = "int"  # int64, int32 and enumerations
     FLOAT = "float"  # float32
     TEXT = "text"  # UTF-8
-    BYTES = "bytes"  # as they are: also messages, which their own table reads
+    BYTES = "bytes"  # raw bytes, or a message that a table of its own reads
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Field:
 
 
 class RawField(NamedTuple):
-    """A field as it lies in a message: its content, a number where it is a varint, and where all of it lies."""
+    """A field of a message: its content (an int for a varint), and the place of the whole field."""
 
     number: int
     wire_type: int
@@ -60,14 +60,14 @@ class Table:
 
 
 def _tags(number: int, field: Field) -> Iterator[int]:
-    """Number and wire type as they may be written; of repeated numbers there may be many in one."""
+    """Field numbers and wire types that are accepted; repeated numbers may also be packed into one field."""
     yield number << 3 | {Kind.INT: _VARINT, Kind.FLOAT: _FIXED32}.get(field.kind, _LENGTH)
     if field.repeated and field.kind in (Kind.INT, Kind.FLOAT):
         yield number << 3 | _LENGTH
 
 
 def decode(message: memoryview, table: Table) -> dict[str, Any]:
-    """The message's fields by name, lists where they are repeated; what is absent is absent, lists apart.
+    """The message's fields by name, lists for repeated fields; absent fields are left out, absent lists are empty.
 
     Raises MalformedError for anything but one field of the table after another.
     """
@@ -107,7 +107,7 @@ def _unknown(tag: int, table: Table) -> MalformedError:
 
 
 def raw_fields(message: memoryview) -> Iterator[RawField]:
-    """Every field of a message in order. Raises MalformedError where it ends within one, or is no message."""
+    """Every field of a message in order. Raises MalformedError for a truncated message and for other content."""
     place, size = 0, len(message)
     while place < size:
         start = place
@@ -133,10 +133,10 @@ def raw_fields(message: memoryview) -> Iterator[RawField]:
 
 
 def read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number below 2**64 in groups of seven bits, lowest first, and the place after it."""
+    """Reads a number below 2**64 in groups of seven bits, lowest first; returns it and the place after it."""
     try:
         byte = message[place]
-        if byte < 0x80:  # nearly all
+        if byte < 0x80:  # by far the most frequent case
             return byte, place + 1
         value, shift = byte & 0x7F, 7
         for index in range(place + 1, place + _LONGEST_VARINT):
@@ -162,7 +162,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field that holds bytes, text or a message."""
+    """Encoding of a field that holds bytes, text or a message."""
     return varint(number << 3 | _LENGTH) + varint(len(content)) + content
 
 
@@ -179,7 +179,7 @@ def _single(field: Field, value: int | memoryview) -> Any:
 
 
 def _several(field: Field, wire_type: int, value: int | memoryview) -> list[Any]:
-    """Elements of a repeated field; of numbers either one, or packed many."""
+    """Elements of a repeated field: one element, or many packed numbers."""
     if isinstance(value, int) or wire_type != _LENGTH or field.kind in (Kind.TEXT, Kind.BYTES):
         return [_single(field, value)]
     if len(value) > _LONGEST_LIST:

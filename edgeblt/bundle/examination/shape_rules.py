@@ -1,14 +1,14 @@
-"""What each operator of a graph makes of the shapes of its inputs, and which shapes it refuses.
+"""Shape inference for each operator: output shapes from input shapes, and the input shapes that are refused.
 
-A rule looks at one node and gives the shapes of its outputs. Shapes are exact (`sizes`): kernels that trust an
-attribute about the size of a tensor are given no other, attention never gets other rows than the cache was made for,
-and nothing grows beyond what the graph's own tensors hold. A node whose shapes cannot be told is refused.
+A rule looks at one node and returns the shapes of its outputs. Shapes are exact (`sizes`): a tensor has the size that
+a kernel's attributes claim, attention gets the rows that its cache was made for, and no value grows beyond what the
+graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 """
 
 from collections.abc import Mapping
 
 from edgeblt.bundle.examination import attention_rules, product_rules
-from edgeblt.bundle.examination.graph_step import Rule, Step
+from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.operators import MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS
 from edgeblt.bundle.examination.sizes import ONE, Elements, Shape, Size, broadcast, written
@@ -188,7 +188,8 @@ def _unsqueeze(step: Step) -> list[Shape]:
     return [tuple(ONE if index in places else next(rest) for index in range(rank))]
 
 
-RULES: Mapping[tuple[str, str], Rule] = {  # `If` apart, whose branches edgeblt.bundle.examination.graph_check follows
+# `If` is not here, as `graph_check` follows its branches.
+RULES: Mapping[tuple[str, str], ShapeRule] = {
     **product_rules.RULES,
     **attention_rules.RULES,
     **{("", name): broadcast_rule for name in ("Div", "Equal", "Greater", "Mod", "Mul", "Where")},

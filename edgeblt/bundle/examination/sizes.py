@@ -1,4 +1,4 @@
-"""Sizes of tensors that depend on the chunk: whole numbers and sums such as N + T or 3 P + 3, reckoned exactly."""
+"""Exact arithmetic with sizes of tensors that depend on the chunk: whole numbers, and sums such as N + T or 3 P + 3."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ class Size:
 
     @classmethod
     def named(cls, name: str) -> "Size":
-        """A contract's dimension, such as T or P + 1."""
+        """The size for a contract's dimension, such as T or P + 1."""
         letter, _, more = name.partition(" + ")
         return cls(int(more or 0), ((letter, 1),))
 
@@ -32,7 +32,7 @@ class Size:
         return Size(self.constant * factor, _sorted({name: count * factor for name, count in self.terms}))
 
     def parts(self) -> tuple[int, "Size | None"]:
-        """The largest number that divides it, and what is left; None where that is 1."""
+        """The largest number that divides this size, and the quotient; None where the quotient is 1."""
         if self.is_constant:
             return self.constant, None
         divisor = math.gcd(self.constant, *(count for _, count in self.terms))
@@ -58,7 +58,7 @@ def written(shape: Sequence[Size]) -> str:
 
 @dataclass(frozen=True)
 class Elements:
-    """How many elements a shape has: a number times sums that have no common divisor."""
+    """Number of elements of a shape: an integer times sums whose terms have no common divisor."""
 
     count: int
     sums: tuple[Size, ...]
@@ -73,7 +73,7 @@ class Elements:
         return cls(count, tuple(sorted(sums, key=str)))
 
     def divided(self, other: "Elements") -> Size | None:
-        """The size that, times `other`, is this; None where there is none."""
+        """The quotient of this and `other` as one size; None where it is not one size."""
         left = list(self.sums)
         for size in other.sums:
             if size not in left:
@@ -85,7 +85,7 @@ class Elements:
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape | None:
-    """By numpy's rules, for every value of the names; None where they do not fit."""
+    """The shape numpy broadcasts to, for every value of the named dimensions; None where the shapes do not fit."""
     rank = max(map(len, shapes))
     padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
     result = []
