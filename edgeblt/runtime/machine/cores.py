@@ -42,7 +42,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def most_threads() -> int:
-    """What `check_threads` lets through."""
+    """The largest number of threads that `check_threads` accepts."""
     return max(_LEAST_REFUSED, _MANY * (os.cpu_count() or 1))
 
 

@@ -1,4 +1,4 @@
-"""What the devices that a model runs on call themselves."""
+"""Names of the devices that a model runs on."""
 
 import platform
 from pathlib import Path

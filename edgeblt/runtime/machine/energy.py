@@ -14,7 +14,7 @@ class Energy:
         self._microjoules = 0
 
     def joules(self) -> float | None:
-        """What all packages used since the first call; None where that cannot be read (often only root may)."""
+        """Joules that all packages used since the first call; None where that cannot be read (often only root may)."""
         try:
             for zone in self._packages:
                 now, largest = _number(zone / "energy_uj"), _number(zone / "max_energy_range_uj")

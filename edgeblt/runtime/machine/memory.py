@@ -1,4 +1,4 @@
-"""What of this process lies in memory, as Linux tells it."""
+"""Resident memory of this process, as Linux reports it."""
 
 import ctypes
 from dataclasses import dataclass
