@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 
 import cuda_stand_in
@@ -32,6 +33,11 @@ PROMISED = 1e-4  # of the largest logit
 
 if native.library_path() is None:
     os.environ.setdefault(native.VARIABLE, "0")  # or every command would say so
+
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

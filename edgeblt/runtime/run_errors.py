@@ -1,5 +1,6 @@
 """One-sentence errors for the dozen unrelated types that onnxruntime raises while a graph is opened or runs."""
 
+from traceback import clear_frames
 from types import TracebackType
 
 from edgeblt.errors import EdgebltError
@@ -10,7 +11,9 @@ _LONGEST = 300
 
 def no_memory(error: BaseException, what: str) -> EdgebltError | None:
     """EdgebltError for an error that means full memory, raised while doing `what`; None for other errors."""
-    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    if isinstance(error, MemoryError):
+        clear_frames(error.__traceback__)  # frees what they hold: the sentence takes some memory too
+    elif not any(sign in str(error) for sign in _OUT_OF_MEMORY):
         return None
     return EdgebltError(
         f"there is not enough memory {what}; end other processes or raise this one's limit, or use a shorter text or a"
