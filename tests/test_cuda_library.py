@@ -183,7 +183,7 @@ def test_diagnosis(library: Path) -> None:
 
 def test_nothing_opens_the_library_but_who_asks(library: Path) -> None:
     program = (
-        "import onnxruntime; from edgeblt import native, providers\n"
+        "import onnxruntime; from edgeblt.runtime import native, providers\n"
         "providers.session_options(1); native.runs('EntropyPatch')\n"
         "opened = lambda: native.CUDA_LIBRARY_NAME in open('/proc/self/maps').read()\n"
         "print(opened()); native.register_cuda(onnxruntime.SessionOptions()); print(opened())"

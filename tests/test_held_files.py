@@ -18,12 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from checkpoint_oracle import assert_one_sentence
-from edgeblt import model as model_module
 from edgeblt.bundle.held_files import HeldFile
 from edgeblt.bundle.whole_files import whole_directory
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, load
 from edgeblt.prepare import prepare
+from edgeblt.runtime import opening
 from edgeblt.runtime.providers import open_graph
 
 TOO_MANY = "cannot be opened, as too many files are open; allow more with `ulimit -n`, or close others"
@@ -70,7 +70,7 @@ def around_opening(before: Callable[[], object], after: Callable[[], object] = l
             after()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "open_graph", opened)
+        patch.setattr(opening, "open_graph", opened)
         yield
 
 

@@ -161,7 +161,10 @@ def test_an_id_is_what_huggingface_hub_takes_for_one(text: str) -> None:
 
 
 def test_a_path_needs_no_huggingface_hub(tmp_path: Path) -> None:
-    code = "import sys; from edgeblt.export import hub; hub.local_checkpoint(sys.argv[1]); print(*sys.modules)"
+    code = (
+        "import sys; from edgeblt.export.hub import repository; repository.local_checkpoint(sys.argv[1]); "
+        "print(*sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert not {"huggingface_hub", "torch", "safetensors"} & set(result.stdout.split())

@@ -48,7 +48,7 @@ def checkpoint_of(exported: Callable[[int], Exported], tmp_path_factory: pytest.
 
 def uncalibrated(recipe: str, path: Path) -> Path:
     """The recipe's formats by the quickest method, which needs no text: rounding changes no size."""
-    text = (Path(recipes.__file__).parent / "recipes" / f"{recipe}.toml").read_text().replace('method = "gptq"\n', "")
+    text = (Path(recipes.__file__).parent / f"{recipe}.toml").read_text().replace('method = "gptq"\n', "")
     text = re.sub(r'format = "int\d"\n', r'\g<0>method = "nearest"\n', text)
     path.write_text(re.sub(r"sparsity = .*\n", r'\g<0>pruning = "magnitude"\n', text))
     return path

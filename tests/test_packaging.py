@@ -241,7 +241,9 @@ def test_without_a_compiler_the_package_installs_without_the_library(
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"edgeblt-{VERSION}-py3-none-any.whl"
     environment = device_environment_at(tmp_path / "venv", wheel)
-    shown = environment.python("-c", "from edgeblt import native; print(native.library_path(), native.status().reason)")
+    shown = environment.python(
+        "-c", "from edgeblt.runtime import native; print(native.library_path(), native.status().reason)"
+    )
     assert shown.startswith(f"None {native.LIBRARY_NAME} was not built".encode())
     assert b"Usage" in environment.edgeblt("--help")
 

@@ -18,10 +18,12 @@ def combined_settings(
 ) -> tuple[Setting, ...]:
     """Every distinct combination of the values, the last varying fastest; see `Setting` for what each means.
 
-    The bytes of a text are decoded without sampling: such a setting has temperature 0.
+    Temperatures are for what is generated: where bytes of a text are decoded as well, those settings have none.
     """
     combined = itertools.product(providers, threads, drafts, thresholds, prompt_bytes, decoded, temperatures)
-    settings = itertools.starmap(Setting, combined)
+    settings = tuple(itertools.starmap(Setting, combined))
+    if all(name == TEXT for name in decoded):
+        return tuple(dict.fromkeys(settings))
     return tuple(
         dict.fromkeys(dataclasses.replace(each, temperature=0.0) if each.decode == TEXT else each for each in settings)
     )
