@@ -91,7 +91,6 @@ native-tests:
 	qemu-aarch64 -L /usr/aarch64-linux-gnu $(NATIVE_BUILD)/aarch64/test_kernels $(ROUNDS)
 
 # The operators inside ONNX Runtime, in a library under sanitizers, with models that lie: tests/fuzz_operators.py.
-SEED ?= 1
 CASES ?= 4000
 
 fuzz-native: $(READY)

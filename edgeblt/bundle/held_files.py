@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgeblt.errors import EdgebltError
@@ -81,12 +81,7 @@ class HeldFile:
 
     def refuse_replacement(self) -> None:
         """Raises EdgebltError if the file changed in any way, or its name leads to another one."""
-        try:
-            now, named = os.fstat(self._descriptor), os.lstat(self.path)
-        except OSError:
-            raise _replaced(self.path) from None
-        if not (_identity(now) == _identity(self._status) == _identity(named)):
-            raise _replaced(self.path)
+        _refuse_another(self.path, self._descriptor, self._status, os.lstat)
 
 
 class HeldDirectory:
@@ -108,12 +103,19 @@ class HeldDirectory:
 
     def refuse_replacement(self) -> None:
         """Raises EdgebltError if the directory's name leads to another one, or did since it was opened."""
-        try:
-            now, named = os.fstat(self._descriptor), os.stat(self.path)
-        except OSError:
-            raise _replaced(self.path) from None
-        if not (_identity(now) == _identity(self._status) == _identity(named)):
-            raise _replaced(self.path)
+        _refuse_another(self.path, self._descriptor, self._status, os.stat)
+
+
+def _refuse_another(
+    path: Path, descriptor: int, opened: os.stat_result, status_of: Callable[[Path], os.stat_result]
+) -> None:
+    """Raises EdgebltError unless what is open is as it was when opened, and is what its name leads to now."""
+    try:
+        now, named = os.fstat(descriptor), status_of(path)
+    except OSError:
+        raise _replaced(path) from None
+    if not (_identity(now) == _identity(opened) == _identity(named)):
+        raise _replaced(path)
 
 
 def unreadable(path: Path, error: OSError, remedy: str) -> EdgebltError:
