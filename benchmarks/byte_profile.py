@@ -23,6 +23,7 @@ from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import held_out_text
 from edgeblt.model import load
 from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.opened_graphs import MANY
 from edgeblt.runtime.providers import session_options
 
 SHOWN = 6  # operators of a stage
@@ -71,8 +72,10 @@ def profile(
     fed = {name: work.runs for name, work in session.work.items()}
     for id in ids[context + 1 :]:
         session.feed([id])
-    graphs = {name: model._graphs[name].few for name in STAGES}
-    first = {name: fed[name] if graph is model._graphs[name].many else 0 for name, graph in graphs.items()}
+    graphs = {name: model._graphs[name].for_positions(1) for name in STAGES}
+    first = {
+        name: fed[name] if graph is model._graphs[name].for_positions(MANY) else 0 for name, graph in graphs.items()
+    }
     return {name: _operators(Path(graph.end_profiling()), first[name], count) for name, graph in graphs.items()}
 
 

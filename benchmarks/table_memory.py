@@ -16,8 +16,10 @@ import onnxruntime
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import stage_contracts
 from edgeblt.bundle.manifest import open_bundle
+from edgeblt.runtime.opened_graphs import OpenedGraph
 from edgeblt.runtime.providers import session_options
-from edgeblt.runtime.stage import OpenedGraph, StageRunner
+from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.state.cache import KeyValueCache
 
 
 def main() -> None:
@@ -36,9 +38,9 @@ def main() -> None:
     )
     result["opened"] = show("opened")
     config = bundle.manifest.config
-    read_random_rows(
-        StageRunner(OpenedGraph(graph, graph), stage_contracts(config)["encoder"], 0), config, arguments.bytes
-    )
+    spec = stage_contracts(config)["encoder"].cache
+    cache = KeyValueCache(spec, rollback=0) if spec else None
+    read_random_rows(StageRunner("encoder", OpenedGraph(graph, graph), cache), config, arguments.bytes)
     result["used"] = show(f"after {arguments.bytes} bytes")
     print(json.dumps(result))
 

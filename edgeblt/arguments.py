@@ -6,6 +6,9 @@ import os
 from operator import index
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from edgeblt.errors import EdgebltError
 
 _SHOWN = 60  # characters
@@ -66,3 +69,19 @@ def shown(value: object) -> str:
         return f"a value of type {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def checked_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
+    """`ids` as an array [T]. Raises EdgebltError unless they are integers from 0 to vocab_size - 1."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths
+        raise EdgebltError("ids must be a sequence of integers, not lists of different lengths") from None
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise EdgebltError(f"ids must be a sequence of integers, not {array.dtype} of shape {array.shape}")
+    whole = array.astype(np.int64, copy=False)
+    if whole.view(np.uint64).max() >= vocab_size:  # negative ones are the largest then
+        raise EdgebltError(f"ids must lie in 0..{vocab_size - 1}, not {array.min()}..{array.max()}")
+    return whole

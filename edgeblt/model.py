@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, StageName, stage_contracts
-from edgeblt.bundle.manifest import hold_bundle, refuse_replacement
+from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
 from edgeblt.decoding.sampling import Sampler, Sampling, log_softmax
@@ -29,12 +29,10 @@ from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
-from edgeblt.runtime.opening import checked_threshold, open_stage, place_stages
+from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
-from edgeblt.runtime.providers import thread_counts
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
-from edgeblt.runtime.stage import OpenedGraph
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,20 +88,9 @@ class Model:
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
         self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
         self.config: ModelConfig = self.bundle.manifest.config
-        self._contracts = stage_contracts(self.config, self.bundle.manifest.targets)
         self._draft_statistics: dict[str, DraftStatistics] = {}
         self._is_exact: bool | None = None
-        self._graphs: dict[StageName, OpenedGraph] = {}
-        used = []
-        for name in STAGES:
-            own, packed = held.stages[name], self.prepared.stage(name)
-            counts = thread_counts(threads, sum(file.size for file in own.weights))
-            used.append(packed or own)
-            self._graphs[name] = open_stage(
-                used[-1], packed is not None, self._contracts[name], counts, self.placement[name]
-            )
-        self._weights = [file for stage in used for file in stage.weights]  # mapped files
-        refuse_replacement(used)  # ONNX Runtime opened the weights by their names
+        self._graphs = open_graphs(held, self.prepared, self.placement, threads)
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -134,8 +121,26 @@ class Model:
         """The stage's open ONNX Runtime session.
 
         stage: patcher, encoder, global or decoder.
+
+        Raises EdgebltError once the model is closed.
         """
-        return self._graphs[stage].few
+        return self._graphs[stage].for_positions(1)
+
+    def close(self) -> None:
+        """Free the graphs and their weights.
+
+        Afterwards every use of the model, of those that share its graphs (`with_threshold`, `copy.copy`) and of their
+        sessions raises EdgebltError. A run that another thread has begun ends first, its next one raises. Closing
+        again does nothing; leaving a `with` block closes too.
+        """
+        self._graphs.close()
+
+    def __enter__(self) -> Self:
+        self._graphs.check()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def with_threshold(self, threshold: float | None) -> "Model":
         """A model that shares the open graphs and has another threshold.
@@ -160,10 +165,12 @@ class Model:
         return _opened_again, (*self._opened, self.threshold)
 
     def session(self) -> Session:
-        """A new, empty sequence. Raises EdgebltError where a weight file was written to since it was opened."""
-        for file in self._weights:
-            file.refuse_changes()
-        return Session(self.config, self._graphs, self._contracts, self.threshold)
+        """A new, empty sequence.
+
+        Raises EdgebltError where a weight file was written to since it was opened, and once the model is closed.
+        """
+        self._graphs.refuse_changes()
+        return Session(self.config, self._graphs, self.threshold)
 
     def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.

@@ -14,7 +14,8 @@ from edgeblt.bundle.contract import STAGES
 from edgeblt.decoding.sampling import log_softmax
 from edgeblt.model import open_model
 from edgeblt.node_providers import node_providers
-from edgeblt.runtime import cache, native
+from edgeblt.runtime import native
+from edgeblt.runtime.state import cache
 
 LENGTH = 400
 SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # what may be left to the CPU: counts and shapes are there anyway
@@ -43,18 +44,10 @@ def walk(bundle: str, provider: str) -> None:
                 "nodes": [vars(part) for part in node_providers(model)],
                 "runs": runs,
                 "patches": session.patch_count,
-                "types": sorted({type(array).__name__ for array in state(session)}),
+                "types": sorted({type(array).__name__ for array in session.state.stage_arrays}),
             }
         )
     )
-
-
-def state(session: object) -> list[object]:
-    """All that a session keeps for its stages."""
-    stages = {"patcher": session._patcher.stage, **session._stages}  # type: ignore[attr-defined]
-    caches = [buffer for name in STAGES if stages[name].cache for buffer in stages[name].cache.buffers]
-    histories = [session._byte_vectors.rows(session.position), session._cross_rows.rows(session._cross_rows.end)]  # type: ignore[attr-defined]
-    return [*caches, *histories, session._carried_row]  # type: ignore[attr-defined]
 
 
 def patch(bundle: str, library: str) -> None:

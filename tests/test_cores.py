@@ -141,7 +141,7 @@ def test_far_too_many_threads_start_none(
     exported: Callable[[int], Exported], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = exported(10)
-    monkeypatch.setattr("edgeblt.model.open_stage", lambda *_: pytest.fail("a graph was opened"))
+    monkeypatch.setattr("edgeblt.runtime.opening.open_stage", lambda *_: pytest.fail("a graph was opened"))
     calls: list[Callable[[], object]] = [
         lambda: load(tiny.bundle, threads=5000),
         lambda: bench(tiny.bundle, [Setting(threads=1), Setting(threads=5000)]),

@@ -22,8 +22,8 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load, open_model
 from edgeblt.runtime import providers
-from edgeblt.runtime.device_array import DeviceArray
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
+from edgeblt.runtime.state.device_array import DeviceArray
 from host_memory import HostMemory
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()][::2]
@@ -62,7 +62,7 @@ def host_as_device(monkeypatch: pytest.MonkeyPatch) -> HostMemory:
     """Models opened meanwhile keep their state in memory that stands for a device's."""
     memory = HostMemory()
     monkeypatch.setattr("edgeblt.runtime.opening.memory_of", lambda provider: memory)
-    monkeypatch.setattr("edgeblt.runtime.cache.DEVICE_SLACK", 40)  # so that caches move their content
+    monkeypatch.setattr("edgeblt.runtime.state.cache.DEVICE_SLACK", 40)  # so that caches move their content
     return memory
 
 
@@ -106,7 +106,8 @@ def test_state_on_a_device_changes_nothing(
         on_host = load(for_cuda(seed), "cpu")
     ids, rng = tiny_models.random_ids(seed, LONGEST), random.Random(seed)
     sessions = [on_device.session(), on_host.session()]
-    assert isinstance(sessions[0]._carried_row, DeviceArray) and isinstance(sessions[1]._carried_row, np.ndarray)
+    for session, kind in zip(sessions, (DeviceArray, np.ndarray), strict=True):
+        assert all(isinstance(array, kind) for array in session.state.stage_arrays)
     for _ in range(25):
         start = sessions[0].position
         count = rng.choice([1, 1, 1, 2, 9, 60, 150, 300])
@@ -158,7 +159,7 @@ def test_every_format_holds_the_weights_of_the_cpus(
     ]
     ids = tiny_models.random_ids(18, 200)
     (expected, starts), (found, other_starts) = (
-        (session.feed(ids), session._patch_starts) for session in (model.session() for model in models)
+        (session.feed(ids), session.state.patch_starts) for session in (model.session() for model in models)
     )
     # Until an entropy is so near the threshold that rounding decides.
     differing = (min(pair) for pair in zip(starts, other_starts, strict=False) if len({*pair}) > 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeblt.runtime.device_array import DeviceArray, empty, zeros
+from edgeblt.runtime.state.device_array import DeviceArray, empty, zeros
 from host_memory import HostMemory
 
 TYPES = st.sampled_from([np.float16, np.float32, np.int64, np.bool_])

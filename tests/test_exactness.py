@@ -17,6 +17,7 @@ import tiny_models
 from conftest import LONGEST, Exported, Text, tiny_oracle
 from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES, Session
+from edgeblt.runtime.state.cache import KeyValueCache
 from float64_oracle import Float32Results, Float64Oracle
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()]
@@ -100,9 +101,9 @@ def test_walks_go_everywhere(exported: Callable[[int], Exported], monkeypatch: p
     def watched(session: Session, position: int) -> None:
         before = session.patch_count
         if 0 < position < session.position:
-            instant = session._can_rewind(position)
+            instant = session.state.can_rewind(position)
             seen.add("instant" if instant else "fed again")
-            if instant and all(stage.cache.first for stage in windowed(session)):
+            if instant and all(cache.first for cache in windowed(session)):
                 seen.add("instant after a move")
         rollback(session, position)
         if session.patch_count < before:
@@ -116,11 +117,10 @@ def test_walks_go_everywhere(exported: Callable[[int], Exported], monkeypatch: p
     assert seen == {"instant", "instant after a move", "fed again", "opened again"}
 
 
-def windowed(session: Session) -> list[Any]:
-    stages = [session._patcher.stage, *session._stages.values()]
-    stages = [stage for stage in stages if stage.cache and stage.cache.spec.window]
-    assert len(stages) == 3
-    return stages
+def windowed(session: Session) -> list[KeyValueCache]:
+    caches = [cache for cache in session.state.caches.values() if cache.spec.window]
+    assert len(caches) == 3
+    return caches
 
 
 def forward(oracle: Any, ids: Sequence[int], starts: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -27,8 +27,8 @@ from edgeblt.model import Model, load, open_model
 from edgeblt.node_providers import node_providers
 from edgeblt.quant.recipes.recipe import _PACKAGED, packaged_recipes
 from edgeblt.runtime import cuda, native
-from edgeblt.runtime.device_array import DeviceArray
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
+from edgeblt.runtime.state.device_array import DeviceArray
 
 pytestmark = pytest.mark.cuda
 
@@ -149,13 +149,8 @@ def test_state_stays_on_the_device(tiny: Callable[[int], Tiny]) -> None:
     one.feed(session, 100)
     session.rollback(95)
     for each in (session, session.fork()):
-        stages = {"patcher": each._patcher.stage, **each._stages}
-        assert stages.keys() == {*STAGES}
-        for stage in stages.values():
-            assert stage.cache
-            assert all(isinstance(buffer, DeviceArray) for buffer in stage.cache.buffers)
-        for array in (each._carried_row, each._single.byte_vectors, each._cross_rows.rows(1, 2)):
-            assert isinstance(array, DeviceArray)
+        assert each.state.caches.keys() == {*STAGES}
+        assert all(isinstance(array, DeviceArray) for array in each.state.stage_arrays)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

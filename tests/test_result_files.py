@@ -170,8 +170,8 @@ def test_commands_refuse_before_they_run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for opened in ("edgeblt.model.open_stage", "edgeblt.bundle.manifest.open_bundle", "edgeblt.doctor.diagnose",
-                   "edgeblt.export.checkpoints.checkpoint.open_checkpoint",
+    for opened in ("edgeblt.runtime.opening.open_stage", "edgeblt.bundle.manifest.open_bundle",
+                   "edgeblt.doctor.diagnose", "edgeblt.export.checkpoints.checkpoint.open_checkpoint",
                    "edgeblt.report.page.read_results"):  # fmt: skip
         monkeypatch.setattr(opened, lambda *_, **__: pytest.fail("it began"))
     monkeypatch.chdir(tmp_path)

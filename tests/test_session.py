@@ -27,9 +27,9 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.encoder import _table_rows
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
-from edgeblt.runtime.cache import PIECE_BYTES
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
 from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.state.cache import PIECE_BYTES
 
 WINDOWS, NO_WINDOWS = 2, 42  # seeds: windows everywhere and a maximum patch length; none of these
 COMMON = 150
@@ -156,16 +156,15 @@ def test_only_the_global_cache_grows(exported: Callable[[int], Exported], at_onc
     while session.position < 1800:
         session.feed(ids[session.position : session.position + at_once])
         bytes_at[session.position] = session.cache_bytes
-    for name, stage in session._stages.items():
-        assert stage.cache is not None
+    for name, cache in session.state.caches.items():
         if name == "global":
             assert bytes_at[600][name] < bytes_at[1800][name]
             continue
         assert bytes_at[600][name] == bytes_at[1800][name]
-        assert stage.cache.spec.window is not None
-        assert stage.cache.capacity <= stage.cache.spec.window + PIECE_BYTES
-    for rows in (session._patcher._states, session._byte_vectors, session._cross_rows):
-        assert len(rows._rows) <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + largest))
+        assert cache.spec.window is not None
+        assert cache.capacity <= cache.spec.window + PIECE_BYTES
+    for rows in (session.state.patcher_states, session.state.byte_vectors, session.state.cross_rows):
+        assert rows.capacity <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + largest))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -205,7 +204,7 @@ def test_an_interrupted_chunk_leaves_no_trace(
 class InterruptAt:
     """Raises KeyboardInterrupt at the n-th line that the session, its stages and its memory execute."""
 
-    FILES = tuple(f"{name}.py" for name in ("session", "stage", "cache"))
+    FILES = tuple(f"{name}.py" for name in ("session", "stage", "sequence", "cache", "histories"))
 
     def __init__(self, line: int) -> None:
         self.left = line

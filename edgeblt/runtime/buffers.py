@@ -1,32 +1,13 @@
 """Buffers between the stages of a session: allocated once for short chunks, each in host or device memory."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import DType, StageContract, StageName, cross_row_width
-from edgeblt.runtime.device_array import Array, DeviceMemory, empty
-from edgeblt.runtime.stage import StageRunner
+from edgeblt.bundle.contract import cross_row_width
+from edgeblt.runtime.state.device_array import Array, empty
+from edgeblt.runtime.state.homes import Homes
 
 Arrays = dict[str, Array]
-
-
-class Homes(NamedTuple):
-    """Memory of what passes between stages: a device's if both stages run there, else the host's (None)."""
-
-    byte_vectors: DeviceMemory | None
-    patch_vectors: DeviceMemory | None
-    latents: DeviceMemory | None
-    rows: DeviceMemory | None  # the decoder's own
-    row_dtype: DType
-
-    @classmethod
-    def of(cls, stages: dict[StageName, StageRunner], contracts: dict[StageName, StageContract]) -> "Homes":
-        encoder, global_, decoder = (stages[name].memory for name in ("encoder", "global", "decoder"))
-        cache = contracts["decoder"].cache
-        assert cache is not None
-        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.dtype)
 
 
 class Buffers:

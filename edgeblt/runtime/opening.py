@@ -1,5 +1,6 @@
 """Opening the graphs of a bundle: the provider of each stage, ONNX Runtime's sessions, and a check of their tensors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,16 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import real_number, shown
-from edgeblt.bundle.contract import StageContract, StageName, TensorSpec
+from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
-from edgeblt.bundle.manifest import Bundle, HeldStage, refuse_replacement
+from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import parse_placement
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.cuda import explained
-from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options
+from edgeblt.runtime.opened_graphs import OpenedGraph, OpenedGraphs
+from edgeblt.runtime.packed_weights import Prepared
+from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
 from edgeblt.runtime.run_errors import no_memory
-from edgeblt.runtime.stage import OpenedGraph
 
 
 def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
@@ -44,6 +46,24 @@ def checked_threshold(bundle: Bundle, threshold: float | None) -> float | None:
     if not bundle.manifest.config.patching.rule.needs_entropies:
         raise EdgebltError(f"{bundle.path} starts patches without entropies; leave the threshold out")
     return number
+
+
+def open_graphs(
+    held: HeldBundle, prepared: Prepared, placement: Mapping[StageName, Provider], threads: int | None
+) -> OpenedGraphs:
+    """Open the graphs of all stages, from the prepared weights where there are some.
+
+    threads: as `load` takes it.
+    """
+    contracts = stage_contracts(held.bundle.manifest.config, held.bundle.manifest.targets)
+    graphs, used = dict[StageName, OpenedGraph](), list[HeldStage]()
+    for name in STAGES:
+        own, packed = held.stages[name], prepared.stage(name)
+        counts = thread_counts(threads, sum(file.size for file in own.weights))
+        used.append(packed or own)
+        graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
+    refuse_replacement(used)  # ONNX Runtime opened the weights by their names
+    return OpenedGraphs(graphs, contracts, [file for stage in used for file in stage.weights])
 
 
 def open_stage(

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STATE_WIDTH
-from edgeblt.runtime.cache import RowHistory, pieces
-from edgeblt.runtime.stage import MANY, StageRunner
+from edgeblt.runtime.opened_graphs import MANY
+from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.state.cache import pieces
+from edgeblt.runtime.state.sequence import SequenceState
 
 
 class Patching(NamedTuple):
@@ -44,22 +46,27 @@ class Patching(NamedTuple):
         self.states[start:end] = other.states
 
 
-class Patcher:
+class PatchReader:
     """Reads each id once, in order; results of ids read ahead are kept until the session is fed these ids or others."""
 
-    def __init__(self, config: ModelConfig, stage: StageRunner, rollback: int, threshold: float | None) -> None:
-        """Start an empty sequence; `threshold`, in nats, replaces the graph's own."""
-        self.stage = stage
-        self._config, self._rollback = config, rollback
+    def __init__(
+        self,
+        config: ModelConfig,
+        stage: StageRunner,
+        state: SequenceState,
+        rollback: int,
+        threshold: float | None,
+    ) -> None:
+        """Read for the sequence whose state this is; `threshold`, in nats, replaces the graph's own."""
+        self._config, self._stage, self._state, self._rollback = config, stage, state, rollback
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
-        self._states = RowHistory(STATE_WIDTH)  # by position, including those read ahead
         self._ahead_ids: list[int] = []
         self._ahead = Patching.empty(config, rollback)
         self._kept_buffers: dict[int, _Buffers] = {}
 
-    def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
-        """Results for `ids`, which the session is fed at `position`."""
-        known = self._agree(position, ids)
+    def read(self, ids: NDArray[np.int64]) -> Patching:
+        """Results for `ids`, which the session is fed now."""
+        position, known = self._state.position, self._agree(ids)
         if not known:
             return self._run(position, ids)
         found = Patching.empty(self._config, len(ids))
@@ -70,15 +77,14 @@ class Patcher:
         self._ahead.store(0, self._ahead.rows(known, known + len(self._ahead_ids)))
         return found
 
-    def read_ahead(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits [vocab] after the last of `ids`, which the session, at `position`, may be fed next.
+    def read_ahead(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits [vocab] after the last of `ids`, which the session may be fed next.
 
         At most as many ids as the session rolls back at once.
         """
-        known = self._agree(position, ids)
+        position, known = self._state.position, self._agree(ids)
         if known == len(ids):
-            del self._ahead_ids[known:]
-            self._rewind_stage(position + known)
+            self._forget_from(known)
         else:
             for cut in pieces(position + known, len(ids) - known):
                 start = known + cut.start
@@ -87,26 +93,16 @@ class Patcher:
         logits: NDArray[np.float32] = self._ahead.logits[len(ids) - 1]
         return logits
 
-    def can_rewind(self, position: int) -> bool:
-        return self._states.first <= position - 1 and (
-            self.stage.cache is None or self.stage.cache.can_rewind(position)
-        )
-
-    def rewind(self, position: int) -> None:
-        self._ahead_ids.clear()
-        self._rewind_stage(position)
+    def forget_ahead(self) -> None:
+        """Forget the ids read ahead."""
+        if self._ahead_ids:
+            self._forget_from(0)
 
     def clear(self) -> None:
+        """Forget the ids read ahead of a state that is cleared, too."""
         self._ahead_ids.clear()
-        self._states.clear()
-        self.stage.clear()
 
-    def copy_from(self, other: "Patcher") -> None:
-        """Copy the state of `other`, which must have been rewound to its session's position: nothing read ahead."""
-        self._states.copy_from(other._states)
-        self.stage.copy_from(other.stage)
-
-    def _agree(self, position: int, ids: NDArray[np.int64]) -> int:
+    def _agree(self, ids: NDArray[np.int64]) -> int:
         """Number of `ids` that were read ahead; other ids read ahead are forgotten."""
         if not self._ahead_ids:
             return 0
@@ -116,25 +112,24 @@ class Patcher:
                 break
             known += 1
         if known < len(ids) and known < len(self._ahead_ids):
-            del self._ahead_ids[known:]
-            self._rewind_stage(position + known)
+            self._forget_from(known)
         return known
 
-    def _rewind_stage(self, position: int) -> None:
-        self._states.rewind(position)
-        if self.stage.cache:
-            self.stage.cache.rewind(position)
+    def _forget_from(self, count: int) -> None:
+        """Forget the ids read ahead but for the first `count`."""
+        del self._ahead_ids[count:]
+        self._state.rewind_patcher(self._state.position + count)
 
     def _run(self, position: int, ids: NDArray[np.int64]) -> Patching:
-        count = len(ids)
+        count, states = len(ids), self._state.patcher_states
         buffers = self._buffers(count)
         buffers.inputs["ids"][:] = ids
         buffers.inputs["position"][0] = position
         if position:
-            buffers.inputs["state"][:] = self._states.rows(position - 1, position)[0]
-        buffers.total_length[0] = self.stage.advance(count)
-        self.stage.run(buffers.inputs, buffers.outputs, count, 0)
-        self._states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
+            buffers.inputs["state"][:] = states.rows(position - 1, position)[0]
+        buffers.total_length[0] = self._stage.advance(count)
+        self._stage.run(buffers.inputs, buffers.outputs, count, 0)
+        states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found
 
     def _buffers(self, count: int) -> "_Buffers":

@@ -7,8 +7,8 @@ from typing import Literal, cast
 import onnxruntime
 
 from edgeblt.runtime import cuda, native
-from edgeblt.runtime.device_array import DeviceMemory
 from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.state.device_array import DeviceMemory
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")

@@ -2,63 +2,38 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.cache import KeyValueCache
 from edgeblt.runtime.cuda import explained
-from edgeblt.runtime.device_array import Array, DeviceArray, DeviceMemory
+from edgeblt.runtime.opened_graphs import MANY, OpenedGraph, closed
 from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
+from edgeblt.runtime.state.cache import KeyValueCache
+from edgeblt.runtime.state.device_array import Array, DeviceArray
 
-MANY = 33  # from so many positions on, a run uses all cores and its buffers are not kept
 _OF_MANY = (MANY, 0)
-
-
-@dataclass(frozen=True)
-class OpenedGraph:
-    """A stage's graph, opened once for runs on few positions and once for those on many, or once for both.
-
-    ONNX Runtime fixes the number of threads when it opens a graph, and the two need different numbers. `memory` is that
-    of the device it runs on, None being the host's; `read_there` names the inputs that it reads from it.
-    """
-
-    few: onnxruntime.InferenceSession
-    many: onnxruntime.InferenceSession
-    memory: DeviceMemory | None = None
-    read_there: frozenset[str] = frozenset()
-
-    @classmethod
-    def on_device(cls, graph: onnxruntime.InferenceSession, memory: DeviceMemory) -> "OpenedGraph":
-        places = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
-        return cls(graph, graph, memory, frozenset(value.name for value, place in places if place.name != "Cpu"))
 
 
 class StageRunner:
     """Runs a graph on arrays given by name; the cache is shared between past and present, in place."""
 
-    def __init__(self, graph: OpenedGraph, contract: StageContract, rollback: int) -> None:
-        self.name = contract.name
-        self.memory = graph.memory
-        self.cache = KeyValueCache(contract.cache, rollback, graph.memory) if contract.cache else None
+    def __init__(self, name: StageName, graph: OpenedGraph, cache: KeyValueCache | None) -> None:
+        self.name = name
         self.work = StageWork()
-        self._graph = graph
+        self._graph, self._cache = graph, cache
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
+        graph.add_user(self)
 
     def advance(self, count: int) -> int:
         """Extend the cache by the `count` positions of the next run; returns its filled slots, 0 without a cache."""
-        if self.cache is None:
-            return 0
-        if self.cache.reserve(count):
-            self._forget_bindings()
-        return self.cache.advance(count)
+        return self._cache.advance(count) if self._cache else 0
 
     def run(
         self,
@@ -81,36 +56,29 @@ class StageRunner:
         except EdgebltError:
             raise
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            sentence = explained(error) if self.memory else None
+            sentence = explained(error) if self._graph.memory else None
             raise sentence or run_error(error, self.name) from None
         self.work.add(positions, patches, time.perf_counter() - started)
 
     def _binding(self, positions: int, patches: int) -> "_Binding":
+        if self._graph.is_closed:
+            self.release()
+            raise closed()
+        values = self._cache_values
+        if self._cache and (values is None or values.replacements != self._cache.replacements):
+            self.release()
+            values = self._cache_values = _CacheValues(self._cache)
         key = (positions, patches) if positions < MANY else _OF_MANY
         binding = self._bindings.get(key)
         if binding is None:
-            graph = self._graph.few if positions < MANY else self._graph.many
-            binding = _Binding(graph, self._graph.read_there)
-            if self.cache:
-                if self._cache_values is None:
-                    self._cache_values = _CacheValues(self.cache)
-                self._cache_values.bind(binding)
+            binding = _Binding(self._graph.for_positions(positions), self._graph.read_there)
+            if values:
+                values.bind(binding)
             self._bindings[key] = binding
         return binding
 
-    def clear(self) -> None:
-        """Return to an empty sequence."""
-        self._forget_bindings()
-        if self.cache:
-            self.cache.clear()
-
-    def copy_from(self, other: "StageRunner") -> None:
-        if self.cache and other.cache:
-            self.cache.copy_from(other.cache)
-            self._forget_bindings()
-
-    def _forget_bindings(self) -> None:
-        """Drop the bindings of cache buffers that have been replaced."""
+    def release(self) -> None:
+        """Let go of all bindings, and so of the graph and of buffers that have been replaced."""
         self._bindings.clear()
         self._cache_values = None
 
@@ -122,6 +90,7 @@ class _CacheValues:
     """Buffers of a cache as ONNX Runtime values, made once for all bindings; they share the arrays' memory."""
 
     def __init__(self, cache: KeyValueCache) -> None:
+        self.replacements = cache.replacements
         self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # the values do not keep them alive
         *buffers, cosines, sines = map(_value, self._arrays)
         names = cache.spec.names

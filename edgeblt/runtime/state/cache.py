@@ -1,14 +1,12 @@
-"""Key-value caches bounded by their attention window, and histories of rows and ids for rolling back."""
+"""Key-value caches bounded by their attention window."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
-from edgeblt.runtime.device_array import Array, DeviceMemory, empty, zeros
+from edgeblt.runtime.state.device_array import Array, DeviceMemory, empty, zeros
 
 PIECE_BYTES = 128  # positions between two shifts of a windowed cache; no run of a graph crosses one
 DEVICE_SLACK = 1024  # on a GPU: slots filled beyond the necessary ones before a shift, which takes long there
@@ -41,6 +39,7 @@ class KeyValueCache:
         self._memory = memory
         self.first = 0
         self.length = 0
+        self.replacements = 0  # how often other buffers took the place of these
         self._rollback = rollback
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
@@ -56,19 +55,18 @@ class KeyValueCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
 
-    def reserve(self, count: int) -> bool:
-        """Make room for `count` more positions; True if the buffers were replaced by larger ones."""
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions, in larger buffers where these are too small."""
         keep = self._kept(count)
         if self.length > keep:
             self._drop(self.length - keep)
         needed = self.length + count + _SPARE
-        if needed <= self.capacity:
-            return False
-        self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
-        return True
+        if needed > self.capacity:
+            self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
 
     def advance(self, count: int) -> int:
-        """Count the next `count` positions, which a run is about to fill; returns the filled slots with them."""
+        """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""
+        self.reserve(count)
         self.length += count
         return self.length
 
@@ -139,6 +137,7 @@ class KeyValueCache:
         self.first, self.length, self._forgotten = other.first, other.length, other._forgotten
         self.cosines, self.sines = other.cosines.copy(), other.sines.copy()
         self.buffers = [buffer.copy() for buffer in other.buffers]
+        self.replacements += 1
 
     def _rotate_from(self, first: int) -> None:
         """Update the RoPE tables, in place as they are bound: slot 0 now holds position `first`."""
@@ -166,84 +165,8 @@ class KeyValueCache:
             new[:, :, : self.length] = old[:, :, : self.length]
         tables = self._placed(self._rotations(self.first, capacity))
         self.buffers, (self.cosines, self.sines) = larger, tables  # at once: an interruption leaves one size
+        self.replacements += 1
 
     def _allocate(self, capacity: int) -> Array:
         shape = (1, self.spec.kv_head_count, capacity, self.spec.head_dim)
         return zeros(shape, self.spec.dtype, self._memory)  # type: ignore[no-any-return]
-
-
-class RowHistory:
-    """Contiguous rows [width] by absolute index; new ones are appended, the oldest dropped."""
-
-    def __init__(self, width: int, dtype: DTypeLike = np.float32, memory: DeviceMemory | None = None) -> None:
-        """Start empty, in `memory`, None being the host's."""
-        self._memory = memory
-        self._rows: Array = empty((_INITIAL_CAPACITY, width), dtype, memory)
-        self.first = 0  # absolute index of the oldest row
-        self.end = 0  # absolute index after the newest
-
-    def append(self, rows: Array, keep_from: int) -> None:
-        """Append rows; those before index `keep_from` may be dropped."""
-        used, count = self.end - self.first, len(rows)
-        if used + count > len(self._rows):
-            drop = min(max(keep_from - self.first, 0), used)
-            kept = self._rows[drop:used]
-            needed = len(kept) + count
-            if 2 * needed > len(self._rows):
-                larger = empty((2 * needed, self._rows.shape[1]), self._rows.dtype, self._memory)
-                larger[: len(kept)] = kept
-                self._rows = larger
-            else:
-                self._rows[: len(kept)] = kept
-            self.first += drop
-            used -= drop
-        self._rows[used : used + count] = rows
-        self.end += count
-
-    def rows(self, start: int, end: int | None = None) -> Any:  # an Array
-        """Rows from `start` to `end`, by default the newest, as a view that the next `append` may overwrite."""
-        assert self.first <= start
-        return self._rows[start - self.first : (self.end if end is None else end) - self.first]
-
-    def rewind(self, end: int) -> None:
-        self.end = end
-
-    def restart(self, index: int) -> None:
-        """Drop all rows; the next one appended has the given index."""
-        self.first = self.end = index
-
-    def clear(self) -> None:
-        self.restart(0)
-
-    def copy_from(self, other: "RowHistory") -> None:
-        self.first, self.end, self._rows = other.first, other.end, other._rows.copy()
-
-
-class IdHistory:
-    """All ids fed, int64, after the zeros that n-grams at the start of a sequence read."""
-
-    def __init__(self, context: int) -> None:
-        self._context = context
-        self._keep(np.zeros(context + 1024, np.int64))
-
-    def _keep(self, ids: NDArray[np.int64]) -> None:
-        self._ids, self._windows = ids, sliding_window_view(ids, self._context + 1)
-
-    def store(self, position: int, ids: NDArray[np.int64]) -> None:
-        end = self._context + position + len(ids)
-        if end > len(self._ids):
-            larger = np.zeros(2 * end, np.int64)
-            larger[: len(self._ids)] = self._ids
-            self._keep(larger)
-        self._ids[self._context + position : end] = ids
-
-    def ids(self, end: int) -> NDArray[np.int64]:
-        """A copy of the first `end` ids."""
-        return self._ids[self._context : self._context + end].copy()
-
-    def windows(self, start: int, count: int) -> NDArray[np.int64]:
-        """`count` ids from `start` on, each after the context its n-grams read: a view [count, context + 1]."""
-        return self._windows[start : start + count]
-
-    def copy_from(self, other: "IdHistory") -> None:
-        self._keep(other._ids.copy())
