@@ -12,7 +12,7 @@ import pytest
 
 from conftest import Exported
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DRAFTS, DraftCounts, generate_ids
+from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
@@ -134,7 +134,7 @@ def test_bytes_of_a_draft_arrive_together_and_share_their_time() -> None:
     gaps, sizes = arrivals([10, 12, 12.001, 12.002, 15, 16, 16.5], [0, 1, 1, 1, 2, 3, 3])
     np.testing.assert_allclose(gaps, [2, 3, 1])
     assert sizes.tolist() == [3, 1, 2]
-    run = Run(1.0, gaps, sizes, 0.0, None, {}, DraftCounts(), 1.0)
+    run = Run(1.0, gaps, sizes, 0.0, None, {}, AcceptanceCounts(), 1.0)
     np.testing.assert_allclose(run.byte_seconds, [2 / 3, 2 / 3, 2 / 3, 3, 0.5, 0.5])
     assert run.seconds == run.byte_seconds.sum() == 6
     gaps, sizes = arrivals([5, 6, 8], [0, 1, 2])  # without drafts every byte arrives alone
@@ -153,7 +153,7 @@ def test_arrivals_are_what_the_passes_gave(tiny: Exported) -> None:
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_a_text_is_decoded_as_it_is(draft: str, tiny: Exported) -> None:
     ids = [1, *np.random.default_rng(3).integers(4, 260, 60).tolist()]
-    session, counts = tiny.model.session(), DraftCounts()
+    session, counts = tiny.model.session(), AcceptanceCounts()
     logits = session.feed(ids[:30])[-1]
     found = list(generate_ids(session, logits, FollowedText(ids[30:]), tiny.model.draft_statistics(draft), 31, counts))
     assert found == ids[30:] and session.ids.tolist() == ids[:-1]

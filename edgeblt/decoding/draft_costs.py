@@ -59,14 +59,14 @@ class LinearFit:
         return mean - max(more, 0.0) * mean_ids, max(more, 0.0)
 
 
-class Price(NamedTuple):
-    """Break-even price of a draft: the accepted ids at which it saves the time it takes."""
+class BreakEven(NamedTuple):
+    """Number of accepted ids at which a draft saves as much time as it costs: `per_draft + per_id * drafted ids`."""
 
-    start: float  # for any draft
-    id: float  # for each id in it
+    per_draft: float
+    per_id: float
 
 
-class Costs:
+class PassCosts:
     """Measured seconds of draft-free passes, of passes with each drafter's drafts, and of a generated id."""
 
     def __init__(self) -> None:
@@ -87,14 +87,14 @@ class Costs:
         if drafted and self._plain.value is not None:
             self._lines.setdefault(name, LinearFit()).add(drafted, seconds, self._plain.value)
 
-    def price(self, name: str) -> Price | None:
-        """Break-even price of a draft by `name`; None when a draft-free pass must re-measure the baseline."""
+    def break_even(self, name: str) -> BreakEven | None:
+        """Break-even of a draft by `name`; None when a draft-free pass must re-measure the baseline."""
         plain = self._plain.value
         if plain is None or self._generated.value is None or self._since_plain > _PLAIN_EVERY:
             return None
         value = min(self._generated.value, plain)
         start, more = self._lines.setdefault(name, LinearFit()).fit(plain)
-        return Price(max(start - plain, 0.0) / value, more / value)
+        return BreakEven(max(start - plain, 0.0) / value, more / value)
 
 
 class DraftSelector:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeblt.arguments import shown
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import WeightPlan
-from edgeblt.decoding.draft_costs import Costs, DraftSelector
+from edgeblt.decoding.draft_costs import DraftSelector, PassCosts
 from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
 from edgeblt.decoding.sampling import Sampler
 from edgeblt.errors import EdgebltError
@@ -39,7 +39,7 @@ _STANDS_FOR: dict[str, tuple[str, ...]] = {NONE: (), AUTO: tuple(DRAFTERS)}
 
 
 @dataclass
-class DraftCounts:
+class AcceptanceCounts:
     """Numbers of passes, drafted ids and accepted ids of one text."""
 
     passes: int = 0  # of the model; each gives one id beside the accepted ones
@@ -58,7 +58,7 @@ class DraftStatistics:
         self.names = tuple(name for name in _STANDS_FOR.get(draft, (draft,)) if name in usable)
         self.rates = {name: initial_rates(name) for name in self.names}
         smaller_models = [name for name in self.names if name != NGRAM]
-        self.costs = Costs()
+        self.costs = PassCosts()
         self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
@@ -88,7 +88,7 @@ def generate_ids(
     sampler: Sampler,
     statistics: DraftStatistics,
     most: int,
-    counts: DraftCounts | None = None,
+    counts: AcceptanceCounts | None = None,
 ) -> Iterator[int]:
     """Generate at most `most` ids after the text the session has been fed; `logits` [vocab] are its last.
 
@@ -97,7 +97,7 @@ def generate_ids(
     """
     left, pending = most, 0
     chosen = [sampler.choose(logits)]
-    speculation = _Speculation(session, sampler, statistics, counts or DraftCounts()) if most > 1 else None
+    speculation = _Speculation(session, sampler, statistics, counts or AcceptanceCounts()) if most > 1 else None
     while True:
         for pending in chosen[:left]:
             yield pending
@@ -112,7 +112,9 @@ def generate_ids(
 class _Speculation:
     """Speculation on one text: the n-gram drafter goes first, then the smaller model that measures fastest."""
 
-    def __init__(self, session: Session, sampler: Sampler, statistics: DraftStatistics, counts: DraftCounts) -> None:
+    def __init__(
+        self, session: Session, sampler: Sampler, statistics: DraftStatistics, counts: AcceptanceCounts
+    ) -> None:
         self._session, self._sampler, self._counts = session, sampler, counts
         self._costs, self._selector, self._clock = statistics.costs, statistics.selector, statistics.clock
         self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in statistics.rates.items()}
@@ -153,12 +155,12 @@ class _Speculation:
         for name in (*self._asked_first, self._selector.choose()):
             if name == NONE or not most:
                 continue
-            price = self._costs.price(name)
-            if price is None:
+            break_even = self._costs.break_even(name)
+            if break_even is None:
                 continue
-            draft = self._drafters[name].draft(self._session, pending, self._pick, price.id)
+            draft = self._drafters[name].draft(self._session, pending, self._pick, break_even.per_id)
             asked = asked if name == NGRAM else name  # n-gram drafts take no time
-            if draft.ids and draft.expected - price.id * len(draft.ids) >= price.start:
+            if draft.ids and draft.expected - break_even.per_id * len(draft.ids) >= break_even.per_draft:
                 return name, draft.ids[:most]
         return asked, []
 
