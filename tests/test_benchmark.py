@@ -16,7 +16,7 @@ from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.measure.benchmark import Benchmark, Setting, _Bench, bench
+from edgeblt.measure.benchmark import Benchmark, Setting, bench
 from edgeblt.measure.benchmark_runs import FollowedText, Run, arrivals, timed_run
 from edgeblt.measure.reference import Text
 from edgeblt.measure.weight_traffic import weight_bytes_read
@@ -120,8 +120,8 @@ def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypa
         return happen
 
     monkeypatch.setattr("edgeblt.measure.benchmark.measure_bandwidth", happens("bandwidth", None))
-    monkeypatch.setattr("edgeblt.measure.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
-    monkeypatch.setattr(_Bench, "run", happens("run", _Bench.run))
+    monkeypatch.setattr("edgeblt.measure.benchmark.peak_resident_bytes", happens("peak", lambda: 1000 * len(happened)))
+    monkeypatch.setattr("edgeblt.measure.benchmark.timed_run", happens("run", timed_run))
     rows = bench(tiny.bundle, [Setting(threads=1, prompt_bytes=4), Setting(threads=2, prompt_bytes=4)], 2, 1)
     assert happened == [*["run"] * 4, "peak", "bandwidth", "bandwidth"]
     assert [row.peak_rss_bytes for row in rows] == [5000, 5000]
@@ -194,7 +194,7 @@ def test_runs_on_a_text_begin_at_places_of_their_own(tiny: Exported, ran: list[t
 def test_sampled_runs_have_seeds_of_their_own(tiny: Exported, ran: list[tuple[str, bytes, Sampler]]) -> None:
     settings = [Setting(prompt_bytes=5, temperature=temperature) for temperature in (0.0, 0.7)]
     greedy, sampled = bench(tiny.bundle, settings, 3, 2, Text("t", b"abc"), with_bandwidth=False, seed=7)
-    assert [sampler._sampling for _, _, sampler in ran] == [
+    assert [sampler.sampling for _, _, sampler in ran] == [
         Sampling(temperature, seed=seed)
         for temperature, seed in ((0.0, 7), (0.7, 7), (0.0, 7), (0.7, 7), (0.0, 8), (0.7, 8))
     ]

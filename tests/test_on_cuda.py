@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny_models
+from bound_places import places_of_state
 from conftest import Exported, Text, export_oracle
 from cuda_walk import SHAPES
 from edgeblt.bundle.contract import STAGES
@@ -25,9 +26,8 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load, open_model
 from edgeblt.node_providers import node_providers
-from edgeblt.quant.recipes.recipe import _PACKAGED, packaged_recipes
+from edgeblt.quant.recipes.recipe import PACKAGED, packaged_recipes
 from edgeblt.runtime import cuda, native
-from edgeblt.runtime.device_array import DeviceArray
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 
 pytestmark = pytest.mark.cuda
@@ -146,16 +146,12 @@ def test_forks_are_independent(tiny: Callable[[int], Tiny]) -> None:
 
 def test_state_stays_on_the_device(tiny: Callable[[int], Tiny]) -> None:
     one, session = tiny(WINDOWS), tiny(WINDOWS).model.session()
-    one.feed(session, 100)
-    session.rollback(95)
-    for each in (session, session.fork()):
-        stages = {"patcher": each._patcher.stage, **each._stages}
-        assert stages.keys() == {*STAGES}
-        for stage in stages.values():
-            assert stage.cache
-            assert all(isinstance(buffer, DeviceArray) for buffer in stage.cache.buffers)
-        for array in (each._carried_row, each._single.byte_vectors, each._cross_rows.rows(1, 2)):
-            assert isinstance(array, DeviceArray)
+    with places_of_state() as places:
+        one.feed(session, 100)
+        session.rollback(95)
+        for each in (session.fork(), session):
+            one.feed(each, 130)
+    assert places == {"cuda"}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -196,7 +192,7 @@ def test_stages_exported_for_both(tiny: Callable[[int], Tiny], target: str, tmp_
 def test_formats(tiny: Callable[[int], Tiny], recipe: str, tmp_path: Path) -> None:
     """The expected: a bundle for the cpu of the same weights, its products in float32."""
     one, own = tiny(WINDOWS), tmp_path / f"{recipe}.toml"
-    text = (_PACKAGED / f"{recipe}.toml").read_text(encoding="utf-8")  # without what needs a calibration text
+    text = (PACKAGED / f"{recipe}.toml").read_text(encoding="utf-8")  # without what needs a calibration text
     text = text.replace('method = "gptq"', "").replace("sparsity =", 'pruning = "magnitude"\nsparsity =')
     own.write_text(text, encoding="utf-8")
     bundles = {

@@ -59,7 +59,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, endless: bool = False, ends: Collection[int] = (EOS,)) -> None:
         self.ends = frozenset(() if endless else ends)
-        self._sampling = sampling
+        self.sampling = sampling
         self._random = default_rng(sampling.seed)
         # A model may have more ids, which stand for no byte.
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
@@ -79,7 +79,7 @@ class Sampler:
 
         Raises EdgebltError where an id that may be sampled has NaN, or all have -inf.
         """
-        if self._sampling.temperature == 0:
+        if self.sampling.temperature == 0:
             return self._likeliest(logits)
         while len(self._times) <= ahead:
             self._times.append(self._random.standard_exponential(self._width))
@@ -93,19 +93,19 @@ class Sampler:
         """Estimated probability that the model's logits give the id that a drafter's `logits` gave; a heuristic."""
         weights = _weights(self._allowed(logits), 1.0)
         share = float(weights[id] / weights.sum())
-        return share if self._sampling.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
+        return share if self.sampling.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities by id, float64, of what `choose` samples at a temperature above 0. Raises as `foresee`."""
-        weights = _weights(self._allowed(logits), self._sampling.temperature)
+        weights = _weights(self._allowed(logits), self.sampling.temperature)
         order = np.argsort(-weights, kind="stable")
-        if self._sampling.top_k is not None:
-            weights[order[self._sampling.top_k :]] = 0
+        if self.sampling.top_k is not None:
+            weights[order[self.sampling.top_k :]] = 0
         weights /= weights.sum()
-        if self._sampling.top_p is not None and self._sampling.top_p < 1:
+        if self.sampling.top_p is not None and self.sampling.top_p < 1:
             # The likeliest ids up to and including the one that reaches top_p.
             before = np.cumsum(weights[order]) - weights[order]
-            weights[order[before >= self._sampling.top_p]] = 0
+            weights[order[before >= self.sampling.top_p]] = 0
             weights /= weights.sum()
         return weights
 

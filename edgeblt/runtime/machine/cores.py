@@ -38,7 +38,7 @@ def check_threads(threads: int | None) -> None:
     if threads > most:
         raise EdgebltError(f"threads is {shown(threads)}, and {_cores(cores)}; give at most {most}, best leave it out")
     if threads > cores:
-        _warn(threads, cores)
+        warn_of_waiting(threads, cores)
 
 
 def most_threads() -> int:
@@ -47,7 +47,8 @@ def most_threads() -> int:
 
 
 @functools.cache  # once is enough, however many models are opened so
-def _warn(threads: int, cores: int) -> None:
+def warn_of_waiting(threads: int, cores: int) -> None:
+    """Log that `threads` are more than the cores this process can use; `cache_clear()` forgets what was logged."""
     logging.getLogger("edgeblt").warning(
         "threads is %d, and %s: threads that wait for each other make it slower", threads, _cores(cores)
     )
