@@ -1,4 +1,4 @@
-"""Native libraries of the package: where they are, the instructions they use, or why they are not used.
+"""Native libraries of the package: their paths, the instructions they use, or why they are not used.
 
 They hold kernels for the operators of domain `edgeblt`: one library for the CPU, and one for CUDA that is opened only
 when asked for. Everything works without them, slower, as every model carries those operators in portable form too. A

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes: `anonymous` are this process's alone; `mapped` are files' pages, which processes share."""
+    """Resident bytes: `anonymous` belong to this process alone; `mapped` are pages of files, which processes share."""
 
     anonymous: int
     mapped: int
