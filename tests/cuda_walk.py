@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bound_places import places_of_state
 from edgeblt.bundle.contract import STAGES
 from edgeblt.decoding.sampling import log_softmax
 from edgeblt.model import open_model
@@ -29,14 +28,13 @@ def walk(bundle: str, provider: str) -> None:
     ids = [1] + [rng.randrange(4, 260) for _ in range(LENGTH - 1)]
     session = model.session()
     runs = dict.fromkeys(STAGES, 0)
-    with places_of_state() as places:
-        for step in range(30):
-            session.feed(ids[session.position : session.position + rng.choice([1, 1, 1, 2, 9, 60, 150, 300])])
-            if session.position == LENGTH or step % 4 == 3:
-                session.rollback(session.position - min(rng.choice([1, 5, 32, 300]), session.position))
-            if step % 7 == 6:
-                runs = {name: count + session.work[name].runs for name, count in runs.items()}
-                session = session.fork()
+    for step in range(30):
+        session.feed(ids[session.position : session.position + rng.choice([1, 1, 1, 2, 9, 60, 150, 300])])
+        if session.position == LENGTH or step % 4 == 3:
+            session.rollback(session.position - min(rng.choice([1, 5, 32, 300]), session.position))
+        if step % 7 == 6:
+            runs = {name: count + session.work[name].runs for name, count in runs.items()}
+            session = session.fork()
     print(
         json.dumps(
             {
@@ -45,10 +43,18 @@ def walk(bundle: str, provider: str) -> None:
                 "nodes": [vars(part) for part in node_providers(model)],
                 "runs": runs,
                 "patches": session.patch_count,
-                "state": sorted(places),
+                "types": sorted({type(array).__name__ for array in state(session)}),
             }
         )
     )
+
+
+def state(session: object) -> list[object]:
+    """All that a session keeps for its stages."""
+    stages = {"patcher": session._patcher.stage, **session._stages}  # type: ignore[attr-defined]
+    caches = [buffer for name in STAGES if stages[name].cache for buffer in stages[name].cache.buffers]
+    histories = [session._byte_vectors.rows(session.position), session._cross_rows.rows(session._cross_rows.end)]  # type: ignore[attr-defined]
+    return [*caches, *histories, session._carried_row]  # type: ignore[attr-defined]
 
 
 def patch(bundle: str, library: str) -> None:

@@ -76,7 +76,7 @@ def test_all_stages_on_cuda(
     """Every kernel takes what it is given, without cuDNN, and state stays on the device."""
     found = walked(stand_in, for_cuda(seed, recipe), "cuda", capability=capability)
     assert found["placement"] == dict.fromkeys(STAGES, "cuda") and found["device"].startswith("stand-in, ")
-    assert found["state"] == ["cuda"]
+    assert found["types"] == ["DeviceArray"]
     assert {part["stage"] for part in found["nodes"] if part["provider"] == "CUDAExecutionProvider"} == set(STAGES)
     elsewhere = {
         name for part in found["nodes"] if part["provider"] != "CUDAExecutionProvider" for name in part["operators"]
@@ -92,7 +92,7 @@ def test_stages_on_both(stand_in: StandIn, for_cuda: Callable[..., Path], provid
     on_cpu = {part.partition("=")[0] for part in provider.split(",")}
     assert {stage for stage, name in found["placement"].items() if name == "cpu"} == on_cpu
     assert found["patches"] > 20 and found["runs"]["global"] > 5
-    assert found["state"] == ["cpu", "cuda"]
+    assert found["types"] == ["DeviceArray", "ndarray"]
     providers = {(part["stage"], part["provider"]) for part in found["nodes"]}
     assert all((stage, "CUDAExecutionProvider") not in providers for stage in on_cpu)
 

@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny_models
-from bound_places import places_of_state
 from conftest import Exported, Text, export_oracle
 from cuda_walk import SHAPES
 from edgeblt.bundle.contract import STAGES
@@ -28,6 +27,7 @@ from edgeblt.model import Model, load, open_model
 from edgeblt.node_providers import node_providers
 from edgeblt.quant.recipes.recipe import PACKAGED, packaged_recipes
 from edgeblt.runtime import cuda, native
+from edgeblt.runtime.device_array import DeviceArray
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 
 pytestmark = pytest.mark.cuda
@@ -146,12 +146,16 @@ def test_forks_are_independent(tiny: Callable[[int], Tiny]) -> None:
 
 def test_state_stays_on_the_device(tiny: Callable[[int], Tiny]) -> None:
     one, session = tiny(WINDOWS), tiny(WINDOWS).model.session()
-    with places_of_state() as places:
-        one.feed(session, 100)
-        session.rollback(95)
-        for each in (session.fork(), session):
-            one.feed(each, 130)
-    assert places == {"cuda"}
+    one.feed(session, 100)
+    session.rollback(95)
+    for each in (session, session.fork()):
+        stages = {"patcher": each._patcher.stage, **each._stages}
+        assert stages.keys() == {*STAGES}
+        for stage in stages.values():
+            assert stage.cache
+            assert all(isinstance(buffer, DeviceArray) for buffer in stage.cache.buffers)
+        for array in (each._carried_row, each._single.byte_vectors, each._cross_rows.rows(1, 2)):
+            assert isinstance(array, DeviceArray)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

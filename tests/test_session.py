@@ -21,13 +21,13 @@ from transformers.models.blt.modeling_blt import compute_hash_embeddings
 import tiny_models
 from conftest import LONGEST, Exported, Text
 from edgeblt.bundle.config import HashConfig, PatchingRule, Rule
-from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec, stage_contracts
+from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec
 from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.encoder import table_rows
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
-from edgeblt.runtime.cache import PIECE_BYTES, RowHistory
+from edgeblt.runtime.cache import PIECE_BYTES
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
 from edgeblt.runtime.stage import StageRunner
 
@@ -147,35 +147,25 @@ def test_going_back_to_before_the_first_patch_ended(
 
 
 @pytest.mark.parametrize("at_once", [1, 600], ids=["bytes", "chunks"])
-def test_only_the_global_cache_grows(
-    exported: Callable[[int], Exported], monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+def test_only_the_global_cache_grows(exported: Callable[[int], Exported], at_once: int) -> None:
     model, ids = exported(WINDOWS).model, tiny_models.random_ids(7, 1800)
-    kept: dict[RowHistory, int] = {}
-    append = RowHistory.append
-
-    def counted(history: RowHistory, *arguments: Any) -> None:
-        append(history, *arguments)
-        kept[history] = max(kept.get(history, 0), history.end - history.first)
-
-    monkeypatch.setattr(RowHistory, "append", counted)
-    session, bytes_at = model.session(), {}
+    session, longest_patch = model.session(), model.config.patching.max_patch_length
+    largest = min(at_once, CHUNK_BYTES)
+    assert longest_patch is not None
+    bytes_at = {}
     while session.position < 1800:
         session.feed(ids[session.position : session.position + at_once])
         bytes_at[session.position] = session.cache_bytes
-    for name, contract in stage_contracts(model.config).items():
-        assert contract.cache
+    for name, stage in session._stages.items():
+        assert stage.cache is not None
         if name == "global":
             assert bytes_at[600][name] < bytes_at[1800][name]
             continue
         assert bytes_at[600][name] == bytes_at[1800][name]
-        assert contract.cache.window is not None
-        slot = 2 * contract.cache.layer_count * contract.cache.kv_head_count * contract.cache.head_dim * 4  # bytes
-        # The slots in use, and those that the last move dropped.
-        assert bytes_at[1800][name] <= slot * (contract.cache.window + 2 * PIECE_BYTES)
-    longest_patch = model.config.patching.max_patch_length
-    assert longest_patch is not None and len(kept) == 3
-    assert max(kept.values()) <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + min(at_once, CHUNK_BYTES)))
+        assert stage.cache.spec.window is not None
+        assert stage.cache.capacity <= stage.cache.spec.window + PIECE_BYTES
+    for rows in (session._patcher._states, session._byte_vectors, session._cross_rows):
+        assert len(rows._rows) <= max(128, 2 * (2 * ROLLBACK_BYTES + longest_patch + 1 + largest))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
