@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeblt import load
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
-from edgeblt.export.checkpoints.transformers_form import stored_name
+from edgeblt.export.checkpoints.stored_names import transformers_name
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text
 from edgeblt.quant.compress import quantize_checkpoint
@@ -90,7 +90,7 @@ def by_magnitude(path: Path, kept: dict[str, str]) -> Path:
             gate, up, down = (original.tensor(name) for name in names)
             sizes = np.linalg.norm(gate, axis=1) * np.linalg.norm(up, axis=1) * np.linalg.norm(down, axis=0)
             largest = np.sort(np.argsort(-sizes, kind="stable")[:count])
-            keys = [stored_name(name, encoder_cross_layer=0) for name in names]
+            keys = [transformers_name(name, encoder_cross_layer=0) for name in names]
             tensors |= {key: tensors[key][largest] for key in keys[:2]}
             tensors[keys[2]] = tensors[keys[2]][:, largest].contiguous()
     path.mkdir()

@@ -9,8 +9,8 @@ whose lines differ in numbers.
 
 Weights are counted, as every run of a stage reads the stage's once. Drafts adapt to what passes cost: once to seconds,
 and once to weights, as on a machine whose memory bounds it. With --like the weights are those that decoding would read
-at the shape of another checkpoint, by its int8 plan; what is drafted and kept is this model's. All in turn, medians;
-the last line is JSON.
+at the shape of another checkpoint, by its int8 plan; what is drafted and accepted is this model's.
+All in turn, medians; the last line is JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import StageWeights
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DRAFTS, DraftCounts, DraftStatistics, generate_ids
+from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, DraftStatistics, generate_ids
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode
@@ -38,7 +38,7 @@ from edgeblt.model import Model, load
 from edgeblt.runtime.machine.device import device_name
 
 CONTEXT = 1024
-WAYS = ("greedy", "drawn", "given")
+WAYS = ("greedy", "sampled", "given")
 TEMPERATURE = 0.8
 
 
@@ -58,7 +58,7 @@ class Found:
     seconds: float
     weight_bytes: float
     bytes_per_pass: float
-    kept: float | None
+    acceptance_rate: float | None
     text: bytes
 
 
@@ -109,16 +109,16 @@ def measure(
             "times": statistics.median(plain.seconds / one.seconds for plain, one in timed),
             "bytes_per_s": statistics.median(count / one.seconds for _, one in timed),
             "bytes_per_pass": statistics.median(one.bytes_per_pass for _, one in timed),
-            "kept": timed[-1][1].kept,
+            "acceptance_rate": timed[-1][1].acceptance_rate,
             "weights": statistics.median(one.weight_bytes / plain.weight_bytes for plain, one in timed),
             "fewest_weights": by_weight.weight_bytes / found[0].weight_bytes if draft == "none"
             else by_weight.weight_bytes / runs["none"][0].weight_bytes,
         }  # fmt: skip
         rows.append(row)
-        kept = "" if row["kept"] is None else f"{row['kept']:.2f} kept"
+        rate = "" if row["acceptance_rate"] is None else f"{row['acceptance_rate']:.2f} accepted"
         print(
-            f"{name:10} {way:6} {draft:8} {row['bytes_per_s']:7,.0f} bytes/s, {row['times']:.2f} times; "
-            f"{row['bytes_per_pass']:.2f} bytes a pass, {kept:9} weights {row['weights']:.2f}; "
+            f"{name:10} {way:7} {draft:8} {row['bytes_per_s']:7,.0f} bytes/s, {row['times']:.2f} times; "
+            f"{row['bytes_per_pass']:.2f} bytes a pass, {rate:14} weights {row['weights']:.2f}; "
             f"where weights are what a pass costs: {row['fewest_weights']:.2f}",
             flush=True,
         )
@@ -134,9 +134,9 @@ def run(
     drafting: DraftStatistics | str,
 ) -> Found:
     """One continuation; a drafter's name instead of statistics has it adapt to weights, from nothing."""
-    session, counts = model.session(), DraftCounts()
+    session, counts = model.session(), AcceptanceCounts()
     logits = session.feed(ids[: CONTEXT + 1])[-1]
-    samplers = {"greedy": Sampling(), "drawn": Sampling(TEMPERATURE, seed=1)}
+    samplers = {"greedy": Sampling(), "sampled": Sampling(TEMPERATURE, seed=1)}
     sampler = Given(ids[CONTEXT + 1 :]) if way == "given" else Sampler(samplers[way], endless=True)
     if isinstance(drafting, str):
         drafting = DraftStatistics(drafting, clock=lambda: float(weight_bytes_read(weights, session.work)))
@@ -144,8 +144,8 @@ def run(
     new = list(generate_ids(session, logits, sampler, drafting, count, counts))
     seconds = time.perf_counter() - started
     read = weight_bytes_read(weights, session.work) - before
-    kept = counts.accepted / counts.drafted if counts.drafted else None
-    return Found(seconds, read, (count - 1) / counts.passes, kept, np.array(new, "<u2").tobytes())
+    acceptance_rate = counts.accepted / counts.drafted if counts.drafted else None
+    return Found(seconds, read, (count - 1) / counts.passes, acceptance_rate, np.array(new, "<u2").tobytes())
 
 
 def text_of(name: str, length: int) -> bytes:

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from edgeblt import Model, load
 from edgeblt.bundle.contract import STAGES
 from edgeblt.export.checkpoints.checkpoint import expected_shapes
+from edgeblt.export.checkpoints.stored_names import transformers_name
 from edgeblt.export.checkpoints.transformers_config import parse_config
-from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
@@ -82,7 +82,7 @@ def write_checkpoint(path: Path) -> None:
     tensors = {}
     for name, shape in expected_shapes(parsed.model).items():
         values = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=chance) * shape[1] ** -0.5
-        tensors[stored_name(name, parsed.encoder_cross_layer)] = values.to(torch.bfloat16)
+        tensors[transformers_name(name, parsed.encoder_cross_layer)] = values.to(torch.bfloat16)
     save_file(tensors, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(CONFIG))
 

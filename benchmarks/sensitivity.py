@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from edgeblt import Model, load
 from edgeblt.bundle.contract import STAGES
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
-from edgeblt.export.checkpoints.transformers_form import stored_name
+from edgeblt.export.checkpoints.stored_names import transformers_name
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.reference import TransformersReference
 from edgeblt.measure.reference import ComputedRows, Text
@@ -131,7 +131,7 @@ def replaced(folder: Path, name: str, weights: dict[str, Matrix]) -> Path:
     shutil.copyfile(DEMO_CHECKPOINT / "config.json", checkpoint / "config.json")
     tensors = {key: value.float() for key, value in load_file(DEMO_CHECKPOINT / "model.safetensors").items()}
     cross_layer = 0  # the bundled model's encoder has one layer
-    tensors |= {stored_name(key, cross_layer): torch.from_numpy(value) for key, value in weights.items()}
+    tensors |= {transformers_name(key, cross_layer): torch.from_numpy(value) for key, value in weights.items()}
     save_file(tensors, checkpoint / "model.safetensors")
     return export_bundle(checkpoint, checkpoint.with_suffix(".bundle")).path
 

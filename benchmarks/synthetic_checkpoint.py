@@ -23,8 +23,8 @@ from edgeblt.bundle.contract import STAGES
 from edgeblt.bundle.whole_files import whole_directory
 from edgeblt.export.checkpoints.checkpoint import expected_shapes
 from edgeblt.export.checkpoints.files.checkpoint_files import INDEX
+from edgeblt.export.checkpoints.stored_names import transformers_name
 from edgeblt.export.checkpoints.transformers_config import parse_config
-from edgeblt.export.checkpoints.transformers_form import stored_name
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import held_out_text
 from edgeblt.progress import Advance, progress
@@ -117,7 +117,7 @@ def write_checkpoint(path: Path, document: dict[str, Any], seed: int = 0) -> Wri
     with whole_directory(path) as partial, progress("writing", total, "weights") as advance:
         for number, names in enumerate(shards, start=1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            stored = {name: stored_name(name, parsed.encoder_cross_layer) for name in names}
+            stored = {name: transformers_name(name, parsed.encoder_cross_layer) for name in names}
             weight_map |= dict.fromkeys(stored.values(), file)
             with (partial / file).open("wb") as stream:
                 _write_shard(stream, weights, stored, advance)

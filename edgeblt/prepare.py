@@ -79,7 +79,7 @@ def prepare(path: str | Path) -> Preparation:
             raise _NothingToPackError  # so that no directory appears
         record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
-        _compare(bundle, open_prepared(partial, bundle, "cpu"))
+        compare_results(bundle, open_prepared(partial, bundle, "cpu"))
     outcomes = tuple(_outcome(name, stages.get(name)) for name in STAGES)
     return Preparation(str(target) if stages else None, sum(outcome.bytes for outcome in outcomes), outcomes)
 
@@ -121,7 +121,7 @@ def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedSta
     return None
 
 
-def _compare(bundle: Bundle, prepared: Prepared) -> None:
+def compare_results(bundle: Bundle, prepared: Prepared) -> None:
     """Checks that results are the same bit by bit, as kernels read mapped packed weights at other addresses."""
     own = Prepared(prepared.path, (), "it is being compared")
     for expected, found in zip(_results(bundle, own), _results(bundle, prepared), strict=True):

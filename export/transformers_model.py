@@ -9,8 +9,8 @@ from transformers import BltConfig, BltForCausalLM
 from edgeblt.bundle.config import ModelConfig, PatchingRule, Rule, TransformerConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
+from edgeblt.export.checkpoints.stored_names import transformers_name
 from edgeblt.export.checkpoints.transformers_config import parse_config
-from edgeblt.export.checkpoints.transformers_form import stored_name
 
 Document = dict[str, Any]
 
@@ -18,7 +18,7 @@ Document = dict[str, Any]
 def transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whose own types are of no help
     """The model in float32, in memory, for evaluation. Raises EdgebltError for what transformers cannot compute."""
     document = config_document(checkpoint.config)
-    named = {stored_name(name, encoder_cross_layer=0): name for name in checkpoint.names()}
+    named = {transformers_name(name, encoder_cross_layer=0): name for name in checkpoint.names()}
     weights = {stored: torch.from_numpy(checkpoint.tensor(name)) for stored, name in named.items()}
     model = BltForCausalLM.from_pretrained(None, config=BltConfig(**document), state_dict=weights, dtype=torch.float32)
     return model.eval()

@@ -52,18 +52,18 @@ class Worker:
     """A process that runs bundles, started anew when it has ended."""
 
     def __init__(self, native: str, seconds: float) -> None:
-        self._native, self._seconds = native, seconds
-        self._process: subprocess.Popen[str] | None = None
+        self._native, self.seconds = native, seconds
+        self.process: subprocess.Popen[str] | None = None
 
     def run(self, path: Path) -> dict[str, str]:
-        process = self._process = self._process or self._started()
+        process = self.process = self.process or self._started()
         assert process.stdin and process.stdout
         with suppress(BrokenPipeError):  # it has ended, which the lines below find
             process.stdin.write(f"{path}\n")
             process.stdin.flush()
-        if not select.select([process.stdout], [], [], self._seconds)[0]:
+        if not select.select([process.stdout], [], [], self.seconds)[0]:
             self.stop()
-            return {"ended": f"runs longer than {self._seconds:.0f} s", "said": "", "left": ""}
+            return {"ended": f"runs longer than {self.seconds:.0f} s", "said": "", "left": ""}
         line = process.stdout.readline()
         if line:
             return dict(json.loads(line))
@@ -73,15 +73,15 @@ class Worker:
         return {"ended": f"crashes with exit code {code}", "said": said, "left": ""}
 
     def stop(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
                 if pipe and not pipe.closed:
                     with suppress(BrokenPipeError):  # of a process that has ended
                         pipe.close()
             self._errors.unlink(missing_ok=True)
-        self._process = None
+        self.process = None
 
     def _started(self) -> subprocess.Popen[str]:
         handle, name = tempfile.mkstemp(prefix="edgeblt-fuzz-", suffix=".txt")

@@ -19,7 +19,7 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_argument_is_explained() -> None:
     for entries in api_page.SECTIONS.values():
         for _, file, name in entries:
-            found = api_page._find(file, name)
+            found = api_page.find_definition(file, name)
             members = [node for node in found.body if isinstance(node, ast.FunctionDef)]
             for function in [found] if isinstance(found, ast.FunctionDef) else members:
                 if function.name.startswith("_") or function.name == "stream":  # which takes what generate takes

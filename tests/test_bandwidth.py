@@ -28,7 +28,7 @@ def test_readers_read_everything() -> None:
     chance = np.random.default_rng(0)
     matrix = chance.integers(0, 9, (37, 4096)).astype(np.float32)  # their sums are exact
     with ThreadPoolExecutor(2) as pool:
-        results: dict[str, Any] = {name: read() for name, read in bandwidth._readers(matrix, 2, pool).items()}
+        results: dict[str, Any] = {name: read() for name, read in bandwidth.memory_readers(matrix, 2, pool).items()}
     sums = matrix.sum(axis=0, dtype=np.float64)
     np.testing.assert_array_equal(results["onnxruntime MatMul"][0], sums[None])
     np.testing.assert_array_equal(np.sum(results["numpy product"], axis=0), sums)
@@ -36,7 +36,7 @@ def test_readers_read_everything() -> None:
 
 
 def test_the_graph_is_what_onnx_would_write() -> None:
-    model = onnx.load_from_string(bandwidth._product_graph())
+    model = onnx.load_from_string(bandwidth.product_graph())
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
 

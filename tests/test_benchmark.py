@@ -12,11 +12,11 @@ import pytest
 
 from conftest import Exported
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DRAFTS, DraftCounts, generate_ids
+from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
-from edgeblt.measure.benchmark import Benchmark, Setting, _Bench, bench
+from edgeblt.measure.benchmark import Benchmark, Setting, bench
 from edgeblt.measure.benchmark_runs import FollowedText, Run, arrivals, timed_run
 from edgeblt.measure.reference import Text
 from edgeblt.measure.weight_traffic import weight_bytes_read
@@ -120,8 +120,8 @@ def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypa
         return happen
 
     monkeypatch.setattr("edgeblt.measure.benchmark.measure_bandwidth", happens("bandwidth", None))
-    monkeypatch.setattr("edgeblt.measure.benchmark._peak_memory", happens("peak", lambda: 1000 * len(happened)))
-    monkeypatch.setattr(_Bench, "run", happens("run", _Bench.run))
+    monkeypatch.setattr("edgeblt.measure.benchmark.peak_resident_bytes", happens("peak", lambda: 1000 * len(happened)))
+    monkeypatch.setattr("edgeblt.measure.benchmark.timed_run", happens("run", timed_run))
     rows = bench(tiny.bundle, [Setting(threads=1, prompt_bytes=4), Setting(threads=2, prompt_bytes=4)], 2, 1)
     assert happened == [*["run"] * 4, "peak", "bandwidth", "bandwidth"]
     assert [row.peak_rss_bytes for row in rows] == [5000, 5000]
@@ -134,7 +134,7 @@ def test_bytes_of_a_draft_arrive_together_and_share_their_time() -> None:
     gaps, sizes = arrivals([10, 12, 12.001, 12.002, 15, 16, 16.5], [0, 1, 1, 1, 2, 3, 3])
     np.testing.assert_allclose(gaps, [2, 3, 1])
     assert sizes.tolist() == [3, 1, 2]
-    run = Run(1.0, gaps, sizes, 0.0, None, {}, DraftCounts(), 1.0)
+    run = Run(1.0, gaps, sizes, 0.0, None, {}, AcceptanceCounts(), 1.0)
     np.testing.assert_allclose(run.byte_seconds, [2 / 3, 2 / 3, 2 / 3, 3, 0.5, 0.5])
     assert run.seconds == run.byte_seconds.sum() == 6
     gaps, sizes = arrivals([5, 6, 8], [0, 1, 2])  # without drafts every byte arrives alone
@@ -153,7 +153,7 @@ def test_arrivals_are_what_the_passes_gave(tiny: Exported) -> None:
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_a_text_is_decoded_as_it_is(draft: str, tiny: Exported) -> None:
     ids = [1, *np.random.default_rng(3).integers(4, 260, 60).tolist()]
-    session, counts = tiny.model.session(), DraftCounts()
+    session, counts = tiny.model.session(), AcceptanceCounts()
     logits = session.feed(ids[:30])[-1]
     found = list(generate_ids(session, logits, FollowedText(ids[30:]), tiny.model.draft_statistics(draft), 31, counts))
     assert found == ids[30:] and session.ids.tolist() == ids[:-1]
@@ -194,7 +194,7 @@ def test_runs_on_a_text_begin_at_places_of_their_own(tiny: Exported, ran: list[t
 def test_sampled_runs_have_seeds_of_their_own(tiny: Exported, ran: list[tuple[str, bytes, Sampler]]) -> None:
     settings = [Setting(prompt_bytes=5, temperature=temperature) for temperature in (0.0, 0.7)]
     greedy, sampled = bench(tiny.bundle, settings, 3, 2, Text("t", b"abc"), with_bandwidth=False, seed=7)
-    assert [sampler._sampling for _, _, sampler in ran] == [
+    assert [sampler.sampling for _, _, sampler in ran] == [
         Sampling(temperature, seed=seed)
         for temperature, seed in ((0.0, 7), (0.7, 7), (0.0, 7), (0.7, 7), (0.0, 8), (0.7, 8))
     ]

@@ -171,7 +171,7 @@ def test_many_go_at_a_time() -> None:
     chosen = choose_channels(down, torch.from_numpy(gram), 128)
     assert len(chosen) == 128 and (np.diff(chosen) > 0).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.quant.methods.channel_choice._STEPS", 300)
+        patch.setattr("edgeblt.quant.methods.channel_choice.STEPS", 300)
         singly = choose_channels(down, torch.from_numpy(gram), 128)
     at_random = [loss(down.astype(np.float64), gram, sorted(rng.permutation(300)[:128])) for _ in range(10)]
     lost, least = (loss(down.astype(np.float64), gram, kept.tolist()) for kept in (chosen, singly))

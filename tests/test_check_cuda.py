@@ -317,7 +317,7 @@ def run_script(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
-@pytest.mark.skipif(cuda._open(cuda.DRIVER) is not None, reason="there is an NVIDIA driver")
+@pytest.mark.skipif(cuda.has_driver(), reason="there is an NVIDIA driver")
 def test_without_a_gpu(tmp_path: Path) -> None:
     ended = run_script("--out", str(tmp_path / "out"))
     assert (ended.returncode, ended.stdout) == (2, "")

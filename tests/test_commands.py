@@ -678,7 +678,7 @@ def test_errors_while_running(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("edgeblt.runtime.session.Session._run_chunk", fail)
+    monkeypatch.setattr("edgeblt.runtime.stage.StageRunner.run", fail)
     assert sentence(run_command(capfd, "generate", bundle, "hello")) == said
 
 
@@ -686,7 +686,7 @@ def test_our_own_mistakes_are_not_hidden(bundle: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr("edgeblt.runtime.session.Session._run_chunk", fail)
+    monkeypatch.setattr("edgeblt.runtime.stage.StageRunner.run", fail)
     monkeypatch.setattr(sys, "argv", ["edgeblt", "generate", str(bundle), "hello"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(KeyError, match="a mistake"):

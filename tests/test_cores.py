@@ -24,9 +24,9 @@ from test_commands import run_command, sentence
 
 @pytest.fixture(autouse=True)
 def not_warned_yet() -> Iterator[None]:
-    cores._warn.cache_clear()
+    cores.warn_of_waiting.cache_clear()
     yield
-    cores._warn.cache_clear()
+    cores.warn_of_waiting.cache_clear()
 
 
 def system(root: Path, groups: str, files: dict[str, str]) -> Path:

@@ -81,14 +81,14 @@ def installed(library: str) -> bool:
 
 @pytest.mark.parametrize("library", ["cublasLt", "cublas", "curand", "cudart"])
 def test_the_first_missing_library_is_named(library: str, stand_in: StandIn) -> None:
-    if installed(library) or cuda._in_wheels(f"lib{library}.so.*"):
+    if installed(library) or cuda.wheel_libraries(f"lib{library}.so.*"):
         pytest.skip(f"lib{library}.so is installed")
     (name,) = (path.name for path in stand_in.cuda.glob(f"lib{library}.so.*"))
     expected = f"{name}, a library of CUDA 13, is missing; {REMEDY}"
     assert run(print_refusal, stand_in.environment(without=name)) == expected
 
 
-@pytest.mark.skipif(cuda._open(cuda.DRIVER) is not None, reason="there is an NVIDIA driver")
+@pytest.mark.skipif(cuda.has_driver(), reason="there is an NVIDIA driver")
 def test_without_a_driver() -> None:
     if cuda.PROVIDER not in onnxruntime.get_available_providers():
         pytest.skip("the installed onnxruntime has no CUDA provider")
@@ -223,6 +223,11 @@ def check_clearing() -> None:
     memory.free(address)
 
 
+def last_error() -> int:
+    """The error that CUDA's runtime remembers, as whoever asks next is told."""
+    return int(ctypes.CDLL("libcudart.so.13").cudaGetLastError())
+
+
 def check_allocations() -> None:
     memory = cuda.CudaMemory()
     empty = [memory.allocate(0) for _ in range(2)]
@@ -233,7 +238,7 @@ def check_allocations() -> None:
         "stand-in has no room for 99 bytes more, with 902 of its 1000 bytes in use; end other processes on it, or use"
         " a bundle with smaller weights or a shorter text"
     )
-    assert cuda._runtime().cudaGetLastError() == 0  # ONNX Runtime would take it for its own
+    assert last_error() == 0  # ONNX Runtime would take it for its own
     for one in (address, *empty):
         memory.free(one)
     assert cuda.gpu_memory().used == 0
@@ -252,7 +257,7 @@ def check_failures() -> None:
     assert said(lambda: memory.copy(address, 3, host, 9, 4, 2)) == (
         f"cudaMemcpy2D failed on the GPU: invalid pitch argument (CUDA error 12); {see}"
     )
-    assert cuda._runtime().cudaGetLastError() == 0
+    assert last_error() == 0
     memory.free(address)
 
 

@@ -58,8 +58,8 @@ def build(directory: Path, **variables: str) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed library, where nvcc has made one."""
-    found = native._find(native.CUDA_LIBRARY_NAME)
-    if found is None or native._wanted() in native.OFF:
+    found = native.find_library(native.CUDA_LIBRARY_NAME)
+    if found is None or os.environ.get(native.VARIABLE) in native.OFF:
         pytest.skip(str(native.cuda_status().reason))
     return found
 
@@ -143,7 +143,7 @@ def test_a_session_takes_one_of_the_two_libraries(library: Path) -> None:
 @pytest.fixture
 def fresh_status() -> Iterator[None]:
     native.cuda_status.cache_clear()
-    native._log.cache_clear()
+    native.warn_once.cache_clear()
     yield
     native.cuda_status.cache_clear()
 
@@ -163,7 +163,7 @@ def test_no_library_is_said_once(
     fresh_status: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv(native.VARIABLE, raising=False)
-    monkeypatch.setattr(native, "_find", lambda name: None)
+    monkeypatch.setattr(native, "find_library", lambda name: None)
     reason = "libedgeblt_cuda.so was not built; install CUDA's compiler nvcc, then edgeblt again from its source"
     with caplog.at_level(logging.WARNING, "edgeblt"):
         assert native.register_cuda(None) == native.register_cuda(None) == reason

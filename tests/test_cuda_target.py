@@ -190,7 +190,7 @@ def test_what_computes_in_float32(for_cuda: Callable[[int], Path]) -> None:
     assert {types[name] for name in ("past_key_0", "present_value_0", "cosines")} == {float16}
     norms = [node for node in patcher.graph.node if node.op_type == "SimplifiedLayerNormalization"]
     assert norms and all(attribute.i == 1 for n in norms for attribute in n.attribute if attribute.name == "stash_type")
-    assert providers._CUDA_OPTIONS["enable_skip_layer_norm_strict_mode"] == "1"
+    assert providers.CUDA_OPTIONS["enable_skip_layer_norm_strict_mode"] == "1"
 
 
 @pytest.mark.parametrize("target", ["global=cuda", "patcher=cpu,encoder=cuda,global=cuda,decoder=cuda", "decoder=cuda"])

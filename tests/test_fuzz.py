@@ -24,11 +24,11 @@ def test_a_crash_is_seen(tmp_path: Path) -> None:
     worker = Worker("portable", 60)
     (tmp_path / "bundle").mkdir()
     assert worker.run(tmp_path / "bundle")["ended"] == "refused"
-    assert worker._process
-    worker._process.kill()
-    worker._process.wait()
+    assert worker.process
+    worker.process.kill()
+    worker.process.wait()
     assert worker.run(tmp_path / "bundle")["ended"].startswith("crashes with exit code -9")
     assert worker.run(tmp_path / "bundle")["ended"] == "refused"
-    worker._seconds = 0
+    worker.seconds = 0
     assert worker.run(tmp_path / "bundle")["ended"].startswith("runs longer than")
     worker.stop()

@@ -385,8 +385,8 @@ def test_graphs_that_name_more_than_there_is(tmp_path: Path, tiny_bundle: tuple[
 
 def rewrite_manifest(bundle: Path) -> None:
     """With the sizes and hashes of the files as they are now."""
-    from edgeblt.bundle.manifest import MANIFEST, _read_manifest, file_record
+    from edgeblt.bundle.manifest import MANIFEST, file_record, read_manifest
 
-    manifest = _read_manifest(bundle / MANIFEST)
+    manifest = read_manifest(bundle / MANIFEST)
     files = {name: file_record(bundle / name) for name in manifest.files}
     write_manifest(bundle, dataclasses.replace(manifest, files=files))

@@ -55,8 +55,7 @@ FUNCTIONS = {
 
 @contextmanager
 def using(level: str) -> Iterator[None]:
-    before = native.LEVELS[native._library(native.status().path).edgeblt_level()]
-    native.use_level(level)
+    before = native.use_level(level)
     try:
         yield
     finally:
@@ -500,7 +499,8 @@ def test_a_runtime_without_the_interface_is_reported() -> None:
     library.RegisterCustomOps.restype = ctypes.c_void_p
     assert library.RegisterCustomOps(None, base) == 1
     assert said == [b"onnxruntime 1.2.3 has no C API version 17; install a newer one"]
-    assert native._library(native.library_path()).edgeblt_registration_error() == said[0]
+    library.edgeblt_registration_error.restype = ctypes.c_char_p
+    assert library.edgeblt_registration_error() == said[0]
     assert native.register(onnxruntime.SessionOptions()) is None  # and later calls start afresh
 
 
@@ -511,7 +511,7 @@ class Refusing:
 
 @needs_library
 def test_a_library_that_is_not_taken_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    native._log.cache_clear()
+    native.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "edgeblt"):
         assert native.register(Refusing()) == native.register(Refusing()) == "not this one"
     assert [record.getMessage() for record in caplog.records] == [
@@ -523,12 +523,12 @@ def test_no_library_is_reported_once(caplog: pytest.LogCaptureFixture, monkeypat
     absent = native.NativeStatus(None, None, "it was not built")
     monkeypatch.setattr(native, "status", lambda: absent)
     monkeypatch.delenv(native.VARIABLE, raising=False)
-    native._log.cache_clear()
+    native.warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "edgeblt"):
         assert native.register(None) == native.register(None) == "it was not built"
         with monkeypatch.context() as asked_for:
             asked_for.setenv(native.VARIABLE, "0")
-            native._log.cache_clear()
+            native.warn_once.cache_clear()
             assert native.register(None) == "it was not built"  # asked for: nothing is said
     assert [record.getMessage() for record in caplog.records] == [
         "the native library is not used, all runs slower: it was not built"

@@ -25,7 +25,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load, open_model
 from edgeblt.node_providers import node_providers
-from edgeblt.quant.recipes.recipe import _PACKAGED, packaged_recipes
+from edgeblt.quant.recipes.recipe import PACKAGED, packaged_recipes
 from edgeblt.runtime import cuda, native
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.state.device_array import DeviceArray
@@ -191,7 +191,7 @@ def test_stages_exported_for_both(tiny: Callable[[int], Tiny], target: str, tmp_
 def test_formats(tiny: Callable[[int], Tiny], recipe: str, tmp_path: Path) -> None:
     """The expected: a bundle for the cpu of the same weights, its products in float32."""
     one, own = tiny(WINDOWS), tmp_path / f"{recipe}.toml"
-    text = (_PACKAGED / f"{recipe}.toml").read_text(encoding="utf-8")  # without what needs a calibration text
+    text = (PACKAGED / f"{recipe}.toml").read_text(encoding="utf-8")  # without what needs a calibration text
     text = text.replace('method = "gptq"', "").replace("sparsity =", 'pruning = "magnitude"\nsparsity =')
     own.write_text(text, encoding="utf-8")
     bundles = {

@@ -120,9 +120,9 @@ def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> 
     monkeypatch.setattr("edgeblt.runtime.opening.open_stage", open_once)
     monkeypatch.setattr("edgeblt.model.generate_ids", lambda *_: itertools.repeat(70, 3))
     monkeypatch.setattr("edgeblt.export.demo.run_demo", lambda *_: exit(0))
-    monkeypatch.setattr("edgeblt.measure.tuning._LENGTHS", (2.0,))
-    monkeypatch.setattr("edgeblt.measure.tuning._BISECTIONS", 0)
-    monkeypatch.setattr("edgeblt.measure.tuning._with_speeds", lambda model, points, data: points)
+    monkeypatch.setattr("edgeblt.measure.tuning.LENGTHS", (2.0,))
+    monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)
+    monkeypatch.setattr("edgeblt.measure.tuning.with_speeds", lambda model, points, data: points)
     monkeypatch.setattr("edgeblt.prepare.prepare", lambda bundle: exit(0))
 
 

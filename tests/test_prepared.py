@@ -23,7 +23,16 @@ from checkpoint_oracle import assert_one_sentence
 from conftest import Exported
 from edgeblt.bundle.contract import STAGES, stage_contracts
 from edgeblt.bundle.examination.external_data import ALIGNMENT, align_external_data
-from edgeblt.bundle.manifest import Bundle, FileRecord, checksum, file_record, open_bundle, write_manifest
+from edgeblt.bundle.manifest import (
+    MANIFEST,
+    Bundle,
+    FileRecord,
+    checksum,
+    file_record,
+    open_bundle,
+    read_manifest,
+    write_manifest,
+)
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.inspection import inspect_bundle
@@ -285,19 +294,21 @@ def test_inspect_says_what_is_prepared(ready: Path) -> None:
     assert inspect_bundle(open_bundle(ready)).description["prepared"].startswith("no: ")
 
 
-def test_the_machine_is_told_by_its_processor_and_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_told_by_its_processor_and_its_id(tmp_path: Path) -> None:
     assert machine_key() == machine_key() and len(machine_key()) == 64
-    files = {"/proc/cpuinfo": ["model name\t: A", "cpu MHz\t: 2250.000", "flags\t: fpu avx2"], "/etc/machine-id": ["1"]}
-    monkeypatch.setattr("edgeblt.runtime.packed_weights._lines", lambda path: files[str(path)])
+    files = [tmp_path / name for name in ("proc/cpuinfo", "etc/machine-id")]
 
-    def key(cpuinfo: list[str] | None = None, machine: str = "1") -> str:
-        files.update({"/proc/cpuinfo": cpuinfo or files["/proc/cpuinfo"], "/etc/machine-id": [machine]})
-        return machine_key()
+    def key(cpuinfo: list[str], machine: str = "1") -> str:
+        for file, text in zip(files, ("\n".join(cpuinfo), machine), strict=True):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        return machine_key(tmp_path)
 
-    first = key()
+    own = ["model name\t: A", "cpu MHz\t: 2250.000", "flags\t: fpu avx2"]
+    first = key(own)
     assert key(["flags\t: avx2 fpu", "model name\t: A", "cpu MHz\t: 1500.000", "model name\t: A"]) == first
     others = [key(["model name\t: A", "flags\t: fpu avx2 avx512f"]), key(["model name\t: B", "flags\t: fpu avx2"]),
-              key(["Features\t: fpu avx2"]), key(machine="2")]  # fmt: skip
+              key(["Features\t: fpu avx2"]), key(own, machine="2")]  # fmt: skip
     assert len({first, *others}) == 5
 
 
@@ -410,9 +421,7 @@ def test_a_bundle_must_not_bring_packed_weights(ready: Path) -> None:
 
 def open_bundle_unchecked(bundle: Path) -> Any:
     """The manifest with every file's size and hash as they now are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeblt.bundle.manifest._hold_stages", lambda *arguments: {})
-        manifest = open_bundle(bundle).manifest
+    manifest = read_manifest(bundle / MANIFEST)
     files: dict[str, FileRecord] = {name: file_record(bundle / name) for name in manifest.files}
     return dataclasses.replace(manifest, files=files)
 
@@ -421,7 +430,8 @@ def open_bundle_unchecked(bundle: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("moment", "kind"), [("file_record", KeyboardInterrupt), ("write_document", SystemExit), ("_compare", MemoryError)]
+    ("moment", "kind"),
+    [("file_record", KeyboardInterrupt), ("write_document", SystemExit), ("compare_results", MemoryError)],
 )
 def test_nothing_is_left_when_it_stops_midway(
     moment: str, kind: type[BaseException], ready: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import VOCAB_SIZE
 from edgeblt.measure.reference import ComputedRows, ReferenceRow, Text, TextRow
-from edgeblt.measure.reference_file import RecordedText, Recording, ReferenceFile, _header, recording_to
+from edgeblt.measure.reference_file import RecordedText, Recording, ReferenceFile, encoded_header, recording_to
 
 TEXTS = [Text("prose, é", b"abcdefgh"), Text("other", b"\x00\xff")]
 ROW_BYTES = 3
@@ -257,7 +257,7 @@ def test_a_header_that_lies(says: str, change: Change, file: Path) -> None:
 
 def test_a_whole_header_that_promises_too_much(file: Path) -> None:
     """Its tensors agree with each other, but the file is a trillion times too small."""
-    header = _header(Recording(1, "model", "", VOCAB_SIZE, 1 << 39, 1, (RecordedText("a", 1 << 39),)))
+    header = encoded_header(Recording(1, "model", "", VOCAB_SIZE, 1 << 39, 1, (RecordedText("a", 1 << 39),)))
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1000))
     assert "bytes instead of 572" in refused(file)
 

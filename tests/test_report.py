@@ -413,7 +413,7 @@ def test_text_from_files_stays_text(name: str) -> None:
 
 
 def test_json_in_a_script_cannot_end_it() -> None:
-    json_ = page._script_json({"</script><!--": math.nan})
+    json_ = page.script_json({"</script><!--": math.nan})
     assert "<" not in json_ and json.loads(json_) == {"</script><!--": None}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
 import tiny_models
 from conftest import Exported
@@ -19,7 +20,6 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load
 from edgeblt.quant.compress import quantize_checkpoint
-from edgeblt.runtime import stage
 from edgeblt.runtime.session import Session
 
 LIMITED = """
@@ -145,8 +145,8 @@ class Failing:
     """Lets a stage's run fail once, after so many runs of all stages."""
 
     def __init__(self, patch: pytest.MonkeyPatch, error: Exception) -> None:
-        self.left, self._error, self._run = -1, error, stage._Binding.run
-        patch.setattr(stage._Binding, "run", self)
+        self.left, self._error, self._run = -1, error, InferenceSession.run_with_iobinding
+        patch.setattr(InferenceSession, "run_with_iobinding", self)
 
     def __get__(self, binding: Any, _: Any) -> Callable[..., None]:
         def run(*arguments: Any) -> None:

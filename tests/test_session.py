@@ -24,7 +24,7 @@ from edgeblt.bundle.config import HashConfig, PatchingRule, Rule
 from edgeblt.bundle.contract import TARGETS, StageContract, Target, TensorSpec
 from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.encoder import _table_rows
+from edgeblt.export.graphs.encoder import table_rows
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
@@ -373,7 +373,7 @@ def rows_of_the_graph(hashes: HashConfig, ids: list[int], target: Target) -> NDA
     windows = TensorSpec("windows", "int64", ("T", longest))
     rows = TensorSpec("rows", "int64", ("T", hashes.table_count))
     graph = GraphBuilder(StageContract("encoder", target, (windows,), (), (rows,), None))
-    stage = graph.finish({"rows": _table_rows(graph, hashes, graph.inputs["windows"])})
+    stage = graph.finish({"rows": table_rows(graph, hashes, graph.inputs["windows"])})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     opened = onnxruntime.InferenceSession(

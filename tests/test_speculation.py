@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import tiny_models
 from conftest import Exported
-from edgeblt.decoding.draft_costs import Costs, DraftSelector, ExponentialMean, Price
+from edgeblt.decoding.draft_costs import BreakEven, DraftSelector, ExponentialMean, PassCosts
 from edgeblt.decoding.drafters import (
     DRAFTERS,
     LENGTHS,
@@ -26,7 +26,7 @@ from edgeblt.decoding.drafters import (
     initial_rates,
 )
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, DraftCounts, DraftStatistics, generate_ids
+from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, AcceptanceCounts, DraftStatistics, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, EOS, OFFSET, encode
@@ -53,7 +53,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts as long as they may be, however unlikely."""
-    monkeypatch.setattr(Costs, "price", lambda *_: Price(0.0, 0.0))
+    monkeypatch.setattr(PassCosts, "break_even", lambda *_: BreakEven(0.0, 0.0))
 
 
 def all_asked(model: Model, draft: str) -> DraftStatistics:
@@ -190,7 +190,7 @@ def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]
     exact = expand((), 1.0, first)
     assert len(exact) == kept**3 and math.isclose(sum(exact.values()), 1.0)
     drawn = dict.fromkeys(exact, 0)
-    counts, draws = DraftCounts(), 500
+    counts, draws = AcceptanceCounts(), 500
     sampler, statistics = Sampler(replace(sampling, seed=5), endless=True), all_asked(model, draft)
     for _ in range(draws):
         ids = tuple(generate_ids(session, first, sampler, statistics, 5, counts))  # drafts reach beyond the three
@@ -203,9 +203,9 @@ def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]
 
 def test_repetition_takes_few_passes(tiny: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """A greedy text of a small model ends up repeating itself: that is recognised, and long drafts are accepted."""
-    monkeypatch.setattr(Costs, "price", lambda *_: Price(0.3, 0.3))
+    monkeypatch.setattr(PassCosts, "break_even", lambda *_: BreakEven(0.3, 0.3))
     session = tiny(10).session()
-    logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], DraftCounts()
+    logits, counts = session.feed(tiny_models.random_ids(10, 20))[-1], AcceptanceCounts()
     statistics = tiny(10).draft_statistics("ngram")
     generated = list(generate_ids(session, logits, Sampler(Sampling(), endless=True), statistics, 300, counts))
     assert len(generated) == 300 and 300 / counts.passes > 2 and counts.accepted <= counts.drafted
@@ -263,33 +263,34 @@ def test_ngrams_are_the_longest_that_are_known(ids: list[int]) -> None:
 
 
 @given(st.floats(1e-5, 1e-1), st.floats(0.0, 1.0), st.floats(0.02, 1.0))
-def test_drafts_are_priced_by_what_passes_took(plain: float, start: float, more: float) -> None:
-    costs = Costs()
-    assert costs.price("patcher") is None  # the first pass tells what a byte is worth
+def test_the_break_even_follows_from_what_passes_took(plain: float, start: float, more: float) -> None:
+    costs = PassCosts()
+    assert costs.break_even("patcher") is None  # the first pass tells what a byte is worth
     costs.add(None, 0, 1, plain)
-    assert costs.price("patcher") == pytest.approx((0.1, 0.3))
+    assert costs.break_even("patcher") == pytest.approx((0.1, 0.3))
     for drafted in [4, 1, 9, 2] * 60:
         costs.add("patcher", drafted, 1, plain * (1 + start + more * drafted))
         costs.add(None, 0, 1, plain)
-    price = costs.price("patcher")
-    assert price and price.start == pytest.approx(start, abs=0.3) and price.id == pytest.approx(more, abs=0.1)
-    for _ in range(100):  # nearly all are kept: a byte takes less time than before, so its draft must bring more
+    first = costs.break_even("patcher")
+    assert first and first.per_draft == pytest.approx(start, abs=0.3)
+    assert first.per_id == pytest.approx(more, abs=0.1)
+    for _ in range(100):  # nearly all are accepted: a byte takes less time than before, so its draft must bring more
         costs.add("patcher", 9, 9, plain * (1 + start + more * 9))
         costs.add(None, 0, 1, plain)
-    later = costs.price("patcher")
-    assert price and later and later.id >= 0.9 * price.id
+    later = costs.break_even("patcher")
+    assert later and later.per_id >= 0.9 * first.per_id
 
 
 def test_passes_without_drafts_are_measured_again() -> None:
-    costs = Costs()
+    costs = PassCosts()
     costs.add(None, 0, 1, 1.0)
     passes = 0
-    while costs.price("ngram"):
+    while costs.break_even("ngram"):
         costs.add("ngram", 5, 6, 2.0)
         passes += 1
     assert 10 < passes < 100
     costs.add(None, 0, 1, 1.0)
-    assert costs.price("ngram")
+    assert costs.break_even("ngram")
 
 
 def test_the_best_way_is_found_and_kept_to() -> None:

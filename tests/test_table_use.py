@@ -69,7 +69,7 @@ def hits_one_by_one(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
 @pytest.mark.parametrize("at_a_time", [1, 7, 100, 1 << 16])
 def test_hits_are_counted(original: Path, text: Path, monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
     config, read = open_checkpoint(original).config, text.read_bytes()[:300]
-    monkeypatch.setattr("edgeblt.quant.calibration.table_use._AT_A_TIME", at_a_time)
+    monkeypatch.setattr("edgeblt.quant.calibration.table_use.AT_A_TIME", at_a_time)
     np.testing.assert_array_equal(count_hits(read, config), hits_one_by_one(read, config))
 
 

@@ -41,8 +41,8 @@ POINT_FIELDS = ["threshold", "bytes_per_patch", "bits_per_byte", "increase", "de
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few bytes are timed: nothing here is about speed."""
-    monkeypatch.setattr(tuning, "_ROUNDS", 1)
-    monkeypatch.setattr(tuning, "_DECODED_BYTES", 5)
+    monkeypatch.setattr(tuning, "ROUNDS", 1)
+    monkeypatch.setattr(tuning, "DECODED_BYTES", 5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Files of weights and their journal: whatever happened to what was left, what is kept is what was written."""
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,26 @@ class Content:
 CONTENT = Content.random()
 
 
+class Stopped(Exception):  # noqa: N818
+    """What ends the writing of a file before all of it is there."""
+
+
 def write(directory: Path, count: int | None = None, key: str = "key") -> list[int]:
     """The first `count` pieces, or those that are missing of all: which were made."""
     made = []
-    file = WeightFile(directory / NAME, SLOTS, Journal(directory, key), HEADER)
-    for index, (name, start, stop) in enumerate(ROWS[:count]):
-        note = file.keeps(f"{name} {start}")
-        assert note in (None, {"index": index})
-        if note is None:
-            made.append(index)
-            file.write(f"{name} {start}", CONTENT.piece(name, start, stop), start, {"index": index})
-        assert file.written == sum(array.nbytes for array in CONTENT.piece(name, start, stop).values())
+    with suppress(Stopped), WeightFile(directory / NAME, SLOTS, Journal(directory, key), HEADER) as file:
+        for index, (name, start, stop) in enumerate(ROWS[:count]):
+            note = file.keeps(f"{name} {start}")
+            assert note in (None, {"index": index})
+            if note is None:
+                made.append(index)
+                file.write(f"{name} {start}", CONTENT.piece(name, start, stop), start, {"index": index})
+            assert file.written == sum(array.nbytes for array in CONTENT.piece(name, start, stop).values())
+        if count is not None:
+            raise Stopped
+        assert np.array_equal(file.read("matrix"), CONTENT.tensors["matrix"])
     if count is None:
-        with file:  # checks that everything is there
-            assert np.array_equal(file.read("matrix"), CONTENT.tensors["matrix"])
         assert (directory / NAME).read_bytes() == CONTENT.bytes()
-    file._file.close()
     return made
 
 

@@ -62,11 +62,11 @@ def page() -> str:
     for heading, entries in SECTIONS.items():
         parts.append(f"## {heading}\n")
         for public, file, name in entries:
-            parts += _entry(public, _find(file, name))
+            parts += _entry(public, find_definition(file, name))
     return "\n".join(parts)
 
 
-def _find(file: str, name: str) -> ast.ClassDef | Function:
+def find_definition(file: str, name: str) -> ast.ClassDef | Function:
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | Function) and node.name == name:
             return node

@@ -126,7 +126,7 @@ def hold_bundle(path: str | Path, verify: bool = False) -> HeldBundle:
     if not os.path.isdir(path):  # os.path: never raises, however odd the name
         raise EdgebltError(f"{path} is not a bundle directory; make one with `edgeblt export CHECKPOINT {path}`")
     try:
-        manifest = _read_manifest(path / MANIFEST)
+        manifest = read_manifest(path / MANIFEST)
     except RecursionError:
         raise EdgebltError(f"{path / MANIFEST} is nested too deeply; export the bundle again") from None
     try:
@@ -196,7 +196,7 @@ def check_checksum(document: dict[str, Any], path: Path, remedy: str) -> None:
         raise EdgebltError(f"{path} does not match its checksum: it was changed or damaged; {remedy}")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     try:
         document = read_document(path, "export the bundle again")
     except OSError as error:

@@ -1,7 +1,7 @@
 """Drafters: cheap predictions of the next ids, for speculative decoding.
 
-    patcher    the patcher's own next-byte distribution; it reads every byte anyway
-    decoder    encoder and decoder run on past the end of the open patch, with its latent
+    patcher    the patcher's own distribution of the next byte, which every pass computes anyway
+    decoder    encoder and decoder alone, which continue the open patch with the latents of completed ones
     ngram      the bytes that followed the newest earlier occurrence of the last few bytes
 
 No draft changes what is generated: `speculation.py` verifies each id.
@@ -17,10 +17,10 @@ from edgeblt.ids import OFFSET
 from edgeblt.runtime.session import Session
 
 MOST_DRAFTED = 24  # fewer than a session rolls back at once
-LENGTHS = (4, 6, 8, 16)  # of the suffixes that `ngram` searches for, in bytes
-_NO_BYTE = 0xFF  # in place of ids that are no byte; it occurs in no UTF-8
-_REACH = 8192  # newest bytes that are searched; searching more takes as long as a pass of a small model
-_BINS = 8  # of predicted probabilities, each with an acceptance rate of its own
+LENGTHS = (4, 6, 8, 16)  # bytes in the suffixes that `ngram` searches for
+_NO_BYTE = 0xFF  # stands for ids that are not bytes: UTF-8 never contains it
+_REACH = 8192  # newest bytes that `ngram` searches; searching more takes as long as a pass of a small model
+_BINS = 8  # equal ranges of predicted probability, each with its own acceptance rate
 
 Pick = Callable[[NDArray[np.float32], int], tuple[int, float]]
 """Maps logits [vocab] and n to the drafted n-th id after the pending one, and its probability."""
@@ -35,10 +35,13 @@ NOTHING = Draft([], 0.0)
 
 
 class AcceptanceRates:
-    """Exponentially weighted acceptance rates of drafted ids by kind; a model keeps them from text to text."""
+    """Exponentially weighted acceptance rates of drafted ids by kind, such as a range of predicted probability.
+
+    A model keeps them from one text to the next.
+    """
 
     _FIRST_WEIGHT = 4.0  # weight of the initial rates, in drafted ids
-    _KEPT = 0.98
+    _DECAY = 0.98
 
     def __init__(self, first: Sequence[float]) -> None:
         self._tried = [self._FIRST_WEIGHT] * len(first)
@@ -48,8 +51,8 @@ class AcceptanceRates:
         return self._right[kind] / self._tried[kind]
 
     def add(self, kind: int, right: bool) -> None:
-        self._tried[kind] = self._KEPT * self._tried[kind] + 1
-        self._right[kind] = self._KEPT * self._right[kind] + right
+        self._tried[kind] = self._DECAY * self._tried[kind] + 1
+        self._right[kind] = self._DECAY * self._right[kind] + right
 
 
 class Drafter(Protocol):
@@ -61,7 +64,7 @@ class Drafter(Protocol):
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         """Ids that may follow `pending`, the text's newest id, which the session has not been fed.
 
-        Drafts as long as the estimated probability that an id and all before it are accepted is above `needed`.
+        The draft ends where the estimated probability that all its ids are accepted would no longer exceed `needed`.
         """
         ...
 
@@ -74,7 +77,7 @@ class _Stepwise:
 
     def __init__(self, rates: AcceptanceRates) -> None:
         self._rates = rates
-        self._bins: list[int] = []  # of the last draft
+        self._bins: list[int] = []  # range of predicted probability of each id in the last draft
 
     def extend(self, ids: Sequence[int]) -> None:
         pass
@@ -101,14 +104,14 @@ class _Stepwise:
 
 
 class PatcherDrafter(_Stepwise):
-    """Drafts from the patcher's logits. Its results for accepted ids are used again when these are fed."""
+    """Drafts from the patcher's logits; the patcher does not run again when accepted ids are fed."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         return self._guess(session.read_ahead, pending, pick, needed)
 
 
 class DecoderDrafter(_Stepwise):
-    """Drafts from encoder and decoder with the latents of completed patches."""
+    """Drafts from the logits of encoder and decoder, as if the open patch did not end."""
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         with session.within_patch() as feed:
@@ -125,7 +128,7 @@ class NgramDrafter:
         self._rates = rates
         self._text = bytearray()
         self._kind = 0  # index in LENGTHS of the suffix found last
-        self._place = 0  # index in the text after that occurrence
+        self._place = 0  # index in the text where that occurrence ends
 
     def extend(self, ids: Sequence[int]) -> None:
         for id in ids:

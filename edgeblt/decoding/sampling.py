@@ -1,8 +1,7 @@
 """From logits to the next byte: greedy, temperature, top-k and top-p, defined for every vector of float32.
 
-Ids that may be sampled are those of bytes and those that end a text. None of them may have NaN, and at least one must
-be above -inf; otherwise the model has failed, which is an error. Ids with +inf share all the probability evenly. The
-logits of other ids have no effect.
+Only bytes and ids that end a text are sampled; the logits of other ids have no effect. If one that may be sampled has
+NaN, or none is above -inf, the model has failed: that is an EdgebltError. Ids with +inf share all probability evenly.
 """
 
 import math
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.random import default_rng  # now: numpy would load it when the first text is generated
+from numpy.random import default_rng  # imported by name, or numpy would load it only with the first text
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, shown, whole_number
@@ -52,20 +51,20 @@ class Sampling:
 class Sampler:
     """Samples ids one after the other; the same seed and logits give the same ids.
 
-    Each position has random numbers of its own, which `foresee` can use before they are due: a drafter's logits, which
-    resemble the model's, then mostly give the same id. Ids of no byte are never sampled, except `ends`, which end a
-    text and may be ids of bytes too; if `endless`, nothing ends it.
+    Each position has its own random numbers. `foresee` uses those of later positions, so that a drafter's logits, which
+    resemble the model's, mostly give the id that the model's will. Besides bytes only `ends` are sampled, the ids that
+    end a text, which may be ids of bytes too; with `endless` there are none.
     """
 
     def __init__(self, sampling: Sampling, endless: bool = False, ends: Collection[int] = (EOS,)) -> None:
         self.ends = frozenset(() if endless else ends)
-        self._sampling = sampling
+        self.sampling = sampling
         self._random = default_rng(sampling.seed)
         # A model may have more ids, which stand for no byte.
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
         others = (*range(OFFSET), *range(VOCAB_SIZE, self._width))
         self._never = [id for id in others if id not in self.ends]
-        self._times: deque[NDArray[np.float64]] = deque()  # exponential random times by id, for each coming position
+        self._times: deque[NDArray[np.float64]] = deque()  # for each coming position, exponential random times by id
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Sample the next id from `logits` [vocab]. Raises EdgebltError as `foresee`."""
@@ -79,7 +78,7 @@ class Sampler:
 
         Raises EdgebltError where an id that may be sampled has NaN, or all have -inf.
         """
-        if self._sampling.temperature == 0:
+        if self.sampling.temperature == 0:
             return self._likeliest(logits)
         while len(self._times) <= ahead:
             self._times.append(self._random.standard_exponential(self._width))
@@ -90,22 +89,22 @@ class Sampler:
         return int(times.argmin())
 
     def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
-        """Estimated probability that the model's logits give the id that a drafter's `logits` gave; a heuristic."""
+        """Heuristic probability that the model's logits give `id`, which `foresee` gave for a drafter's `logits`."""
         weights = _weights(self._allowed(logits), 1.0)
         share = float(weights[id] / weights.sum())
-        return share if self._sampling.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
+        return share if self.sampling.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Probabilities by id, float64, of what `choose` samples at a temperature above 0. Raises as `foresee`."""
-        weights = _weights(self._allowed(logits), self._sampling.temperature)
+        """Probability of each id, float64, in what `choose` samples at a temperature above 0. Raises as `foresee`."""
+        weights = _weights(self._allowed(logits), self.sampling.temperature)
         order = np.argsort(-weights, kind="stable")
-        if self._sampling.top_k is not None:
-            weights[order[self._sampling.top_k :]] = 0
+        if self.sampling.top_k is not None:
+            weights[order[self.sampling.top_k :]] = 0
         weights /= weights.sum()
-        if self._sampling.top_p is not None and self._sampling.top_p < 1:
-            # The likeliest ids up to and including the one that reaches top_p.
+        if self.sampling.top_p is not None and self.sampling.top_p < 1:
+            # Kept: the likeliest ids up to and including the one with which their sum reaches top_p.
             before = np.cumsum(weights[order]) - weights[order]
-            weights[order[before >= self._sampling.top_p]] = 0
+            weights[order[before >= self.sampling.top_p]] = 0
             weights /= weights.sum()
         return weights
 

@@ -1,11 +1,11 @@
-"""Bytes as text on a stream that never shows half a character."""
+"""Text of a stream of bytes, in whole characters."""
 
 import codecs
 from collections.abc import Iterable, Iterator
 
 
 def utf8_pieces(stream: Iterable[bytes]) -> Iterator[str]:
-    """Whole characters as soon as their last byte arrives; bytes that are not UTF-8 become U+FFFD."""
+    """Yields whole characters as soon as their last byte arrives; bytes that are not UTF-8 become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for data in stream:
         if piece := decoder.decode(data):

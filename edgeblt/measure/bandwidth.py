@@ -44,7 +44,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
             raise EdgebltError(f"{name} is {value}; it must be at least {least}")
     matrix = np.ones((buffer_bytes // (4 * _WIDTH), _WIDTH), np.float32)  # ones, as zeros would be a single shared page
     with ThreadPoolExecutor(threads) as pool:
-        readers = _readers(matrix, threads, pool)
+        readers = memory_readers(matrix, threads, pool)
         for read in readers.values():
             read()
         rounds = [{name: matrix.nbytes / _seconds(read) for name, read in readers.items()} for _ in range(repeats)]
@@ -53,10 +53,10 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
     return Bandwidth(rates[best], best, rates, threads, matrix.nbytes)
 
 
-def _readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
+def memory_readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
     """Functions by name that each read all of `matrix` once."""
     session = onnxruntime.InferenceSession(
-        _product_graph(), session_options(threads), providers=["CPUExecutionProvider"]
+        product_graph(), session_options(threads), providers=["CPUExecutionProvider"]
     )
     row = np.ones((1, len(matrix)), np.float32)
     pieces = np.array_split(matrix, 4 * threads)  # more than threads, so that a slowed core gets fewer
@@ -77,7 +77,7 @@ def _seconds(read: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _product_graph() -> bytes:
+def product_graph() -> bytes:
     """An ONNX model: row [1, n] times matrix [n, m], all float32; written by hand, as onnx is not there on a device."""
 
     def message(number: int, content: bytes) -> bytes:

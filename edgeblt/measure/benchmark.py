@@ -1,8 +1,6 @@
 """Speed of a bundle on this machine: time to the first byte, prefill, decoding, and the memory and energy they take."""
 
 import itertools
-import resource
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.machine.cores import check_threads
-from edgeblt.runtime.machine.memory import resident_memory
+from edgeblt.runtime.machine.memory import peak_resident_bytes, resident_memory
 
 GENERATED, TEXT = "generated", "text"
 DECODED = (GENERATED, TEXT)  # the model's own bytes, or those that follow the prompt in the text
@@ -155,7 +153,7 @@ def bench(
         for _, timed in itertools.product(range(repeats), benches):
             timed.run()
             advance(1)
-    peak_memory = _peak_memory()  # before the buffer that the bandwidth is measured with
+    peak_memory = peak_resident_bytes()  # before the buffer that the bandwidth is measured with
     bandwidths: dict[int | None, float] = {}
     for timed in benches if with_bandwidth else ():
         if timed.is_on_host and timed.setting.threads not in bandwidths:
@@ -171,7 +169,7 @@ def bench_model(model: Model, prompt_bytes: int = 1024, new_bytes: int = 256, re
     timed = _Bench(model, setting, text, new_bytes, repeats, 0)
     for _ in range(repeats):
         timed.run()
-    return timed.result(None, None, _peak_memory())
+    return timed.result(None, None, peak_resident_bytes())
 
 
 def _check(
@@ -311,7 +309,3 @@ class _Bench:
             seed=self._seed if setting.temperature else None,
             arrival_gap_ms=percentiles(quantiles_ms(run.gaps for run in runs)),
         )
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

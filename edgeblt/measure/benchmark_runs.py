@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import StageName
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DraftCounts, generate_ids
+from edgeblt.decoding.speculation import AcceptanceCounts, generate_ids
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model
 from edgeblt.runtime.machine.energy import Energy
@@ -26,7 +26,7 @@ class Run:
     cpu: float  # processor seconds of all threads
     joules: float | None
     work: dict[StageName, StageWork]
-    counts: DraftCounts
+    counts: AcceptanceCounts
     bytes_per_patch: float  # of the whole text
 
     @property
@@ -57,7 +57,7 @@ class FollowedText(Sampler):
 
 def timed_run(model: Model, draft: str, prompt: bytes, sampler: Sampler, new_bytes: int) -> Run:
     """Reads `prompt`, then decodes one byte and `new_bytes` more with `sampler` and the drafter `draft`."""
-    session, counts, energy = model.session(), DraftCounts(), Energy()
+    session, counts, energy = model.session(), AcceptanceCounts(), Energy()
     ids = np.concatenate([[BOS], encode(prompt)])
     started = time.perf_counter()
     logits = session.feed(ids)[-1]

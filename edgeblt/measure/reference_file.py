@@ -150,7 +150,7 @@ def recording_to(path: Path, recording: Recording) -> Iterator[Callable[[TextRow
 
     Raises EdgebltError if `path` exists or cannot be written, or there are too many texts.
     """
-    header = _header(recording)
+    header = encoded_header(recording)
     if len(header) > _HEADER_LIMIT:
         raise EdgebltError(f"{len(recording.texts)} texts are too many for one file of reference logits; give fewer")
     with whole_file(path) as file:
@@ -202,7 +202,7 @@ def _end(tensors: dict[str, _Tensor]) -> int:
     return next(reversed(tensors.values())).stop if tensors else 0
 
 
-def _header(recording: Recording) -> bytes:
+def encoded_header(recording: Recording) -> bytes:
     """The header of a file, its digest still zeros."""
     description = json.dumps(dataclass_document(recording), separators=(",", ":"))
     document: dict[str, Any] = {"__metadata__": {"sha256": _ZEROS.decode(), "format": FORMAT, "recording": description}}
@@ -245,7 +245,7 @@ def _parse(header: bytes, path: Path) -> Recording:
     if version != FORMAT_VERSION:
         raise EdgebltError(f"{path} has format version {version!a:.40}; this edgeblt reads {FORMAT_VERSION}: {_REMEDY}")
     recording = parse_dataclass(Recording, document, str(path))
-    if _header(recording) != _without_digest(header):
+    if encoded_header(recording) != _without_digest(header):
         raise EdgebltError(f"{path} has a damaged header; copy it again, or {_REMEDY}")
     return recording
 

@@ -21,11 +21,11 @@ from edgeblt.model import Model, Scores, open_model
 from edgeblt.progress import progress
 
 SHORTEST_TEXT = 500  # bytes
-_LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # patch lengths to try, relative to the present one
-_BISECTIONS = 4
+LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # patch lengths to try, relative to the present one
+BISECTIONS = 4
 _CONTEXT_BYTES = 256
-_DECODED_BYTES = 256
-_ROUNDS = 3
+DECODED_BYTES = 256
+ROUNDS = 3
 _DIGITS = 5  # significant digits of a threshold: few enough to type, and %g shows them all
 
 
@@ -88,7 +88,7 @@ def tune(
     if not patching.rule.needs_entropies:
         raise EdgebltError(f"{model.bundle.path} starts patches without entropies; there is no threshold to tune")
     curve = _Curve(model, texts, max_bpb_increase)
-    points = _with_speeds(model, curve.points, texts[0].data)
+    points = with_speeds(model, curve.points, texts[0].data)
     return Tuning(
         bundle=model.bundle.directory_name,
         bundle_id=model.bundle.id,
@@ -130,14 +130,14 @@ def compared_values(patching: PatchingRule, entropies: NDArray[np.float32]) -> N
 
 
 def candidates(values: NDArray[np.float32], own: float) -> list[float]:
-    """Thresholds, rising, that reduce the number of `values` above `own` by about each factor of `_LENGTHS`.
+    """Thresholds, rising, that reduce the number of `values` above `own` by about each factor of `LENGTHS`.
 
     The numbers of values above them all differ, also from that of `own`: equal numbers mean the same patches.
     """
     falling = np.sort(values)[::-1].astype(np.float64)
     present = _count_above(values, own)
     found = {present: own}
-    for length in _LENGTHS:
+    for length in LENGTHS:
         wanted = min(max(round(max(present, 1) / length), 1), len(falling) - 1)
         if wanted > 0:
             threshold = _rounded((falling[wanted - 1] + falling[wanted]) / 2)
@@ -172,7 +172,7 @@ class _Curve:
         self._plan = bundle_plan(model.bundle, 1.0)
         self._own = model.config.patching.threshold
         self._points: list[Point] = []
-        with progress("scoring", len(_LENGTHS) + _BISECTIONS + 1, "thresholds") as advance:
+        with progress("scoring", len(LENGTHS) + BISECTIONS + 1, "thresholds") as advance:
             scores = self._score(self._own)
             self._values = np.concatenate([compared_values(model.config.patching, text.entropies) for text in scores])
             self._add(self._own, scores)
@@ -180,7 +180,7 @@ class _Curve:
             for threshold in candidates(self._values, self._own):
                 self._add(threshold, self._score(threshold))
                 advance(1)
-            for _ in range(_BISECTIONS):
+            for _ in range(BISECTIONS):
                 middle = self._between()
                 if middle is None:
                     break
@@ -219,11 +219,11 @@ class _Curve:
         return middle if len(set(counts)) == 3 else None
 
 
-def _with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Point, ...]:
+def with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Point, ...]:
     """The points with decoding rates, measured in rounds, so that other work on the machine affects all."""
     rates: list[list[float]] = [[] for _ in points]
-    with progress("timing", _ROUNDS * len(points), "runs") as advance:
-        for _, (point, measured) in itertools.product(range(_ROUNDS), list(zip(points, rates, strict=True))):
+    with progress("timing", ROUNDS * len(points), "runs") as advance:
+        for _, (point, measured) in itertools.product(range(ROUNDS), list(zip(points, rates, strict=True))):
             measured.append(_decode_rate(model.with_threshold(point.threshold), data))
             advance(1)
     return tuple(
@@ -235,10 +235,10 @@ def _with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Po
 def _decode_rate(model: Model, data: bytes) -> float:
     """Decoding rate in bytes per second: bytes fed one by one after a context."""
     ids = np.concatenate([[BOS], encode(data)])
-    context = min(_CONTEXT_BYTES, len(ids) - _DECODED_BYTES)
+    context = min(_CONTEXT_BYTES, len(ids) - DECODED_BYTES)
     session = model.session()
     session.feed(ids[:context])
-    decoded = ids[context : context + _DECODED_BYTES, None]  # one chunk per byte
+    decoded = ids[context : context + DECODED_BYTES, None]  # one chunk per byte
     started = time.perf_counter()
     for id in decoded:
         session.feed(id)

@@ -82,7 +82,7 @@ def report_page(results: Results, plotly_js: str) -> str:
 <noscript><p>The charts need JavaScript; the tables and the texts do not.</p></noscript>
 <main>{body}</main>
 <footer>Written by edgeblt {_text(native.package_version() or "")}. This page needs no network.</footer>
-<script type="application/json" id="charts">{_script_json(figures)}</script>
+<script type="application/json" id="charts">{script_json(figures)}</script>
 <script>{plotly_js}</script>
 <script>{script}</script>
 </body>
@@ -290,7 +290,7 @@ def _anchor(title: str) -> str:
     return "section-" + "".join(character if character.isalnum() else "-" for character in title.lower())
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that cannot end the script element around it; numbers that are not finite become null."""
     return json.dumps(_finite(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 

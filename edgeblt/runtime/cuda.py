@@ -164,6 +164,11 @@ def explained(error: Exception) -> EdgebltError | None:
     return None
 
 
+def has_driver() -> bool:
+    """Whether the NVIDIA driver's library can be opened; a GPU may still be missing."""
+    return _open(DRIVER) is not None
+
+
 def has_cudnn() -> bool:
     """Whether `libcudnn.so.9` can be opened; ONNX Runtime opens it when an operator that needs it runs."""
     return _open(CUDNN) is not None
@@ -280,7 +285,7 @@ def _declare(library: ctypes.CDLL, functions: dict[str, Sequence[Any]]) -> None:
 @functools.cache
 def _open(name: str) -> ctypes.CDLL | None:
     """The library of that file name from the linker's path or NVIDIA's wheels; None where neither has it."""
-    for path in [name, *_in_wheels(name)]:
+    for path in [name, *wheel_libraries(name)]:
         try:
             return ctypes.CDLL(path)
         except OSError:
@@ -288,8 +293,9 @@ def _open(name: str) -> ctypes.CDLL | None:
     return None
 
 
-def _in_wheels(name: str) -> list[str]:
-    """Paths in NVIDIA's wheels: nvidia/cu13/lib since CUDA 13; one directory a library before, and for cuDNN."""
+def wheel_libraries(name: str) -> list[str]:
+    """Paths of a library, or of all that a pattern matches, in NVIDIA's wheels."""
+    # nvidia/cu13/lib since CUDA 13; before, and for cuDNN, each library has a directory of its own.
     package = importlib.util.find_spec("nvidia")
     roots = package.submodule_search_locations if package else None
     return [str(path) for root in roots or () for path in sorted(Path(root).glob(f"*/lib/{name}"))]

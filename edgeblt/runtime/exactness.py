@@ -1,6 +1,6 @@
-"""Whether a position's logits are the same to the last bit, whichever positions are computed in the same run.
+"""Test that the logits of a position have the same bits whichever positions are computed in the same run.
 
-By design they are on the CPU: native kernels and portable function bodies both guarantee it. But ONNX Runtime's own
+On the CPU this holds by design: native kernels and portable function bodies both guarantee it. But ONNX Runtime's own
 kernels differ between processors and versions, older bundles have other function bodies, and on a GPU rounding depends
 on how many positions are computed at once. So the opened graphs are tested.
 """
@@ -11,11 +11,11 @@ from edgeblt.ids import BOS, OFFSET
 from edgeblt.runtime.session import Session
 
 _IDS = (BOS, ord("e") + OFFSET, ord(" ") + OFFSET)  # BOS and the byte after it are patches of their own
-_WAYS = ((1, 1, 1), (1, 2))  # chunk sizes, compared with all at once
+_WAYS = ((1, 1, 1), (1, 2))  # sizes of chunks, compared with one chunk of all ids
 
 
 def is_exact(new_session: Callable[[], Session]) -> bool:
-    """Whether three ids give the same logits and entropies at once, one by one, and one before two: six runs."""
+    """Whether three ids give the same logits and entropies fed at once, one by one, and as one and two: six chunks."""
     whole = _results(new_session(), (len(_IDS),))
     return all(_results(new_session(), sizes) == whole for sizes in _WAYS)
 

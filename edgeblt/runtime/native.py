@@ -1,4 +1,4 @@
-"""Native libraries of the package: where they are, the instructions they use, or why they are not used.
+"""Native libraries of the package: their paths, the instructions they use, or why they are not used.
 
 They hold kernels for the operators of domain `edgeblt`: one library for the CPU, and one for CUDA that is opened only
 when asked for. Everything works without them, slower, as every model carries those operators in portable form too. A
@@ -118,11 +118,13 @@ def cuda_runs(operator: str) -> int:
     return int(_library(found.path).edgeblt_runs(OPERATORS.index(operator))) if started else 0
 
 
-def use_level(level: str) -> None:
-    """Set the instruction level of all kernels. Raises ValueError where it is not available."""
+def use_level(level: str) -> str:
+    """Set the instruction level of all kernels; returns the one before. Raises ValueError where it is not available."""
     path = library_path()
+    before = LEVELS[_library(path).edgeblt_level()] if path else ""
     if path is None or not _library(path).edgeblt_use_level(LEVELS.index(level)):
         raise ValueError(f"{level} is not available; use one of {', '.join(status().levels)}")
+    return before
 
 
 def package_version() -> str | None:
@@ -153,13 +155,14 @@ def inspect_library(path: Path, expected_version: str | None) -> NativeStatus:
 
 
 def _look_for(name: str, compiler: str) -> NativeStatus:
-    path = _find(name)
+    path = find_library(name)
     if path is None:
         return NativeStatus(None, None, f"{name} was not built; install {compiler}, then edgeblt again from its source")
     return inspect_library(path, package_version())
 
 
-def _find(name: str) -> Path | None:
+def find_library(name: str) -> Path | None:
+    """Path of one of the package's libraries; None where it was not built."""
     # An editable install has two directories: the sources, and site-packages where CMake installs.
     paths = (Path(directory) / name for directory in edgeblt.__path__)
     return next((path for path in paths if path.is_file()), None)
@@ -172,7 +175,7 @@ def _wanted() -> str:
 def _unregistered(found: NativeStatus) -> str:
     reason = found.reason or ""
     if _wanted() not in OFF:
-        _log(reason)
+        warn_once(reason)
     return reason
 
 
@@ -181,7 +184,7 @@ def _register(options: Any, path: Path) -> str | None:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime has no common class for its errors
         reason = _one_line(_library(path).edgeblt_registration_error()) or _one_line(str(error))
-        _log(f"{path} was not taken: {reason}")
+        warn_once(f"{path} was not taken: {reason}")
         return reason
     return None
 
@@ -219,8 +222,9 @@ def _library(path: Path) -> ctypes.CDLL:
     return library
 
 
-@functools.cache  # each reason is logged once
-def _log(reason: str) -> None:
+@functools.cache
+def warn_once(reason: str) -> None:
+    """Log why a library is not used, each reason once; `warn_once.cache_clear()` forgets which were logged."""
     logging.getLogger("edgeblt").warning("the native library is not used, all runs slower: %s", reason)
 
 

@@ -108,7 +108,7 @@ def _checked_graph(
 
 
 def _check_interface(path: Path, specs: tuple[TensorSpec, ...], values: list[Any], remedy: str) -> None:
-    """Raises EdgebltError unless the graph has just the tensors the runtime binds, of their types and fixed sizes."""
+    """Raises EdgebltError unless the graph has exactly the tensors of the contract, in type, rank and fixed sizes."""
     seen = {value.name: value for value in values}
     for spec in specs:
         value = seen.pop(spec.name, None)

@@ -174,18 +174,18 @@ def record_for(bundle: Bundle, provider: str, stages: dict[str, PreparedStage]) 
     )
 
 
-def machine_key() -> str:
-    """A sha256 of the processor's kind, its features, and the machine's id.
+def machine_key(root: Path = Path("/")) -> str:
+    """sha256 of the processor's kind, its features, and the machine's id; `root` is where the system's files lie.
 
     Packed weights depend on the first two. The id keeps out directories made elsewhere for the same processor: ONNX
     Runtime trusts the sizes in them.
     """
     processor = set()
-    for line in _lines(Path("/proc/cpuinfo")):
+    for line in _lines(root / "proc/cpuinfo"):
         name, _, value = line.partition(":")
         if name.strip() in _PROCESSOR_LINES:
             processor.add(" ".join([name.strip(), *sorted(value.split())]))
-    facts = [platform.machine(), *(sorted(processor) or [platform.processor()]), *_lines(Path("/etc/machine-id"))]
+    facts = [platform.machine(), *(sorted(processor) or [platform.processor()]), *_lines(root / "etc/machine-id")]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from edgeblt.runtime.state.device_array import DeviceMemory
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
 # Norms sum in float32; memory grows only as needed, as several graphs share the GPU.
-_CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
+CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 
@@ -39,7 +39,7 @@ def open_graph(
     if provider == "cpu":
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     cuda.require_cuda()
-    providers = [(cuda.PROVIDER, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
+    providers = [(cuda.PROVIDER, CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes of tensors
     with cuda.quiet():
         graph = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
     cuda.require_gpu(graph)

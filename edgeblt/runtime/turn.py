@@ -1,4 +1,4 @@
-"""One use of a session at a time."""
+"""Exclusive use of a session by one thread at a time."""
 
 from threading import get_ident
 from types import TracebackType
@@ -10,8 +10,7 @@ from edgeblt.runtime.run_errors import no_memory
 class Turn:
     """Context that one thread at a time may enter; a MemoryError in it becomes an EdgebltError.
 
-    `setdefault` is atomic for other threads. If an interruption prevents the exit, the same thread can still enter
-    again.
+    `dict.setdefault` is atomic, so no lock is needed. A thread whose exit was interrupted can still enter again.
     """
 
     __slots__ = ("_owner", "count")

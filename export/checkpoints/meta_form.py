@@ -1,10 +1,8 @@
-"""Meta's form of a checkpoint: a directory as Meta published it; names and where they are.
+"""Meta's form of a checkpoint: a directory as Meta published it.
 
-    config.json, model.safetensors   the main model, its arguments under `args`
-    train_args.json                  the training arguments, among them the patching rule
-    entropy_model/                   see `meta_entropy`; or a directory elsewhere, given as `--patcher`
-
-Source of the names: facebookresearch/blt, `bytelatent/model` and `bytelatent/base_transformer.py`.
+config.json, model.safetensors   the main model, its arguments under `args`
+train_args.json                  the training arguments, among them the patching rule
+entropy_model/                   see `meta_entropy`; or a directory elsewhere, given as `--patcher`
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,28 +25,11 @@ from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, Fuse
 from edgeblt.export.checkpoints.meta_config import is_meta, mlp_width, parse_model, sort_model
 from edgeblt.export.checkpoints.meta_entropy import EntropyModel, entropy_fields, open_entropy_model
 from edgeblt.export.checkpoints.meta_patching import parse_patching, refuse_contradictions, sort_training
+from edgeblt.export.checkpoints.stored_names import META_STAGES, meta_name
+from edgeblt.quant.recipes.recipe import HASH_TABLES
 
 TRAINING = "train_args.json"
 ENTROPY_MODEL = "entropy_model"
-HASH_TABLES = "encoder.hash_tables"
-STAGES = {"patcher": "", "encoder": "local_encoder.", "global": "global_transformer.", "decoder": "local_decoder."}
-ATTENTION = {"query": "wq", "key": "wk", "value": "wv", "output": "wo"}
-PARTS = {
-    "embedding": "tok_embeddings",
-    "patch_projection": "patch_embedding_projection",
-    "projection": "token_embedding_projection",
-    "norm": "norm",
-    "head": "output",
-}
-LAYER_PARTS = {
-    "attention_norm": "attention_norm",
-    "mlp_norm": "ffn_norm",
-    "gate": "feed_forward.w1",
-    "down": "feed_forward.w2",
-    "up": "feed_forward.w3",
-    **{part: f"attention.{name}" for part, name in ATTENTION.items()},
-}
-CROSS_PARTS = {"query_norm": "cross_attn_norm_q", "key_norm": "cross_attn_norm_kv", **ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class MetaForm:
             tables = (f"encoder_hash_tok_embedding.{index}.weight" for index in range(hashes.table_count))
             return FusedWeight(tuple(_find(self, table, (hashes.vocab_size, *shape[1:])) for table in tables))
         source = self.entropy_model if self.entropy_model and name.startswith("patcher.") else self
-        return FloatingWeight(_find(source, stored_name(name), shape))
+        return FloatingWeight(_find(source, meta_name(name), shape))
 
     def unused(self, weights: Iterable[StoredWeight]) -> list[str]:
         """Names of tensors without effect, those of the entropy model behind the name of its folder."""
@@ -77,19 +58,6 @@ class MetaForm:
         entropy = self.entropy_model.stored if self.entropy_model else {}
         stored = {**self.stored, **{f"{ENTROPY_MODEL}/{name}": part for name, part in entropy.items()}}
         return sorted(name for name, part in stored.items() if part not in used)
-
-
-def stored_name(name: str) -> str:
-    """Meta's name of a canonical tensor name; the hash tables have one name each."""
-    stage, *middle, part = name.split(".")
-    match middle:
-        case ["layers", layer]:
-            return f"{STAGES[stage]}layers.{layer}.{LAYER_PARTS[part]}.weight"
-        case ["cross"]:
-            return f"{STAGES[stage]}cross_attn_layers.0.{CROSS_PARTS[part]}.weight"
-        case ["cross", layer]:
-            return f"{STAGES[stage]}cross_attn_layers.{layer}.{CROSS_PARTS[part]}.weight"
-    return f"{STAGES[stage]}{PARTS[part]}.weight"
 
 
 def is_meta_form(directory: Path) -> bool:
@@ -121,7 +89,7 @@ def open_meta_form(directory: Path, patcher: Path | None, strict: bool = False) 
     entropy = open_entropy_model(folder, fields) if folder and fields else None
     listing, stored = read_weights(directory)
     config = parse_model(
-        args, patching, entropy.stack if entropy else None, lambda stage: mlp_width(stored, listing, STAGES[stage])
+        args, patching, entropy.stack if entropy else None, lambda stage: mlp_width(stored, listing, META_STAGES[stage])
     )
     refuse_contradictions(args, training, patching)
     files = [directory / CONFIG, directory / TRAINING, listing, *dict.fromkeys(part.file for part in stored.values())]

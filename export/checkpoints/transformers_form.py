@@ -1,7 +1,4 @@
-"""transformers' form of a checkpoint: a directory of `config.json` and safetensors files; names and where they are.
-
-Source of the names: transformers `models/blt/modeling_blt.py`.
-"""
+"""transformers' form of a checkpoint: a directory of `config.json` and safetensors files."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -22,39 +19,9 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
 from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
 from edgeblt.export.checkpoints.generation_config import read_generation
+from edgeblt.export.checkpoints.stored_names import TRANSFORMERS_EMBEDDING, TRANSFORMERS_HEAD, transformers_name
 from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
 
-STAGES = {
-    "patcher": "model.patcher",
-    "encoder": "model.local_encoder",
-    "global": "model.global_transformer",
-    "decoder": "model.local_decoder",
-}
-PARTS = {
-    "embedding": "embed_tokens",
-    "patch_projection": "patch_embedding_projection",
-    "projection": "token_embedding_projection",
-    "norm": "norm",
-    "head": "lm_head",
-    "attention_norm": "input_layernorm",
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-CROSS_PARTS = {
-    "query_norm": "q_norm",
-    "key_norm": "k_norm",
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-    "output": "o_proj",
-}
-HEAD, EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
 _BLT_MODEL = "local_encoder."  # what names begin with in a BltModel
 
 
@@ -107,38 +74,21 @@ class TransformersForm:
         return {part.name: part for part in self.stored.values()}
 
     def _find(self, name: str) -> StoredPart:
-        wanted = stored_name(name, self.config.encoder_cross_layer)
-        if wanted not in self.stored and self.config.tied and wanted in (HEAD, EMBEDDING):
+        wanted = transformers_name(name, self.config.encoder_cross_layer)
+        if wanted not in self.stored and self.config.tied and wanted in (TRANSFORMERS_HEAD, TRANSFORMERS_EMBEDDING):
             # transformers writes only one of two tied weights and fills the other from it, whichever that is.
-            other = EMBEDDING if wanted == HEAD else HEAD
+            other = TRANSFORMERS_EMBEDDING if wanted == TRANSFORMERS_HEAD else TRANSFORMERS_HEAD
             wanted = other if other in self.stored else wanted
-        if wanted == HEAD and self.is_headless:
+        if wanted == TRANSFORMERS_HEAD and self.is_headless:
             raise EdgebltError(
-                f"{self.listing} is of a BltModel, which has no {HEAD} to generate with; save the BltForCausalLM that "
-                "it is part of"
+                f"{self.listing} is of a BltModel, which has no {TRANSFORMERS_HEAD} to generate with; save the "
+                "BltForCausalLM that it is part of"
             )
         if wanted not in self.stored:
             raise EdgebltError(
                 f"{self.listing} has no tensor {wanted!a}, which config.json asks for; give the complete checkpoint"
             )
         return self.stored[wanted]
-
-
-def stored_name(name: str, encoder_cross_layer: int) -> str:
-    """transformers' name of a canonical tensor name."""
-    if name == "encoder.hash_tables":
-        return "model.encoder_hash_tok_embedding.weight"
-    if name == "decoder.head":
-        return HEAD
-    stage, *middle, part = name.split(".")
-    match middle:
-        case ["layers", layer]:
-            return f"{STAGES[stage]}.layers.{layer}.{PARTS[part]}.weight"
-        case ["cross"]:
-            return f"{STAGES[stage]}.cross_attn_layers.{encoder_cross_layer}.{CROSS_PARTS[part]}.weight"
-        case ["cross", layer]:
-            return f"{STAGES[stage]}.cross_attn_layers.{layer}.{CROSS_PARTS[part]}.weight"
-    return f"{STAGES[stage]}.{PARTS[part]}.weight"
 
 
 def open_transformers_form(directory: Path, strict: bool = False) -> TransformersForm:
@@ -160,8 +110,8 @@ def open_transformers_form(directory: Path, strict: bool = False) -> Transformer
             f"{listing} holds bitsandbytes' weights in a pickle; save the checkpoint again, as model.safetensors"
         )
     if any(name.startswith(_BLT_MODEL) for name in stored):  # the `model` of a BltForCausalLM
-        stored = {name if name == HEAD else f"model.{name}": part for name, part in stored.items()}
-        return TransformersForm(listing, config, stored, bitsandbytes, is_headless=HEAD not in stored)
+        stored = {name if name == TRANSFORMERS_HEAD else f"model.{name}": part for name, part in stored.items()}
+        return TransformersForm(listing, config, stored, bitsandbytes, is_headless=TRANSFORMERS_HEAD not in stored)
     return TransformersForm(listing, config, stored, bitsandbytes)
 
 

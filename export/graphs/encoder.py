@@ -38,14 +38,14 @@ def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> i
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
     if graph.is_for_cpu:  # with a spare row, as ReduceSum adds up those of a single one in another order
         windows = graph.with_spare_row(windows)
-    hashed = weights.lookup("encoder.hash_tables", _table_rows(graph, config.hashes, windows))
+    hashed = weights.lookup("encoder.hash_tables", table_rows(graph, config.hashes, windows))
     total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)
     if graph.is_for_cpu:
         total = graph.without_spare_row(total)
     return graph.op("Add", weights.lookup("encoder.embedding", ids), total)
 
 
-def _table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir.Value:
+def table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir.Value:
     """Rows of the fused hash tables [T, tables], int64.
 
     hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):

@@ -9,7 +9,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.quant.calibration.forward import hash_rows
 
-_AT_A_TIME = 1 << 16  # bytes of the text
+AT_A_TIME = 1 << 16  # bytes of the text
 
 
 def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
@@ -17,9 +17,9 @@ def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
     rows, context = config.hashes.table_count * config.hashes.vocab_size, config.hashes.context
     ids = torch.from_numpy(np.append(BOS, encode(text)))
     hits = np.zeros(rows, np.int64)
-    for start in range(0, len(ids), _AT_A_TIME):
+    for start in range(0, len(ids), AT_A_TIME):
         first = max(start - context, 0)  # what the first n-grams of this part begin with
-        found = hash_rows(ids[first : start + _AT_A_TIME], config)[start - first :]
+        found = hash_rows(ids[first : start + AT_A_TIME], config)[start - first :]
         hits += np.bincount(found.numpy().reshape(-1), minlength=rows)
     return hits
 

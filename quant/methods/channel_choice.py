@@ -12,7 +12,7 @@ from edgeblt.quant.formats.weight_format import Matrix
 from edgeblt.quant.methods.channels import Channels
 from edgeblt.quant.methods.gptq import damped
 
-_STEPS = 128  # in which all channels would go; the fewer, the less is known of what those that go together share
+STEPS = 128  # in which all channels would go; the fewer, the less is known of what those that go together share
 
 
 def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
@@ -20,7 +20,7 @@ def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
 
     A few are removed at a time; then the others compensate them, and are measured again.
     """
-    at_a_time = max(len(gram) // _STEPS, 1)
+    at_a_time = max(len(gram) // STEPS, 1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram.clone())))
     left = torch.from_numpy(down).double()
     left[:, gram.diagonal() == 0] = 0  # what never occurs is no loss

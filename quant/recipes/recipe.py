@@ -18,7 +18,7 @@ from edgeblt.quant.methods.pruning import MAGNITUDE, PRUNING, SPARSEGPT, Sparsit
 HASH_TABLES = "encoder.hash_tables"
 GPTQ = "gptq"
 WHOLE_ROW = 0  # the block size that means one block a row
-_PACKAGED = Path(__file__).parent
+PACKAGED = Path(__file__).parent
 _LIMIT = 1 << 16
 _FLOATING = {"fp32": 32, "fp16": 16}
 _LINEAR = {"int8": 8, "int4": 4}
@@ -191,7 +191,7 @@ class Recipe:
 
 def packaged_recipes() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in _PACKAGED.glob("*.toml"))
+    return sorted(path.stem for path in PACKAGED.glob("*.toml"))
 
 
 def load_recipe(recipe: str | Path) -> Recipe:
@@ -199,7 +199,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
 
     Raises EdgebltError naming the file and the field at fault.
     """
-    path = _PACKAGED / f"{recipe}.toml" if str(recipe) in packaged_recipes() else Path(recipe)
+    path = PACKAGED / f"{recipe}.toml" if str(recipe) in packaged_recipes() else Path(recipe)
     if not os.path.isfile(path):  # never raises, however odd the name
         names = ", ".join(packaged_recipes())
         raise EdgebltError(f"there is no recipe {str(recipe)!r:.400}; use one of {names}, or the path of a TOML file")

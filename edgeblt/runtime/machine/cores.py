@@ -1,4 +1,4 @@
-"""How many threads this process can use: cores it may run on, and the processor time its container may take."""
+"""Number of threads that help this process: cores it may run on, and processor time that its container is given."""
 
 import functools
 import logging
@@ -9,22 +9,22 @@ from pathlib import Path, PurePosixPath
 
 from edgeblt.errors import EdgebltError, shown
 
-_LEAST_REFUSED = 16  # threads are never too many up to here, so that every machine can try what a larger one does
-_MANY = 4  # threads a core, of all the machine has: beyond that they are a mistake
+_ALWAYS_ACCEPTED = 16  # threads that every machine accepts, so that it can try what a larger one does
+_MOST_PER_CORE = 4  # threads per core of the machine; more are taken for a mistake
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that can be busy all the time: those of the affinity, no more than a container's quota; at least 1.
+    """Number of cores that this process can keep busy: its affinity, limited by its container's quota; at least 1.
 
     `root` is where the system's files lie.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down: with a thread more than the quota, all of them are stopped for the rest of every period.
+    # Rounded down: a thread more than the quota has the system stop all threads for the rest of every period.
     return max(1, math.floor(min(cores, cpu_quota(root))))
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Cores' worth of processor time that Linux's control groups allow this process; inf where they set no limit."""
+    """Processor time that Linux's control groups allow this process, in cores; inf where they set no limit."""
     return min((quota for folder in _groups(root) if (quota := _quota(folder)) is not None), default=math.inf)
 
 
@@ -38,16 +38,17 @@ def check_threads(threads: int | None) -> None:
     if threads > most:
         raise EdgebltError(f"threads is {shown(threads)}, and {_cores(cores)}; give at most {most}, best leave it out")
     if threads > cores:
-        _warn(threads, cores)
+        warn_of_waiting(threads, cores)
 
 
 def most_threads() -> int:
     """The largest number of threads that `check_threads` accepts."""
-    return max(_LEAST_REFUSED, _MANY * (os.cpu_count() or 1))
+    return max(_ALWAYS_ACCEPTED, _MOST_PER_CORE * (os.cpu_count() or 1))
 
 
-@functools.cache  # once is enough, however many models are opened so
-def _warn(threads: int, cores: int) -> None:
+@functools.cache  # once per number, however many models are opened with it
+def warn_of_waiting(threads: int, cores: int) -> None:
+    """Log that `threads` are more than the cores this process can use; `cache_clear()` forgets what was logged."""
     logging.getLogger("edgeblt").warning(
         "threads is %d, and %s: threads that wait for each other make it slower", threads, _cores(cores)
     )
@@ -58,10 +59,10 @@ def _cores(count: int) -> str:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The control groups this process is in, and those around them: of version 2, and version 1's for `cpu`.
+    """Directories of the control groups that this process is in, and of their parents; not all exist.
 
-    In a container its own group may be mounted as if it were the uppermost; then its path leads nowhere, and the
-    mount is what remains.
+    Both version 2 and the controller `cpu` of version 1 are searched. In a container the process's own group may be
+    mounted in place of the root; then only the mount itself exists.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -79,7 +80,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _quota(group: Path) -> float | None:
-    """Cores' worth, None where there is no limit or no such group."""
+    """Quota of a control group in cores; None where there is no limit or no such group."""
     words = _words(group / "cpu.max") or _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
     try:
         quota, period = (int(word) for word in words)

@@ -7,7 +7,7 @@ from edgeblt.runtime.cuda import gpu_name
 
 
 def device_name(with_gpu: bool = False) -> str:
-    """The processor's name, as the machine gives it, behind the GPU's. Raises EdgebltError where there is no GPU."""
+    """Name of the processor, after that of the GPU if `with_gpu`. Raises EdgebltError where there is no GPU."""
     return f"{gpu_name()}, {_processor_name()}" if with_gpu else _processor_name()
 
 

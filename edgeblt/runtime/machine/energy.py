@@ -1,4 +1,4 @@
-"""Energy that the processor has used, where Linux tells it (RAPL, /sys/class/powercap)."""
+"""Energy that the processor has used, as Linux reports it (RAPL, /sys/class/powercap)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ _POWERCAP = Path("/sys/class/powercap")
 
 
 class Energy:
-    """Adds up the counters of all processor packages, each of which starts again from 0 at its largest value."""
+    """Energy of all processor packages, summed from counters that wrap around to 0."""
 
     def __init__(self, powercap: Path = _POWERCAP) -> None:
         self._packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
@@ -14,7 +14,7 @@ class Energy:
         self._microjoules = 0
 
     def joules(self) -> float | None:
-        """Joules that all packages used since the first call; None where that cannot be read (often only root may)."""
+        """Joules used by all packages since the first call; None if they cannot be read (often only root may)."""
         try:
             for zone in self._packages:
                 now, largest = _number(zone / "energy_uj"), _number(zone / "max_energy_range_uj")

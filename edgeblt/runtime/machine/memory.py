@@ -1,13 +1,15 @@
-"""Resident memory of this process, as Linux reports it."""
+"""Resident memory of this process, now and at most."""
 
 import ctypes
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes: `anonymous` are this process's alone; `mapped` are files' pages, which processes share."""
+    """Resident bytes: `anonymous` belong to this process alone; `mapped` are pages of files, which processes share."""
 
     anonymous: int
     mapped: int
@@ -23,6 +25,11 @@ def resident_memory() -> Memory | None:
     if "RssAnon" not in kilobytes or "RssFile" not in kilobytes:
         return None
     return Memory(int(kilobytes["RssAnon"]) << 10, int(kilobytes["RssFile"]) << 10)
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def return_freed_memory() -> None:
