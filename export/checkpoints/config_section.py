@@ -10,16 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from edgeblt.bundle.config import LIMIT
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 
 LISTED = 200  # more fields than this are counted, not named
 Document = Mapping[str, Any]
-
-
-def shown(value: object) -> str:
-    """A short form of a value read from a file, on one line."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 class Section:

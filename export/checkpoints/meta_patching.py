@@ -8,7 +8,8 @@ model's own arguments say what the model was trained with, and are not read then
 import math
 
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.export.checkpoints.config_section import Findings, Section, shown
+from edgeblt.errors import shown
+from edgeblt.export.checkpoints.config_section import Findings, Section
 from edgeblt.export.checkpoints.meta_config import FIXED, READ, REQUIRED, Fixed, hash_sizes, sort_fields
 
 RELEASED_THRESHOLD = 1.335442066192627  # Meta's default

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.export.checkpoints.files.bitsandbytes import bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from edgeblt.bundle.contract import COMPUTED_IN, DType, StageContract, TensorSpec
+from edgeblt.bundle.contract import EDGEBLT as EDGEBLT
+from edgeblt.bundle.contract import MICROSOFT as MICROSOFT
 from edgeblt.export.graphs.weight_file import Piece, Slot
 
 OPSET = 23
 IR_VERSION = 11
-MICROSOFT = "com.microsoft"
-EDGEBLT = "edgeblt"
 DTYPES = {
     "float32": ir.DataType.FLOAT,
     "int64": ir.DataType.INT64,
@@ -49,7 +49,7 @@ class GraphBuilder:
     def __init__(self, contract: StageContract) -> None:
         self.contract = contract
         self.computed_in: DType = COMPUTED_IN[contract.target]
-        self.inputs = {spec.name: _value(spec) for spec in contract.all_inputs}
+        self.inputs = {spec.name: graph_value(spec) for spec in contract.all_inputs}
         self._tape = Tape()
         self._numbers = itertools.count()
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
@@ -202,5 +202,6 @@ def weights_name(stage: str) -> str:
     return f"{stage}.weights"
 
 
-def _value(spec: TensorSpec) -> ir.Value:
+def graph_value(spec: TensorSpec) -> ir.Value:
+    """A graph input or output of this name, type and shape."""
     return ir.Value(name=spec.name, type=ir.TensorType(DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))

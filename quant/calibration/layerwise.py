@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeblt.bundle.config import PatchingRule
-from edgeblt.bundle.contract import STATE_WIDTH
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, STATE_WIDTH
 from edgeblt.bundle.text_files import read_text
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
-from edgeblt.export.graphs.graph import IR_VERSION, OPSET
+from edgeblt.export.graphs.graph import IR_VERSION, OPSET, graph_value
 from edgeblt.export.graphs.weight_source import Encoded
-from edgeblt.export.operators.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
+from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT
 from edgeblt.quant.calibration.activations import Scratch, Values
@@ -295,10 +295,10 @@ class PatchStarts:
 
     def __init__(self, patching: PatchingRule) -> None:
         self._settings = setting_defaults(patching)
-        inputs = [ir.val(name, dtype, shape) for name, (dtype, shape) in _OPERATOR_INPUTS.items()]
-        outputs = [ir.val(name, dtype, shape) for name, (dtype, shape) in _OPERATOR_OUTPUTS.items()]
-        node = ir.Node(DOMAIN, OP_TYPE, inputs, [ir.AttrInt64("rule", int(patching.rule))], outputs=outputs)
-        graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports={"": OPSET, DOMAIN: 1}, name="patching")
+        inputs = [*map(graph_value, PATCHING_INPUTS)]
+        outputs = [*map(graph_value, PATCHING_OUTPUTS)]
+        node = ir.Node(EDGEBLT, OP_TYPE, inputs, [ir.AttrInt64("rule", int(patching.rule))], outputs=outputs)
+        graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports={"": OPSET, EDGEBLT: 1}, name="patching")
         model = ir.Model(graph, ir_version=IR_VERSION, functions=(entropy_patch_function(OPSET),))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -315,21 +315,3 @@ class PatchStarts:
         beginning = {"position": np.zeros(1, np.int64), "state": np.zeros(STATE_WIDTH, np.float32)}
         feeds = {"logits": logits.numpy(), "ids": ids.numpy(), **beginning, **self._settings}
         return torch.from_numpy(self._session.run(["patch_starts"], feeds)[0])
-
-
-_FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
-_OPERATOR_INPUTS: dict[str, tuple[ir.DataType, list[int | str]]] = {
-    "logits": (_FLOAT, ["T", "V"]),
-    "ids": (_INT64, ["T"]),
-    "position": (_INT64, [1]),
-    "state": (_FLOAT, [STATE_WIDTH]),
-    "threshold": (_FLOAT, [1]),
-    "threshold_add": (_FLOAT, [1]),
-    "max_patch_length": (_INT64, [1]),
-    "patch_size": (_INT64, [1]),
-}
-_OPERATOR_OUTPUTS: dict[str, tuple[ir.DataType, list[int | str]]] = {
-    "entropies": (_FLOAT, ["T"]),
-    "patch_starts": (ir.DataType.BOOL, ["T"]),
-    "states": (_FLOAT, ["T", STATE_WIDTH]),
-}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.onnx_graph import (
     BOOL,
     FLOAT,
@@ -18,8 +19,6 @@ from edgeblt.bundle.examination.onnx_graph import (
     Graph,
     Tensor,
 )
-
-MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"
 
 IR_VERSIONS = frozenset({11})
 OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({23}), MICROSOFT: frozenset({1}), EDGEBLT: frozenset({1})}

@@ -5,9 +5,9 @@ ONNX Runtime packs weights by their attributes, not by their actual size; `_WEIG
 
 from collections.abc import Callable, Mapping, Sequence
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
-from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
 
 FLOATS: Types = (FLOAT, FLOAT16)

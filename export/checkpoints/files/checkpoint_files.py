@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeblt.bundle.held_files import unreadable
-from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.export.checkpoints.files.pickle_files import pickled_tensors
 from edgeblt.export.checkpoints.files.safetensors_files import stored_tensors
 from edgeblt.export.checkpoints.files.stored_weights import StoredPart
