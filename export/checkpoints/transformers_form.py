@@ -1,4 +1,4 @@
-"""transformers' form of a checkpoint: a directory of `config.json` and safetensors files; names and where they are.
+"""transformers' form of a checkpoint, a directory of `config.json` and weight files: the names of its tensors.
 
 Source of the names: transformers `models/blt/modeling_blt.py`.
 """
@@ -54,7 +54,7 @@ CROSS_PARTS = {
     "output": "o_proj",
 }
 HEAD, EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
-_BLT_MODEL = "local_encoder."  # what names begin with in a BltModel
+_BLT_MODEL = "local_encoder."  # prefix of names in a BltModel
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class TransformersForm:
     stored: Mapping[str, StoredPart]
     bitsandbytes: bool  # some of the matrices are in bitsandbytes' formats
 
-    is_headless: bool = False  # of a BltModel
+    is_headless: bool = False  # saved by a BltModel, without the head
 
     @property
     def files(self) -> dict[str, Path]:
-        """All that was read, by name."""
+        """Files that were read, by name."""
         weights = sorted({part.file for part in self.stored.values()})
         return {file.name: file for file in (self.listing.parent / CONFIG, *weights)}
 
@@ -165,9 +165,9 @@ def open_transformers_form(directory: Path, strict: bool = False) -> Transformer
 
 
 def _take_quantization(document: object, where: Path) -> bool:
-    """Take `quantization_config` out of the configuration: whether it is bitsandbytes'. Raises EdgebltError for others.
+    """Remove `quantization_config` from the configuration; True if it is bitsandbytes'. Raises EdgebltError for others.
 
-    What it says beside the method concerns how transformers would compute; the weights themselves say what they are.
+    Its fields beside the method concern how transformers computes; the stored weights describe themselves.
     """
     if not isinstance(document, dict) or document.get("quantization_config") in (None, {}):
         return False

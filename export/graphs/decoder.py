@@ -1,4 +1,4 @@
-"""The decoder stage: byte vectors, each with the newest latent at its place, to next-byte logits."""
+"""The decoder stage: from byte vectors, and the newest latent before each, to next-byte logits."""
 
 from functools import cached_property
 

@@ -33,7 +33,7 @@ Fill = Callable[[], Iterator[Piece]]
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
+    """A stage's model, the places of its weights in a file of their own, and the functions that fill that file."""
 
     model: ir.Model
     slots: dict[str, Slot]
@@ -43,7 +43,7 @@ class BuiltStage:
 class GraphBuilder:
     """Collects the nodes of one stage; `finish` gives the model.
 
-    Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
+    Weights get their places in the stage's weights file; the functions that make them, a piece at a time, run later.
     """
 
     def __init__(self, contract: StageContract) -> None:
@@ -74,7 +74,7 @@ class GraphBuilder:
         return self.contract.target == "cpu"
 
     def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
-        """`value`, of type `found`, as `wanted`."""
+        """`value`, of type `found`, cast to `wanted` if they differ."""
         return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
 
     def computed(self, value: ir.Value) -> ir.Value:
@@ -187,7 +187,7 @@ class GraphBuilder:
 
 
 class _Branch(Tape):
-    """A tape for a branch: its nodes are its own, its weights the whole graph's."""
+    """A tape for a branch, with its own nodes and the whole graph's weights."""
 
     def __init__(self, outer: Tape) -> None:
         super().__init__()
