@@ -43,12 +43,12 @@ SEED = 20261121
 PATCHER_BATCH, PATCHER_ROW = 6, 512
 BLT_BATCH, BLT_ROW = 4, 1024
 LOOK_AHEAD = 4  # bytes of the next patch that the global layers learn to guess while training
-LOOK_AHEAD_WEIGHT = 0.3  # at the start, falling to zero
+LOOK_AHEAD_WEIGHT = 0.3  # weight at the start, falling to zero
 STARVED_WINDOW = 4  # some steps narrow the local windows to this, so that context must come through the global layers
-STARVED_SHARE = 0.6  # of the steps up to STARVED_UNTIL of the budget, then falling to zero
+STARVED_SHARE = 0.6  # share of steps, up to STARVED_UNTIL of the budget; then falling to zero
 STARVED_UNTIL = 0.6
-HELD_OUT_ROWS = 16  # of EVALUATION_ROW, for the curves
-SCORED_ROWS, SCORED_LONG_ROWS = 64, 8  # for the card
+HELD_OUT_ROWS = 16  # rows of EVALUATION_ROW bytes for the curves
+SCORED_ROWS, SCORED_LONG_ROWS = 64, 8  # rows for the card
 GLOBAL_LAYERS = 4
 BYTES_PER_PATCH = 4.5
 # The layers taken from the patcher need small steps, and the embeddings have the small scale of `start_from_patcher`.
@@ -209,7 +209,7 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
     patcher = model.model.patcher
     held = rows["held_out"][:HELD_OUT_ROWS].long().to(device)
     held_starts = row_starts(patcher, held[:, :-1], threshold)
-    train_rows = rows["train"].flip(0)  # from the end, where the patcher has not been
+    train_rows = rows["train"].flip(0)  # the last rows first, which the patcher has not seen
     heads = torch.zeros(LOOK_AHEAD * demo_model.VOCABULARY, 256, device=device, requires_grad=True)
 
     def loss(step: int, progress: float) -> tuple[Tensor, float]:

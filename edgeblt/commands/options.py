@@ -13,7 +13,7 @@ from edgeblt.progress import show_progress
 Value = TypeVar("Value", str, int, float)
 
 DRAFTS = ", ".join(get_args(DraftName))
-RECIPES = ", ".join(name for name in get_args(RecipeName) if name not in ("fp32", "fp16"))  # those that compress
+RECIPES = ", ".join(name for name in get_args(RecipeName) if name not in ("fp32", "fp16"))  # compressing recipes
 CheckpointPath = Annotated[
     Path,
     typer.Argument(
