@@ -37,8 +37,8 @@ NewBytes = Annotated[int, typer.Option(help="Bytes to decode after the first gen
 Decode = Annotated[
     str,
     typer.Option(
-        help="What to decode, comma-separated: generated, or text, which follows the given text, so that the "
-        "acceptance rate of drafts is that of real use. Greedy text of a small model flatters drafts."
+        help="Bytes to decode, comma-separated: generated, the model's own, or text, those of the given text, on "
+        "which the acceptance rate of drafts is that of real use. Greedy text of a small model flatters drafts."
     ),
 ]
 Temperatures = Annotated[str, typer.Option(help="Sampling temperatures, comma-separated; 0 is greedy.")]

@@ -37,7 +37,7 @@ from edgeblt.export.checkpoints.meta_config import (
 
 PARAMS = "params.json"
 PICKLES = ("consolidated/consolidated.pth", "consolidated.pth")  # the order Meta looks in
-KEY = "model"  # of the state dictionary in the pickled one
+KEY = "model"  # key of the state dictionary in the pickled one
 WINDOW = "local_block_causal"
 LOADER_WINDOW = 512  # `load_entropy_model` sets it, whatever the file says
 STACK = StackFields("patcher", "dim", "n_layers", "n_heads", "n_kv_heads")
@@ -71,7 +71,7 @@ class EntropyModel:
     """An opened entropy model: its configuration and every tensor stored with it, by Meta's names."""
 
     stack: TransformerConfig
-    fields: Section  # as stored
+    fields: Section  # stored fields
     listing: Path
     stored: Mapping[str, StoredPart]
     files: dict[str, Path]  # paths by name in the directory
