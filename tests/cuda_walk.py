@@ -17,7 +17,12 @@ from edgeblt.node_providers import node_providers
 from edgeblt.runtime import cache, native
 
 LENGTH = 400
-SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # operators that may be left to the CPU, where counts and shapes are anyway
+SHAPES = {
+    "Cast",
+    "Concat",
+    "Greater",
+    "Shape",
+}  # operators that may be left to the CPU, where counts and shapes are anyway
 
 
 def walk(bundle: str, provider: str) -> None:
