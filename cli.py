@@ -1,4 +1,4 @@
-"""The command line: assembles the commands, and says what they raise in one sentence on stderr."""
+"""The command line: assembles the commands, and prints the errors they raise as one sentence on stderr."""
 
 import importlib.util
 import io
@@ -19,7 +19,7 @@ from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.printable import printable
 from edgeblt.runtime import native
 
-COMMANDS = (  # in the order in which --help lists them
+COMMANDS = (  # the order in --help
     making.demo,
     making.quantize,
     making.export,
@@ -36,8 +36,8 @@ COMMANDS = (  # in the order in which --help lists them
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Byte Latent Transformers on devices: export a checkpoint to a bundle, prove it, time it, run it.",
-    epilog="To see all of it on the model that comes with the package: edgeblt demo",
+    help="Byte Latent Transformers on devices: export a checkpoint to a bundle, validate it, time it, run it.",
+    epilog="To see every step on the model that comes with the package: edgeblt demo",
 )
 for _command in COMMANDS:
     app.command()(_command)
@@ -62,7 +62,7 @@ def main() -> None:
     """The `edgeblt` command: answers bad input with one sentence on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what a terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")  # characters that a terminal cannot show stop nothing
     try:
         with stopped_by_signals(), _notes_as_lines(), explaining_lost_files():
             _run()
@@ -75,7 +75,7 @@ def main() -> None:
             raise
         _fail_to_print(error)
     except Exception as error:
-        if number := was_stopped():  # in native code, which made something else of it
+        if number := was_stopped():  # native code turned the signal into an error of its own
             raise SystemExit(128 + number) from None
         if isinstance(error, ImportError) and not importlib.util.find_spec("onnxruntime"):
             _fail(missing_runtime())
@@ -85,9 +85,9 @@ def main() -> None:
 
 
 def _run() -> None:
-    """Runs the command that was asked for, and flushes what it printed to stdout."""
+    """Runs the command, and flushes stdout."""
     try:
-        app(prog_name="edgeblt")  # not cli.py, nor python -m
+        app(prog_name="edgeblt")  # the name in help texts, however the command was started
     except SystemExit:
         try:
             sys.stdout.flush()
@@ -98,7 +98,7 @@ def _run() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    with suppress(OSError):  # then nobody can be told
+    with suppress(OSError):  # a closed stderr
         typer.echo(f"edgeblt: {printable(message)}", err=True)
     raise SystemExit(2)
 
@@ -126,7 +126,7 @@ def _fail_to_print(error: OSError) -> NoReturn:
 
 
 def _forget(stream: TextIO) -> None:
-    """Discards what could not be written, which the interpreter would try to write again as it ends."""
+    """Discards a stream's unwritten output, which the interpreter would else try to write again as it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

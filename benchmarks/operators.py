@@ -19,9 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeblt.runtime.machine.device import device_name
 
-ROWS = (1, 8, 64)  # of inputs: decoding, checking a draft, reading a prompt
+ROWS = (1, 8, 64)  # rows of inputs: decoding, verifying a draft, reading a prompt
 REPEATS = 15
-SECONDS = 0.02  # of one measurement, so that the clock's grain does not matter
+SECONDS = 0.02  # duration of one measurement, far above the clock's resolution
 Arrays = dict[str, np.ndarray]
 Case = tuple[str, str, dict[str, Any], list[str], Arrays]  # operator, its domain, attributes, inputs, weights
 

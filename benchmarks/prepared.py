@@ -78,8 +78,8 @@ def two_processes(bundle: Path, kind: str, new_bytes: int) -> dict[str, float]:
         for reader in readers:
             reader.communicate()
     return {
-        "load_s": lines[1]["load_s"],  # of the second, which finds all files in the page cache
-        "load_cpu_s": lines[1]["load_cpu_s"],  # of all its threads; what else the machine does changes it less
+        "load_s": lines[1]["load_s"],  # the second process, whose files are in the page cache
+        "load_cpu_s": lines[1]["load_cpu_s"],  # time of all threads, less affected by other work on the machine
         "bytes_per_s": lines[1]["bytes_per_s"],
         "opened_mb": lines[1]["opened"] / 1e6,
         "anonymous_mb": lines[1]["anonymous"] / 1e6,

@@ -46,7 +46,7 @@ def watch(command: list[str]) -> Usage:
     samples = [Memory(0, 0, 0)]
     while process.poll() is None:
         text = status.read_text(encoding="ascii")
-        if "VmHWM" in text:  # not once it has ended
+        if "VmHWM" in text:  # absent once the process has ended
             samples.append(Memory.of(text))
         time.sleep(POLL_S)
     if process.returncode:

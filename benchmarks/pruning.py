@@ -35,7 +35,7 @@ METHODS = {
     "Wanda's zeros, gptq": ("wanda", "gptq"),
     "SparseGPT": ("sparsegpt", "gptq"),
 }
-MIXES = {  # of about half of the weights, each; patterns of encoder, global, decoder
+MIXES = {  # each removes about half of the weights; patterns of encoder, global, decoder
     "global 70%, others dense": ("", "70%", ""),
     "global 60%, decoder 30%": ("", "60%", "30%"),
     "global 2:4, others 4:8": ("4:8", "2:4", "4:8"),
@@ -48,7 +48,7 @@ MIXES = {  # of about half of the weights, each; patterns of encoder, global, de
 class Case:
     table: str
     name: str
-    patterns: tuple[str, str, str]  # of STAGES; "" for a dense one
+    patterns: tuple[str, str, str]  # one for each of STAGES; "" is dense
     pruning: str = "sparsegpt"
     method: str = "gptq"
 

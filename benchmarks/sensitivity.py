@@ -118,7 +118,7 @@ def decoded(weight: Matrix, codes: np.ndarray, scales: np.ndarray, zero_points: 
 def half_quadratic(weight: Matrix) -> Matrix:
     quantizer = HQQWeightOnlyQuantizer(HQQWeightOnlyQuantConfig(block_size=BLOCK, bits=4))
     codes, scales, zeros = quantizer.quantize_internal(torch.from_numpy(weight), 4, group_size=BLOCK, axis=1)
-    zeros = torch.round(zeros)  # as MatMulNBits stores them
+    zeros = torch.round(zeros)  # MatMulNBits stores integers
     blocks = codes.reshape(len(weight), -1, BLOCK)
     restored: Matrix = ((blocks - zeros[..., None]) * scales[..., None]).reshape(weight.shape).float().numpy()
     return restored

@@ -36,7 +36,7 @@ from edgeblt.quant.recipes.recipe import HASH_TABLES
 POOL_SIZE = (1 << 22) - 3
 BYTES_PER_PATCH = 4.5
 HEAD = "patcher.head"
-ROWS, ROW_BYTES = 3, 1024  # of prose to calibrate on, and as much again to measure
+ROWS, ROW_BYTES = 3, 1024  # rows of prose for calibration, and as many again to measure
 LOCAL = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2816}
 
 Bits = NDArray[np.uint16]
@@ -89,7 +89,7 @@ class Patching:
     """Statistics of the patcher on English prose it was not calibrated on; entropies in nats."""
 
     threshold: float
-    head_scale: float  # how much louder its head is than weights that keep the size of what they read
+    head_scale: float  # factor of the head's weights over those that preserve the size of their inputs
     bytes_per_patch: float
     mean_entropy: float
     entropy_deviation: float

@@ -12,7 +12,7 @@ from edgeblt.errors import EdgebltError
 if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-TYPE_CHECKING = False  # as type checkers know it; the module typing would be the slowest import here
+TYPE_CHECKING = False  # a constant known to type checkers; the module typing would be the slowest import here
 if TYPE_CHECKING:
     from typing import Any
 

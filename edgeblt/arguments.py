@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.errors import EdgebltError
-
-_SHOWN = 60  # characters
+from edgeblt.errors import shown as shown
 
 
 def whole_number(name: str, value: object, least: int | None = 0) -> int:
@@ -59,16 +58,6 @@ def as_path(name: str, value: object) -> Path:
     if not isinstance(value, str | os.PathLike) or not isinstance(path := os.fspath(value), str):
         raise EdgebltError(f"{name} is {shown(value)}; it must be a str or a Path")
     return Path(path)
-
-
-def shown(value: object) -> str:
-    """Short one-line form of any value."""
-    try:
-        text = ascii(value)
-    except Exception:  # an int of thousands of digits, or an object whose own repr fails
-        return f"a value of type {type(value).__name__}"
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def checked_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:

@@ -25,13 +25,13 @@ class Diagnosis:
     native_level: str | None  # the instructions its kernels use, None where they are not used
     native_levels: tuple[str, ...]  # the instruction sets that can be chosen
     native_operators: tuple[str, ...]  # operators with a native kernel here; others run in portable form
-    native_reason: str | None  # why it is not used
+    native_reason: str | None  # reason why it is not used
     native_cuda_library: str | None  # path of the library for CUDA, which only a stage on CUDA opens
     native_cuda_version: str | None
     native_cuda_operators: tuple[str, ...]  # operators with a kernel for CUDA
-    native_cuda_reason: str | None  # why it would not be used
+    native_cuda_reason: str | None  # reason why it would not be used
     gpu: str | None  # the GPU that bundles for cuda run on, and its compute capability
-    gpu_reason: str | None  # why none can be used
+    gpu_reason: str | None  # reason why none can be used
 
 
 def diagnose() -> Diagnosis:

@@ -1,5 +1,7 @@
 """The exception and the warning whose messages are written for users."""
 
+_LONGEST_SHOWN = 100  # characters
+
 
 class EdgebltError(ValueError):
     """Bad input: one sentence that names the file or value seen and the remedy.
@@ -16,9 +18,11 @@ class CheckpointNote(UserWarning):
 
 
 def shown(value: object) -> str:
-    """`value` as Python writes it, for use in an error message; cut where it is long."""
+    """`value` as Python writes it, on one line of ASCII, for an error message; cut where it is long."""
     try:
-        text = repr(value)
+        text = " ".join(ascii(value).split())
     except ValueError:  # Python writes out no integer of more than 4,300 digits
         return "a number of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
+    except Exception:  # an object whose own repr fails
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."

@@ -42,8 +42,8 @@ class Inspection:
     description: dict[str, str]
     parts: tuple[Part, ...]
     plans: tuple[WeightPlan, ...]  # one for each recipe of a checkpoint; the bundle's own
-    placement: tuple[ProviderNodes, ...] = ()  # for a bundle, where it was asked for
-    notes: tuple[str, ...] = ()  # for a checkpoint: sentences on how its configuration was read
+    placement: tuple[ProviderNodes, ...] = ()  # bundles only, on request
+    notes: tuple[str, ...] = ()  # checkpoints only: sentences on how the configuration was read
 
     @property
     def bytes(self) -> int:

@@ -43,7 +43,7 @@ def _pip() -> str:
 
 def _requirement(extra: str) -> str:
     clone = Path(__file__).parents[1]
-    if (clone / "pyproject.toml").is_file():  # also where the sources are used without being installed
+    if (clone / "pyproject.toml").is_file():  # true also for sources that are used uninstalled
         return f"-e {_quoted(f'{clone}[{extra}]')}"
     source = _recorded_source()
     if source is None:  # installed from an index, which has the extra too

@@ -43,7 +43,7 @@ _COMPARED_BYTES, _COMPARED_ONE_BY_ONE = 48, 4
 class StageOutcome:
     stage: str
     bytes: int  # written
-    left_because: str | None  # why the bundle's own graph stays in use
+    left_because: str | None  # reason why the bundle's own graph stays in use
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def prepare(path: str | Path) -> Preparation:
                     stages[name] = stage
                 advance(1)
         if not stages:
-            raise _NothingToPackError  # so that no directory appears
+            raise _NothingToPackError  # no directory appears
         record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
         compare_results(bundle, open_prepared(partial, bundle, "cpu"))

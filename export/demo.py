@@ -36,7 +36,7 @@ class Demo:
 
 
 def run_demo(bundle: str | Path, recipe: str | Path = "fp32") -> Demo:
-    """Write a bundle of the bundled model at `bundle`, in the formats of `recipe`, replacing one there; measure it.
+    """Export the bundled model to `bundle` by `recipe`, replacing an existing bundle, and measure it.
 
     Raises EdgebltError for an unknown recipe, or if `bundle` cannot be written.
     """
@@ -67,7 +67,7 @@ def _time_transformers(reference: TransformersReference) -> tuple[float, float]:
 
 
 def _passage(model: Model) -> tuple[bytes, ...]:
-    """A prompt and what the model makes of it, cut where patches start."""
+    """A prompt and its continuation by the model, cut where patches start."""
     prompt = PASSAGE_PROMPT.encode()
     text = prompt + model.generate(prompt, PASSAGE_BYTES, temperature=0.7, top_p=0.9, seed=4)
     return tuple(cut_into_patches(text, model.score(text).patch_starts))

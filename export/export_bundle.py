@@ -60,18 +60,18 @@ def export_bundle(
     checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
     bundle: the directory to write.
     recipe: how to store the weights: the name of one that comes with the package, or the path of a TOML file. None,
-        the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats. One that needs a
-        text has the checkpoint compressed first, to a directory beside the bundle that is removed at the end.
+        the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats. If it needs
+        a calibration text, the checkpoint is compressed first, to a temporary directory beside the bundle.
     target: what the graphs run on: cpu, the default, cuda, or some stages' own such as `global=cuda`, the others cpu.
         Stages for cuda compute in float16, and store in float16 what the recipe leaves in floating point.
-    replace: True replaces a bundle that is there; what is no bundle is never replaced. Default False.
+    replace: True replaces an existing bundle; anything else is never replaced. Default False.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
     memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
     calibration: as `quantize_checkpoint` takes it, which is then called first, whatever the recipe; default None.
     table_hits: likewise; default None.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
 
-    What a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
+    The work that a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
     exported, an unknown recipe or target, a recipe that would quantize again, a limit below what the largest matrix
     needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
@@ -111,7 +111,7 @@ def _write_bundle(
     memory_limit: int,
     fingerprint: Callable[..., str] | None = None,
 ) -> None:
-    """`recipe` None: in the checkpoint's own formats. `fingerprint`: what stands for the checkpoint's own."""
+    """Writes the bundle; `recipe` None keeps the checkpoint's formats, `fingerprint` replaces the checkpoint's own."""
     source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
     recipe_name, target = recipe.name if recipe else opened.recipe_name, describe_placement(targets)
     check_export(source, opened.names(), memory_limit)

@@ -15,9 +15,9 @@ from edgeblt.inspection import Inspection, Part
 def inspect_checkpoint(
     checkpoint: Checkpoint, recipes: Sequence[str | Path] = (), bytes_per_patch: float | None = None
 ) -> Inspection:
-    """Reads no weights. `recipes`: names or files to plan beside the packaged ones; `bytes_per_patch` None: the usual.
+    """Contents of a checkpoint; reads no weights. `recipes`: names or files to plan besides the packaged ones.
 
-    Raises EdgebltError for recipes and numbers that cannot be.
+    `bytes_per_patch` None is the usual number. Raises EdgebltError for invalid recipes and numbers.
     """
     plans = plan_checkpoint(checkpoint, recipes, typical_bytes_per_patch(checkpoint.config.patching, bytes_per_patch))
     names = checkpoint.names()

@@ -8,7 +8,7 @@ from edgeblt.export.checkpoints.naming import origin
 
 
 def model_card(checkpoint: Checkpoint, recipe: str, target: str) -> str:
-    """Markdown."""
+    """The model card in Markdown."""
     config = checkpoint.config
     stacks = {"patcher": config.patcher, "encoder": config.encoder, "global": config.global_, "decoder": config.decoder}
     rows = "\n".join(f"| {name} | {_stack(stack)} |" for name, stack in stacks.items() if stack)

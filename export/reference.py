@@ -30,7 +30,7 @@ class TransformersReference:
     """`BltForCausalLM(use_cache=False)` on a floating-point checkpoint of any form.
 
     `patcher`, `strict`: see `open_checkpoint`, whose notes are warnings here; `device`: where torch computes. Raises
-    EdgebltError if it is none, or one that transformers cannot compute.
+    EdgebltError if it is no checkpoint, or one that transformers cannot compute.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class TransformersReference:
         keep_to_usable_cores()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
-        """`ids` [T] int64 begin with BOS.
+        """The reference's results on `ids` [T] int64, which begin with BOS.
 
-        One more byte is fed than asked about: with a maximum patch length transformers drops a patch that would start
+        One more byte is fed than is evaluated: with a maximum patch length transformers drops a patch that would start
         right behind the last byte, so that its last position would be wrong. Nothing before it depends on that byte.
         """
         batch = torch.from_numpy(np.append(ids, OFFSET))[None].to(self.model.device)
@@ -71,7 +71,7 @@ class TransformersReference:
 def _transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whose own types are of no help
     """The model as transformers opens it or, if it cannot, built from what edgeblt read.
 
-    An empty `quantization_config` is such a configuration: transformers refuses it, though it says nothing.
+    transformers refuses an empty `quantization_config`, for instance, though it has no meaning.
     """
     if checkpoint.is_transformers_form:
         with suppress(AttributeError, KeyError, TypeError, ValueError, StrictDataclassError):
@@ -91,8 +91,8 @@ def validate_against(
     """Accuracy of each model on `texts` against transformers on `checkpoint`.
 
     `save_reference_logits` is where to record the reference, for `measure.reference_file.ReferenceFile`; `patcher`,
-    `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text is
-    of no use, or the file cannot be written.
+    `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text
+    cannot be used, or the file cannot be written.
     """
     reference = TransformersReference(checkpoint, patcher, device, strict)
     rows = ComputedRows(reference, texts)

@@ -1,4 +1,4 @@
-"""A checkpoint in any form but transformers' own as transformers' `BltForCausalLM`."""
+"""Builds transformers' `BltForCausalLM` from a checkpoint in any other form."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ def transformers_model(checkpoint: Checkpoint) -> Any:  # a BltForCausalLM, whos
 def config_document(config: ModelConfig) -> Document:
     """The equivalent `config.json` of transformers. Raises EdgebltError if there is none."""
     patching = config.patching
-    if patching.rule is Rule.BYTE:  # in which nothing else counts
+    if patching.rule is Rule.BYTE:  # the other parameters have no effect
         config = dataclasses.replace(config, patching=PatchingRule(Rule.BYTE), patcher=None)
     elif patching.rule is not Rule.THRESHOLD:
         raise EdgebltError(

@@ -54,18 +54,18 @@ def quantize_checkpoint(
     checkpoint: a directory in one of the forms of docs/checkpoints.md, or a model on the hub, `OWNER/NAME[@REVISION]`.
     out: the directory to write.
     recipe: the name of one that comes with the package, int4 by default, or the path of a TOML file.
-    calibration: a text file like those the model will see, for recipes that need one; None, the default, is the text
+    calibration: a text file like those the model will read, for recipes that need one; None, the default, is the text
         that comes with the package.
     memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
     table_hits: keep only the rows of the hash tables that carry this share of the text's lookups, above 0 and at most
         1; None, the default, is what the recipe says.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
-    replace: True replaces a compressed checkpoint that is there; nothing else is ever replaced. Default False.
+    replace: True replaces an existing compressed checkpoint; anything else is never replaced. Default False.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
 
-    What a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot be opened
-    or is quantized already, an unknown recipe, a calibration text that is missing or too short, a limit below what the
-    largest matrix needs, `out` not writable, or there already and not to be replaced.
+    The work that a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot
+    be opened or is quantized already, an unknown recipe, a calibration text that is missing or too short, a limit below
+    what the largest matrix needs, an `out` that cannot be written, or exists and may not be replaced.
     """
     keep_to_usable_cores()
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
@@ -106,7 +106,7 @@ class Compression:
         return self._source.fingerprint(self.recipe, self._described, self._made_by, *settings)
 
     def write(self, directory: Path) -> Journal:
-        """Fill `directory`, except for what a killed run of the same completed; the journal is to be finished."""
+        """Fill `directory`, keeping what a killed run of the same completed; the caller finishes the journal."""
         source, recipe, kept = self._source, self.recipe, self._table_rows
         journal = Journal(directory, self.fingerprint())
         slots, header = layout(_tensors(source, recipe, kept))
@@ -152,7 +152,7 @@ class _Quantizing:
         """`table_rows`: which rows of the hash tables to keep; None is all."""
         self._source, self._recipe, self._file, self._advance = source, recipe, file, advance
         self._table_rows = table_rows
-        self._shapes = expected_shapes(recipe.pruned(source.config))  # with the channels removed
+        self._shapes = expected_shapes(recipe.pruned(source.config))  # shapes after channels are removed
         self._left = dict.fromkeys(source.names())
         self._errors: dict[str, WeightError] = {}
 

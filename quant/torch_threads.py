@@ -12,7 +12,7 @@ _OWN_WISHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def keep_to_usable_cores() -> None:
     """Limits torch to the cores this process may use: torch counts the machine's, whatever a container's limit.
 
-    Environment variables that say how many are the user's own wish, and stay.
+    A number of threads that the user set in environment variables is not changed.
     """
     if not any(os.environ.get(name) for name in _OWN_WISHES) and torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())

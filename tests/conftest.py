@@ -27,15 +27,15 @@ from edgeblt.runtime.session import Session
 from float64_oracle import Doubles, Float64Oracle, bound
 
 LONGEST = 400  # ids in every text: over 16 windows, and more than any windowed cache holds
-TOLERANCE = 1e-5  # of the largest reference logit, between two float32 computations; 1e-4 is promised
+TOLERANCE = 1e-5  # share of the largest reference logit, between two float32 computations; 1e-4 is promised
 ENTROPY_TOLERANCE = 1e-5  # nats, between two float32 computations of a small model
-PROMISED = 1e-4  # of the largest logit
+PROMISED = 1e-4  # share of the largest logit
 
 if native.library_path() is None:
     os.environ.setdefault(native.VARIABLE, "0")  # or every command would say so
 
 
-# How long an example takes says nothing on a busy machine.
+# The duration of an example means nothing on a busy machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

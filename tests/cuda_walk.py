@@ -18,7 +18,12 @@ from edgeblt.runtime import native
 from edgeblt.runtime.state import cache
 
 LENGTH = 400
-SHAPES = {"Cast", "Concat", "Greater", "Shape"}  # what may be left to the CPU: counts and shapes are there anyway
+SHAPES = {
+    "Cast",
+    "Concat",
+    "Greater",
+    "Shape",
+}  # operators that may be left to the CPU, where counts and shapes are anyway
 
 
 def walk(bundle: str, provider: str) -> None:

@@ -31,8 +31,8 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.graphs.weight_file import WeightFile
 from edgeblt.quant.methods.gptq import gptq
 
-KILL, FULL, INTERRUPT = "kill", "full", "interrupt"  # what happens at the step; a full disk stays full
-PATCH = pytest.MonkeyPatch()  # in the script's process
+KILL, FULL, INTERRUPT = "kill", "full", "interrupt"  # events at the step; a full disk stays full
+PATCH = pytest.MonkeyPatch()  # patches in the script's process
 _CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.truncate")
 _REMOVALS = ("os.remove", "os.rmdir")
 
@@ -42,8 +42,8 @@ class Outcome:
     """What a run came to."""
 
     code: int  # the exit code, or minus the signal
-    said: str  # on stderr
-    steps: int  # that were begun
+    said: str  # text on stderr
+    steps: int  # steps that were begun
     written: list[str]  # pieces of files of weights
     computed: int  # matrices that GPTQ computed
 
@@ -178,9 +178,9 @@ def write_file(path: str, content: str) -> None:
 OTHERS = {"replace": replace, "replace_bundle": replace_bundle, "write_file": write_file}
 QUICKER: dict[str, Any] = {
     "edgeblt.quant.calibration.layerwise.TEXT_BYTES": 64,
-    "edgeblt.quant.methods.channels.MULTIPLE": 4,  # so that a tiny model loses some
+    "edgeblt.quant.methods.channels.MULTIPLE": 4,  # a tiny model loses some
     "edgeblt.quant.methods.data_free.SHARES": (1.0, 0.9),
-    "edgeblt.export.graphs.weight_source.AT_A_TIME": 1 << 10,  # so that a tiny model's tables are several pieces
+    "edgeblt.export.graphs.weight_source.AT_A_TIME": 1 << 10,  # a tiny model's tables are several pieces
     "edgeblt.export.inspection.inspect_checkpoint": lambda checkpoint: checkpoint,
     "edgeblt.inspection.inspect_bundle": lambda bundle: bundle,
     "edgeblt.report.terminal.show_inspection": lambda inspection: None,  # takes as long as a tiny conversion
@@ -204,7 +204,7 @@ def _forked(root: str, arguments: list[str], step: int | None, how: str, limit: 
     def report(text: str) -> None:
         os.write(writing, f"{text}\n".encode())
 
-    gc.freeze()  # else the first collection of every child copies all there is
+    gc.freeze()  # prevents a copy of all memory by each child's first collection
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if not child:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from graph_mutations import mutate
 
-SECONDS = 120.0  # for one case; the slowest that work take less than a second on an idle machine
+SECONDS = 120.0  # limit of one case; the slowest that work take less than a second on an idle machine
 NATIVE = {"native": "", "portable": "0"}
 WORKER = Path(__file__).with_name("fuzz_worker.py")
 
@@ -78,7 +78,7 @@ class Worker:
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe and not pipe.closed:
-                    with suppress(BrokenPipeError):  # of a process that has ended
+                    with suppress(BrokenPipeError):  # the process has ended
                         pipe.close()
             self._errors.unlink(missing_ok=True)
         self.process = None

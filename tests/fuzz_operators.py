@@ -31,8 +31,8 @@ from fuzzed_operators import OPERATORS, Case, changed
 
 MOST_FINDINGS = 20
 MOST_MEMORY = 8 << 30  # bytes of addresses; where a sanitizer has its own, what one allocation may take
-SECONDS = 120  # of one case: it hangs
-# What a sanitizer says where an ordinary library would have raised std::bad_alloc.
+SECONDS = 120  # limit of one case: beyond it, it hangs
+# A sanitizer's message where an ordinary library would have raised std::bad_alloc.
 NO_MEMORY = ("allocation-size-too-big", "out-of-memory", "failed to allocate", "requested allocation size")
 
 
@@ -78,7 +78,7 @@ def run(
         findings += reported
         if process.returncode == 0:
             break
-        if started is None:  # not even the first one
+        if started is None:  # none was started
             raise RuntimeError(f"the cases did not start: {process.stderr[-2000:]}")
         if not any(sign in process.stderr for sign in NO_MEMORY):
             findings.append(_finding(seed, started, only, _last_words(process)))
@@ -121,7 +121,7 @@ def _last_words(process: "subprocess.CompletedProcess[str]") -> str:
     return f"ended with {process.returncode}: {' '.join(said)[:500]}"
 
 
-# In the process that may die.
+# The following runs in the process that may die.
 
 
 def model_of(case: Case) -> bytes:
@@ -178,7 +178,7 @@ def judge(case: Case, library: Path, threads: int) -> str | None:
     """What is wrong with how the case ends, if anything."""
     try:
         first, second = answer(case, library, threads)
-    except Exception as error:  # of the runtime, which has no common class for its own
+    except Exception as error:  # the runtime has no common class for its errors
         _, mark, said = str(error).partition("edgeblt::")
         if not case.changes:
             return f"a legal case was refused: {error}"

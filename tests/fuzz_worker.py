@@ -32,7 +32,7 @@ def outcome(path: Path) -> tuple[str, str]:
     except EdgebltError as error:
         said = str(error)
         return ("refused" if said.isprintable() and 10 < len(said) < 2000 else "is refused in odd words"), said
-    except Exception as error:  # what the fuzzer looks for
+    except Exception as error:  # the fuzzer's finding
         return f"raises {type(error).__module__}.{type(error).__name__}", " ".join(str(error).split())[:300]
     return "works", ""
 

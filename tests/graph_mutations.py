@@ -397,7 +397,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield value, key
 
 
-# How often, and what.
+# Relative frequency of each mutation.
 GRAPH_CHANGES: dict[str, tuple[int, Callable[[Any, random.Random], None]]] = {
     "anything": (6, _anything),
     "attribute": (8, _attribute),

@@ -20,9 +20,9 @@ from onnxruntime.capi import _pybind_state as runtime
 import cuda_stand_in
 
 TABLE = Path(__file__).parent / "data" / "cuda_kernels.json"
-NO_LAST = 2**31 - 1  # of a kernel for the newest version of its operator
+NO_LAST = 2**31 - 1  # last version of a kernel for the newest version of its operator
 
-Types = Mapping[str, frozenset[str]]  # by type parameter, or by name of an input or output
+Types = Mapping[str, frozenset[str]]  # types by type parameter, or by name of an input or output
 Table = dict[str, list[tuple[str, list[dict[str, str]]]]]
 
 _LIST = """
@@ -141,7 +141,7 @@ def _unlisted(graph: onnx.GraphProto, opsets: Mapping[str, int], types: dict[str
 def _listed(operator: str, version: int, bound: Mapping[str, set[str]]) -> bool:
     for versions, rows in recorded()[1].get(operator, []):
         for first, last in (part.split("-") for part in versions.split()):
-            # As ONNX Runtime has it: a kernel for the newest version is not for those that come after.
+            # ONNX Runtime's rule: a kernel for the newest version does not serve later ones.
             if version == int(first) or (last and int(first) < version <= int(last)):
                 for row in rows:
                     if all(bound.get(name, set()) <= set(kinds.split()) for name, kinds in row.items()):

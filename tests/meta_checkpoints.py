@@ -18,7 +18,7 @@ import tiny_models
 
 Args = dict[str, Any]
 Entropy = Literal["params", "config", "none"]  # consolidated.pth and params.json, or as save_pretrained writes, or none
-LOADER_WINDOW = 512  # of an entropy model that comes with a params.json
+LOADER_WINDOW = 512  # window of an entropy model with a params.json
 
 # Every field of Meta's arguments at its default.
 # fmt: off

@@ -294,14 +294,14 @@ def test_the_command_times_all_combinations(tiny: Exported, tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--threads", "1,two"], "--threads is '1,two'; give numbers, with commas between"),
-        (["--prompt-bytes", ""], "--prompt-bytes is ''; give numbers, with commas between"),
-        (["--threshold", "1;2"], "--threshold is '1;2'; give numbers, with commas between"),
+        (["--threads", "1,two"], "--threads is '1,two'; give comma-separated numbers"),
+        (["--prompt-bytes", ""], "--prompt-bytes is ''; give comma-separated numbers"),
+        (["--threshold", "1;2"], "--threshold is '1;2'; give comma-separated numbers"),
         (
             ["--decode", "text", "--temperature", "1"],
             "temperature is 1.0, but a text is decoded as it is; leave it out, or decode what is generated",
         ),
-        (["--temperature", "hot"], "--temperature is 'hot'; give numbers, with commas between"),
+        (["--temperature", "hot"], "--temperature is 'hot'; give comma-separated numbers"),
         (["--repeats", 10**23], f"repeats is {10**23}; it must be at most 10,000"),
         (["--draft", "none,psychic"], f"draft is 'psychic'; use one of {', '.join(DRAFTS)}"),
         (["--json", "-", "--csv", "-"], "--json and --csv both want stdout; give one of them a file"),

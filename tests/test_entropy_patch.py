@@ -16,7 +16,7 @@ from transformers.models.blt.modeling_blt import BltPatcher, process_patch_lengt
 
 import patching_oracle
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.bundle.contract import TARGETS, Target
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_SETTINGS, TARGETS, Target
 from edgeblt.errors import EdgebltError
 from edgeblt.export.operators import entropy_patch
 
@@ -53,13 +53,13 @@ def model(patching: PatchingRule, opset: int = 23, width: int | str = "V", targe
         ir.val("states", ir.DataType.FLOAT, ["T", 3]),
     ]
     node = ir.Node(
-        entropy_patch.DOMAIN,
+        EDGEBLT,
         entropy_patch.OP_TYPE,
-        [inputs[name] for name in entropy_patch.INPUTS],
+        [inputs[spec.name] for spec in PATCHING_INPUTS],
         [ir.AttrInt64("rule", int(patching.rule))],
         outputs=outputs,
     )
-    opsets = {"": opset, entropy_patch.DOMAIN: entropy_patch.DOMAIN_VERSION}
+    opsets = {"": opset, EDGEBLT: 1}
     graph = ir.Graph(
         list(inputs.values()), outputs, nodes=[node], initializers=defaults, opset_imports=opsets, name="patching"
     )
@@ -365,7 +365,7 @@ def test_entropies_do_not_depend_on_chunks_at_any_width(width: int) -> None:
 def test_knobs_turn_without_touching_the_model() -> None:
     opened = open_model(model(PatchingRule(Rule.THRESHOLD, 1.1, max_patch_length=3)))
     assert {x.name for x in opened.get_inputs()} == {"logits", "ids", "position", "state"}
-    assert {x.name for x in opened.get_overridable_initializers()} == set(entropy_patch.SETTINGS)
+    assert {x.name for x in opened.get_overridable_initializers()} == {spec.name for spec in PATCHING_SETTINGS}
     logits = np.stack([row_of_level(round(entropy / STEP)) for entropy in ENTROPIES])
     inputs = feed(logits, np.full(8, 101), 0, np.zeros(3, np.float32))
 
@@ -380,7 +380,7 @@ def test_knobs_turn_without_touching_the_model() -> None:
     assert starts() == [1, 1, 0, 1, 1, 0, 1, 1]  # the defaults stay
 
 
-@pytest.mark.parametrize("name", entropy_patch.SETTINGS)
+@pytest.mark.parametrize("name", [spec.name for spec in PATCHING_SETTINGS])
 def test_setting_defaults_come_from_the_rule(name: str) -> None:
     defaults = entropy_patch.setting_defaults(PatchingRule(Rule.STATIC, 1.5, -0.25, 6, 4))
     stored = {

@@ -154,7 +154,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": None}, "temperature is None; it must be 0 (greedy) or a positive number"),
     ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
     ({"top_k": 10**5000, "top_p": "x"}, "top_p is 'x'; it must be above 0 and at most 1"),
-    ({"top_k": -(10**5000)}, "top_k is a value of type int; it must be at least 1"),
+    ({"top_k": -(10**5000)}, "top_k is a number of thousands of digits; it must be at least 1"),
     ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
     ({"seed": "1"}, "seed is '1'; it must be a whole number"),
 ]

@@ -47,7 +47,7 @@ def whole_layers() -> BltConfig:
     )  # fmt: skip
 
 
-PREPARED = ("int4-cpu-7", "fp32-cpu-10")  # of these there is a copy with its weights packed
+PREPARED = ("int4-cpu-7", "fp32-cpu-10")  # bundles that also exist with packed weights
 
 
 def small_bundles(directory: Path, cases: tuple[tuple[str, str, int | None], ...] = CASES) -> dict[str, Path]:

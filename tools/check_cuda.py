@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # they need what `missing` looks for
 HERE = Path(__file__).parent
 NEEDED = ("numpy", "onnxruntime", "typer", "rich", "onnx", "onnx_ir", "safetensors", "torch", "transformers", "pytest")
 RECIPES = ("fp16", "int8", "int4", "int4-small", "sparse-int8", "sparse-int4", "nf4")
-QUICK_RECIPES = ("fp16", "int8", "nf4")  # those that are made in seconds
+QUICK_RECIPES = ("fp16", "int8", "nf4")  # recipes that take seconds
 BUDGET = 480
 # The share of the budget by whose end a stage is stopped, so that those after it come to something.
 UNTIL = {"environment": 0.2, "export": 0.45, "reference": 0.55, "check": 0.75, "speed": 0.88, "tests": 1.0}
@@ -129,7 +129,7 @@ class Check:
             list(pool.map(self.stage, [f"export {recipe}" for recipe in self.work.recipes]))
         self.stage("reference")
         exported = [recipe for recipe in self.work.recipes if self.work.is_exported(recipe)]
-        # What ended the process of its own check would end that of all.
+        # A recipe whose check ended its process is left out, as it would end the later stages too.
         sound = tuple([recipe for recipe in exported if self.stage(f"check {recipe}")])
         self._describe(dataclasses.replace(self.work, recipes=sound))
         self.stage("speed")

@@ -15,10 +15,12 @@ from edgeblt.measure.benchmark import Benchmark
 from edgeblt.measure.validation import Report
 
 MOST_BITS = 0.002  # a byte: of fp16 over float32, and of a quantized bundle over its kind for the cpu
-LEAST_AGREEMENT = 0.995  # of fp16's patch boundaries with float32's
+LEAST_AGREEMENT = 0.995  # share of fp16's patch boundaries equal to float32's
 LEAST_SPEEDUP = 20  # decoding, over the faster of transformers' two precisions on the same GPU
-SHAPE_OPERATORS = frozenset({"Cast", "Concat", "Greater", "Shape"})  # what may run on the CPU: of shapes and counts
-HALF, FLOAT = "fp16", "fp32"  # on the cpu fp16 has fp32 beside it, as nothing computes in float16 there
+SHAPE_OPERATORS = frozenset(
+    {"Cast", "Concat", "Greater", "Shape"}
+)  # operators on shapes and counts, which may run on the CPU
+HALF, FLOAT = "fp16", "fp32"  # the cpu computes fp16 in float32, so both stand side by side
 TRANSFORMERS = ("transformers float32", "transformers float16")
 ON_GPU = "{} on cuda".format
 
@@ -110,7 +112,7 @@ class Limit:
     is_least: bool
 
     @property
-    def held(self) -> bool:  # not a number is beyond every bound
+    def held(self) -> bool:  # NaN exceeds every bound
         return self.value is not None and (self.value >= self.bound if self.is_least else self.value <= self.bound)
 
 

@@ -53,9 +53,9 @@ _PAUSE = 0.2  # seconds: no thread of the run before is still waiting for work
 class Work:
     """Settings that all stages of one check share."""
 
-    directory: str  # for bundles and the reference
+    directory: str  # directory of bundles and the reference
     recipes: tuple[str, ...]
-    checkpoints: str | None  # where compressed ones are, by recipe
+    checkpoints: str | None  # directory of compressed checkpoints, by recipe
     quick: bool
 
     @property
@@ -201,7 +201,7 @@ def _add_transformers(
     half = copy.copy(reference)
     half.model = copy.deepcopy(reference.model).half()
     for name, each in zip(cuda_results.TRANSFORMERS, (reference, half), strict=True):
-        if each is half and device == "cpu":  # where float16 is slower, and nothing is compared with it
+        if each is half and device == "cpu":  # float16 is slower there, and nothing is compared with it
             continue
         shown = f"{name} on {device}"
         decode = functools.partial(time_reference_decoding, each, context, new_bytes)
@@ -250,7 +250,7 @@ def in_turn(kind: str, rounds: int, runs: Mapping[str, tuple[int, Callable[[], f
 def run_tests(work: Work) -> Iterator[Record]:
     """Runs the tests that need a GPU; their output goes to the log."""
     report = Path(work.directory) / "tests.xml"
-    # Without our settings, which ask for a newer pytest than may be there, and stop at warnings.
+    # The project's settings are left out: they require a newer pytest than may be there, and stop at warnings.
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "-m", "cuda", "-p", "no:cacheprovider"]
     subprocess.run([*command, f"--junitxml={report}", "tests/test_on_cuda.py"], cwd=ROOT, check=False)
     yield read_tests(report)

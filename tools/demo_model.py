@@ -32,16 +32,13 @@ CROSS_ATTENTION_K = 2
 def demo_config(global_layers: int = 4, threshold: float = 0.0) -> BltConfig:
     """The demo model's configuration; `threshold` is the patching threshold in nats."""
     local = {
-        "hidden_size": 128,
+        **_stack(128, 384, LOCAL_HEADS),
         "hidden_size_global": 256,
-        "intermediate_size": 384,
-        "num_attention_heads": LOCAL_HEADS,
-        "num_key_value_heads": LOCAL_HEADS,
-        "head_dim": 32,
         "cross_attn_k": CROSS_ATTENTION_K,
         "vocab_size": VOCABULARY,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "sliding_window": LOCAL_WINDOW,
     }
+    patcher = {"vocab_size": VOCABULARY, "num_hidden_layers": 4, "sliding_window": PATCHER_WINDOW}
     return BltConfig(
         vocab_size=VOCABULARY,
         max_position_embeddings=24576,
@@ -57,40 +54,28 @@ def demo_config(global_layers: int = 4, threshold: float = 0.0) -> BltConfig:
         encoder_hash_byte_group_size=list(HASH_SIZES),
         encoder_hash_byte_group_vocab=HASH_VOCABULARY,
         local_attention_window_len=LOCAL_WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        encoder_config={
-            **local,
-            "num_hidden_layers": 1,
-            "cross_attn_all_layers": False,
-            "sliding_window": LOCAL_WINDOW,
-        },
-        decoder_config={
-            **local,
-            "num_hidden_layers": 3,
-            "cross_attn_all_layers": True,
-            "sliding_window": LOCAL_WINDOW,
-        },
-        global_config={
-            "hidden_size": 256,
-            "intermediate_size": 704,
-            "num_attention_heads": GLOBAL_HEADS,
-            "num_key_value_heads": GLOBAL_HEADS,
-            "num_hidden_layers": global_layers,
-            "head_dim": 32,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        },
-        patcher_config={
-            "vocab_size": VOCABULARY,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_attention_heads": LOCAL_HEADS,
-            "num_key_value_heads": LOCAL_HEADS,
-            "num_hidden_layers": 4,
-            "head_dim": 32,
-            "sliding_window": PATCHER_WINDOW,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        },
+        rope_parameters=_rope(),
+        encoder_config={**local, "num_hidden_layers": 1, "cross_attn_all_layers": False},
+        decoder_config={**local, "num_hidden_layers": 3, "cross_attn_all_layers": True},
+        global_config={**_stack(256, 704, GLOBAL_HEADS), "num_hidden_layers": global_layers},
+        patcher_config={**_stack(128, 384, LOCAL_HEADS), **patcher},
     )
+
+
+def _stack(width: int, mlp_width: int, heads: int) -> dict[str, Any]:
+    """Fields that every stack of layers has; a key and value head for each query head."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp_width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": 32,
+        "rope_parameters": _rope(),
+    }
+
+
+def _rope() -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def demo_model(config: BltConfig, seed: int) -> BltForCausalLM:

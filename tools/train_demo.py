@@ -43,12 +43,12 @@ SEED = 20261121
 PATCHER_BATCH, PATCHER_ROW = 6, 512
 BLT_BATCH, BLT_ROW = 4, 1024
 LOOK_AHEAD = 4  # bytes of the next patch that the global layers learn to guess while training
-LOOK_AHEAD_WEIGHT = 0.3  # at the start, falling to zero
+LOOK_AHEAD_WEIGHT = 0.3  # weight at the start, falling to zero
 STARVED_WINDOW = 4  # some steps narrow the local windows to this, so that context must come through the global layers
-STARVED_SHARE = 0.6  # of the steps up to STARVED_UNTIL of the budget, then falling to zero
+STARVED_SHARE = 0.6  # share of steps, up to STARVED_UNTIL of the budget; then falling to zero
 STARVED_UNTIL = 0.6
-HELD_OUT_ROWS = 16  # of EVALUATION_ROW, for the curves
-SCORED_ROWS, SCORED_LONG_ROWS = 64, 8  # for the card
+HELD_OUT_ROWS = 16  # rows of EVALUATION_ROW bytes for the curves
+SCORED_ROWS, SCORED_LONG_ROWS = 64, 8  # rows for the card
 GLOBAL_LAYERS = 4
 BYTES_PER_PATCH = 4.5
 # The layers taken from the patcher need small steps, and the embeddings have the small scale of `start_from_patcher`.
@@ -209,7 +209,7 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
     patcher = model.model.patcher
     held = rows["held_out"][:HELD_OUT_ROWS].long().to(device)
     held_starts = row_starts(patcher, held[:, :-1], threshold)
-    train_rows = rows["train"].flip(0)  # from the end, where the patcher has not been
+    train_rows = rows["train"].flip(0)  # the last rows first, which the patcher has not seen
     heads = torch.zeros(LOOK_AHEAD * demo_model.VOCABULARY, 256, device=device, requires_grad=True)
 
     def loss(step: int, progress: float) -> tuple[Tensor, float]:
@@ -224,16 +224,6 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
         ahead = look_ahead_loss(latents, patches, starts, targets, heads)
         return value + LOOK_AHEAD_WEIGHT * (1 - progress) * ahead, value.item() / math.log(2)
 
-    @torch.no_grad()
-    def held_out() -> dict[str, float]:
-        losses: dict[str, list[float]] = {"held_out": [], "bypassed": []}
-        for part, starts in zip(parts(held, 8), parts(held_starts, 8), strict=True):
-            for name, collected in losses.items():
-                logits = demo_model.blt_logits(model, part[:, :-1], starts, skip_global=name == "bypassed")
-                value = functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten())
-                collected.append(float(value) / math.log(2))
-        return {name: sum(values) / len(values) for name, values in losses.items()}
-
     named = {name: p for name, p in model.named_parameters() if p.requires_grad} | {"look_ahead.lm_head": heads}
     stage = Stage(
         name="blt",
@@ -243,10 +233,22 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
         parameters=named,
         optimizers=optimizers(named, 0.004, 0.002, BLT_MUON_RATES, BLT_ADAM_RATES),
         loss=loss,
-        held_out=held_out,
+        held_out=lambda: held_out_losses(model, held, held_starts),
         on_checkpoint=lambda: keep_checkpoint(model, work),
     )
     train(stage)
+
+
+@torch.no_grad()
+def held_out_losses(model: BltForCausalLM, rows: Tensor, all_starts: Tensor) -> dict[str, float]:
+    """Mean bits per byte on held-out rows: `held_out` with the global stage, `bypassed` without it."""
+    losses: dict[str, list[float]] = {"held_out": [], "bypassed": []}
+    for part, starts in zip(parts(rows, 8), parts(all_starts, 8), strict=True):
+        for name, collected in losses.items():
+            logits = demo_model.blt_logits(model, part[:, :-1], starts, skip_global=name == "bypassed")
+            value = functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten())
+            collected.append(float(value) / math.log(2))
+    return {name: sum(values) / len(values) for name, values in losses.items()}
 
 
 def save_average(work: Path, count: int) -> None:

@@ -22,7 +22,7 @@ class Rule(IntEnum):
     THRESHOLD = 0  # H[t] > threshold
     MONOTONIC = 1  # H[t] - H[t-1] > threshold
     THRESHOLD_AND_RISE = 2  # H[t] - H[t-1] > threshold_add and H[t] > threshold
-    SPACE = 3  # after a byte that ends a word; no entropy model
+    SPACE = 3  # a start after each byte that ends a word; no entropy model
     STATIC = 4  # every patch_size bytes; no entropy model
     BYTE = 5  # every byte; no entropy model
 

@@ -22,6 +22,8 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda")
 COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
 Dimension = int | str
 
+MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"  # domains of operators beside ONNX's own
+
 STATE_WIDTH = 3  # numbers that edgeblt::EntropyPatch carries from byte to byte
 
 
@@ -30,6 +32,25 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[Dimension, ...]
+
+
+# Inputs and outputs of edgeblt::EntropyPatch in order, for T ids with V logits each. All but `logits` are also those of
+# the patcher stage, under the same names; the settings hold the patching rule's parameters.
+_IDS = TensorSpec("ids", "int64", ("T",))
+_POSITION = TensorSpec("position", "int64", (1,))  # absolute index of the first id; BOS is 0
+_STATE = TensorSpec("state", "float32", (STATE_WIDTH,))
+PATCHING_SETTINGS = (
+    TensorSpec("threshold", "float32", (1,)),
+    TensorSpec("threshold_add", "float32", (1,)),
+    TensorSpec("max_patch_length", "int64", (1,)),
+    TensorSpec("patch_size", "int64", (1,)),
+)
+PATCHING_INPUTS = (TensorSpec("logits", "float32", ("T", "V")), _IDS, _POSITION, _STATE, *PATCHING_SETTINGS)
+PATCHING_OUTPUTS = (
+    TensorSpec("entropies", "float32", ("T",)),
+    TensorSpec("patch_starts", "bool", ("T",)),
+    TensorSpec("states", "float32", ("T", STATE_WIDTH)),
+)
 
 
 @dataclass(frozen=True)
@@ -115,23 +136,13 @@ def _patcher(config: ModelConfig, target: Target) -> StageContract:
         "patcher",
         target,
         inputs=(
-            TensorSpec("ids", "int64", ("T",)),
-            TensorSpec("position", "int64", (1,)),  # absolute index of the first; BOS is 0
+            _IDS,
+            _POSITION,
             *(_attention(config.patcher, target) if config.patcher else ()),
-            TensorSpec("state", "float32", (STATE_WIDTH,)),
+            _STATE,
         ),
-        settings=(
-            TensorSpec("threshold", "float32", (1,)),
-            TensorSpec("threshold_add", "float32", (1,)),
-            TensorSpec("max_patch_length", "int64", (1,)),
-            TensorSpec("patch_size", "int64", (1,)),
-        ),
-        outputs=(
-            *(logits if config.patcher else ()),
-            TensorSpec("entropies", "float32", ("T",)),
-            TensorSpec("patch_starts", "bool", ("T",)),
-            TensorSpec("states", "float32", ("T", STATE_WIDTH)),
-        ),
+        settings=PATCHING_SETTINGS,
+        outputs=(*(logits if config.patcher else ()), *PATCHING_OUTPUTS),
         cache=_cache(config.patcher, target) if config.patcher else None,
     )
 

@@ -52,7 +52,7 @@ class StageRecord:
 class Manifest:
     format_version: int
     name: str
-    target: str  # what the graphs were made for: cpu, cuda, or either by stage, as `parse_placement` reads it
+    target: str  # target of the graphs: cpu, cuda, or one for each stage, as `parse_placement` reads it
     recipe: str
     config: ModelConfig
     stages: dict[str, StageRecord]

@@ -13,7 +13,7 @@ from edgeblt.bundle.config import ModelConfig, PatchingRule, Rule
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
 
-TYPICAL_BYTES_PER_PATCH = 4.5  # of the released models on English
+TYPICAL_BYTES_PER_PATCH = 4.5  # mean of the released models on English
 _HASH_TABLES = re.compile(r"encoder\.hash_tables(\.|$)")
 _EMBEDDING = re.compile(r"(patcher|encoder)\.embedding(\.|$)")
 _OF_A_PATCH = re.compile(
@@ -54,7 +54,7 @@ class WeightPlan:
     table_bytes: int
     matrix_bytes: int  # everything but the hash tables: matrices, byte embeddings, norms
     bytes_per_patch: float
-    weight_bytes_per_byte: float  # what decoding one byte reads
+    weight_bytes_per_byte: float  # bytes of weights that decoding one byte reads
     stages: dict[StageName, StageWeights]
 
 

@@ -53,7 +53,7 @@ def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> 
                 _remove(replaced)
     except OSError as error:
         with suppress(OSError):
-            partial.rmdir()  # where it was made, but could not be opened: it is empty
+            partial.rmdir()  # empty: it was made, but could not be opened
         raise cannot_write(path, error) from None
 
 
@@ -169,7 +169,9 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = os.path.samestat(os.fstat(descriptor), os.lstat(partial))  # not renamed before it was locked
+            same = os.path.samestat(
+                os.fstat(descriptor), os.lstat(partial)
+            )  # False if it was renamed before it was locked
         except (BlockingIOError, FileNotFoundError):
             same = False
         if not same:
@@ -255,10 +257,10 @@ def check_replaceable(path: Path, replace: bool, ours: Callable[[Path], bool], k
     `ours` says whether a directory holds only what `kind` names; no other directory is replaced.
     """
     if not os.path.lexists(path):
-        return replace  # what a killed process moved aside comes back
+        return replace  # a directory that a killed process moved aside comes back
     try:
         alone = not os.path.islink(path) and os.path.isdir(path) and ours(path)
-    except OSError:  # what cannot be listed may hold anything
+    except OSError:  # a directory that cannot be listed may hold anything
         alone = False
     if not alone:
         raise EdgebltError(

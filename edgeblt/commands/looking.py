@@ -18,32 +18,45 @@ if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.inspection import Inspection
 
 
+BundleOrCheckpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE|CHECKPOINT",
+        help="A bundle or checkpoint directory, or a model on the Hugging Face hub: OWNER/NAME.",
+    ),
+]
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|FILE", help="A recipe to plan a checkpoint with, besides the packaged ones; may be repeated."
+    ),
+]
+BytesPerPatch = Annotated[
+    float | None, typer.Option(help="Mean bytes of a patch, to compute what decoding reads; by default 4.5.")
+]
+NodesOnProvider = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Also open the bundle on this execution provider (cpu, cuda) and show which nodes it runs.",
+    ),
+]
+
+
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="A bundle or checkpoint, or a model on the hub.")
-    ],
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE", help="A recipe to plan a checkpoint with, beside the packaged ones; may be repeated."
-        ),
-    ] = None,
-    bytes_per_patch: Annotated[
-        float | None, typer.Option(help="The mean length of a patch, for what decoding reads; by default 4.5.")
-    ] = None,
+    path: BundleOrCheckpoint,
+    recipe: Recipes = None,
+    bytes_per_patch: BytesPerPatch = None,
     verify: Verify = False,
-    provider: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Also open a bundle there and show which nodes run where: cpu, cuda, .."),
-    ] = None,
+    provider: NodesOnProvider = None,
     json_file: JsonFile = None,
     patcher: Patcher = None,
     strict: Strict = False,
 ) -> None:
-    """Show what is in a bundle or checkpoint, and plan with it.
+    """Show the contents of a bundle or checkpoint.
 
-    By stage: files or tensors, weight formats, sizes and hashes. For a checkpoint, by recipe: what its weights would
-    take on disk, and how many bytes of them decoding one byte would read; for a bundle, what it reads.
+    For each stage: files or tensors, weight formats, sizes and hashes. For a checkpoint also, for each recipe: the size
+    of its weights on disk, and the bytes of weights that decoding one byte would read; for a bundle, those it reads.
     """
     from edgeblt.bundle.manifest import MANIFEST
     from edgeblt.export.hub.repository import is_hub_id

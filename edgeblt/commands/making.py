@@ -22,7 +22,7 @@ from edgeblt.report import terminal
 
 
 def demo(
-    bundle: Annotated[Path, typer.Option(help="Where to write the bundle; one that is there is replaced.")] = Path(
+    bundle: Annotated[Path, typer.Option(help="The bundle directory to write; an existing bundle is replaced.")] = Path(
         "demo-bundle"
     ),
     recipe: Annotated[
@@ -30,11 +30,11 @@ def demo(
     ] = "fp32",
     quiet: Quiet = False,
 ) -> None:
-    """Run the whole road on a small model.
+    """Run every step on a small model.
 
     Takes the model that comes with the package, quantizes it if the recipe says so, exports it, validates it against
-    transformers on six held-out texts, times it beside transformers, and writes a passage in which you see where
-    patches start. Needs the extra `workbench`; takes a minute or two.
+    transformers on six held-out texts, times it beside transformers, and prints a generated passage divided into its
+    patches. Needs the extra `workbench`; takes a minute or two.
     """
     require_workbench()
     from edgeblt.export.demo import run_demo
@@ -51,14 +51,14 @@ def quantize(
     table_hits: TableHits = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a compressed checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing compressed checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compress a checkpoint to int8, int4 or nf4.
 
-    A recipe says which format and method each stage gets; the better methods run a calibration text through the model
-    and make up for rounding errors as they go. The result is a checkpoint again, small, for `edgeblt export`, which
-    with the same options does both at once. Needs the extra `workbench`. For example:
+    A recipe says which weight format and quantization method each stage gets; the better methods run a calibration
+    text through the model and compensate rounding errors. The result is a smaller checkpoint for `edgeblt export`;
+    `edgeblt export` with the same options does both steps in one. Needs the extra `workbench`. For example:
 
     \b
     edgeblt quantize path/to/checkpoint my-int4 --recipe int4
@@ -83,28 +83,31 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help=f"How to store the weights: {RECIPES}, fp32, fp16, or a TOML file of yours. By default fp32, fp16 for "
-            "cuda, or the formats of a checkpoint that is quantized already.",
+            help=f"How to store the weights: {RECIPES}, fp32, fp16, or a TOML file of your own. By default fp32, fp16 "
+            "for cuda, or the formats of a checkpoint that is quantized already.",
         ),
     ] = None,
     calibration: Calibration = None,
     target: Annotated[
         str,
-        typer.Option(help="What the graphs are made to run on: cpu, cuda, or by stage: global=cuda."),
+        typer.Option(
+            help="Execution provider to make the graphs for: cpu, cuda, or one for each stage, such as global=cuda."
+        ),
     ] = "cpu",
     patcher: Patcher = None,
     table_hits: TableHits = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
     A checkpoint is a directory in transformers' form (`model_type: blt`), plain or quantized by bitsandbytes, in Meta's
     form, or one that `edgeblt quantize` wrote. A bundle is a directory of four ONNX graphs, their weights and a
-    manifest; it appears when it is complete. A recipe that needs a calibration text quantizes on the way, as `edgeblt
-    quantize` does. Needs the extra `workbench`; the device that runs the bundle does not. For example:
+    manifest; the directory appears when it is complete. With a recipe that needs a calibration text, the checkpoint is
+    quantized first, as by `edgeblt quantize`. Needs the extra `workbench`; the device that runs the bundle does not.
+    For example:
 
     \b
     edgeblt export path/to/checkpoint my-bundle

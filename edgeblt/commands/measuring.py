@@ -24,51 +24,68 @@ if TYPE_CHECKING:  # the runtime, slow to import
     from edgeblt.measure.benchmark import Benchmark
 
 
+ThreadCounts = Annotated[
+    str | None,
+    typer.Option(help="Numbers of threads, comma-separated; by default chosen by the size of each stage."),
+]
+DraftMethods = Annotated[str, typer.Option(help=f"Draft methods of speculative decoding, comma-separated: {DRAFTS}.")]
+Thresholds = Annotated[
+    str | None, typer.Option(help="Patching thresholds in nats, comma-separated; by default the bundle's own.")
+]
+PromptLengths = Annotated[str, typer.Option(help="Lengths of the prompt in bytes, comma-separated.")]
+NewBytes = Annotated[int, typer.Option(help="Bytes to decode after the first generated one.")]
+Decode = Annotated[
+    str,
+    typer.Option(
+        help="Bytes to decode, comma-separated: generated, the model's own, or text, those of the given text, on "
+        "which the acceptance rate of drafts is that of real use. Greedy text of a small model flatters drafts."
+    ),
+]
+Temperatures = Annotated[str, typer.Option(help="Sampling temperatures, comma-separated; 0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first sampled run; each later run adds 1.")]
+Repeats = Annotated[int, typer.Option(help="Timed runs, whose median is taken, after a warm-up run.")]
+PromptText = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The text whose beginning is the prompt; by default English prose."),
+]
+Bandwidth = Annotated[
+    bool, typer.Option("--bandwidth/--no-bandwidth", help="Also measure memory bandwidth, with a buffer of 512 MB.")
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(metavar="PRICE", help="Price of the machine per hour, to compute the cost of a million bytes."),
+]
+CsvFile = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Also write the results as CSV; - is stdout.")
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
+
+
 def bench(
     bundle: BundlePath,
     provider: Providers = None,
-    threads: Annotated[
-        str | None, typer.Option(help="Threads, with commas between; by default what suits each stage's size.")
-    ] = None,
-    draft: Annotated[str, typer.Option(help=f"Ways to draft, with commas between: {DRAFTS}.")] = "auto",
-    threshold: Annotated[
-        str | None, typer.Option(help="Thresholds of patches, with commas between; by default the bundle's own.")
-    ] = None,
-    prompt_bytes: Annotated[str, typer.Option(help="Bytes to read first, with commas between.")] = "1024",
-    new_bytes: Annotated[int, typer.Option(help="Bytes to decode after the first.")] = 256,
-    decode: Annotated[
-        str,
-        typer.Option(
-            help="What to decode, with commas between: generated, or text: what follows the prompt in the text, where "
-            "drafts are as often right as in real use. Greedy text of a small model flatters drafts."
-        ),
-    ] = "generated",
-    temperature: Annotated[
-        str, typer.Option(help="Temperatures to generate at, with commas between; 0 is greedy.")
-    ] = "0",
-    seed: Annotated[int, typer.Option(help="Of the first run above temperature 0; the next have those after it.")] = 0,
-    repeats: Annotated[int, typer.Option(help="Runs to take the median of, after one to warm up.")] = 5,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What the prompt is taken from; by default English prose.")
-    ] = None,
-    bandwidth: Annotated[
-        bool, typer.Option("--bandwidth/--no-bandwidth", help="Measure the memory's bandwidth too, with 512 MB.")
-    ] = True,
-    price_per_hour: Annotated[
-        float | None, typer.Option(metavar="PRICE", help="What the machine costs: gives the cost of a million bytes.")
-    ] = None,
+    threads: ThreadCounts = None,
+    draft: DraftMethods = "auto",
+    threshold: Thresholds = None,
+    prompt_bytes: PromptLengths = "1024",
+    new_bytes: NewBytes = 256,
+    decode: Decode = "generated",
+    temperature: Temperatures = "0",
+    seed: Seed = 0,
+    repeats: Repeats = 5,
+    text: PromptText = None,
+    bandwidth: Bandwidth = True,
+    price_per_hour: PricePerHour = None,
     json_file: JsonFile = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the results as CSV; - is stdout.")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    csv_file: CsvFile = None,
+    markdown: Markdown = False,
     quiet: Quiet = False,
 ) -> None:
     """Time a bundle on this machine.
 
-    Measured are the time to open it, that to the first byte, the speed of reading the prompt and of every byte after,
-    what part of the memory's bandwidth that takes, and how much memory the process holds: its own, and mapped from
-    files, which processes share. Where options list several values, all combinations are timed, in turn. For example:
+    Measures the time to open it, the time to the first byte, the rates of reading the prompt and of decoding, the
+    share of the memory bandwidth used, and the process's memory: its own, and pages mapped from files, which processes
+    share. Where options list several values, all combinations are timed, in turn. For example:
 
     \b
     edgeblt bench my-bundle --draft none,auto --prompt-bytes 128,4096 --markdown
@@ -109,7 +126,7 @@ def _show_benchmarks(results: "tuple[Benchmark, ...]", markdown: bool) -> None:
 def tune(
     bundle: BundlePath,
     max_bpb_increase: Annotated[
-        float, typer.Option(metavar="BITS", help="Bits that a byte may cost more than at the bundle's own threshold.")
+        float, typer.Option(metavar="BITS", help="Allowed increase of bits per byte over the bundle's own threshold.")
     ],
     text: Annotated[
         list[Path] | None,
@@ -124,12 +141,12 @@ def tune(
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find the threshold that decodes cheapest.
+    """Find the patching threshold at which decoding is cheapest.
 
-    Where the patcher is less certain than a threshold, a patch starts and the large global stage runs. A higher one
-    makes patches longer: decoding is faster, and the model less accurate. This tries thresholds on a text and chooses
-    the one that reads the fewest bytes of weights for a byte while bits per byte rise by no more than you allow.
-    Speeds are measured too, but decide nothing. For example:
+    Where the patcher's entropy is above the threshold, a patch starts and the large global stage runs. A higher
+    threshold makes patches longer: decoding is faster, and the model less accurate. This command tries thresholds on a
+    text and chooses the one at which decoding a byte reads the fewest bytes of weights, among those that raise bits
+    per byte by no more than you allow. Speeds are measured too, but do not decide. For example:
 
     \b
     edgeblt tune my-bundle --max-bpb-increase 0.02
@@ -147,7 +164,7 @@ def report(
         list[Path], typer.Argument(metavar="RESULTS", help="JSON files that validate, bench or tune wrote.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write; one that is there is replaced.")
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write; an existing file is replaced.")
     ] = Path("report.html"),
 ) -> None:
     """Draw results as one HTML page.

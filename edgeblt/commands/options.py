@@ -13,35 +13,40 @@ from edgeblt.progress import show_progress
 Value = TypeVar("Value", str, int, float)
 
 DRAFTS = ", ".join(get_args(DraftName))
-RECIPES = ", ".join(name for name in get_args(RecipeName) if name not in ("fp32", "fp16"))  # those that compress
+RECIPES = ", ".join(name for name in get_args(RecipeName) if name not in ("fp32", "fp16"))  # compressing recipes
 CheckpointPath = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint directory, or a model on the hub: OWNER/NAME.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint directory, or a model on the Hugging Face hub: OWNER/NAME."
+    ),
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that `edgeblt export` wrote.")]
 Patcher = Annotated[
     Path | None,
-    typer.Option(metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; wins over its own."),
+    typer.Option(
+        metavar="DIRECTORY", help="Meta's entropy model, for a checkpoint in Meta's form; used instead of its own."
+    ),
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Refuse fields of the configuration that edgeblt does not know; see the docs.")
+    bool, typer.Option("--strict", help="Refuse configuration fields unknown to edgeblt; see docs/checkpoints.md.")
 ]
-ALL_PROVIDERS = "cpu, cuda, or some stages' own such as patcher=cpu,global=cuda; by default what it was exported for"
-Provider = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where the bundle runs: {ALL_PROVIDERS}.")]
+ALL_PROVIDERS = "cpu, cuda, or one for each stage, such as patcher=cpu,global=cuda; by default the bundle's target"
+Provider = Annotated[str | None, typer.Option(metavar="NAME", help=f"Execution provider: {ALL_PROVIDERS}.")]
 Providers = Annotated[
-    str | None, typer.Option(metavar="NAMES", help=f"Where it runs, with commas between: {ALL_PROVIDERS}.")
+    str | None, typer.Option(metavar="NAMES", help=f"Execution providers, comma-separated: {ALL_PROVIDERS}.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads to compute with; by default what suits each stage's size.")]
+Threads = Annotated[int | None, typer.Option(help="Number of threads; by default chosen by the size of each stage.")]
 Threshold = Annotated[
     float | None,
     typer.Option(
-        metavar="NATS", help="Start patches where the patcher is less certain than this, instead of the bundle's own; "
-        "higher is faster and less accurate: see `edgeblt tune`.",
+        metavar="NATS", help="Patching threshold in nats of entropy, instead of the bundle's own; a higher one is "
+        "faster and less accurate: see `edgeblt tune`.",
     ),
 ]  # fmt: skip
 MemoryLimit = Annotated[
     float,
     typer.Option(
-        metavar="GB", help="Gigabytes to use at most, beyond what Python and its libraries take; a limit that is too "
+        metavar="GB", help="Limit on memory in gigabytes, beyond what Python and its libraries take; one that is too "
         "low for the largest matrix is refused.",
     ),
 ]  # fmt: skip
@@ -52,25 +57,25 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="TEXT",
-        help="A text like those the model will see, 64 KB or more; by default English and Python that come with the "
-        "package.",
+        help="Calibration text: one like those the model will read, 64 KB or more; by default English and Python that "
+        "come with the package.",
     ),
 ]
 TableHits = Annotated[
     float | None,
     typer.Option(
         metavar="SHARE",
-        help="Keep only the rows of the hash tables that carry this share of the calibration text's lookups, such as "
-        "0.99; give a long text. The other rows become zeros.",
+        help="Keep only the most used rows of the hash tables, up to this share of the calibration text's lookups, "
+        "such as 0.99; the other rows become zeros. Needs a long text.",
     ),
 ]
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", callback=lambda quiet: show_progress(not quiet), help="Say nothing but results and errors."
+        "--quiet", "-q", callback=lambda quiet: show_progress(not quiet), help="Print only results and errors."
     ),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Check the sha256 of every file first, not just their sizes.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Check the SHA-256 of every file first, not only its size.")]
 
 
 def gigabytes(count: float) -> int:
@@ -81,14 +86,14 @@ def gigabytes(count: float) -> int:
 
 
 def listed(option: str, values: str | None, kind: Callable[[str], Value]) -> tuple[Value, ...]:
-    """The distinct values of an option that takes several, with commas between; none if the option is not given.
+    """The distinct values of an option that takes a comma-separated list; none if the option is not given.
 
     Raises EdgebltError for a value that `kind` refuses.
     """
     try:
         return tuple(dict.fromkeys(kind(value.strip()) for value in values.split(","))) if values is not None else ()
     except ValueError:
-        raise EdgebltError(f"{option} is {values!r:.60}; give numbers, with commas between") from None
+        raise EdgebltError(f"{option} is {values!r:.60}; give comma-separated numbers") from None
 
 
 def listed_providers(names: str | None) -> tuple[str | None, ...]:

@@ -19,10 +19,10 @@ from edgeblt.report import terminal
 def prepare(bundle: BundlePath, json_file: JsonFile = None, quiet: Quiet = False) -> None:
     """Pack a bundle's weights for this machine.
 
-    ONNX Runtime repacks weights whenever a bundle is opened, in memory of each process. This writes them packed to
-    BUNDLE.prepared: processes then share them, they need not all stay in memory, and opening is faster. Takes about
-    twice the weights' size of disk, four times for fp16; nothing is written where nothing is packed. Results stay the
-    same, bit by bit. Run it again after an update of onnxruntime. For example:
+    ONNX Runtime packs weights anew whenever a bundle is opened, in the memory of each process. This command writes
+    them packed to BUNDLE.prepared: processes then share them, they need not all stay in memory, and opening is faster.
+    Takes about twice the weights' size on disk, four times for fp16; nothing is written if ONNX Runtime packs none of
+    them. Results are the same, bit by bit. Run it again after an update of onnxruntime. For example:
 
     \b
     edgeblt prepare my-bundle
@@ -35,44 +35,52 @@ def prepare(bundle: BundlePath, json_file: JsonFile = None, quiet: Quiet = False
     deliver(result, lambda: terminal.show_preparation(result), json_file)
 
 
+Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")]
+PromptFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the prompt, any bytes; - is stdin.")]
+MaxNewBytes = Annotated[int, typer.Option(help="Most bytes to generate; the model may end the text earlier.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Sampling temperature: 0 takes the likeliest byte, 1 samples the model's distribution. By default, as "
+        "for --top-k and --top-p, the checkpoint's own value (see `edgeblt inspect`), or else 0."
+    ),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k likeliest bytes only; 260 for all.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Sample from the likeliest bytes whose probabilities add up to this; 1 for all."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed that makes sampling repeatable.")]
+Draft = Annotated[
+    str,
+    typer.Option(
+        help=f"Draft method of speculative decoding: {DRAFTS}; auto drafts only where it changes nothing but time."
+    ),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Write the bytes unchanged, valid UTF-8 or not, and add no newline.")]
+
+
 def generate(
     bundle: BundlePath,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Or a file that holds it, any bytes; - is stdin.")
-    ] = None,
-    max_new_bytes: Annotated[int, typer.Option(help="Stop after this many bytes, if the model has not.")] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="0 takes the likeliest byte; 1 draws as the model believes. By default, as of the two below, what the "
-            "checkpoint stated (see `edgeblt inspect`), or 0."
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest bytes only; 260 for all.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest bytes that add up to this share; 1 for all.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
-    draft: Annotated[
-        str,
-        typer.Option(help=f"How to guess bytes ahead: {DRAFTS}; auto only where it changes nothing but time."),
-    ] = "auto",
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    max_new_bytes: MaxNewBytes = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    draft: Draft = "auto",
     provider: Provider = None,
     threads: Threads = None,
     threshold: Threshold = None,
     verify: Verify = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Write the bytes as they are: no UTF-8 is asked for, no newline added.")
-    ] = False,
+    raw: Raw = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a text.
 
-    What the model writes streams to stdout, character by character; bytes that are no UTF-8 show as U+FFFD. For
-    example:
+    The continuation goes to stdout, character by character as it is generated; bytes that are not valid UTF-8 show as
+    U+FFFD. For example:
 
     \b
     edgeblt generate my-bundle "Once upon a time" --temperature 0.7
@@ -86,12 +94,12 @@ def generate(
         model = open_model(bundle, provider, threads, verify, threshold)
         with shown_reading(len(start)) as reading:
             stream = model.stream(start, max_new_bytes, temperature, top_k, top_p, seed, Name(draft), reading=reading)
-            first = list(itertools.islice(stream, 1))  # after which the prompt is read
+            first = list(itertools.islice(stream, 1))  # the prompt is read before the first byte
         _print_bytes(itertools.chain(first, stream), raw)
 
 
 def _print_bytes(written: Iterable[bytes], raw: bool) -> None:
-    """Prints bytes as they come: `raw`, or as whole characters with a newline at the end."""
+    """Prints bytes as they arrive: unchanged if `raw`, else as whole characters with a newline at the end."""
     from edgeblt.decoding.utf8 import utf8_pieces
 
     if raw:

@@ -40,7 +40,7 @@ class Setting:
     threshold: float | None = None  # None: the bundle's own
     prompt_bytes: int = 1024
     decode: str = GENERATED  # one of DECODED
-    temperature: float = 0.0  # of sampling; 0: greedy
+    temperature: float = 0.0  # sampling temperature; 0: greedy
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Benchmark:
     time_to_first_byte_s: float
     prefill_bytes_per_s: float
     decode_bytes_per_s: float
-    spread: dict[str, Spread]  # of the three above, by name
+    spread: dict[str, Spread]  # extremes of the three above by name
     inter_byte_latency_ms: Percentiles
-    inter_byte_latency_quantiles_ms: tuple[float, ...]  # at 0, 1, ... 100 percent
+    inter_byte_latency_quantiles_ms: tuple[float, ...]  # quantiles at 0, 1, ... 100 percent
     bytes_per_patch: float
     bytes_per_pass: float  # bytes generated per pass of the model; 1 without drafts
     draft_acceptance: float | None  # acceptance rate: share of drafted bytes; None where none was drafted
@@ -103,13 +103,13 @@ class Benchmark:
     anonymous_bytes: int | None
     mapped_bytes: int | None
     peak_rss_bytes: int
-    prepared: bool  # whether weights packed by `edgeblt prepare` were used
+    prepared: bool  # true if weights packed by `edgeblt prepare` were used
     unprepared_because: str | None
     bundle_bytes: int
     gpu_memory_bytes: int | None = None
     decode: str = GENERATED
     temperature: float = 0.0
-    seed: int | None = None  # of the first run, one more for each run after it; None where nothing is sampled
+    seed: int | None = None  # seed of the first run, each later run adds 1; None where nothing is sampled
     arrival_gap_ms: Percentiles | None = None  # None in results of versions that did not measure this
 
 
@@ -153,7 +153,7 @@ def bench(
         for _, timed in itertools.product(range(repeats), benches):
             timed.run()
             advance(1)
-    peak_memory = peak_resident_bytes()  # before the buffer that the bandwidth is measured with
+    peak_memory = peak_resident_bytes()  # without the buffer of the bandwidth measurement
     bandwidths: dict[int | None, float] = {}
     for timed in benches if with_bandwidth else ():
         if timed.is_on_host and timed.setting.threads not in bandwidths:
@@ -222,7 +222,7 @@ class _Bench:
         self._runs: list[Run] = []
         self.run()
         self._runs.clear()
-        self._memory = resident_memory()  # before other models are opened
+        self._memory = resident_memory()  # without other models, opened later
         before = model.gpu_memory_before
         self._gpu_memory = None if before is None else gpu_memory().used - before
 

@@ -27,7 +27,7 @@ class Run:
     joules: float | None
     work: dict[StageName, StageWork]
     counts: AcceptanceCounts
-    bytes_per_patch: float  # of the whole text
+    bytes_per_patch: float  # mean over the whole text
 
     @property
     def seconds(self) -> float:

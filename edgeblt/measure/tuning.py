@@ -36,7 +36,7 @@ class Point:
     threshold: float  # nats
     bytes_per_patch: float
     bits_per_byte: float
-    increase: float  # of bits per byte over the bundle's own threshold
+    increase: float  # increase of bits per byte over the bundle's own threshold
     decode_bytes_per_s: float
     weight_bytes_per_byte: float
 
@@ -56,7 +56,7 @@ class Tuning:
     provider: str
     device: str
     text: str  # the names of the texts
-    bytes: int  # of all texts
+    bytes: int  # size of all texts
     threshold: float  # the bundle's own, nats
     chosen_threshold: float
     max_bpb_increase: float

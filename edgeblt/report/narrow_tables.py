@@ -9,7 +9,7 @@ from rich.text import Text
 
 from edgeblt.printable import printable
 
-_LEAST_WIDTH = 120  # where stdout is no terminal
+_LEAST_WIDTH = 120  # width if stdout is no terminal
 
 
 def new_table(title: str, *columns: str) -> Table:

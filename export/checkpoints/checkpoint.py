@@ -39,7 +39,7 @@ from edgeblt.quant.formats.weight_format import WeightFormat
 
 
 class Checkpoint:
-    """An opened checkpoint: complete, and of the shapes its configuration asks for. See `open_checkpoint`."""
+    """An opened checkpoint, whose tensors are complete and have the configuration's shapes. See `open_checkpoint`."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.config = config
-        self.record = record  # how `edgeblt quantize` made it, if it did
+        self.record = record  # record of `edgeblt quantize`; None for other checkpoints
         self.is_transformers_form = is_transformers_form
-        self.notes = notes  # what a user should know of how the configuration was read, a sentence each
+        self.notes = notes  # sentences for the user on how the configuration was read
         self._files = files
         self._weights = weights
         self._unused = unused
@@ -82,12 +82,12 @@ class Checkpoint:
 
     @property
     def has_own_formats(self) -> bool:
-        """Whether the checkpoint takes no recipe: quantized, or written by `edgeblt quantize` in any format."""
+        """Whether the formats are fixed, so that no recipe applies: quantized, or written by `edgeblt quantize`."""
         return self.record is not None or self.is_quantized
 
     @property
     def recipe_name(self) -> str:
-        """The recipe that a checkpoint with formats of its own was made by."""
+        """Name of the recipe that made a checkpoint with formats of its own."""
         return self.record.recipe.name if self.record else "bitsandbytes"
 
     def quantized_already(self, remedy: str) -> EdgebltError:
@@ -126,7 +126,7 @@ class Checkpoint:
         return weight.row_index() if isinstance(weight, PrunedTable) else None
 
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
-        """Rows `start` to `stop` in the weight's own format; of a codebook format all rows. Raises as `tensor` does."""
+        """Rows `start` to `stop` in the weight's own format; of codebook formats all. Raises as `tensor` does."""
         return self._weights[name].encoded(start, stop)
 
     def fingerprint(self, *settings: object) -> str:
@@ -143,10 +143,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict: bool = False) -> Checkpoint:
-    """Open a checkpoint directory: transformers' form, bitsandbytes' weights too, Meta's, or `edgeblt quantize`'s.
+    """Open a checkpoint in transformers' form (bitsandbytes' weights included), Meta's, or `edgeblt quantize`'s.
 
-    Each can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is the
-    directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Fields of the
+    Any of them can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is
+    the directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Fields of the
     configuration that no model known to edgeblt has are named in the checkpoint's `notes`, and refused if `strict`.
     Reads the configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
     elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks

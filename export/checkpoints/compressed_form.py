@@ -47,8 +47,8 @@ class CompressionRecord:
     source: str  # the original's name
     calibration: str  # the text's name, size and hash; empty where none was needed
     made_by: dict[str, str]  # package to version
-    relative_error: dict[str, float] = field(default_factory=dict)  # of the weights, by stage; `WeightError.relative`
-    table_rows: int | None = None  # of the hash tables, with the one of zeros, where rows were dropped
+    relative_error: dict[str, float] = field(default_factory=dict)  # `WeightError.relative` of the weights by stage
+    table_rows: int | None = None  # rows stored of the hash tables, the zero row included; None if none was dropped
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def parts_of(name: str, shape: Shape, format: WeightFormat) -> dict[str, tuple[s
 
 
 def is_compressed(directory: Path) -> bool:
-    """Whether the directory's `config.json` is one of ours; damaged ones are somebody else's to refuse."""
+    """Whether `config.json` is that of a compressed checkpoint; False for an unreadable one, which others refuse."""
     document = _document(directory / CONFIG)
     return document is not None and MARK in document
 

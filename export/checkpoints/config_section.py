@@ -1,8 +1,8 @@
 """JSON objects of a checkpoint's configuration: their fields read by type, and sorted by what they mean.
 
-A field is read; or known not to change what the model computes; or one that does so in a model that follows it, at a
-value that edgeblt does not follow, and refused; or known to nobody. `Findings` collects the last two over all objects
-of a checkpoint, so that each kind is said in one sentence.
+A field is of one of four kinds: read; known not to change what the model computes; known to change it, at a value that
+edgeblt does not support, and refused; or unknown. `Findings` collects the last two kinds over all objects of a
+checkpoint, so that one sentence names all fields of a kind.
 """
 
 import math
@@ -10,16 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from edgeblt.bundle.config import LIMIT
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 
 LISTED = 200  # more fields than this are counted, not named
 Document = Mapping[str, Any]
-
-
-def shown(value: object) -> str:
-    """A short form of a value read from a file, on one line."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 class Section:
@@ -76,12 +70,12 @@ class Section:
 
 
 class FieldRule:
-    """The values at which a field changes nothing; `remedy` says in a refusal what is supported, or why it is not."""
+    """The values at which a field changes nothing; `remedy` is the part of a refusal that names what is supported."""
 
     def __init__(
         self, remedy: str, is_neutral: Callable[[object, Document], bool], doubtful: tuple[object, ...] = ()
     ) -> None:
-        """`is_neutral` gets the value and the object it is in; `doubtful` values are said, but not refused."""
+        """`is_neutral` gets the value and the object it is in; `doubtful` values are reported, but not refused."""
         self.remedy, self.is_neutral, self.doubtful = remedy, is_neutral, doubtful
 
 
@@ -99,7 +93,7 @@ class Findings:
     """Refused, unknown and doubtful fields of one checkpoint's whole configuration."""
 
     def __init__(self) -> None:
-        self._refused: dict[str, list[str]] = {}  # by file
+        self._refused: dict[str, list[str]] = {}  # sentences by file
         self._unknown: dict[str, list[str]] = {}
 
     def refuse(self, section: Section, name: str, rest: str) -> None:
@@ -107,7 +101,7 @@ class Findings:
         self._refused.setdefault(section.file, []).append(f"{what} ({rest})")
 
     def sort(self, section: Section, read: Collection[str], rules: Mapping[str, FieldRule], implied: Document) -> None:
-        """Sort the fields of an object: those `read`, or with rules, or neither.
+        """Sort an object's fields into `read` ones, those with rules, and unknown ones.
 
         `implied` are values of fields that are left out, for rules that compare with them.
         """
@@ -122,9 +116,9 @@ class Findings:
                 self._unknown.setdefault(section.file, []).append(_dotted(section, name))
 
     def settle(self, strict: bool) -> tuple[str, ...]:
-        """Notes for the user, a sentence each. Raises EdgebltError for refused fields, if strict for unknown ones too.
+        """Notes for the user, a sentence each. Raises EdgebltError for refused fields and, if `strict`, unknown ones.
 
-        To be called when all objects are sorted, before their values are read.
+        Called after all objects are sorted and before their values are read.
         """
         if self._refused:
             raise EdgebltError(

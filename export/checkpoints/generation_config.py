@@ -18,9 +18,9 @@ _ENDS = "eos_token_id"
 
 
 def read_generation(directory: Path, config: object, vocab_size: int) -> Generation:
-    """`config` is the parsed `config.json`. Raises EdgebltError for values that no model can have.
+    """Generation settings; `config` is the parsed `config.json`. Raises EdgebltError for values that no model can have.
 
-    Ends that `generation_config.json` does not state are those of `config.json`; where neither does, id 2 ends a text.
+    If `generation_config.json` has no end ids, those of `config.json` count; if neither has any, id 2 ends a text.
     """
     own = Section(config, str(directory / CONFIG))
     stated = own

@@ -1,9 +1,9 @@
-"""Fields of other Llama-like models' configurations: those that change what such a model computes, with the values at
-which they do not; and those that never do.
+"""Configuration fields of other Llama-like models: switches, which change what such a model computes, and their neutral
+values; and fields that never change it.
 
 transformers keeps any field in a configuration and reads only those that its model knows, so they end up in a BLT's
-`config.json`. A BLT computes as if each were neutral; another value says that somebody meant another model. Source: the
-`configuration_*.py` and `modeling_*.py` of transformers (llama, mistral, qwen, gemma, granite, cohere, phi, olmo,
+`config.json`. A BLT computes as if each switch were neutral; another value shows that another model was meant. Source:
+the `configuration_*.py` and `modeling_*.py` of transformers (llama, mistral, qwen, gemma, granite, cohere, phi, olmo,
 smollm3, glm, falcon, gpt_neox, minicpm, deepseek and others).
 """
 
@@ -86,7 +86,7 @@ def _is_window_off(value: object, document: Document) -> bool:
 
 
 def _interval_unused(value: object, document: Document) -> bool:
-    """SmolLM3 and Llama 4 derive a list of layers from it only where that list is left out."""
+    """Whether the interval is unused: SmolLM3 and Llama 4 derive a list of layers from it only if there is no list."""
     layers = document.get("no_rope_layers")
     return value in NOTHING or (isinstance(layers, list) and bool(layers) and _all_layers_rotate(layers, document))
 
@@ -149,7 +149,7 @@ SWITCHES: Mapping[str, FieldRule] = {
     "dim_model_base": _same_as("hidden_size", None),
     "scale_depth": FieldRule("only the square root of num_hidden_layers, or no such field", _is_root_of_layers),
     **_table(OFF, "attn_temperature_tuning use_bidirectional_attention use_attention_sinks use_logn_attn"),
-    # What attention sees.
+    # The positions that attention sees.
     "is_causal": only(True),
     "sliding_window": FieldRule("only null, or with use_sliding_window false", _is_window_off),
     **_table(OFF, "use_sliding_window is_prefix_lm prefix_lm"),

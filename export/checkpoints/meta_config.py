@@ -3,7 +3,7 @@
 Source: facebookresearch/blt, `bytelatent/model/blt.py`, `local_models.py`, `latent_transformer.py` and
 `bytelatent/base_transformer.py`. A field that would change the computation in a way edgeblt does not follow is refused
 by name; what Meta's code reads only in training, or not at all, is skipped. The widths of MLPs are those of the
-tensors, not what `multiple_of` and `ffn_dim_multiplier` make of a stack's width.
+tensors, not computed from `multiple_of` and `ffn_dim_multiplier`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +19,7 @@ from edgeblt.export.checkpoints.llama_switches import HARMLESS, switches_beside
 from edgeblt.ids import VOCAB_SIZE
 
 Fixed = dict[str, tuple[object, ...]]
-MlpWidth = Callable[[str], int]  # of a stack, by its name in Meta's form: encoder, global or decoder
+MlpWidth = Callable[[str], int]  # MLP width by Meta's name of a stack: encoder, global, decoder
 
 # fmt: off
 BOOKKEEPING = frozenset({
@@ -34,7 +34,7 @@ BOOKKEEPING = frozenset({
     "use_fsdp",
     "patch_in_forward",  # generation computes the patches itself; `meta_patching` compares the two
     "ffn_dim_multiplier", "multiple_of",  # the tensors have the widths that these once gave
-    "patch_size",  # of a mode that is not supported, and read nowhere else
+    "patch_size",  # read only in a mode that is not supported
     "share_encoder_decoder_emb",  # without effect where `dim_token` is the width of both
 })
 READ = frozenset({
@@ -46,7 +46,7 @@ READ = frozenset({
     "norm_eps", "patching_mode", "patching_threshold", "patching_threshold_add", "rope_theta",
     "use_local_encoder_transformer", "vocab_size",
 })
-# What edgeblt computes; a field that is left out has Meta's default, which is the first of its values.
+# Supported values; a field that is left out has Meta's default, which is the first.
 FIXED: Fixed = {
     "architecture": ("vanilla",),
     "attn_bias_type": ("causal", "block_causal", None),  # the same for one text, which is what a sequence is here
@@ -112,7 +112,7 @@ def sort_model(args: Section, findings: Findings) -> None:
 def parse_model(
     args: Section, patching: PatchingRule, patcher: TransformerConfig | None, mlp_width: MlpWidth
 ) -> ModelConfig:
-    """`args` of a main model, sorted, with a rule and an entropy model read already. Raises EdgebltError."""
+    """The configuration of a main model from its sorted `args`, its rule and its entropy model. Raises EdgebltError."""
     if args.document.get("patching_mode") == "":
         raise args.error("patching_mode", "edgeblt does not pad the first patch; give a model with a patching mode")
     window = args.optional_integer("local_attention_window_len", None)
@@ -239,7 +239,7 @@ def _hashes(args: Section) -> HashConfig:
 
 
 def hash_sizes(value: object) -> object:
-    """Meta also writes the list as a string: "3,4,5"."""
+    """The sizes as a list; Meta also writes them as a string: "3,4,5"."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",") if part]

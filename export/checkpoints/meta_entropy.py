@@ -3,7 +3,7 @@
     params.json, consolidated.pth      as trained; Meta's `load_entropy_model` reads six of the fields
     config.json, model.safetensors     as Meta's `LMTransformer.save_pretrained` writes it; all fields are read
 
-Source: facebookresearch/blt, `bytelatent/entropy_model.py`, `transformer.py` and, for the places, `data/patcher.py`.
+Source: facebookresearch/blt, `bytelatent/entropy_model.py`, `transformer.py` and, for the directory, `data/patcher.py`.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from edgeblt.export.checkpoints.meta_config import (
 
 PARAMS = "params.json"
 PICKLES = ("consolidated/consolidated.pth", "consolidated.pth")  # the order Meta looks in
-KEY = "model"  # of the pickled dictionary
+KEY = "model"  # key of the state dictionary in the pickled one
 WINDOW = "local_block_causal"
 LOADER_WINDOW = 512  # `load_entropy_model` sets it, whatever the file says
 STACK = StackFields("patcher", "dim", "n_layers", "n_heads", "n_kv_heads")
@@ -71,10 +71,10 @@ class EntropyModel:
     """An opened entropy model: its configuration and every tensor stored with it, by Meta's names."""
 
     stack: TransformerConfig
-    fields: Section  # as stored
+    fields: Section  # stored fields
     listing: Path
     stored: Mapping[str, StoredPart]
-    files: dict[str, Path]  # by their names in the directory
+    files: dict[str, Path]  # paths by name in the directory
 
 
 def entropy_fields(directory: Path, findings: Findings) -> Section:

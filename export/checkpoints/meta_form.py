@@ -53,7 +53,7 @@ class MetaForm:
         return FloatingWeight(_find(source, meta_name(name), shape))
 
     def unused(self, weights: Iterable[StoredWeight]) -> list[str]:
-        """Names of tensors without effect, those of the entropy model behind the name of its folder."""
+        """Names of tensors without effect; those of the entropy model begin with its folder."""
         used = {part for weight in weights for part in weight.parts}
         entropy = self.entropy_model.stored if self.entropy_model else {}
         stored = {**self.stored, **{f"{ENTROPY_MODEL}/{name}": part for name, part in entropy.items()}}
@@ -61,7 +61,7 @@ class MetaForm:
 
 
 def is_meta_form(directory: Path) -> bool:
-    """Whether the directory's `config.json` is in Meta's form; damaged ones are somebody else's to refuse."""
+    """Whether `config.json` is in Meta's form; False for an unreadable one, which others refuse."""
     try:
         return exists(directory, CONFIG) and is_meta(read_json(checkpoint_file(directory, CONFIG)))
     except EdgebltError:

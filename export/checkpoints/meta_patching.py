@@ -8,14 +8,15 @@ model's own arguments say what the model was trained with, and are not read then
 import math
 
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.export.checkpoints.config_section import Findings, Section, shown
+from edgeblt.errors import shown
+from edgeblt.export.checkpoints.config_section import Findings, Section
 from edgeblt.export.checkpoints.meta_config import FIXED, READ, REQUIRED, Fixed, hash_sizes, sort_fields
 
 RELEASED_THRESHOLD = 1.335442066192627  # Meta's default
 # fmt: off
 PATCHER_ARGS = frozenset({
     "max_patch_length", "monotonicity", "patch_size", "patching_mode", "threshold", "threshold_add",
-    # Where and in what batches the entropy model runs, and whether in training too.
+    # Device and batches of the entropy model, and whether it runs in training too.
     "device", "entropy_model_checkpoint_dir", "log_time", "patching_batch_size", "patching_device",
     "realtime_patching",
 })
@@ -26,7 +27,7 @@ TOKENIZER_ARGS: Fixed = {"add_bos": (True,), "bpe_delim": (False,), "vocab_size_
 
 
 def sort_training(training: Section, findings: Findings) -> None:
-    """Sort the fields of what is read of the training arguments, but for the model's. Raises EdgebltError."""
+    """Sort the fields of the training arguments that are read, except the model's. Raises EdgebltError."""
     if training.boolean("train_entropy_model", False):
         raise training.error("train_entropy_model", "these are an entropy model's; give the main model's file")
     data = training.child("data")

@@ -1,4 +1,4 @@
-"""A checkpoint's weights in the formats of a recipe, each encoded when it is asked for."""
+"""A checkpoint's weights in the formats of a recipe, each encoded when it is read."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from edgeblt.quant.recipes.recipe import Recipe
 
 
 class RecipeSource:
-    """The `WeightSource` of a floating-point checkpoint under a recipe; of weights only if it needs no calibration."""
+    """A floating-point checkpoint in a recipe's formats; weights can be read only if it needs no calibration."""
 
     def __init__(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
         self._checkpoint = checkpoint
@@ -22,13 +22,13 @@ class RecipeSource:
         self._shapes = expected_shapes(self.config)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes.get(name) or self._checkpoint.shape(name)  # of what the model does not use
+        return self._shapes.get(name) or self._checkpoint.shape(name)  # a tensor that the model does not use
 
     def format(self, name: str) -> WeightFormat:
         return self.recipe.format(name, self.shape(name))
 
     def row_index(self, name: str) -> None:
-        return None  # which rows to keep takes a text to say
+        return None  # dropping rows takes a calibration text
 
     def encoded(self, name: str, start: int, stop: int) -> Encoded:
         rows = self._checkpoint.rows(name, start, stop)
@@ -38,8 +38,8 @@ class RecipeSource:
 def encode_weight(weight: Matrix, format: WeightFormat, method: str, name: str) -> Encoded:
     """`weight` in `format`; `name` is for errors. Raises EdgebltError.
 
-    A method that needs inputs to calibrate on is replaced by least squares: what is looked up has none. A sparse
-    format's zeros are those of least magnitude, which leaves a weight that is pruned already as it is.
+    A method that needs calibration inputs is replaced by least squares, as lookups have none. A sparse format zeroes
+    the weights of least magnitude, which changes nothing of a weight that is pruned already.
     """
     if isinstance(format, Floating):
         if format.bits == 16 and np.abs(weight).max(initial=0) > np.finfo(np.float16).max:

@@ -57,7 +57,7 @@ RULES: Mapping[str, FieldRule] = {
     "pm_size": only(None, 0),
 }
 WINDOWED_RULES = {name: rule for name, rule in RULES.items() if name != "sliding_window"}
-UNSCALED = ("linear", "llama3")  # with a factor of 1
+UNSCALED = ("linear", "llama3")  # RoPE types without scaling if their factor is 1
 ROPE_KNOWN = frozenset({
     "beta_fast", "beta_slow", "high_freq_factor", "long_factor", "low_freq_factor", "mscale", "mscale_all_dim",
     "original_max_position_embeddings", "rope_theta", "short_factor", "truncate",
@@ -89,12 +89,12 @@ ACTIVATION_ALIASES = {
 
 @dataclass(frozen=True)
 class TransformersConfig:
-    """A ModelConfig, and what only the tensor names of transformers' form depend on."""
+    """A ModelConfig, and the settings that only the names of tensors in transformers' form depend on."""
 
     model: ModelConfig
-    encoder_cross_layer: int  # which of the encoder's cross-attention modules has an effect
+    encoder_cross_layer: int  # index of the encoder's one cross-attention module that has an effect
     tied: bool  # the output head and the encoder's embedding stand for each other where one is not stored
-    notes: tuple[str, ...] = ()  # what a user should know of how the file was read, a sentence each
+    notes: tuple[str, ...] = ()  # sentences for the user on how the file was read
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ ENCODER = StackDefaults(1024, 1, 16, None, 500000.0)
 GLOBAL = StackDefaults(2048, 25, 16, 5632, 500000.0)
 DECODER = StackDefaults(1024, 9, 16, 2816, 500000.0)
 STACKS = {"patcher_config": PATCHER, "encoder_config": ENCODER, "global_config": GLOBAL, "decoder_config": DECODER}
-WINDOW = 512  # where none is given
+WINDOW = 512  # transformers' default
 
 
 def parse_config(document: object, where: str, strict: bool = False) -> TransformersConfig:
-    """`config.json`, parsed, as edgeblt describes models; `where` names the file in errors.
+    """The ModelConfig of a parsed `config.json`; `where` names the file in errors.
 
     Fields that no model known to edgeblt has are noted, and refused if `strict`. Raises EdgebltError.
     """
@@ -172,7 +172,7 @@ def _sort_rope(section: Section, findings: Findings) -> None:
 
 
 def _implied(section: Section, defaults: StackDefaults) -> Document:
-    """The stack's values, given or not, by which other fields are judged; those at the top by the decoder's."""
+    """The stack's values with defaults, which field rules compare with; top-level fields use the decoder's."""
     stack = {
         "hidden_act": "silu",
         "hidden_size": defaults.hidden_size,
@@ -287,7 +287,7 @@ def _patching(top: Section) -> PatchingRule:
 
 
 def _refuse_unequal_widths(model: ModelConfig, decoder: Section) -> None:
-    """Widths that transformers' modules are built with, but that its forward cannot join."""
+    """Raises EdgebltError for widths that transformers' modules accept but its forward pass cannot join."""
     if model.decoder.hidden_size != model.encoder.hidden_size:
         raise EdgebltError(
             f"{decoder.where}: hidden_size is {model.decoder.hidden_size}, but the encoder's is "

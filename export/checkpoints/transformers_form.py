@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.export.checkpoints.files.bitsandbytes import bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
@@ -22,7 +21,7 @@ from edgeblt.export.checkpoints.generation_config import read_generation
 from edgeblt.export.checkpoints.stored_names import TRANSFORMERS_EMBEDDING, TRANSFORMERS_HEAD, transformers_name
 from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
 
-_BLT_MODEL = "local_encoder."  # what names begin with in a BltModel
+_BLT_MODEL = "local_encoder."  # prefix of names in a BltModel
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class TransformersForm:
     stored: Mapping[str, StoredPart]
     bitsandbytes: bool  # some of the matrices are in bitsandbytes' formats
 
-    is_headless: bool = False  # of a BltModel
+    is_headless: bool = False  # saved by a BltModel, without the head
 
     @property
     def files(self) -> dict[str, Path]:
-        """All that was read, by name."""
+        """Files that were read, by name."""
         weights = sorted({part.file for part in self.stored.values()})
         return {file.name: file for file in (self.listing.parent / CONFIG, *weights)}
 
@@ -116,9 +115,9 @@ def open_transformers_form(directory: Path, strict: bool = False) -> Transformer
 
 
 def _take_quantization(document: object, where: Path) -> bool:
-    """Take `quantization_config` out of the configuration: whether it is bitsandbytes'. Raises EdgebltError for others.
+    """Remove `quantization_config` from the configuration; True if it is bitsandbytes'. Raises EdgebltError for others.
 
-    What it says beside the method concerns how transformers would compute; the weights themselves say what they are.
+    Its fields beside the method concern how transformers computes; the stored weights describe themselves.
     """
     if not isinstance(document, dict) or document.get("quantization_config") in (None, {}):
         return False

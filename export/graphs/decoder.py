@@ -1,4 +1,4 @@
-"""The decoder stage: byte vectors, each with the newest latent at its place, to next-byte logits."""
+"""The decoder stage: from byte vectors, and the newest latent before each, to next-byte logits."""
 
 from functools import cached_property
 
@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import StageContract, cross_row_width
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, BuiltStage, GraphBuilder
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, StageContract, cross_row_width
+from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import Residual, TransformerStack, named_attributes, rms_norm, side_by_side
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.layers import (

@@ -1,4 +1,4 @@
-"""The encoder stage: bytes, with the n-grams that end in them, to byte vectors, and those of a patch to one vector."""
+"""The encoder stage: from bytes and the n-grams that end there to byte vectors, and from those to patch vectors."""
 
 import numpy as np
 import onnx_ir as ir
@@ -36,7 +36,7 @@ def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> i
     """Byte embedding plus one row of each hash table [T, width]."""
     windows = graph.inputs["windows"]
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
-    if graph.is_for_cpu:  # with a spare row, as ReduceSum adds up those of a single one in another order
+    if graph.is_for_cpu:  # a spare row, as ReduceSum adds up a single row in another order
         windows = graph.with_spare_row(windows)
     hashed = weights.lookup("encoder.hash_tables", table_rows(graph, config.hashes, windows))
     total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)

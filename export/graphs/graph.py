@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
 from edgeblt.bundle.contract import COMPUTED_IN, DType, StageContract, TensorSpec
+from edgeblt.bundle.contract import EDGEBLT as EDGEBLT
+from edgeblt.bundle.contract import MICROSOFT as MICROSOFT
 from edgeblt.export.graphs.weight_file import Piece, Slot
 
 OPSET = 23
 IR_VERSION = 11
-MICROSOFT = "com.microsoft"
-EDGEBLT = "edgeblt"
 DTYPES = {
     "float32": ir.DataType.FLOAT,
     "int64": ir.DataType.INT64,
@@ -33,7 +33,7 @@ Fill = Callable[[], Iterator[Piece]]
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """A stage's model, whose weights lie in a file of their own, and what will fill that file."""
+    """A stage's model, the places of its weights in a file of their own, and the functions that fill that file."""
 
     model: ir.Model
     slots: dict[str, Slot]
@@ -43,13 +43,13 @@ class BuiltStage:
 class GraphBuilder:
     """Collects the nodes of one stage; `finish` gives the model.
 
-    Weights get a place in the stage's file of weights; functions that make them, a piece at a time, run afterwards.
+    Weights get their places in the stage's weights file; the functions that make them, a piece at a time, run later.
     """
 
     def __init__(self, contract: StageContract) -> None:
         self.contract = contract
         self.computed_in: DType = COMPUTED_IN[contract.target]
-        self.inputs = {spec.name: _value(spec) for spec in contract.all_inputs}
+        self.inputs = {spec.name: graph_value(spec) for spec in contract.all_inputs}
         self._tape = Tape()
         self._numbers = itertools.count()
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
@@ -74,7 +74,7 @@ class GraphBuilder:
         return self.contract.target == "cpu"
 
     def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
-        """`value`, of type `found`, as `wanted`."""
+        """`value`, of type `found`, cast to `wanted` if they differ."""
         return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
 
     def computed(self, value: ir.Value) -> ir.Value:
@@ -187,7 +187,7 @@ class GraphBuilder:
 
 
 class _Branch(Tape):
-    """A tape for a branch: its nodes are its own, its weights the whole graph's."""
+    """A tape for a branch, with its own nodes and the whole graph's weights."""
 
     def __init__(self, outer: Tape) -> None:
         super().__init__()
@@ -202,5 +202,6 @@ def weights_name(stage: str) -> str:
     return f"{stage}.weights"
 
 
-def _value(spec: TensorSpec) -> ir.Value:
+def graph_value(spec: TensorSpec) -> ir.Value:
+    """A graph input or output of this name, type and shape."""
     return ir.Value(name=spec.name, type=ir.TensorType(DTYPES[spec.dtype]), shape=ir.Shape(spec.shape))

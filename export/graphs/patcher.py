@@ -3,11 +3,11 @@
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
-from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, StageContract
 from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.weight_source import WeightSource
-from edgeblt.export.operators.entropy_patch import DOMAIN, INPUTS, OP_TYPE, entropy_patch_function, setting_defaults
+from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
 
 
 def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
@@ -30,7 +30,11 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
         **{name: graph.setting(name, default) for name, default in setting_defaults(config.patching).items()},
     }
     entropies, patch_starts, states = graph.ops(
-        OP_TYPE, *(inputs[name] for name in INPUTS), outputs=3, domain=DOMAIN, rule=int(config.patching.rule)
+        OP_TYPE,
+        *(inputs[spec.name] for spec in PATCHING_INPUTS),
+        outputs=3,
+        domain=EDGEBLT,
+        rule=int(config.patching.rule),
     )
     outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
     graph.uses(entropy_patch_function(OPSET, contract.target))

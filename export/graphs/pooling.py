@@ -24,7 +24,7 @@ class Pooling:
     byte_vectors: ir.Value  # [T, width]
 
     def patch_vectors(self) -> list[ir.Value]:
-        """[P, k * width]"""
+        """Vectors of the completed patches: [P, k * width]."""
         graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
         heads = Heads.of(graph, encoder)
         vectors, index = self._segments()
@@ -83,7 +83,7 @@ class Pooling:
         return graph.op("Reshape", divided, graph.constant([-1, encoder.head_count * padded]))
 
     def _attend_by_mask(self, query: ir.Value, key: ir.Value, value: ir.Value, index: ir.Value) -> ir.Value:
-        """The same as dense products [kv heads, group, P + 1, k, S], of which those within patches count."""
+        """The same by dense products [kv heads, group, P + 1, k, S], masked to the bytes of each patch."""
         graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
         padded, kv_heads = Heads.of(graph, encoder).padded, encoder.kv_head_count
         group = encoder.head_count // kv_heads
@@ -112,7 +112,7 @@ class Pooling:
         return graph.op("ScatterElements", data, wide, updates, axis=0, reduction=reduction)
 
     def _filled(self, width: int, value: float) -> ir.Value:
-        """[P + 1, width]"""
+        """A constant `value`: [P + 1, width]."""
         graph = self.graph
         shape = graph.op("Concat", graph.op("Shape", graph.inputs["patches"]), graph.constant([width]), axis=0)
         return graph.op("ConstantOfShape", shape, value=ir.Tensor(np.array([value], graph.computed_in)))

@@ -30,7 +30,7 @@ from edgeblt.quant.methods.pruning import Sparsity, keep_largest
 
 @dataclass(frozen=True)
 class SparseStored:
-    """Matrices of one sparse format, one below the other, under the name `joined`; each of an even number of rows."""
+    """Matrices of one sparse format, stacked under the name `joined`; each has an even number of rows."""
 
     source: WeightSource
     names: tuple[str, ...]
@@ -58,12 +58,12 @@ class SparseStored:
 
     @property
     def kept(self) -> int:
-        """Stored weights per row behind a mask."""
+        """Weights stored for each row in the masked layout."""
         return int(keep_largest(np.ones((1, self.shape[1])), self.sparsity).sum())
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row's stored weights behind a mask."""
+        """Bytes of a row's stored weights in the masked layout."""
         return -(-self.kept * self.format.bits // 8)
 
     def initializers(self, graph: GraphBuilder) -> list[ir.Value]:

@@ -46,7 +46,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of some tensors of a file, made together."""
+    """Rows of one or more tensors of a file that are computed together."""
 
     name: str  # unique in its file
     first_row: int | dict[str, int]  # the same for all tensors, or by tensor
@@ -56,8 +56,8 @@ class Piece:
 class Journal:
     """Pieces completed by an earlier, interrupted run of the same conversion, and by this one.
 
-    A line starts with its newline and the hash of what follows: one that was cut short or damaged counts for nothing,
-    and spoils no other.
+    A line starts with its newline and the hash of its content, so a truncated or damaged line is ignored, and spoils no
+    other.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
@@ -77,7 +77,7 @@ class Journal:
         return self._entries.get(piece)
 
     def add(self, piece: str, entry: dict[str, Any]) -> None:
-        """`piece` is of the form "FILE: NAME"."""
+        """Records a completed piece, named "FILE: NAME"."""
         self._entries[piece] = entry
         self._append({"piece": piece, **entry})
 
@@ -106,7 +106,7 @@ def _seal(text: bytes) -> bytes:
 
 
 class WeightFile:
-    """A file whose tensors have fixed places: a context, at whose end everything must be in it."""
+    """A file of tensors at fixed places; a context manager, at whose end every tensor must have been written."""
 
     def __init__(self, path: Path, slots: dict[str, Slot], journal: Journal, header: bytes = b"") -> None:
         """Reserves the whole size on the disk. Raises OSError, also if there is not enough room."""
@@ -133,7 +133,7 @@ class WeightFile:
         assert kind or not incomplete, f"not written, or twice: {incomplete}"
 
     def keeps(self, piece: str) -> Note | None:
-        """The note of a piece that an earlier run completed, if it is there and as it was written."""
+        """The note of a piece that an earlier run completed, if its content is unchanged; else None."""
         entry = self._journal.find(f"{self._name}: {piece}")
         if entry is None:
             return None
@@ -148,7 +148,7 @@ class WeightFile:
         return note
 
     def write(self, piece: str, arrays: Arrays, first_row: int | dict[str, int] = 0, note: Note | None = None) -> None:
-        """Write rows, from `first_row` on, of the tensors named. `note` is what `keeps` shall give: JSON.
+        """Write rows, from `first_row` on, of the tensors named. `note` is the JSON that `keeps` returns.
 
         Arrays are of their slot's dtype and row shape, and every row is written once. Raises OSError.
         """

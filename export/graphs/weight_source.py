@@ -40,7 +40,7 @@ class WeightSource(Protocol):
 
 
 def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Starts and ends of runs of rows that can be encoded on their own, each small enough for memory."""
+    """Starts and ends of runs of rows that can be encoded independently, each small enough for memory."""
     rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
     # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
     step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)

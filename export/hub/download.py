@@ -28,8 +28,8 @@ class LargeFile:
     url: str
     size: int  # bytes
     sha256: str
-    blob: Path  # where huggingface_hub keeps it
-    lock: Path  # what huggingface_hub holds while it writes the blob
+    blob: Path  # its place in huggingface_hub's cache
+    lock: Path  # the lock that huggingface_hub holds while it writes the blob
 
     @property
     def partial(self) -> Path:
@@ -98,7 +98,7 @@ def _fetch(file: LargeFile, meter: "_Meter") -> None:
             meter.update(file.size)
             return
         arrived = file.arrived()
-        if arrived == file.size:  # and nothing will be asked for
+        if arrived == file.size:  # complete, nothing is requested
             meter.update(file.size)
         with file.partial.open("ab" if arrived else "wb") as stream:
             http_get(

@@ -20,7 +20,7 @@ from edgeblt.export.hub.download import fetch_large_files
 if TYPE_CHECKING:  # imported where it is used: local checkpoints do without it, and it is absent on devices
     from huggingface_hub.hf_api import ModelInfo
 
-# What huggingface_hub.utils.validate_repo_id accepts, always with an owner: a single word is a path.
+# The form that huggingface_hub.utils.validate_repo_id accepts, always with an owner: a single word is a path.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"(?!.*--)(?!.*\.\.)(?!.*\.git$){_NAME}/{_NAME}")
 _REVISION = re.compile(r"(?!.*\.\.)(?!/)[^\s~^:?*\[\\]+")
@@ -36,10 +36,10 @@ _TIMEOUT = 10.0  # seconds, for the hub to begin its answer
 
 
 def local_checkpoint(checkpoint: str | Path) -> Path:
-    """The directory of a checkpoint: a path is returned as it is, what `OWNER/NAME[@REVISION]` names is downloaded.
+    """The directory of a checkpoint: a path is returned unchanged, a model `OWNER/NAME[@REVISION]` is downloaded.
 
-    Downloaded is what edgeblt reads and what is not in the cache yet; a later run continues where one broke off. Where
-    the hub cannot be reached, what is in the cache serves. Raises EdgebltError: no such model or revision, or none
+    Only files that edgeblt reads and the cache lacks are downloaded; a later run continues where one broke off. If the
+    hub cannot be reached, the cache is used. Raises EdgebltError: no such model or revision, or none
     that may be read; one without weights that edgeblt reads; a connection that breaks off; a full disk.
     """
     if not is_hub_id(checkpoint):
@@ -50,7 +50,7 @@ def local_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def is_hub_id(checkpoint: str | Path) -> bool:
-    """Whether it can be an id, and is no path of something that exists."""
+    """Whether `checkpoint` has the form of a hub id and is not an existing path."""
     text = os.fspath(checkpoint)
     repository, at, revision = text.partition("@")
     if not _REPOSITORY.fullmatch(repository) or (at and not (_REVISION.fullmatch(revision) and revision.isprintable())):
@@ -207,7 +207,7 @@ def _reason(error: Exception) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # what happened, where the error itself says what to do
+        error = error.__cause__  # the actual failure; the error itself gives advice
     if isinstance(error, HfHubHTTPError):
         return f"{error.response.status_code} {error.response.reason_phrase}"
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -215,7 +215,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither huggingface_hub's bars, as ours are there, nor its warnings, as what fails in the end is said once."""
+    """Silences huggingface_hub: its bars, as ours replace them, and its warnings, as a failure is reported once."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # public, but not to mypy
 
     logger = logging.getLogger("huggingface_hub")

@@ -29,6 +29,7 @@ not depend on the chunks it came in, and going back to a byte is passing that by
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,40 +37,35 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.bundle.contract import Target
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, Target
 from edgeblt.errors import EdgebltError
 from edgeblt.export.operators.function_writer import FunctionWriter
 from edgeblt.ids import OFFSET, VOCAB_SIZE
 
-DOMAIN = "edgeblt"
-DOMAIN_VERSION = 1
 OP_TYPE = "EntropyPatch"
 LONGEST_MAXIMUM = 1 << 24  # float32 holds every count below it
-SETTINGS = ("threshold", "threshold_add", "max_patch_length", "patch_size")
-INPUTS = ("logits", "ids", "position", "state", *SETTINGS)
-OUTPUTS = ("entropies", "patch_starts", "states")
 
 
 def entropy_patch_function(opset: int = 23, target: Target = "cpu") -> ir.Function:
     """The operator's portable body; `opset`, 21 to 23, must be the one of the model that carries it."""
-    inputs = {name: ir.Value(name=name) for name in INPUTS}
+    inputs = {spec.name: ir.Value(name=spec.name) for spec in PATCHING_INPUTS}
     writer = FunctionWriter()
     outputs = _write_body(writer, inputs, target)
     for name, value in outputs.items():
         value.name = name
     graph = ir.Graph(
         list(inputs.values()),
-        [outputs[name] for name in OUTPUTS],
+        [outputs[spec.name] for spec in PATCHING_OUTPUTS],
         nodes=writer.nodes,
         opset_imports={"": opset},
         name=OP_TYPE,
     )
     rule = ir.Attr("rule", ir.AttributeType.INT, None)
-    return ir.Function(DOMAIN, OP_TYPE, graph=graph, attributes=[rule])
+    return ir.Function(EDGEBLT, OP_TYPE, graph=graph, attributes=[rule])
 
 
 def setting_defaults(patching: PatchingRule) -> dict[str, NDArray[Any]]:
-    """The operator's inputs that hold the rule's parameters, by the names in `SETTINGS`, one element each.
+    """The operator's inputs that hold the rule's parameters, by name (`PATCHING_SETTINGS`), one element each.
 
     Raises EdgebltError for a maximum length above 2**24, up to which the float32 state counts bytes exactly.
     """
@@ -99,8 +95,7 @@ def _write_body(body: FunctionWriter, inputs: dict[str, ir.Value], target: Targe
     spaces = body.op("Gather", body.constant(_space_table()), body.op("Min", inputs["ids"], last_id))
 
     rule = body.attribute("rule")
-    decisions = _decisions(inputs, entropies, positions, spaces)
-    starts = _select(body, rule, list(decisions.items()))
+    starts = _select(body, rule, _Rules(inputs, entropies, positions, spaces).decisions())
 
     def without_maximum(branch: FunctionWriter) -> list[ir.Value]:
         return [branch.op("Identity", starts), branch.op("Concat", column, spaces, axis=1)]
@@ -133,54 +128,62 @@ def _entropy_column(body: FunctionWriter, logits: ir.Value, target: Target) -> i
     return body.op("MatMul", products, minus_ones)
 
 
-def _decisions(
-    inputs: dict[str, ir.Value], entropies: ir.Value, positions: ir.Value, spaces: ir.Value
-) -> dict[Rule, _Decision]:
-    """Patch starts among `positions` by each rule. Forced starts: position 1, and 2 if a rise needs two entropies."""
+@dataclass(frozen=True)
+class _Rules:
+    """Writers of the nodes that decide by each rule which of `positions` start a patch: bool [T].
 
-    def up_to(branch: FunctionWriter, forced: int, condition: ir.Value) -> ir.Value:
-        return branch.op("Or", condition, branch.op("LessOrEqual", positions, branch.ints(forced)))
+    Forced starts are position 1, and 2 where a rise needs two entropies.
+    """
 
-    def previous(branch: FunctionWriter, values: ir.Value, component: int) -> ir.Value:
+    inputs: dict[str, ir.Value]
+    entropies: ir.Value
+    positions: ir.Value
+    spaces: ir.Value
+
+    def decisions(self) -> list[tuple[Rule, _Decision]]:
+        return [
+            (Rule.THRESHOLD, self._threshold),
+            (Rule.MONOTONIC, self._monotonic),
+            (Rule.THRESHOLD_AND_RISE, self._threshold_and_rise),
+            (Rule.SPACE, self._space),
+            (Rule.STATIC, self._static),
+            (Rule.BYTE, self._byte),
+        ]
+
+    def _threshold(self, branch: FunctionWriter) -> ir.Value:
+        return self._or_up_to(branch, 1, branch.op("Greater", self.entropies, self.inputs["threshold"]))
+
+    def _monotonic(self, branch: FunctionWriter) -> ir.Value:
+        return self._or_up_to(branch, 2, self._rises(branch, "threshold"))
+
+    def _threshold_and_rise(self, branch: FunctionWriter) -> ir.Value:
+        above = branch.op("Greater", self.entropies, self.inputs["threshold"])
+        both = branch.op("And", self._rises(branch, "threshold_add"), above)
+        return self._or_up_to(branch, 2, branch.op("And", both, branch.op("Greater", self.positions, branch.ints(3))))
+
+    def _space(self, branch: FunctionWriter) -> ir.Value:
+        space_like = branch.op("Gather", self.spaces, branch.constant(np.array(0)), axis=1)
+        first = branch.op("Greater", space_like, self._previous(branch, space_like, component=1))
+        special = branch.op("Less", self.inputs["ids"], branch.ints(OFFSET))
+        return self._or_up_to(branch, 1, branch.op("Or", first, special))
+
+    def _static(self, branch: FunctionWriter) -> ir.Value:
+        return branch.op("Equal", branch.op("Mod", self.positions, self.inputs["patch_size"]), branch.ints(0))
+
+    def _byte(self, branch: FunctionWriter) -> ir.Value:
+        return branch.op("Greater", self.positions, branch.ints(0))
+
+    def _or_up_to(self, branch: FunctionWriter, forced: int, condition: ir.Value) -> ir.Value:
+        return branch.op("Or", condition, branch.op("LessOrEqual", self.positions, branch.ints(forced)))
+
+    def _rises(self, branch: FunctionWriter, threshold: str) -> ir.Value:
+        rise = branch.op("Sub", self.entropies, self._previous(branch, self.entropies, component=0))
+        return branch.op("Greater", rise, self.inputs[threshold])
+
+    def _previous(self, branch: FunctionWriter, values: ir.Value, component: int) -> ir.Value:
         """[T]: `values` one id earlier, the first from the carried state."""
-        carried = branch.op("Slice", inputs["state"], branch.ints(component), branch.ints(component + 1))
+        carried = branch.op("Slice", self.inputs["state"], branch.ints(component), branch.ints(component + 1))
         return branch.op("Concat", carried, branch.op("Slice", values, branch.ints(0), branch.ints(-1)), axis=0)
-
-    def rises(branch: FunctionWriter, threshold: str) -> ir.Value:
-        rise = branch.op("Sub", entropies, previous(branch, entropies, component=0))
-        return branch.op("Greater", rise, inputs[threshold])
-
-    def threshold(branch: FunctionWriter) -> ir.Value:
-        return up_to(branch, 1, branch.op("Greater", entropies, inputs["threshold"]))
-
-    def monotonic(branch: FunctionWriter) -> ir.Value:
-        return up_to(branch, 2, rises(branch, "threshold"))
-
-    def threshold_and_rise(branch: FunctionWriter) -> ir.Value:
-        above = branch.op("Greater", entropies, inputs["threshold"])
-        both = branch.op("And", rises(branch, "threshold_add"), above)
-        return up_to(branch, 2, branch.op("And", both, branch.op("Greater", positions, branch.ints(3))))
-
-    def space(branch: FunctionWriter) -> ir.Value:
-        space_like = branch.op("Gather", spaces, branch.constant(np.array(0)), axis=1)
-        first = branch.op("Greater", space_like, previous(branch, space_like, component=1))
-        special = branch.op("Less", inputs["ids"], branch.ints(OFFSET))
-        return up_to(branch, 1, branch.op("Or", first, special))
-
-    def static(branch: FunctionWriter) -> ir.Value:
-        return branch.op("Equal", branch.op("Mod", positions, inputs["patch_size"]), branch.ints(0))
-
-    def byte(branch: FunctionWriter) -> ir.Value:
-        return branch.op("Greater", positions, branch.ints(0))
-
-    return {
-        Rule.THRESHOLD: threshold,
-        Rule.MONOTONIC: monotonic,
-        Rule.THRESHOLD_AND_RISE: threshold_and_rise,
-        Rule.SPACE: space,
-        Rule.STATIC: static,
-        Rule.BYTE: byte,
-    }
 
 
 def _select(body: FunctionWriter, rule: ir.Value, decisions: list[tuple[Rule, _Decision]]) -> ir.Value:

@@ -37,7 +37,7 @@ class FunctionWriter:
         return self.op("Constant", value=ir.tensor(array))
 
     def ints(self, *values: int) -> ir.Value:
-        """int64 [len(values)]"""
+        """A constant: int64 [len(values)]."""
         return self.constant(np.array(values, np.int64))
 
     def attribute(self, name: str) -> ir.Value:
@@ -45,7 +45,7 @@ class FunctionWriter:
         return self.op("Constant", value_int=reference(name, "value_int"))
 
     def branch(self, condition: ir.Value, then: "Branch", otherwise: "Branch") -> Sequence[ir.Value]:
-        """`If`: the values that the branch taken returned, which must be computed in it."""
+        """Values of an `If`, those of the branch that is taken; each branch must compute its values itself."""
         graphs: dict[str, ir.Graph] = {}
         for name, write in (("then_branch", then), ("else_branch", otherwise)):
             writer = FunctionWriter(self._names)
@@ -73,7 +73,7 @@ def function(
     writer: FunctionWriter,
     opsets: dict[str, int],
 ) -> ir.Function:
-    """The function `identity` (domain, name) of what was written; `attributes` maps names to kinds, all required."""
+    """The function `identity` (domain, name) of the written nodes; `attributes` maps names to kinds, all required."""
     domain, name = identity
     graph = ir.Graph(list(inputs.values()), outputs, nodes=writer.nodes, opset_imports=opsets, name=name)
     parameters = [ir.Attr(attribute, ir.AttributeType[kind], None) for attribute, kind in attributes.items()]

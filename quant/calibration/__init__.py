@@ -1,1 +1,1 @@
-"""Quantization with a text at hand, layer by layer."""
+"""Quantization with a calibration text, layer by layer."""

@@ -26,14 +26,14 @@ class Values:
 
 
 def each(function: Callable[..., Tensor], *values: Values) -> Values:
-    """`function` of every text's tensors, not computed yet."""
+    """`function` of every text's tensors, computed when they are read."""
     return Values(values[0].count, lambda index: function(*(value.get(index) for value in values)))
 
 
 class Scratch:
     """Storage of values: `limit` bytes in memory, the rest in an unnamed file that is deleted with the process.
 
-    A context, in which alone they can be read. Raises OSError where the file cannot be written.
+    A context manager; values can be read only inside it. Raises OSError where the file cannot be written.
     """
 
     def __init__(self, directory: Path, limit: int) -> None:
@@ -49,7 +49,7 @@ class Scratch:
         self._file.close()
 
     def keep(self, values: Values) -> Values:
-        """The same values, computed now, each once."""
+        """Computes the values now, each once, and stores them."""
         kept = [self._keep(tensor) for tensor in values]
         return Values(len(kept), lambda index: kept[index].get())
 
@@ -90,7 +90,7 @@ class _InMemory:
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """A place in the scratch file, which is used again when nothing refers to it any more."""
+    """A place in the scratch file, reused when nothing refers to it any more."""
 
     scratch: Scratch
     place: int

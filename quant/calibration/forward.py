@@ -21,7 +21,7 @@ from edgeblt.quant.calibration.activations import Values, each
 
 class Multiply(Protocol):
     def __call__(self, inputs: Values, names: list[str], then: Callable[..., Tensor], *others: Values) -> Values:
-        """`then` of each text's products with the named matrices, and of its `others`; computed when this returns."""
+        """Applies `then` to each text's products with the named matrices and to its `others`, before returning."""
         ...
 
 
@@ -80,7 +80,7 @@ class Forward:
         then: Callable[..., Tensor],
         *others: Values,
     ) -> Values:
-        """`then` of attention from `queries` to `vectors` where masks [queries, vectors] are true, without residual."""
+        """Applies `then` to attention from `queries` to `vectors` under masks [queries, vectors], without residual."""
         normed = self._norm(queries, f"{prefix}.query_norm", config)
         query = self.multiply(normed, [f"{prefix}.query"], lambda query: query)
         normed = self._norm(vectors, f"{prefix}.key_norm", config)
@@ -182,7 +182,7 @@ def rms_norm(weight: Tensor, config: TransformerConfig, hidden: Tensor) -> Tenso
 
 
 def self_attention(config: TransformerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal, rotary, over each text's last `window` positions: [copies, T, heads * head_dim]."""
+    """Causal attention with RoPE over the last `window` positions: [copies, T, heads * head_dim]."""
     length = query.shape[1]
     angles = rotary_angles(config, length)
     query, key, value = (split_heads(heads, config) for heads in (query, key, value))
@@ -190,7 +190,7 @@ def self_attention(config: TransformerConfig, query: Tensor, key: Tensor, value:
 
 
 def rotary_angles(config: TransformerConfig, length: int) -> Tensor:
-    """[length, head_dim / 2] radians."""
+    """RoPE's angles in radians: [length, head_dim / 2]."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     return torch.arange(length, dtype=torch.float32)[:, None] / config.rope_theta**exponents
 
@@ -203,7 +203,7 @@ def rotate(heads: Tensor, angles: Tensor) -> Tensor:
 
 
 def split_heads(value: Tensor, config: TransformerConfig) -> Tensor:
-    """[copies, T, heads * head_dim] to [copies, heads, T, head_dim]."""
+    """Reshapes [copies, T, heads * head_dim] to [copies, heads, T, head_dim]."""
     return value.reshape(*value.shape[:-1], -1, config.head_dim).transpose(1, 2)
 
 
@@ -214,7 +214,7 @@ def window_mask(config: TransformerConfig, length: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """[copies, T, heads * head_dim]; fewer key heads than query heads serve groups of them. `mask` [T, T of keys]."""
+    """Attention [copies, T, heads * head_dim]; a key head may serve a group of query heads. `mask` [T, T of keys]."""
     copies = [  # one at a time: their scores take T times T numbers a head
         functional.scaled_dot_product_attention(queries[None], keys[None], values[None], mask, enable_gqa=True)
         for queries, keys, values in zip(query, key, value, strict=True)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeblt.bundle.config import PatchingRule
-from edgeblt.bundle.contract import STATE_WIDTH
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, STATE_WIDTH
 from edgeblt.bundle.text_files import read_text
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
-from edgeblt.export.graphs.graph import IR_VERSION, OPSET
+from edgeblt.export.graphs.graph import IR_VERSION, OPSET, graph_value
 from edgeblt.export.graphs.weight_source import Encoded
-from edgeblt.export.operators.entropy_patch import DOMAIN, OP_TYPE, entropy_patch_function, setting_defaults
+from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT
 from edgeblt.quant.calibration.activations import Scratch, Values
@@ -35,8 +35,8 @@ from edgeblt.quant.recipes.recipe import GPTQ, HASH_TABLES, Recipe
 
 TEXT_BYTES = 1024
 MOST_TEXTS = 64
-LOOKUP_ROWS = 1 << 12  # of an embedding in memory at a time
-LOOKUP_BYTES = 128 << 20  # of sums of such rows
+LOOKUP_ROWS = 1 << 12  # rows of an embedding in memory at a time
+LOOKUP_BYTES = 128 << 20  # bytes of sums of such rows in memory at a time
 
 
 @dataclass
@@ -44,7 +44,7 @@ class PrunedLayer:
     """A feed-forward layer and its remaining channels; complete once it has `down`, the last of its matrices."""
 
     channels: Channels
-    weights: dict[str, Encoded] = field(default_factory=dict)  # by canonical names
+    weights: dict[str, Encoded] = field(default_factory=dict)  # encoded matrices by canonical name
 
 
 class Keeper(Protocol):
@@ -71,12 +71,12 @@ def calibrate(
     scratch: Scratch,
     table_rows: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Encode the recipe's matrices in the order of the computation, giving each to `keeper` when it is done.
+    """Encode the recipe's matrices in the order of the computation, and give each to `keeper`.
 
-    The text runs through the encoded model and, beside it, through the exact one: every matrix is chosen to give, from
-    inputs that the encoded ones before it made, what it would give from exact ones. One layer's weights are in memory
-    at a time; activations are in `scratch`. `table_rows` says which rows of the hash tables are kept. Raises
-    EdgebltError if the text is too short, and what reading the checkpoint raises.
+    The text runs through the encoded model and through the exact one: each encoded matrix is fitted so that its
+    products with the encoded model's inputs approximate those of the exact matrix with exact inputs. One layer's
+    weights are in memory at a time; activations are in `scratch`. `table_rows` says which rows of the hash tables are
+    kept. Raises EdgebltError if the text is too short, and what reading the checkpoint raises.
     """
     calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
@@ -85,14 +85,14 @@ def calibrate(
 
 
 def read_calibration(path: str | Path | None) -> tuple[bytes, str]:
-    """The text at `path`, or the one that comes with the package, and what to record of it. Raises EdgebltError."""
+    """The text at `path`, or the one that comes with the package, and its description. Raises EdgebltError."""
     file = Path(path) if path is not None else CALIBRATION_TEXT
     text = read_text(file, "the calibration text")
     return text, f"{ascii(file.name)[1:-1]}, {len(text)} bytes, sha256 {hashlib.sha256(text).hexdigest()}"
 
 
 def calibration_texts(text: bytes) -> list[Tensor]:
-    """BOS and a stretch of the text each, int64 [TEXT_BYTES + 1], spread evenly over it."""
+    """Stretches spread evenly over the text, each after BOS: int64 [TEXT_BYTES + 1]."""
     count = len(text) // TEXT_BYTES
     if count == 0:
         raise EdgebltError(f"the calibration text has {len(text)} bytes; give at least {TEXT_BYTES}, better 50,000")
@@ -103,7 +103,7 @@ def calibration_texts(text: bytes) -> list[Tensor]:
 class _Calibration:
     """The matrix products of a model under calibration: encodes each matrix, then multiplies with the encoded one.
 
-    Values have two copies: what the encoded model computes, and what the exact one does.
+    Values have two copies: the encoded model's, and the exact model's.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class _Calibration:
         return torch.from_numpy(self._checkpoint.tensor(name))
 
     def lookup(self, name: str, rows: list[Tensor]) -> Values:
-        """Sums of rows of an embedding, as they will be stored and exactly, for as many texts at a time as fit."""
+        """Sums of an embedding's rows, encoded and exact, for as many texts at a time as fit in memory."""
         width = self._checkpoint.shape(name)[1]
         texts = max(LOOKUP_BYTES // (8 * width * len(rows[0])), 1)
         sums: list[Values] = []
@@ -275,7 +275,7 @@ class _KnownInputs:
         return self._products
 
     def inputs(self, columns: int, group: int = 1, kept: Channels | None = None) -> Inputs:
-        """`group`, `kept`: see `Inputs`; matrices with the same inputs have the same, unless their recipes differ."""
+        """Statistics of the inputs; `group`, `kept`: see `Inputs`. Matrices share them unless their recipes differ."""
         if group not in self._inputs:
             self._inputs.clear()
             products, self._products = self.products(columns), None
@@ -295,10 +295,10 @@ class PatchStarts:
 
     def __init__(self, patching: PatchingRule) -> None:
         self._settings = setting_defaults(patching)
-        inputs = [ir.val(name, dtype, shape) for name, (dtype, shape) in _OPERATOR_INPUTS.items()]
-        outputs = [ir.val(name, dtype, shape) for name, (dtype, shape) in _OPERATOR_OUTPUTS.items()]
-        node = ir.Node(DOMAIN, OP_TYPE, inputs, [ir.AttrInt64("rule", int(patching.rule))], outputs=outputs)
-        graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports={"": OPSET, DOMAIN: 1}, name="patching")
+        inputs = [*map(graph_value, PATCHING_INPUTS)]
+        outputs = [*map(graph_value, PATCHING_OUTPUTS)]
+        node = ir.Node(EDGEBLT, OP_TYPE, inputs, [ir.AttrInt64("rule", int(patching.rule))], outputs=outputs)
+        graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports={"": OPSET, EDGEBLT: 1}, name="patching")
         model = ir.Model(graph, ir_version=IR_VERSION, functions=(entropy_patch_function(OPSET),))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -315,21 +315,3 @@ class PatchStarts:
         beginning = {"position": np.zeros(1, np.int64), "state": np.zeros(STATE_WIDTH, np.float32)}
         feeds = {"logits": logits.numpy(), "ids": ids.numpy(), **beginning, **self._settings}
         return torch.from_numpy(self._session.run(["patch_starts"], feeds)[0])
-
-
-_FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
-_OPERATOR_INPUTS: dict[str, tuple[ir.DataType, list[int | str]]] = {
-    "logits": (_FLOAT, ["T", "V"]),
-    "ids": (_INT64, ["T"]),
-    "position": (_INT64, [1]),
-    "state": (_FLOAT, [STATE_WIDTH]),
-    "threshold": (_FLOAT, [1]),
-    "threshold_add": (_FLOAT, [1]),
-    "max_patch_length": (_INT64, [1]),
-    "patch_size": (_INT64, [1]),
-}
-_OPERATOR_OUTPUTS: dict[str, tuple[ir.DataType, list[int | str]]] = {
-    "entropies": (_FLOAT, ["T"]),
-    "patch_starts": (ir.DataType.BOOL, ["T"]),
-    "states": (_FLOAT, ["T", STATE_WIDTH]),
-}

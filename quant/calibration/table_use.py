@@ -18,7 +18,7 @@ def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
     ids = torch.from_numpy(np.append(BOS, encode(text)))
     hits = np.zeros(rows, np.int64)
     for start in range(0, len(ids), AT_A_TIME):
-        first = max(start - context, 0)  # what the first n-grams of this part begin with
+        first = max(start - context, 0)  # the first n-grams of this part begin before it
         found = hash_rows(ids[first : start + AT_A_TIME], config)[start - first :]
         hits += np.bincount(found.numpy().reshape(-1), minlength=rows)
     return hits

@@ -25,7 +25,7 @@ LEVELS: dict[str, NDArray[np.float32]] = {
         0.0, -0.0052083333, -0.6666667, -1.0, -0.33333334, -0.5, -0.16666667, -0.25,
     ], np.float32),
 }  # fmt: skip
-_SMALLEST = np.float32(1e-38)  # what bitsandbytes divides by at least
+_SMALLEST = np.float32(1e-38)  # bitsandbytes divides by no less
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class CodebookQuantized:
 def quantize_codebook(weight: Matrix, format: Codebook) -> CodebookQuantized:
     """The level nearest to each element of `weight` [rows, columns], finite; the lower of two equally near.
 
-    An element differs from what it stands for by at most half the widest gap between levels times its block's largest
-    magnitude. Every rounding is that of bitsandbytes' `quantize_4bit` on the CPU, so that the codes are the same.
+    The error of an element is at most half the widest gap between levels times its block's largest magnitude. Every
+    rounding is that of bitsandbytes' `quantize_4bit` on the CPU, so that the codes are the same.
     """
     flat, block_size = weight.reshape(-1), format.block_size
     padded = np.zeros(-(-flat.size // block_size) * block_size, np.float32)

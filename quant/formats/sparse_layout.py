@@ -37,7 +37,7 @@ class Masked:
 
 
 def fits_groups(values: Values, group: int) -> bool:
-    """Whether no run of `group` columns, from a multiple of it on, has more than half of them other than zero."""
+    """Whether at most half of every `group` columns, counted from the first, are other than zero."""
     return bool((np.count_nonzero(_grouped(values, group), axis=2) <= group // 2).all())
 
 
@@ -100,9 +100,10 @@ def unpack_tiles(tiles: Bytes, rows: int, columns: int, bits: int, group: int) -
 
 
 def pack_masked(values: Values, bits: int, kept: NDArray[np.bool_] | None = None) -> Masked:
-    """`kept` [rows, columns] says what to store, zeros included; by default all that is no zero.
+    """Masked layout of a matrix; `kept` [rows, columns] marks what to store, by default all that is not zero.
 
-    Raises EdgebltError where a value has too many bits, or all of them are more than 2 GiB."""
+    Raises EdgebltError where a value has too many bits, or all of them are more than 2 GiB.
+    """
     _check_range(values, bits)
     rows, columns = values.shape
     present = np.zeros((rows, -(-columns // MASK_WORD) * MASK_WORD), bool)

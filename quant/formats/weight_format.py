@@ -23,7 +23,7 @@ Number = TypeVar("Number", np.float32, np.uint8)
 Matrix = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Scales = NDArray[np.float16] | NDArray[np.float32]
-BLOCK_SIZES = (16, 32, 64, 128, 256)  # those of MatMulNBits
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # sizes that MatMulNBits supports
 _AT_A_TIME = 1 << 20  # weights whose errors are in memory at a time
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
@@ -47,7 +47,7 @@ class Linear:
     symmetric: bool
     scale_bits: int = 16  # 32 for scales that were made elsewhere
     input_block_size: int | None = None  # smaller blocks in which a matrix's inputs are rounded when it is computed
-    sparsity: str = ""  # as `pruning.Sparsity.parse` reads it: zeros that a bundle leaves out
+    sparsity: str = ""  # zeros that a bundle leaves out; see `pruning.Sparsity.parse`
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -144,9 +144,9 @@ def _error(weight: Matrix, restored: Matrix) -> WeightError:
 
 
 def quantize(weight: Matrix, format: Linear) -> Quantized:
-    """Round to the nearest level, with per-block ranges that just hold the block's values.
+    """Rounds to the nearest level, with the smallest range for each block that holds its values.
 
-    An element differs from what it stands for by at most half its block's scale. Zero is always a level. Raises
+    The error of an element is at most half its block's scale. Zero is always a level. Raises
     EdgebltError for values too large for a float16 scale.
     """
     return encode(weight, format, *full_range(to_blocks(weight, format.block_size or weight.shape[1]), format))
@@ -158,7 +158,7 @@ def full_range(blocks: Matrix, format: Linear) -> tuple[NDArray[np.float16], Cod
         scales = stored_scales(np.abs(blocks).max(axis=2) / np.float32(format.middle - 1))
         return scales, np.full(scales.shape, format.middle, np.uint8)
     low, high = np.minimum(blocks.min(axis=2), 0), np.maximum(blocks.max(axis=2), 0)
-    with np.errstate(over="ignore"):  # to infinity, which is refused
+    with np.errstate(over="ignore"):  # an overflow to infinity is refused
         scales = stored_scales((high - low) / np.float32(format.levels - 1))
     zero_points = np.clip(np.rint(-low / scales.astype(np.float32)), 0, format.levels - 1)
     return scales, zero_points.astype(np.uint8)

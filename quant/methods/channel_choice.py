@@ -12,18 +12,18 @@ from edgeblt.quant.formats.weight_format import Matrix
 from edgeblt.quant.methods.channels import Channels
 from edgeblt.quant.methods.gptq import damped
 
-STEPS = 128  # in which all channels would go; the fewer, the less is known of what those that go together share
+STEPS = 128  # steps for removing all channels; fewer steps ignore more of what channels removed together share
 
 
 def choose_channels(down: Matrix, gram: Tensor, count: int) -> Channels:
-    """The `count` channels to keep of `down` [rows, channels]; `gram` is that of its inputs, float64, and stays.
+    """The `count` channels to keep of `down` [rows, channels]; `gram` of its inputs, float64, is not changed.
 
-    A few are removed at a time; then the others compensate them, and are measured again.
+    A few channels are removed at a time; the others then compensate them, and are ranked again.
     """
     at_a_time = max(len(gram) // STEPS, 1)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram.clone())))
     left = torch.from_numpy(down).double()
-    left[:, gram.diagonal() == 0] = 0  # what never occurs is no loss
+    left[:, gram.diagonal() == 0] = 0  # a channel that is always 0 costs nothing
     kept = torch.ones(len(gram), dtype=torch.bool)
     for remaining in range(len(gram) - count, 0, -at_a_time):
         costs = left.square().sum(dim=0) / inverse.diagonal()

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from edgeblt.errors import EdgebltError
 from edgeblt.quant.formats.weight_format import Matrix
 
-MULTIPLE = 64  # of channels are kept, so that the rows of `down` hold whole blocks of up to so many
+MULTIPLE = 64  # kept channels are a multiple, so that rows of `down` are whole blocks of up to so many
 
-Channels = NDArray[np.int64]  # those that are kept, ascending
+Channels = NDArray[np.int64]  # indices of the kept channels, ascending
 
 
 def kept_percent(share: str) -> int:

@@ -18,7 +18,9 @@ from edgeblt.quant.formats.weight_format import (
     to_blocks,
 )
 
-SHARES = tuple(np.linspace(1.08, 0.66, 22))  # of the range that just holds a block; beyond 1 codes fit better
+SHARES = tuple(
+    np.linspace(1.08, 0.66, 22)
+)  # shares of the smallest range that holds a block; above 1 codes may fit better
 _AT_A_TIME = 1 << 20  # weights: few enough for the caches, enough to keep every core busy
 
 
@@ -27,7 +29,7 @@ def quantize_least_squares(weight: Matrix, format: Linear) -> Quantized:
 
     A narrower range has finer levels for all values at the price of clipping the few largest. A symmetric format's
     lowest code lies one step further out than its highest, so its scale takes either sign: the larger extreme may
-    have the longer side. An asymmetric one's range also moves by a step.
+    have the longer side. The range of an asymmetric format may also shift by a step.
     """
     step = max(_AT_A_TIME // weight.shape[1], 1)
     parts = (weight[start : start + step] for start in range(0, len(weight), step))
@@ -45,7 +47,7 @@ def _best_range(weight: Matrix, format: Linear) -> tuple[NDArray[np.float16], Co
     for share, shift in _candidates(format):
         candidate, points = _shrunk(scales.reshape(-1), share), _shifted(zero_points.reshape(-1), shift, format)
         scale, zero_point = (torch.from_numpy(each.astype(np.float32)) for each in (candidate, points))
-        torch.div(columns, scale, out=restored).round_()  # to the nearest code, relative to the zero point
+        torch.div(columns, scale, out=restored).round_()  # the nearest code, relative to the zero point
         torch.maximum(restored, -zero_point, out=restored)
         torch.minimum(restored, format.levels - 1 - zero_point, out=restored)
         error = restored.mul_(scale).sub_(columns).square_().sum(dim=0)

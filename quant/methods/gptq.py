@@ -17,7 +17,7 @@ from edgeblt.quant.formats.weight_format import Linear, Matrix, Quantized
 from edgeblt.quant.methods.data_free import quantize_least_squares
 from edgeblt.quant.methods.pruning import SPARSEGPT, WANDA, Sparsity, keep_largest, wanda_mask
 
-DAMPING = 0.01  # of the mean diagonal: keeps the inverse stable where inputs are few or dependent
+DAMPING = 0.01  # share of the mean diagonal that is added: keeps the inverse stable where inputs are few or dependent
 _BATCH = 128  # inputs whose effect on later ones is applied together
 _STRIPE = 512  # rows of a square matrix that are made at a time
 
@@ -26,8 +26,8 @@ _STRIPE = 512  # rows of a square matrix that are made at a time
 class Products:
     """Sums over calibration inputs, float64 [columns, columns]: x as the rounded model makes them, y as the exact."""
 
-    gram: Tensor  # of x x^T
-    drift: Tensor  # of (y - x) x^T
+    gram: Tensor  # sum of x x^T
+    drift: Tensor  # sum of (y - x) x^T
 
     @classmethod
     def zeros(cls, columns: int) -> "Products":
@@ -43,10 +43,10 @@ class Products:
 
 
 class Inputs:
-    """Statistics of inputs that matrices share, for rounding these; made from `products`, which are consumed.
+    """Statistics of the inputs of one or more matrices, for rounding these; consumes `products`.
 
-    With `group` the inputs of most energy come first by groups of so many neighbours, which stay together. With `kept`
-    [n], ascending, there are only those inputs any more; the others' part in the exact model's products is compensated.
+    Inputs are ordered by energy, the largest first; with `group`, groups of so many neighbours stay together. With
+    `kept` [n], ascending, only those inputs remain; the others' part in the exact model's products is compensated.
     """
 
     def __init__(self, products: Products, group: int = 1, kept: Tensor | None = None) -> None:
@@ -58,10 +58,12 @@ class Inputs:
         columns = kept[self.order]
         gone = torch.ones(len(products.gram), dtype=torch.bool)
         gone[kept] = False
-        self.columns = torch.cat([columns, gone.nonzero()[:, 0]])  # of a weight: those that stay, in order, come first
+        self.columns = torch.cat(
+            [columns, gone.nonzero()[:, 0]]
+        )  # columns of a weight: the kept ones, in order, come first
         drift = products.drift[self.columns[:, None], columns[None, :]]
         products.drift = torch.empty(0)
-        drift[len(kept) :] += products.gram[gone][:, columns]  # what the rounded model computes of these is lost too
+        drift[len(kept) :] += products.gram[gone][:, columns]  # the rounded model loses their products too
         gram, products.gram = products.gram[columns[:, None], columns[None, :]], torch.empty(0)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram), out=gram))
         del gram
@@ -69,10 +71,12 @@ class Inputs:
         # float32 is enough, and twice as fast.
         self.correction = drift.float() @ inverse.float()
         del drift
-        self.factor: Tensor = torch.linalg.cholesky(inverse, upper=True, out=inverse)  # of the damped inverse
+        self.factor: Tensor = torch.linalg.cholesky(
+            inverse, upper=True, out=inverse
+        )  # Cholesky factor of the damped inverse
 
     def corrected(self, weight: Matrix) -> Tensor:
-        """float64 [rows, n] in `order`: what has the products with x that come nearest to those of `weight` with y."""
+        """The matrix whose products with x come nearest to those of `weight` with y: float64 [rows, n] in `order`."""
         whole = torch.from_numpy(weight).double()[:, self.columns]
         return whole[:, : len(self.order)] + whole.float() @ self.correction
 
@@ -122,7 +126,7 @@ class _Mask:
 
     first: np.ndarray  # bool [rows, columns] in place: what will be kept, as far as can be told beforehand
     kept: Tensor  # bool [columns, rows] in order
-    sparsity: Sparsity | None  # where the choice is still to be made
+    sparsity: Sparsity | None  # None where the mask is given
     step: int  # columns chosen together
     diagonal: Tensor
 
@@ -144,14 +148,14 @@ class _Mask:
         return cls(first, kept, sparsity, sparsity.group or _BATCH, diagonal)
 
     def choose(self, left: Tensor, column: int) -> None:
-        """For the columns from `column` on that are chosen together, from what is left of the weights."""
+        """Chooses the mask of a group of columns, from `column` on, by the weights as compensated so far."""
         if self.sparsity is None or column % self.step:
             return
         end = min(column + self.step, len(left))
         scores = (left[column:end].square() / self.diagonal[column:end, None].square()).T.numpy()
         if self.sparsity.group:
             kept = keep_largest(scores, self.sparsity)
-        else:  # as many in every row, however the columns are cut
+        else:  # the same number in every row, however the columns are cut
             count = self.sparsity.count(end) - self.sparsity.count(column)
             kept = np.zeros(scores.shape, np.bool_)
             np.put_along_axis(kept, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)

@@ -24,10 +24,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Zeros of every row: so many in each group of columns, or a share of the row wherever they lie."""
+    """Number of zeros in every row: so many in each group of columns, or a share of the whole row."""
 
     group: int | None  # columns; None: anywhere
-    kept: int  # of a group's columns; of 100 columns where there are no groups
+    kept: int  # kept columns of a group; of 100 columns where there are no groups
 
     @classmethod
     def parse(cls, text: str) -> "Sparsity":
@@ -78,5 +78,5 @@ def magnitude_mask(weight: NDArray[np.float32], sparsity: Sparsity) -> Mask:
 
 
 def wanda_mask(weight: NDArray[np.float32], input_sizes: NDArray[np.float64], sparsity: Sparsity) -> Mask:
-    """`input_sizes` [columns]: root of the sum of squares of each input over the calibration text."""
+    """Wanda's mask; `input_sizes` [columns]: root of the sum of squares of each input over the calibration text."""
     return keep_largest(np.abs(weight) * input_sizes.astype(np.float32), sparsity)

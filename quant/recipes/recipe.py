@@ -35,9 +35,11 @@ class WeightRecipe:
     block_size: int | None = None  # inputs that share a scale; 0: all of a row; None: 32 for int4, a row for int8
     input_block_size: int | None = None  # inputs rounded together when it is computed; None: block_size
     symmetric: bool = False  # scales without zero points
-    method: str = "least-squares"  # how codes and scales are chosen
+    method: str = "least-squares"  # the method that chooses codes and scales
     sparsity: str | None = None  # 2:4 and 4:8 keep so many of so many inputs, 50% makes zeros of half
-    pruning: str = SPARSEGPT  # how zeros are chosen: magnitude, wanda, or sparsegpt, which needs the method gptq
+    pruning: str = (
+        SPARSEGPT  # the method that chooses zeros: magnitude, wanda, or sparsegpt, which needs the method gptq
+    )
     channels: str | None = None  # the share of a stage's feed-forward channels that is kept, such as 75%
 
     def __post_init__(self) -> None:
@@ -110,8 +112,8 @@ class Recipe:
     """A recipe by stage; what a file leaves out stays fp32.
 
     `tables` are the hash embeddings. `heads` (of patcher and decoder, next to the logits) and `embeddings` (of single
-    bytes) are small and sensitive: where they are given they come before the stage's own. With `table_hits` only the
-    rows of the tables are kept that carry this share of a text's lookups; the others become zeros.
+    bytes) are small and sensitive: where they are given, they override the stage's own. With `table_hits`, only the
+    most used rows of the tables are kept, up to this share of a text's lookups; the others become zeros.
     """
 
     name: str

@@ -5,9 +5,8 @@ Kernels write into caches that the runtime allocated, so attention must use the 
 
 from collections.abc import Mapping, Sequence
 
-from edgeblt.bundle.contract import CacheSpec
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, PATCHING_INPUTS, CacheSpec
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
-from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
 
@@ -123,8 +122,8 @@ def _entropy_patch(step: Step) -> list[Shape]:
     rows = logits[:1]
     step.expect(0, (*rows, *logits[1:2]))
     step.expect(1, rows)
-    for index, name in enumerate(("position", "state", "threshold", "threshold_add", "max_patch_length", "patch_size")):
-        step.expect_named(2 + index, name)
+    for index, spec in enumerate(PATCHING_INPUTS[2:], start=2):
+        step.expect_named(index, spec.name)
     return [rows, rows, (*rows, Size(3))]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from edgeblt.bundle.examination.protobuf import field, raw_fields
 
 ALIGNMENT = 64  # bytes; where ONNX Runtime's allocators start the buffers that its kernels pack weights into
-# By message, the fields on the way to a tensor's external data, and the message each holds.
+# The fields on the way to a tensor's external data by message, with the message each holds.
 _WAYS = {
     "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor"},
@@ -21,8 +21,8 @@ _WAYS = {
     "attribute": {6: "graph", 11: "graph"},
     "tensor": {},
 }
-_EXTERNAL_DATA = 13  # of a tensor
-_KEY, _VALUE = 1, 2  # of a pair of strings
+_EXTERNAL_DATA = 13  # field of a tensor
+_KEY, _VALUE = 1, 2  # fields of a pair of strings
 _PACKED = "prepacked_"
 
 

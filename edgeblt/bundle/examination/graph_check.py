@@ -28,7 +28,7 @@ from edgeblt.errors import EdgebltError
 LARGEST_GRAPH = 16 << 20  # bytes; a graph holds no weights, and of a thousand layers takes a third
 LARGEST_FUNCTION = 1 << 17
 MOST_NODES = 1 << 17
-FREE_ELEMENTS = 1 << 15  # of a value or a position, however few weights there are
+FREE_ELEMENTS = 1 << 15  # elements allowed for a value or a position, however few weights there are
 _ORT_FORM = b"ORTM"  # the bytes 4 to 8 of the runtime's own form
 _PLACE = re.compile(r"(0|[1-9][0-9]{0,14})")
 _PACKED = re.compile(r"prepacked_[0-9]{1,6}")

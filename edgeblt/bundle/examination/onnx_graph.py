@@ -16,7 +16,7 @@ FLOAT, UINT8, INT32, INT64, BOOL, FLOAT16 = 1, 2, 6, 7, 9, 10  # TensorProto.Dat
 ELEMENT_BYTES = {FLOAT: 4, UINT8: 1, INT32: 4, INT64: 8, BOOL: 1, FLOAT16: 2}
 EXTERNAL = 1  # TensorProto.DataLocation
 INT_ATTRIBUTE, FLOAT_ATTRIBUTE, TEXT_ATTRIBUTE, TENSOR_ATTRIBUTE, GRAPH_ATTRIBUTE, INTS_ATTRIBUTE = 2, 1, 3, 4, 5, 7
-# By AttributeProto.AttributeType, the field that holds the value.
+# The field that holds the value, by AttributeProto.AttributeType.
 _VALUES = {
     FLOAT_ATTRIBUTE: "f", INT_ATTRIBUTE: "i", TEXT_ATTRIBUTE: "s", TENSOR_ATTRIBUTE: "t", GRAPH_ATTRIBUTE: "g",
     INTS_ATTRIBUTE: "ints",
@@ -31,7 +31,7 @@ class Tensor:
     type: int
     dims: tuple[int, ...]
     external: Mapping[str, str] | None  # key to value; None where the data lie in the graph
-    data_bytes: int  # of what lies in the graph
+    data_bytes: int  # size of the content that lies in the graph
     content: memoryview | None = None  # raw data; None where they are external, or a list of numbers
     numbers: tuple[float, ...] = ()
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.onnx_graph import (
     BOOL,
     FLOAT,
@@ -18,8 +19,6 @@ from edgeblt.bundle.examination.onnx_graph import (
     Graph,
     Tensor,
 )
-
-MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"
 
 IR_VERSIONS = frozenset({11})
 OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({23}), MICROSOFT: frozenset({1}), EDGEBLT: frozenset({1})}
@@ -104,7 +103,7 @@ def _products(*names: str) -> dict[str, Allowed]:
     return {f"{name}_{attribute}": allowed for name in names for attribute, allowed in _ROUNDING.items()}
 
 
-# By domain and name.
+# Digests of function bodies by domain and name.
 OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Add"): _operator(2),
     ("", "Cast"): _operator(1, to=_one_of(FLOAT, BOOL, FLOAT16)),
@@ -169,7 +168,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
     (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
     (EDGEBLT, "DenseMatMul"): ("9236bdf0acd2897a",),
-    (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # for the targets cpu and cuda
+    (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
     (EDGEBLT, "MaskedMatMul"): ("4c2598b91eead92d",),
     (EDGEBLT, "SparseMatMul"): ("ad620b158db908d2",),

@@ -6,7 +6,7 @@ from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.shape_rules import RULES, broadcast_rule, same_rule
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, written
 
-_CHOSEN = Size.named("S")  # how many elements a condition chooses: at most as many as there are
+_CHOSEN = Size.named("S")  # number of elements that a condition chooses, at most all
 
 
 def _compress(step: Step) -> list[Shape]:

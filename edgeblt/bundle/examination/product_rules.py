@@ -5,14 +5,14 @@ ONNX Runtime packs weights by their attributes, not by their actual size; `_WEIG
 
 from collections.abc import Callable, Mapping, Sequence
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
-from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
 
 FLOATS: Types = (FLOAT, FLOAT16)
-TILE, MASK_WORD, PADDING = 128, 32, 64  # of the sparse formats: weights, weights, bytes
-_TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # by group and bits
+TILE, MASK_WORD, PADDING = 128, 32, 64  # sparse formats: weights of a tile, weights of a mask word, bytes
+_TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # bytes of a tile by group and bits
 
 
 def dense_weights(step: Step, places: Sequence[int], rows: int, columns: int, prefix: str = "") -> None:

@@ -136,7 +136,7 @@ def read_varint(message: memoryview, place: int) -> tuple[int, int]:
     """Reads a number below 2**64 in groups of seven bits, lowest first; returns it and the place after it."""
     try:
         byte = message[place]
-        if byte < 0x80:  # by far the most frequent case
+        if byte < 0x80:  # the most frequent case by far
             return byte, place + 1
         value, shift = byte & 0x7F, 7
         for index in range(place + 1, place + _LONGEST_VARINT):

@@ -7,9 +7,9 @@ graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 
 from collections.abc import Mapping
 
+from edgeblt.bundle.contract import MICROSOFT
 from edgeblt.bundle.examination import attention_rules, product_rules
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
-from edgeblt.bundle.examination.operators import MICROSOFT
 from edgeblt.bundle.examination.product_rules import FLOATS
 from edgeblt.bundle.examination.sizes import ONE, Elements, Shape, Size, broadcast, written
 

@@ -38,7 +38,7 @@ class BitsAndBytes4Weight:
     packed: SafetensorsTensor
     largest: SafetensorsTensor
     nested: "NestedScales | None"
-    companions: tuple[SafetensorsTensor, ...] = ()  # that say what the codes mean, read already
+    companions: tuple[SafetensorsTensor, ...] = ()  # tensors read already, which give the codes their meaning
 
     @property
     def dtype(self) -> str:
@@ -70,7 +70,7 @@ class NestedScales:
     offset: float
 
     def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [blocks], as bitsandbytes' `dequantize_blockwise` and the offset give; infinite if too large."""
+        """float32 [blocks]: bitsandbytes' `dequantize_blockwise` plus the offset; infinite where too large."""
         scales = np.repeat(self.largest.raw(), self.block_size)[: len(codes)]
         with np.errstate(over="ignore", invalid="ignore"):
             values: NDArray[np.float32] = self.levels.raw()[codes] * scales + np.float32(self.offset)
@@ -156,7 +156,9 @@ def _weight_of_4_bits(tensor: SafetensorsTensor, shape: tuple[int, int], find: F
     block_size = _block_size(state, "blocksize", tensor)
     blocks = -(-math.prod(shape) // block_size)
     levels = _companion(f"{tensor.name}.quant_map", tensor, "F32", (16,), find)
-    if not np.allclose(levels.raw(), LEVELS[name], rtol=0, atol=1e-6):  # as bitsandbytes compares; it uses its own
+    if not np.allclose(
+        levels.raw(), LEVELS[name], rtol=0, atol=1e-6
+    ):  # bitsandbytes' own tolerance; it computes with its own levels
         raise _unlike(tensor, f"whose quant_map is not {name}'s")
     nested = _nested(state, blocks, tensor, find) if "nested_blocksize" in state else None
     return BitsAndBytes4Weight(

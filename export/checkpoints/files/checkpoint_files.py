@@ -1,4 +1,4 @@
-"""The files of a checkpoint's directory: found, read as JSON, or for what tensors they say they have."""
+"""The files of a checkpoint's directory: finding them, reading JSON, and listing the tensors in weight files."""
 
 import errno
 import json
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from edgeblt.bundle.held_files import unreadable
-from edgeblt.errors import EdgebltError
-from edgeblt.export.checkpoints.config_section import shown
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.export.checkpoints.files.pickle_files import pickled_tensors
 from edgeblt.export.checkpoints.files.safetensors_files import stored_tensors
 from edgeblt.export.checkpoints.files.stored_weights import StoredPart
@@ -32,9 +31,9 @@ def refuse_no_directory(directory: Path) -> None:
 
 
 def read_weights(directory: Path) -> tuple[Path, Mapping[str, StoredPart]]:
-    """The file that says which tensors there are, and every tensor by its `plain_name`; no data. Raises EdgebltError.
+    """The file that lists the tensors, and every tensor by its `plain_name`, without data. Raises EdgebltError.
 
-    Looked for in transformers' order.
+    Weight files are looked for in transformers' order.
     """
     for form in _FORMS:
         if exists(directory, form.single):
@@ -53,7 +52,7 @@ def read_weights(directory: Path) -> tuple[Path, Mapping[str, StoredPart]]:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what torch.compile and parallel training put into it, such as `_orig_mod.`."""
+    """A tensor's name without the parts that torch.compile and parallel training insert, such as `_orig_mod.`."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 

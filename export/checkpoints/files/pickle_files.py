@@ -1,4 +1,4 @@
-"""Tensors in a file that `torch.save` wrote (`.pth`, `.bin`): what it says of them, and some of their rows at a time.
+"""Tensors in a file that `torch.save` wrote (`.pth`, `.bin`): their list, and reading some rows at a time.
 
 Such a file is a zip archive, stored uncompressed:
 
@@ -30,7 +30,7 @@ _PICKLE, _BYTE_ORDER = "data.pkl", "byteorder"
 _REMEDY = "download it again"
 # A pickle of the number that torch wrote first, before it wrote zip archives.
 _OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# Of an entry's own header: what it begins with, how long that is, and where the lengths of name and extra field lie.
+# An entry's own header: its first bytes, its length, and the places of the lengths of name and extra field.
 _ENTRY_START, _ENTRY_SIZE, _ENTRY_LENGTHS = b"PK\x03\x04", 30, slice(26, 30)
 
 Version = tuple[int, int, int]
@@ -43,9 +43,9 @@ class PickledTensor:
     file: Path
     name: str
     shape: tuple[int, ...]
-    stored_dtype: str  # as torch names it
-    start: int  # where in the file it begins, in bytes
-    version: Version  # of the file, when it was opened
+    stored_dtype: str  # torch's name of the dtype
+    start: int  # offset in the file, in bytes
+    version: Version  # state of the file when it was opened
 
     @property
     def dtype(self) -> str:
@@ -81,7 +81,7 @@ class PickledTensor:
 
 
 def pickled_tensors(file: Path, key: str | None) -> dict[str, PickledTensor]:
-    """Every tensor of the dictionary under `key` of the pickled one, or of that itself, by its name; no data.
+    """Tensors by name, without data, from the pickled dictionary or from the dictionary under its `key`.
 
     Raises EdgebltError.
     """
@@ -195,7 +195,7 @@ class _Archive:
         return found[0]
 
     def _refuse_odd(self, entries: list[zipfile.ZipInfo], pickle: zipfile.ZipInfo) -> None:
-        """torch.save stores everything uncompressed, and the pickle of a large model takes some 100 KB."""
+        """Raises EdgebltError for compressed entries and a huge pickle: a large model's takes some 100 KB."""
         stored = all(
             entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size for entry in entries
         )

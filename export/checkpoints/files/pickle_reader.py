@@ -1,8 +1,8 @@
 """The pickle in a file that `torch.save` wrote, read as data: nothing is imported, called or unpickled.
 
-Only what dictionaries of tensors consist of is understood, and built as plain Python values and the records below;
-their number, depth and size are limited. Keys are strings and integers. Every other operation, and every name of
-something to call that no tensor needs, is refused.
+Only dictionaries of tensors are understood, and built as plain Python values and the records below; their number,
+depth and size are limited. Keys are strings and integers. Every other operation, and every function that no tensor
+needs, is refused.
 """
 
 import struct
@@ -36,7 +36,7 @@ _DTYPES = {f"torch.{name}" for name in _STORAGES.values()} | {
     f"torch.{name}"
     for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 }
-# What makes tensors of other kinds, and their parts: such a tensor is recognised, and refused where it is wanted.
+# Functions that make other kinds of tensors, and their parts: such a tensor is recognised, and refused when read.
 _OTHER_TENSORS = {
     "torch._utils._rebuild_sparse_tensor",
     "torch._utils._rebuild_meta_tensor_no_storage",
@@ -65,7 +65,7 @@ class Storage:
 @dataclass(frozen=True)
 class TensorRecord:
     storage: Storage
-    dtype: str  # as torch names it
+    dtype: str  # torch's name of the dtype
     offset: int  # elements
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -153,7 +153,7 @@ class _Reader:
         del self._stack[start:]
         return items
 
-    # What each operation does.
+    # The method for each operation.
 
     def protocol(self) -> None:
         self._bytes(1)
@@ -238,7 +238,7 @@ class _Reader:
         self._push(build(*arguments) if build else OtherTensor())
 
     def build(self) -> None:
-        """The versions of modules, an attribute of their state dictionary."""
+        """Accepts one attribute, the versions of modules, which state dictionaries have."""
         state, target = self._pop(), self._top()
         if type(target) is not dict or type(state) is not dict or state.keys() - {"_metadata"}:
             raise PickleError("sets attributes")
@@ -262,7 +262,7 @@ def _tensor(*arguments: Any) -> TensorRecord | OtherTensor:
 
 
 def _tensor_of_dtype(*arguments: Any) -> TensorRecord | OtherTensor:
-    """torch._utils._rebuild_tensor_v3: the dtype behind what v2 has."""
+    """torch._utils._rebuild_tensor_v3: v2's arguments, then the dtype."""
     match arguments:
         case (
             Storage(_, None, _) as storage,

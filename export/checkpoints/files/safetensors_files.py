@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: what the header says, and one tensor, or some of its rows, at a time, to read or write.
+"""Tensors in safetensors files: the header, and reading or writing a tensor, or some of its rows, at a time.
 
 Every error of the file format becomes an EdgebltError that names the file.
 """
@@ -78,7 +78,7 @@ class SafetensorsTensor:
 
 
 def finite_float32(rows: torch.Tensor, file: Path, name: str, copy: bool = True) -> NDArray[np.float32]:
-    """`rows` C-contiguous, with `copy` in memory of their own. Raises EdgebltError for NaN and infinity."""
+    """`rows` as C-contiguous float32, with `copy` in new memory. Raises EdgebltError for NaN and infinity."""
     values: NDArray[np.float32] = rows.to(torch.float32, copy=copy).contiguous().numpy()
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both carry NaN over
         raise EdgebltError(
@@ -111,7 +111,7 @@ def _header(file: Path) -> bytes:
 
 
 def _refuse_repeated_names(file: Path, header: bytes) -> None:
-    """The safetensors library takes the last of two tensors of one name; other readers may take the first."""
+    """Raises EdgebltError for a repeated name: the library takes its last tensor, other readers may take the first."""
 
     def object_of(pairs: list[tuple[str, object]]) -> None:
         seen = set()
@@ -120,7 +120,9 @@ def _refuse_repeated_names(file: Path, header: bytes) -> None:
                 raise EdgebltError(f"{file} has {name!a:.100} twice in its header; download or write it again")
             seen.add(name)
 
-    with suppress(json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # what is no JSON, the library refuses
+    with suppress(
+        json.JSONDecodeError, UnicodeDecodeError, RecursionError
+    ):  # the library refuses a header that is not JSON
         json.loads(header, object_pairs_hook=object_of, parse_int=len)  # no number is needed, and some are too long
 
 

@@ -1,6 +1,6 @@
 """The weights of a checkpoint as they are stored: floating-point numbers or edgeblt's own codes.
 
-All give float32 rows, for whoever computes with them, and their own encoding, for whoever stores them again.
+Each weight gives float32 rows, to compute with, and its own encoding, to be stored again.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class StoredWeight(Protocol):
 @dataclass(frozen=True)
 class FloatingWeight:
     tensor: StoredPart
-    format: WeightFormat = FP32  # what it is worth keeping in
+    format: WeightFormat = FP32  # the format that keeps it without loss
 
     @property
     def shape(self) -> Shape:
@@ -96,7 +96,7 @@ class FloatingWeight:
 
 @dataclass(frozen=True)
 class FusedWeight:
-    """Floating-point tensors of one width, one below the other; only what is asked for is read."""
+    """Floating-point tensors of one width, stacked by rows; only the requested rows are read."""
 
     parts: tuple[StoredPart, ...]
 
