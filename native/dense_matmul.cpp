@@ -1,4 +1,4 @@
-// edgeblt::DenseMatMul: weights as MatMulNBits has them.
+// edgeblt::DenseMatMul: dense weights, sixteen rows side by side.
 #include "dense_product.h"
 
 namespace edgeblt {
@@ -14,8 +14,6 @@ class DenseMatMul final : public MatMul {
   void multiply(const Kernels& table, const Inputs& inputs, int64_t first, int64_t last, float* out) const override {
     product_.multiply(table, inputs, first, last, out);
   }
-
-  bool splits_inputs() const override { return product_.splits_inputs(); }
 
  private:
   DenseProduct product_;

@@ -42,27 +42,26 @@ class DenseProduct {
   // Raises OperatorError, naming the input after `prefix`, for weights that are not of this form.
   void bind(const Tensor& codes, const Tensor& scales, const Tensor& zero_points, const std::string& prefix = "") {
     const auto named = [&](const char* name) { return prefix + name; };
-    require(codes, named("codes").c_str(), ort::kUint8, {form_.rows, form_.blocks, form_.block_size * form_.bits / 8});
-    if (zero_points) {
-      const int64_t bytes = (form_.blocks * form_.bits + 7) / 8;
-      require(zero_points, named("zero_points").c_str(), ort::kUint8, {form_.rows, bytes});
+    const int64_t groups = (form_.rows + kGroup - 1) / kGroup, bytes = kGroup * form_.bits / 8;
+    if (codes.shape.size() == 3) {
+      require(codes, named("codes").c_str(), ort::kUint8, {groups, form_.blocks, form_.block_size * bytes});
+    } else {
+      require(codes, named("codes").c_str(), ort::kUint8, {groups, form_.blocks, form_.block_size * form_.bits / 32, kGroup, 4});
     }
+    if (zero_points) require(zero_points, named("zero_points").c_str(), ort::kUint8, {groups, form_.blocks, bytes});
     weights_ = {form_.rows, form_.columns, form_.block_size, form_.blocks, static_cast<int>(form_.bits),
                 static_cast<const uint8_t*>(codes.data), static_cast<const uint8_t*>(zero_points.data),
-                form_.scales(scales, false, named("scales").c_str())};
+                form_.scales(scales, kGroup, named("scales").c_str())};
   }
-
-  bool splits_inputs() const { return form_.bits == 4; }
 
   // Whether inputs rounded for the one product serve the other.
   bool rounds_as(const DenseProduct& other) const {
-    return form_.columns == other.form_.columns && form_.block_size == other.form_.block_size &&
-           splits_inputs() == other.splits_inputs();
+    return form_.columns == other.form_.columns && form_.block_size == other.form_.block_size;
   }
 
   template <typename Values>
   Inputs round(const Call& call, const Kernels& table, int64_t rows, const Values& values) const {
-    return round_rows(call, table, form_, splits_inputs(), rows, values);
+    return round_rows(call, table, form_, rows, values);
   }
 
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.

@@ -24,98 +24,11 @@ inline void flush(int32x4_t* sums, const float32x4_t* scales, float32x4_t* total
   }
 }
 
-// 16 bytes of codes: for each row of inputs the dot products of four (8 bits) or eight (4 bits) columns in each lane.
-template <int kBits, int kRows>
-inline void add_chunk(uint8x16_t codes, const int8_t* inputs, int64_t columns, int32x4_t* sums) {
-  if constexpr (kBits == 4) {
-    const int8x16_t eight = vdupq_n_s8(8);
-    const int8x16_t even = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(codes, vdupq_n_u8(15))), eight);
-    const int8x16_t odd = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(codes, 4)), eight);
-    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      sums[m] = vdotq_s32(sums[m], even, load(inputs + m * columns));
-      sums[m] = vdotq_s32(sums[m], odd, load(inputs + m * columns + 16));
-    }
-  } else {
-    const int8x16_t weights = vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(128)));
-    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-      sums[m] = vdotq_s32(sums[m], weights, load(inputs + m * columns));
-    }
-  }
-}
-
-template <int kBits, int kRows>
-__attribute__((noinline)) void dense_row(
-    const DenseWeights& weights, const Inputs& inputs, int64_t row, int64_t m, const float* scales, const float* points,
-    float* out) {
-  constexpr int kColumns = kBits == 4 ? 32 : 16;  // of 16 bytes
-  const int64_t block_size = weights.block_size, row_bytes = weights.blocks * block_size * kBits / 8;
-  const uint8_t* codes = weights.codes + row * row_bytes;
-  const int8_t* in = inputs.codes + m * inputs.columns;
-  const float* input_scales = inputs.scales + m * inputs.stride;
-  float32x4_t totals[kRows], both[kRows];
-  int32x4_t sums[kRows];
-  EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-    totals[i] = vdupq_n_f32(0);
-    sums[i] = vdupq_n_s32(0);
-    const float* input_sums = inputs.sums + (m + i) * inputs.stride;
-    float offset = 0;
-    for (int64_t block = 0; points && block < weights.blocks; ++block) {
-      offset -= scales[block] * input_scales[i * inputs.stride + block] * points[block] * input_sums[block];
-    }
-    totals[i] = vsetq_lane_f32(offset, totals[i], 0);
-  }
-  for (int64_t begin = 0; begin < row_bytes; begin += 16, in += kColumns) {
-    const int64_t block = begin * 8 / kBits / block_size;
-    if (row_bytes - begin < 16) {  // one block of 16 columns with 4 bits
-      add_chunk<kBits, kRows>(vcombine_u8(vld1_u8(codes + begin), vdup_n_u8(0x88)), in, inputs.columns, sums);
-    } else {
-      add_chunk<kBits, kRows>(vld1q_u8(codes + begin), in, inputs.columns, sums);
-    }
-    const int64_t end = (begin + 16) * 8 / kBits;
-    if (kBits == 4 && block_size == 16) {  // two blocks
-      EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-        const float* next = input_scales + i * inputs.stride + block;
-        both[i] = vcombine_f32(vdup_n_f32(scales[block] * next[0]), vdup_n_f32(scales[block + 1] * next[1]));
-      }
-    } else if (end % block_size == 0) {
-      EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-        both[i] = vdupq_n_f32(scales[block] * input_scales[i * inputs.stride + block]);
-      }
-    } else {
-      continue;
-    }
-    flush<kRows>(sums, both, totals);
-  }
-  EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) out[(m + i) * weights.rows + row] = vaddvq_f32(totals[i]);
-}
-
 // Calls `function(count, m)` for rows of inputs, four at a time and then one by one.
 template <typename Function>
 inline void by_four(int64_t begin, int64_t end, Function function) {
   for (; begin + kRowsAtOnce <= end; begin += kRowsAtOnce) function(std::true_type{}, begin);
   for (; begin < end; ++begin) function(std::false_type{}, begin);
-}
-
-template <int kBits>
-void dense_of_bits(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  float* scales = block_buffer<0>(inputs.stride);
-  float* points = block_buffer<1>(inputs.stride);
-  for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
-    const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
-    for (int64_t row = first; row < last; ++row) {
-      block_scales(weights.scales, row, weights.blocks, scales);
-      if (weights.zero_points) block_zero_points(weights, row, 1 << (kBits - 1), points);
-      const float* used = weights.zero_points ? points : nullptr;
-      by_four(begin, end, [&](auto four, int64_t m) {
-        dense_row<kBits, decltype(four)::value ? kRowsAtOnce : 1>(weights, inputs, row, m, scales, used, out);
-      });
-    }
-  }
-}
-
-void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  if (weights.bits == 4) return dense_of_bits<4>(weights, inputs, first, last, out);
-  return dense_of_bits<8>(weights, inputs, first, last, out);
 }
 
 // Of lane `lane` of vector `vector` of a tile: the place of each slot's input, and the weights.
@@ -261,7 +174,7 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
 
 }  // namespace
 
-const Kernels kNeonKernels = {32, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kNeonKernels = {quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
                               normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt
