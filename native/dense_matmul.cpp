@@ -6,7 +6,7 @@ namespace {
 
 class DenseMatMul final : public MatMul {
  public:
-  explicit DenseMatMul(const Node& node) : MatMul(node), product_(form_) { bind_constants(node, 3, 2); }
+  explicit DenseMatMul(const Node& node) : MatMul(node), product_(form_) { bind_constants(node, 3); }
 
  protected:
   void bind(const std::vector<Tensor>& weights) override { product_.bind(weights[0], weights[1], weights[2]); }
@@ -24,7 +24,7 @@ class DenseMatMul final : public MatMul {
 const Operator& dense_matmul_operator() {
   using namespace ort;
   static const Operator op(
-      "DenseMatMul", 1, {kFloat, kUint8, kAny, kUint8}, 3, {kFloat},
+      "DenseMatMul", 1, {kFloat, kUint8, kAny, kUint8}, 4, {kFloat},
       [](const Node& node) -> Kernel* { return new DenseMatMul(node); });
   return op;
 }

@@ -43,15 +43,12 @@ void Rounding::round(const Kernels& table, int64_t row, const float* values) con
 
 MatMul::MatMul(const Node& node) : form_(node, positive(node, "K"), positive(node, "N")) {}
 
-void MatMul::bind_constants(const Node& node, size_t count, size_t required) {
+void MatMul::bind_constants(const Node& node, size_t count) {
   weight_count_ = count;
   std::vector<Tensor> weights;
   for (size_t index = 1; index <= count; ++index) {
     weights.push_back(node.constant(index));
-    if (index <= required && !weights.back()) return;
-  }
-  for (size_t index = required + 1; index <= count; ++index) {
-    if (!weights[index - 1]) absent_.push_back(index);
+    if (!weights.back()) return;
   }
   bind(weights);
   bound_ = true;
@@ -73,12 +70,6 @@ void MatMul::compute(const Call& call) {
   if (!bound_) {
     alone.lock();
     bind_inputs(call);
-  }
-  for (const size_t index : absent_) {
-    if (call.has(index)) {
-      throw OperatorError("input " + std::to_string(index) +
-                          " is no initializer, as the other weights are; export the model again");
-    }
   }
   Shape shape = values.shape;
   shape.back() = form_.rows;

@@ -93,7 +93,7 @@ class MatMul : public Kernel {
   virtual void multiply(const Kernels&, const Inputs&, int64_t first, int64_t last, float* out) const = 0;
 
   // To be called last by constructors: weights that are initializers are checked once, others at every run.
-  void bind_constants(const Node& node, size_t count, size_t required);
+  void bind_constants(const Node& node, size_t count);
 
   const Form form_;
 
@@ -102,7 +102,6 @@ class MatMul : public Kernel {
 
   size_t weight_count_ = 0;
   bool bound_ = false;
-  std::vector<size_t> absent_;  // optional weights that are no initializers, once the others are bound
   std::mutex unbound_;
 };
 

@@ -8,7 +8,7 @@ class SparseMatMul final : public MatMul {
  public:
   explicit SparseMatMul(const Node& node) : MatMul(node), group_(node.attribute("group", 1, kMostSize)) {
     if (group_ != 4 && group_ != 8) throw OperatorError("group is " + std::to_string(group_) + "; use 4 or 8");
-    bind_constants(node, 2, 2);
+    bind_constants(node, 2);
   }
 
  protected:
