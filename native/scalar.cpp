@@ -27,6 +27,7 @@ void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t fir
   for (int64_t group = first / kGroup; group < (last + kGroup - 1) / kGroup; ++group) {
     const uint8_t* codes = weights.codes + group * weights.blocks * weights.block_bytes();
     for (int64_t m = 0; m < inputs.rows; ++m) {
+      ScaleCursor cursor(weights, group);
       float totals[kGroup] = {};
       for (int64_t block = 0; block < weights.blocks; ++block) {
         const int8_t* in = inputs.codes + m * inputs.columns + block * weights.block_size;
@@ -35,10 +36,11 @@ void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t fir
             codes + block * weights.block_bytes(), in, weights.block_size, sums);
         for (int64_t row = 0; row < kGroup; ++row) {
           sums[row] -= zero_point(weights, group, block, row) * inputs.sums[m * inputs.stride + block];
-          const float scale = read_scale(weights.scales, scale_index(weights, group, block) + row);
+          const float scale = read_scale(weights.scales, cursor.index() + row);
           const float input_scale = inputs.scales[m * inputs.stride + block];
           totals[row] = std::fma(scale * input_scale, static_cast<float>(sums[row]), totals[row]);
         }
+        cursor.next_block();
       }
       float* place = out + m * weights.rows + group * kGroup;
       std::memcpy(place, totals, static_cast<size_t>(rows_of_group(weights, group)) * sizeof *totals);

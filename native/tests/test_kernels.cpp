@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "../kernels.h"
@@ -326,6 +327,14 @@ void all_rounds(const char* level, const Kernels& table) {
   latent_round(level, table);
 }
 
+bool emulated([[maybe_unused]] Level level) {
+#if defined(EDGEBLT_EMULATED)
+  return level == kAvx512 || level == kAmx;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 }  // namespace edgeblt
 
@@ -333,25 +342,24 @@ int main(int count, char** arguments) {
   using namespace edgeblt;
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
   for (int round = 0; round < rounds; ++round) {
-    all_rounds("scalar", kScalarKernels);
-#if defined(__x86_64__)
-    if (level_available(kAvx2)) all_rounds("avx2", kAvx2Kernels);
-#if defined(EDGEBLT_EMULATED)
-    all_rounds("avx512, emulated", kAvx512Kernels);
-#else
-    if (level_available(kAvx512)) all_rounds("avx512", kAvx512Kernels);
-#endif
-#elif defined(__aarch64__)
-    if (level_available(kNeon)) all_rounds("neon", kNeonKernels);
-#endif
+    for (int number = 0; number < kLevelCount; ++number) {
+      const auto level = static_cast<Level>(number);
+      const std::string name = kLevelNames[number];
+      if (emulated(level)) {
+        all_rounds((name + ", emulated").c_str(), kernels(level));
+      } else if (level_available(level)) {
+        all_rounds(name.c_str(), kernels(level));
+      }
+    }
   }
   std::printf("%d rounds agree; levels:", rounds);
   for (int level = 0; level < kLevelCount; ++level) {
-    if (level_available(static_cast<Level>(level))) std::printf(" %s", kLevelNames[level]);
+    if (emulated(static_cast<Level>(level))) {
+      std::printf(" %s by emulation", kLevelNames[level]);
+    } else if (level_available(static_cast<Level>(level))) {
+      std::printf(" %s", kLevelNames[level]);
+    }
   }
-#if defined(EDGEBLT_EMULATED)
-  std::printf(" avx512 by emulation");
-#endif
   std::printf("\n");
   return 0;
 }

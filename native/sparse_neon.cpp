@@ -1,35 +1,8 @@
-// All products with NEON and its dot products of signed bytes (ARMv8.2). Sixteen bytes at a time, kept simple.
-#include <arm_neon.h>
-
-#include <type_traits>
-
-#include "common.h"
-#include "rows.h"
-#include "spread.h"
+// N:M sparse products with NEON: inputs are gathered by byte shuffles, as with AVX2.
+#include "neon.h"
 
 namespace edgeblt {
 namespace {
-
-constexpr int kRowsAtOnce = 4;  // of inputs
-#define EDGEBLT_UNROLL _Pragma("GCC unroll 4")
-
-inline int8x16_t load(const void* bytes) { return vld1q_s8(static_cast<const int8_t*>(bytes)); }
-
-// Adds the sums of `kBlocks` blocks, times their scales, to `totals`; sums start anew.
-template <int kRows>
-inline void flush(int32x4_t* sums, const float32x4_t* scales, float32x4_t* totals) {
-  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
-    totals[m] = vfmaq_f32(totals[m], vcvtq_f32_s32(sums[m]), scales[m]);
-    sums[m] = vdupq_n_s32(0);
-  }
-}
-
-// Calls `function(count, m)` for rows of inputs, four at a time and then one by one.
-template <typename Function>
-inline void by_four(int64_t begin, int64_t end, Function function) {
-  for (; begin + kRowsAtOnce <= end; begin += kRowsAtOnce) function(std::true_type{}, begin);
-  for (; begin < end; ++begin) function(std::false_type{}, begin);
-}
 
 // Of lane `lane` of vector `vector` of a tile: the place of each slot's input, and the weights.
 struct Slots {
@@ -110,71 +83,13 @@ void sparse_of(const SparseWeights& weights, const Inputs& inputs, int64_t first
   }
 }
 
-void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
+}  // namespace
+
+void sparse_neon(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
   if (weights.group == 4 && weights.bits == 8) return sparse_of<4, 8>(weights, inputs, first, last, out);
   if (weights.group == 4) return sparse_of<4, 4>(weights, inputs, first, last, out);
   if (weights.bits == 8) return sparse_of<8, 8>(weights, inputs, first, last, out);
   return sparse_of<8, 4>(weights, inputs, first, last, out);
 }
-
-// 16 columns: their weights, 0 where the mask has no bit. Moves `values` past them.
-inline int8x16_t spread_16(const uint8_t* mask, const int8_t*& values) {
-  const uint8x8_t low = vld1_u8(kSpread.places[mask[0]]), high = vld1_u8(kSpread.places[mask[1]]);
-  const int low_count = __builtin_popcount(mask[0]);
-  const uint8x16_t places = vaddq_u8(vcombine_u8(low, high), vld1q_u8(kSpread.begin[low_count]));
-  const int8x16_t found = vqtbl1q_s8(load(values), places);
-  values += low_count + __builtin_popcount(mask[1]);
-  return found;
-}
-
-template <int kRows>
-__attribute__((noinline)) void masked_row(
-    const MaskedWeights& weights, const Inputs& inputs, int64_t row, int64_t m, const int8_t* values,
-    const float* scales, float* out) {
-  const int64_t bytes = mask_bytes(weights.columns);
-  const uint8_t* mask = weights.mask + row * bytes;
-  const int8_t* in = inputs.codes + m * inputs.columns;
-  float32x4_t totals[kRows], lanes[kRows];
-  int32x4_t sums[kRows];
-  EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-    totals[i] = vdupq_n_f32(0);
-    sums[i] = vdupq_n_s32(0);
-  }
-  for (int64_t byte = 0; byte < bytes; byte += 2, in += 16) {
-    const int8x16_t found = spread_16(mask + byte, values);
-    EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-      sums[i] = vdotq_s32(sums[i], found, load(in + i * inputs.columns));
-    }
-    const int64_t end = (byte + 2) * 8, block = (end - 16) / weights.block_size;
-    if (end % weights.block_size && byte + 2 < bytes) continue;
-    EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) {
-      const float input = block < weights.blocks ? inputs.scales[(m + i) * inputs.stride + block] : 0;
-      lanes[i] = vdupq_n_f32(scales[block] * input);
-    }
-    flush<kRows>(sums, lanes, totals);
-  }
-  EDGEBLT_UNROLL for (int i = 0; i < kRows; ++i) out[(m + i) * weights.rows + row] = vaddvq_f32(totals[i]);
-}
-
-void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  float* scales = block_buffer<0>(inputs.stride);
-  int8_t* wide = reinterpret_cast<int8_t*>(block_buffer<1>((weights.columns + kMaskedPadding) / 4 + kSlack));
-  std::memset(scales, 0, static_cast<size_t>(inputs.stride) * sizeof *scales);
-  for (int64_t begin = 0; begin < inputs.rows; begin += kInputRun) {
-    const int64_t end = begin + kInputRun < inputs.rows ? begin + kInputRun : inputs.rows;
-    for (int64_t row = first; row < last; ++row) {
-      block_scales(weights.scales, row, weights.blocks, scales);
-      const int8_t* values = row_values(weights, row, wide);
-      by_four(begin, end, [&](auto four, int64_t m) {
-        masked_row<decltype(four)::value ? kRowsAtOnce : 1>(weights, inputs, row, m, values, scales, out);
-      });
-    }
-  }
-}
-
-}  // namespace
-
-const Kernels kNeonKernels = {quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
-                              normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt
