@@ -12,19 +12,15 @@ import json
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from edgeblt import model as model_module
 from edgeblt.bundle.contract import STAGES
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import held_out_text
 from edgeblt.model import load
 from edgeblt.runtime.machine.device import device_name
-from edgeblt.runtime.opened_graphs import MANY
-from edgeblt.runtime.providers import session_options
+from edgeblt.runtime.providers import profiled
 
 SHOWN = 6  # operators of a stage
 
@@ -50,40 +46,23 @@ def profile(
     bundle: Path, threads: int | None, context: int, count: int, folder: Path
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Microseconds and nodes per byte, by stage and operator, the slowest first; mean of `count` bytes."""
-    opened: list[onnxruntime.InferenceSession] = []
-
-    def profiled(threads: int) -> onnxruntime.SessionOptions:
-        options = session_options(threads)
-        options.enable_profiling, options.profile_file_prefix = True, str(folder / f"{len(opened)}-")
-        return options
-
-    def remembered(*arguments: Any, **named: Any) -> onnxruntime.InferenceSession:
-        opened.append(plain_session(*arguments, **named))
-        return opened[-1]
-
-    plain_session = onnxruntime.InferenceSession
-    setattr(model_module, "session_options", profiled)  # noqa: B010  (no public name of that module)
-    onnxruntime.InferenceSession = remembered
-    model = load(bundle, threads=threads)
-    onnxruntime.InferenceSession = plain_session
+    with profiled(folder):
+        model = load(bundle, threads=threads)
     session = model.session()
     ids = np.concatenate([[BOS], encode(held_out_text("prose"))])[: context + 1 + count]
     session.feed(ids[: context + 1])
     fed = {name: work.runs for name, work in session.work.items()}
     for id in ids[context + 1 :]:
         session.feed([id])
-    graphs = {name: model._graphs[name].for_positions(1) for name in STAGES}
-    first = {
-        name: fed[name] if graph is model._graphs[name].for_positions(MANY) else 0 for name, graph in graphs.items()
-    }
-    return {name: _operators(Path(graph.end_profiling()), first[name], count) for name, graph in graphs.items()}
+    runs = {name: work.runs - fed[name] for name, work in session.work.items()}
+    return {name: _operators(Path(model.graph(name).end_profiling()), runs[name], count) for name in STAGES}
 
 
-def _operators(trace: Path, skipped: int, count: int) -> dict[str, tuple[float, float]]:
-    """Microseconds and nodes per byte by operator, over all runs of a graph but the first `skipped`."""
+def _operators(trace: Path, runs: int, count: int) -> dict[str, tuple[float, float]]:
+    """Microseconds and nodes per byte by operator, over the last `runs` of a graph."""
     events = json.loads(trace.read_text())
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    begin = starts[skipped] if skipped < len(starts) else float("inf")
+    begin = starts[-runs] if runs else float("inf")
     spent, nodes = Counter[str](), Counter[str]()
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= begin:

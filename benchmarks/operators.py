@@ -1,6 +1,6 @@
 """Time of one matrix product by each operator ONNX Runtime has for it: what docs/quantization.md chooses from.
 
-    python benchmarks/operators.py [--inputs 1024] [--outputs 2816] [--threads 1]
+    python benchmarks/operators.py [--inputs 1024] [--outputs 2816] [--threads 1] [--repeats 15]
 
 Random weights; all operators in turn, many times over, medians in microseconds. The last line is JSON.
 """
@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeblt.runtime.machine.device import device_name
 
 ROWS = (1, 8, 64)  # rows of inputs: decoding, verifying a draft, reading a prompt
-REPEATS = 15
 SECONDS = 0.02  # duration of one measurement, far above the clock's resolution
 Arrays = dict[str, np.ndarray]
 Case = tuple[str, str, dict[str, Any], list[str], Arrays]  # operator, its domain, attributes, inputs, weights
@@ -31,6 +30,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=1024)
     parser.add_argument("--outputs", type=int, default=2816)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     sessions = {
         name: open_session(case, arguments.inputs, arguments.threads)
@@ -38,7 +38,7 @@ def main() -> None:
     }
     medians = {name: [0.0] * len(ROWS) for name in sessions}
     for column, rows in enumerate(ROWS):
-        times = interleaved(sessions, np.random.default_rng(0).normal(size=(rows, arguments.inputs)))
+        times = interleaved(sessions, np.random.default_rng(0).normal(size=(rows, arguments.inputs)), arguments.repeats)
         for name, microseconds in times.items():
             medians[name][column] = statistics.median(microseconds)
     print(f"{arguments.inputs} x {arguments.outputs}, {arguments.threads} thread(s), {device_name()}, microseconds")
@@ -102,13 +102,15 @@ def open_session(case: Case, inputs: int, threads: int) -> onnxruntime.Inference
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def interleaved(sessions: dict[str, onnxruntime.InferenceSession], values: np.ndarray) -> dict[str, list[float]]:
-    """Microseconds a run, REPEATS measurements of each session in turn."""
+def interleaved(
+    sessions: dict[str, onnxruntime.InferenceSession], values: np.ndarray, repeats: int
+) -> dict[str, list[float]]:
+    """Microseconds a run, `repeats` measurements of each session in turn."""
     feeds = {"x": values.astype(np.float32)}
     runs = {name: (lambda session=session: session.run(None, feeds)) for name, session in sessions.items()}
     counts = {name: max(1, int(SECONDS / seconds(run, 2))) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(seconds(run, counts[name]) * 1e6)
     return times

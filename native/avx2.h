@@ -11,6 +11,7 @@
 namespace edgeblt {
 
 void dense_avx2(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void dense_avxvnni(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last);
@@ -72,11 +73,6 @@ inline float lane_sum(__m256 lanes) {
   }
 }
 
-// Whether rows of scales can be read where they are, eight halves at a time.
-inline bool plain_halves(const Scales& scales) {
-  return scales.half && scales.blocks_per_scale == 1 && scales.per_row % 8 == 0;
-}
-
 // Eight scales: halves, or floats.
 template <bool kHalf>
 inline __m256 eight_scales(const void* scales, int64_t index) {
@@ -99,17 +95,6 @@ inline __m256 lane_scales(const float* scales) {
   return _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
 }
 
-// The four `lane_sum`s of `totals`, in the same order of additions.
-inline __m128 four_lane_sums(const __m256* totals) {
-  __m128 sums[4];
-  EDGEBLT_UNROLL for (int i = 0; i < 4; ++i) {
-    sums[i] = _mm_add_ps(_mm256_castps256_ps128(totals[i]), _mm256_extractf128_ps(totals[i], 1));
-  }
-  const __m128 first = _mm_add_ps(_mm_unpacklo_ps(sums[0], sums[1]), _mm_unpackhi_ps(sums[0], sums[1]));
-  const __m128 second = _mm_add_ps(_mm_unpacklo_ps(sums[2], sums[3]), _mm_unpackhi_ps(sums[2], sums[3]));
-  return _mm_add_ps(_mm_movelh_ps(first, second), _mm_movehl_ps(second, first));
-}
-
 // Writes the first `count` of four.
 inline void store_some(__m128 values, int64_t count, float* out) {
   if (count == 4) return _mm_storeu_ps(out, values);
@@ -117,15 +102,6 @@ inline void store_some(__m128 values, int64_t count, float* out) {
     out[i] = _mm_cvtss_f32(values);
     values = _mm_castsi128_ps(_mm_srli_si128(_mm_castps_si128(values), 4));
   }
-}
-
-// Writes the sums of four rows of inputs.
-inline void store_column(__m128 sums, float* out, int64_t stride) {
-  out[0] = _mm_cvtss_f32(sums);
-  out[stride] = _mm_cvtss_f32(_mm_movehdup_ps(sums));
-  const __m128 rest = _mm_movehl_ps(sums, sums);
-  out[2 * stride] = _mm_cvtss_f32(rest);
-  out[3 * stride] = _mm_cvtss_f32(_mm_movehdup_ps(rest));
 }
 
 }  // namespace

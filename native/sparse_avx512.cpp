@@ -1,6 +1,7 @@
 // N:M sparse products with AVX-512: as with AVX2, inputs are gathered by byte shuffles; two vectors of a tile at a
 // time.
 #include "avx512.h"
+#include "sparse_forms.h"
 
 namespace edgeblt {
 namespace {
@@ -135,24 +136,17 @@ void sparse(const SparseWeights& weights, const Inputs& inputs, int64_t first, i
   }
 }
 
-template <int kGroup, int kBits>
-void sparse_of_block(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  switch (weights.block_size) {
-    case 16: return sparse<kGroup, kBits, 16>(weights, inputs, first, last, out);
-    case 32: return sparse<kGroup, kBits, 32>(weights, inputs, first, last, out);
-    case 64: return sparse<kGroup, kBits, 64>(weights, inputs, first, last, out);
-    case 128: return sparse<kGroup, kBits, 128>(weights, inputs, first, last, out);
-    default: return sparse<kGroup, kBits, 256>(weights, inputs, first, last, out);
+struct SparseLevel {
+  template <int kGroup, int kBits, int kBlock>
+  static void run(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
+    sparse<kGroup, kBits, kBlock>(weights, inputs, first, last, out);
   }
-}
+};
 
 }  // namespace
 
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  if (weights.group == 4 && weights.bits == 8) return sparse_of_block<4, 8>(weights, inputs, first, last, out);
-  if (weights.group == 4) return sparse_of_block<4, 4>(weights, inputs, first, last, out);
-  if (weights.bits == 8) return sparse_of_block<8, 8>(weights, inputs, first, last, out);
-  return sparse_of_block<8, 4>(weights, inputs, first, last, out);
+  sparse_of_form<SparseLevel>(weights, inputs, first, last, out);
 }
 
 }  // namespace edgeblt

@@ -1,6 +1,10 @@
 """Execution providers and session options of ONNX Runtime, by the names edgeblt uses."""
 
+import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,6 +20,21 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
 CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
+_profiles: ContextVar[Path | None] = ContextVar("folder of ONNX Runtime's profiles", default=None)
+_profile_numbers = itertools.count()
+
+
+@contextmanager
+def profiled(folder: Path) -> Iterator[None]:
+    """Graphs opened within are profiled by ONNX Runtime: `end_profiling` of each gives the name of a file in `folder`.
+
+    The profiler takes time for every node.
+    """
+    token = _profiles.set(folder)
+    try:
+        yield
+    finally:
+        _profiles.reset(token)
 
 
 def memory_of(provider: Provider) -> DeviceMemory | None:
@@ -65,6 +84,8 @@ def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.Ses
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised too, and reported by us
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if folder := _profiles.get():
+        options.enable_profiling, options.profile_file_prefix = True, str(folder / f"{next(_profile_numbers)}-")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider == "cuda":

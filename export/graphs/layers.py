@@ -9,23 +9,23 @@ Within a stack values are [T, width], for cuda [1, T, width], as its attention h
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import padded_head_dim
+from edgeblt.export.graphs.dense_weights import Dense
 from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_source import WeightSource
-from edgeblt.export.graphs.weights import Dense, Weights
+from edgeblt.export.graphs.weights import Weights
 from edgeblt.export.operators.layers import (
     CACHE_INPUTS,
     LAYER,
     LAYER_PRODUCTS,
     dense_layer_function,
 )
-from edgeblt.export.operators.matmuls import ATTENTION, dense_matmul_function, window_attention_function
+from edgeblt.export.operators.matmuls import ATTENTION, window_attention_function
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ class TransformerStack:
 
     def _dense_layer(self, index: int, prefix: str, value: ir.Value, products: list[list[str]]) -> ir.Value:
         config, graph = self.config, self.graph
-        for function in (dense_matmul_function, window_attention_function, dense_layer_function):
-            graph.uses(function(OPSET))
+        graph.uses_dense(dense_layer_function)
         cache = (graph.inputs[name if name in graph.inputs else f"{name}_{index}"] for name in CACHE_INPUTS)
         norms = [self.weights.vector(f"{prefix}.{name}") for name in ("attention_norm", "mlp_norm")]
         dense = [self.weights.dense(names) for names in products]
@@ -185,9 +184,9 @@ def _projected(prefix: str) -> list[str]:
     return [f"{prefix}.{name}" for name in ("query", "key", "value")]
 
 
-def side_by_side(products: Sequence[Dense]) -> list[ir.Value | None]:
-    """Inputs of an operator of several products: all codes, then all scales, then all zero points, if there are any."""
-    return [value for part in zip_longest(*(product.inputs for product in products)) for value in part]
+def side_by_side(products: Sequence[Dense]) -> list[ir.Value]:
+    """Inputs of an operator of several products: all codes, then all scales, then all zero points."""
+    return [value for part in zip(*(product.inputs for product in products), strict=True) for value in part]
 
 
 def named_attributes(names: Sequence[str], products: Sequence[Dense]) -> dict[str, int]:

@@ -149,13 +149,13 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
     (EDGEBLT, "DenseCrossAttention"): _operator(
-        (9, 11), **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
+        11, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
     ),
     (EDGEBLT, "DenseLayer"): _operator(
-        (18, 23), 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
+        23, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
-    (EDGEBLT, "DenseMatMul"): _operator((3, 4), **_PRODUCT),
+    (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
     (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
@@ -163,16 +163,17 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
 
-# Digests (`function_digest`) of the bodies that our own operators have had, newest last.
+# Digests (`function_digest`) of the bodies of our own operators. Those on dense weights have one for each of
+# `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
-    (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
-    (EDGEBLT, "DenseMatMul"): ("9236bdf0acd2897a",),
-    (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # targets cpu and cuda
-    (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
-    (EDGEBLT, "MaskedMatMul"): ("4c2598b91eead92d",),
-    (EDGEBLT, "SparseMatMul"): ("ad620b158db908d2",),
-    (EDGEBLT, "WindowAttention"): ("8bc64bd195ad1169",),
+    (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
+    (EDGEBLT, "DenseLayer"): ("2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7"),
+    (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
+    (EDGEBLT, "EntropyPatch"): ("3c692c284949e433", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
+    (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
+    (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
+    (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0",),
 }
 
 
