@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "attention.h"
 #include "common.h"
 #include "rows.h"
 #include "spread.h"
@@ -261,7 +262,7 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
 
 }  // namespace
 
-const Kernels kNeonKernels = {32, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kNeonKernels = {32, quantize_row, dense, sparse, masked, entropy_rows, attend_rows<4>, store_row,
                               normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

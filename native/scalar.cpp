@@ -1,4 +1,5 @@
 // The plain definition of every kernel: what the vector levels are tested against, and what runs elsewhere.
+#include "attention.h"
 #include "common.h"
 #include "rows.h"
 
@@ -123,7 +124,7 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
 
 }  // namespace
 
-const Kernels kScalarKernels = {kSplit, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kScalarKernels = {kSplit, quantize_row, dense, sparse, masked, entropy_rows, attend_rows<4>, store_row,
                                 normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

@@ -183,7 +183,7 @@ void attention_round(const char* level, const Kernels& table) {
   }
   Block<float> expected(queries.count), actual(queries.count), single(queries.count);
   Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, keys.data, values.data, nullptr};
-  for (int64_t head = 0; head < heads; ++head) {
+  for (int64_t head = 0; head < kv_heads; ++head) {
     call.out = expected.data;
     kScalarKernels.attend(call, head, 0, rows);
     call.out = actual.data;
@@ -232,14 +232,15 @@ void rows_round(const char* level, const Kernels& table) {
 
 void latent_round(const char* level, const Kernels& table) {
   const int64_t kv_heads = any(1, 3), heads = kv_heads * any(1, 3), width = 8 * any(1, 9), vectors = any(1, 20);
-  Block<float> queries(heads * width), row(2 * kv_heads * width * vectors);
+  const int64_t bytes = any(1, 3);
+  Block<float> queries(bytes * heads * width), row(2 * kv_heads * width * vectors);
   Block<float> expected(queries.count), actual(queries.count);
   for (Block<float>* block : {&queries, &row}) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
   const LatentAttention call{heads, kv_heads, width, vectors, 0.2F};
-  kScalarKernels.attend_latent(call, queries.data, row.data, expected.data);
-  table.attend_latent(call, queries.data, row.data, actual.data);
+  kScalarKernels.attend_latent(call, queries.data, row.data, bytes, expected.data);
+  table.attend_latent(call, queries.data, row.data, bytes, actual.data);
   for (int64_t i = 0; i < expected.count; ++i) {
     const double error = std::fabs(expected.data[i] - actual.data[i]);
     if (!(error <= 2e-5)) fail("attention to latents", level, heads, width, vectors, error);
