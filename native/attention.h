@@ -22,15 +22,18 @@ namespace {
 constexpr int kTileSlots = 64;
 constexpr int kBlockLines = 16;
 
-// Lines of one key head, and what is known of each after the tiles so far.
-template <int kCount>
+// Lines of one key head, and what is known of each after the tiles so far. Where heads have kWidth elements, which the
+// compiler knows then, fewer addresses are computed; 0 stands for any width.
+template <int kCount, int kWidth>
 struct LineBlock {
-  int64_t count;
+  int64_t any_width, count;
+  int64_t width() const { return kWidth ? kWidth : any_width; }
+
   const float* queries[kBlockLines];
   float* out[kBlockLines];
   int64_t first[kBlockLines], end[kBlockLines];  // slots that a line sees
-  alignas(64) float highest[kBlockLines];        // score
-  alignas(64) float factors[kBlockLines];        // of what was added up before this tile
+  float highest[kBlockLines];                    // score
+  float factors[kBlockLines];                    // of what was added up before this tile
   Floats<kCount> totals[kBlockLines];            // of shares, lane by lane
   alignas(64) float shares[kBlockLines * kTileSlots];  // of this tile, line by line; scores at first
   float* mixed;                                  // [kBlockLines, width] values by their shares
@@ -42,29 +45,30 @@ struct Span {
 };
 
 // The part of a tile that some of the lines from `line` on see.
-template <int kCount>
-EDGEBLT_INLINE Span span_of(const LineBlock<kCount>& block, int64_t tile, int64_t line, int64_t lines) {
+template <typename Block>
+EDGEBLT_INLINE Span span_of(const Block& block, int64_t tile, int64_t line, int64_t lines) {
   const int64_t last = line + lines - 1;  // later lines see later slots
   return {tile, std::max(block.first[line], tile), std::min<int64_t>(block.end[last], tile + kTileSlots)};
 }
 
-// Scores of kLines lines with kKeys keys, a tile's slots from line to line.
-template <int kCount, int kLines, int kKeys>
+// Scores of kLines lines with kKeys keys, key(0) and so on, a tile's slots from line to line.
+template <int kCount, int kLines, int kKeys, typename Key>
 EDGEBLT_INLINE void score_keys(
-    const Attention& call, const float* const* queries, const float* const* keys, float* scores) {
+    const float* const* queries, const Key& key, int64_t width, float scale, float* scores) {
   constexpr int kVectors = kLines * kKeys / kCount;
   Floats<kCount> sums[kLines * kKeys] = {};
-  for (int64_t begin = 0; begin < call.width; begin += kCount) {
-    for (int key = 0; key < kKeys; ++key) {
-      const auto part = load_floats<kCount>(keys[key] + begin);
+  for (int64_t begin = 0; begin < width; begin += kCount) {
+    for (int k = 0; k < kKeys; ++k) {
+      const auto part = load_floats<kCount>(key(k) + begin);
       for (int line = 0; line < kLines; ++line) {
-        sums[line * kKeys + key] = load_floats<kCount>(queries[line] + begin) * part + sums[line * kKeys + key];
+        Floats<kCount>& sum = sums[line * kKeys + k];
+        sum = load_floats<kCount>(queries[line] + begin) * part + sum;
       }
     }
   }
   for (int vector = 0; vector < kVectors; ++vector) {
     fold_all<kCount>(sums + vector * kCount);
-    const Floats<kCount> scaled = sums[vector * kCount] * call.scale;
+    const Floats<kCount> scaled = sums[vector * kCount] * scale;
     constexpr int kRun = kKeys < kCount ? kKeys : kCount;
     float values[kCount];
     std::memcpy(values, &scaled, sizeof scaled);
@@ -75,23 +79,39 @@ EDGEBLT_INLINE void score_keys(
   }
 }
 
-// Scores of kLines lines from `line` on with the keys that any of them sees, kKeys at a time.
-template <int kCount, int kLines, int kKeys>
+// Scores of kLines lines from `line` on with the keys that any of them sees, and some beside them, which do not count;
+// kKeys at a time.
+template <int kLines, int kKeys, int kCount, int kWidth>
 inline void score_lines(
-    const Attention& call, LineBlock<kCount>& block, const float* keys, int64_t tile, int64_t line) {
+    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, int64_t tile, int64_t line) {
   const Span span = span_of(block, tile, line, kLines);
-  for (int64_t begin = (span.first - tile) / kKeys * kKeys; tile + begin < span.end; begin += kKeys) {
-    const float* places[kKeys];
-    for (int key = 0; key < kKeys; ++key) {  // slots beyond the span are not read; their scores do not count
-      places[key] = keys + std::clamp(tile + begin + key, span.first, span.end - 1) * call.width;
-    }
-    score_keys<kCount, kLines, kKeys>(call, block.queries + line, places, block.shares + line * kTileSlots + begin);
+  const int64_t width = block.width();
+  const auto score = [&](const auto& key, int64_t slot) __attribute__((always_inline)) {
+    float* scores = block.shares + line * kTileSlots + (slot - tile);
+    score_keys<kCount, kLines, kKeys>(block.queries + line, key, width, call.scale, scores);
+  };
+  int64_t slot = span.first / kKeys * kKeys;
+  for (; slot < span.end && slot + kKeys <= call.capacity; slot += kKeys) {
+    const float* first = keys + slot * width;
+    score([&](int k) { return first + k * width; }, slot);
   }
+  if (slot >= span.end) return;
+  const float* places[kKeys];  // behind the cache there is nothing to be read
+  for (int k = 0; k < kKeys; ++k) places[k] = keys + std::min(slot + k, span.end - 1) * width;
+  score([&](int k) { return places[k]; }, slot);
+}
+
+// e ** (before - now), mostly without computing it: the largest score soon stays what it is.
+template <int kCount>
+EDGEBLT_INLINE float decrease(float before, float now) {
+  if (before == now) return 1;
+  if (before == -FLT_MAX) return 0;
+  return exponential_or_zero<kCount>(repeat<kCount>(before - now))[0];
 }
 
 // Turns the scores of a line into shares of the largest score so far, 0 for slots that it does not see.
-template <int kCount>
-inline void share_line(LineBlock<kCount>& block, int64_t tile, int64_t line) {
+template <int kCount, int kWidth>
+inline void share_line(LineBlock<kCount, kWidth>& block, int64_t tile, int64_t line) {
   constexpr int kVectors = kTileSlots / kCount;
   const Span span = span_of(block, tile, line, 1);
   const auto first = static_cast<int32_t>(span.first - tile), end = static_cast<int32_t>(span.end - tile);
@@ -106,8 +126,8 @@ inline void share_line(LineBlock<kCount>& block, int64_t tile, int64_t line) {
   }
   const float before = block.highest[line], now = std::max(before, largest_of<kCount>(highest));
   block.highest[line] = now;
-  block.factors[line] = before - now;
-  Floats<kCount> total = {};
+  block.factors[line] = decrease<kCount>(before, now);
+  Floats<kCount> total = block.totals[line] * block.factors[line];
   for (int vector = 0; vector < kVectors; ++vector) {
     const auto share = exponential_or_zero<kCount>(scores[vector] - now);
     store_floats<kCount>(share, shares + vector * kCount);
@@ -151,16 +171,16 @@ EDGEBLT_INLINE void mix(
 }
 
 // As many elements at a time as registers hold sums for: kMostParts vectors, then less.
-template <int kCount, int kLines, int kMostParts>
-inline void mix_lines(
-    const Attention& call, LineBlock<kCount>& block, const float* values, int64_t tile, int64_t line) {
+template <int kLines, int kMostParts, int kCount, int kWidth>
+inline void mix_lines(LineBlock<kCount, kWidth>& block, const float* values, int64_t tile, int64_t line) {
   const Span span = span_of(block, tile, line, kLines);
+  const int64_t width = block.width();
   int64_t begin = 0;
   const auto mix_parts = [&](auto parts) {
     constexpr int kParts = decltype(parts)::value;
-    for (; begin + kParts * kCount <= call.width; begin += kParts * kCount) {
-      mix<kCount, kLines, kParts>(span, values + begin, call.width, block.shares + line * kTileSlots, block.factors + line,
-                                  block.mixed + line * call.width + begin);
+    for (; begin + kParts * kCount <= width; begin += kParts * kCount) {
+      mix<kCount, kLines, kParts>(span, values + begin, width, block.shares + line * kTileSlots, block.factors + line,
+                                  block.mixed + line * width + begin);
     }
   };
   mix_parts(std::integral_constant<int, kMostParts>());
@@ -176,62 +196,77 @@ EDGEBLT_INLINE void in_groups(int64_t first, int64_t end, const Apply& apply) {
 }
 
 // Adds a tile of slots to what the lines [first, end), which see some of them, have so far.
-template <int kCount>
+template <int kCount, int kWidth>
 inline void attend_tile(
-    const Attention& call, LineBlock<kCount>& block, const float* keys, const float* values, int64_t tile,
+    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, const float* values, int64_t tile,
     int64_t first, int64_t end) {
   constexpr int kFew = kCount == 16 ? 8 : 4;  // keys that several lines read together
   in_groups<2>(first, end, [&](auto lines, int64_t line) {
     constexpr int kLines = decltype(lines)::value;
-    score_lines<kCount, kLines, kLines == 1 ? kCount : kFew>(call, block, keys, tile, line);
+    score_lines<kLines, kLines == 1 ? kCount : kFew>(call, block, keys, tile, line);
   });
-  Floats<kCount> totals[kBlockLines];
-  for (int64_t line = first; line < end; ++line) {
-    totals[line] = block.totals[line];
-    share_line<kCount>(block, tile, line);
-  }
-  for (int64_t begin = 0; begin < kBlockLines; begin += kCount) {
-    if (begin >= end || begin + kCount <= first) continue;
-    const auto factors = exponential_or_zero<kCount>(load_floats<kCount>(block.factors + begin));
-    store_floats<kCount>(factors, block.factors + begin);
-  }
-  for (int64_t line = first; line < end; ++line) {
-    block.totals[line] = totals[line] * block.factors[line] + block.totals[line];
-  }
+  for (int64_t line = first; line < end; ++line) share_line(block, tile, line);
   in_groups<4>(first, end, [&](auto lines, int64_t line) {
-    constexpr int kLines = decltype(lines)::value, kSums = kCount == 16 ? 8 : 4;
-    mix_lines<kCount, kLines, kLines == 1 ? 4 : kSums / 4>(call, block, values, tile, line);
+    constexpr int kLines = decltype(lines)::value;
+    mix_lines<kLines, kLines == 1 ? 4 : 2>(block, values, tile, line);
   });
 }
 
 // Lines [first, end) of a key head, at most kBlockLines, counted row by row.
-template <int kCount>
+template <int kCount, int kWidth>
 inline void attend_block(
-    const Attention& call, int64_t kv_head, int64_t first, int64_t end, LineBlock<kCount>& block) {
-  const int64_t group = call.heads / call.kv_heads, head_size = call.capacity * call.width;
+    const Attention& call, int64_t kv_head, int64_t first, int64_t end, LineBlock<kCount, kWidth>& block) {
+  const int64_t group = call.heads / call.kv_heads, width = block.width();
   block.count = end - first;
   for (int64_t line = 0; line < block.count; ++line) {
     const int64_t row = (first + line) / group, head = kv_head * group + (first + line) % group;
-    block.queries[line] = call.queries + (row * call.heads + head) * call.width;
-    block.out[line] = call.out + (row * call.heads + head) * call.width;
+    block.queries[line] = call.queries + (row * call.heads + head) * width;
+    block.out[line] = call.out + (row * call.heads + head) * width;
     block.first[line] = call.first_slot(row);
     block.end[line] = call.past + row + 1;
     block.highest[line] = -FLT_MAX;
     block.totals[line] = Floats<kCount>{};
   }
-  std::fill_n(block.factors, kBlockLines, 0.0F);
-  std::fill_n(block.mixed, block.count * call.width, 0.0F);
+  std::fill_n(block.mixed, block.count * width, 0.0F);
+  const float *keys = call.keys + kv_head * call.capacity * width, *values = call.values + (keys - call.keys);
   int64_t begin = 0, seen = 0;  // lines that see some of a tile
   for (int64_t tile = block.first[0] / kTileSlots * kTileSlots; tile < block.end[block.count - 1]; tile += kTileSlots) {
     while (block.end[begin] <= tile) ++begin;
     while (seen < block.count && block.first[seen] < tile + kTileSlots) ++seen;
-    attend_tile<kCount>(call, block, call.keys + kv_head * head_size, call.values + kv_head * head_size, tile, begin,
-                        seen);
+    attend_tile(call, block, keys, values, tile, begin, seen);
   }
   for (int64_t line = 0; line < block.count; ++line) {
     const float total = sum_of<kCount>(block.totals[line]);
-    const float* mixed = block.mixed + line * call.width;
-    for (int64_t i = 0; i < call.width; ++i) block.out[line][i] = mixed[i] / total;
+    const float* mixed = block.mixed + line * width;
+    for (int64_t i = 0; i < width; ++i) block.out[line][i] = mixed[i] / total;
+  }
+}
+
+template <int kCount, int kWidth>
+inline void attend_rows_of_width(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  thread_local std::vector<float> mixed;
+  const auto needed = static_cast<size_t>(kBlockLines * call.width);
+  if (mixed.size() < needed) mixed.resize(needed);
+  LineBlock<kCount, kWidth> block;
+  block.any_width = call.width;
+  block.mixed = mixed.data();
+  const int64_t group = call.heads / call.kv_heads;
+  for (int64_t line = first * group; line < last * group; line += kBlockLines) {
+    attend_block(call, kv_head, line, std::min<int64_t>(line + kBlockLines, last * group), block);
+  }
+}
+
+// See Kernels::attend.
+template <int kCount>
+inline void attend_rows(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  if constexpr (kCount > 8) {
+    if (call.width % kCount) return attend_rows<8>(call, kv_head, first, last);
+  }
+  switch (call.width) {
+    case 32: return attend_rows_of_width<kCount, 32>(call, kv_head, first, last);
+    case 64: return attend_rows_of_width<kCount, 64>(call, kv_head, first, last);
+    case 128: return attend_rows_of_width<kCount, 128>(call, kv_head, first, last);
+    default: return attend_rows_of_width<kCount, 0>(call, kv_head, first, last);
   }
 }
 
@@ -261,23 +296,6 @@ inline void store_row(
   for (int64_t head = 0; head < call.kv_heads; ++head, projected += width) {
     std::memcpy(call.values + (head * call.capacity + slot) * width, projected,
                 static_cast<size_t>(width) * sizeof(float));
-  }
-}
-
-// See Kernels::attend.
-template <int kCount>
-inline void attend_rows(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
-  if constexpr (kCount > 8) {
-    if (call.width % kCount) return attend_rows<8>(call, kv_head, first, last);
-  }
-  thread_local std::vector<float> mixed;
-  LineBlock<kCount> block;
-  const auto needed = static_cast<size_t>(kBlockLines * call.width);
-  if (mixed.size() < needed) mixed.resize(needed);
-  block.mixed = mixed.data();
-  const int64_t group = call.heads / call.kv_heads;
-  for (int64_t line = first * group; line < last * group; line += kBlockLines) {
-    attend_block<kCount>(call, kv_head, line, std::min<int64_t>(line + kBlockLines, last * group), block);
   }
 }
 
