@@ -1,192 +1,302 @@
-// Attention over a cache, for every level to compile for its instructions. Each row of queries is computed in the same
-// order of operations wherever it lies and whatever rows come with it, so results do not depend on how a text is cut
-// into calls. In an unnamed namespace for the reason given in common.h.
+// Attention over a cache, for every level to compile for its instructions, with vectors of kCount floats. In an unnamed
+// namespace for the reason given in common.h.
+//
+// A line is one head's query of one row. Lines that read the same keys are computed in blocks, in one pass over the
+// cache: tiles of slots, of which each line keeps its largest score, the sum of its shares and its mixed values so far,
+// and scales the latter two down when a larger score comes (online softmax). Tiles begin at multiples of kTileSlots, and
+// within them the order of additions follows from a slot's place, so a row has the same bits whatever is computed beside
+// it, and however a text is cut into calls.
 #ifndef EDGEBLT_ATTENTION_H
 #define EDGEBLT_ATTENTION_H
 
-#include <type_traits>
+#include <algorithm>
+#include <cfloat>
 #include <vector>
 
-#include "entropies.h"
+#include "kernels.h"
+#include "lanes.h"
 
 namespace edgeblt {
 namespace {
 
-constexpr int kMostRows = 4;  // of queries that read a key together
+constexpr int kTileSlots = 64;
+constexpr int kBlockLines = 16;
 
-inline __attribute__((always_inline)) Lanes lanes_at(const float* values) {
-  Lanes lanes;
-  std::memcpy(&lanes, values, sizeof lanes);
-  return lanes;
+// Lines of one key head, and what is known of each after the tiles so far. Where heads have kWidth elements, which the
+// compiler knows then, fewer addresses are computed; 0 stands for any width.
+template <int kCount, int kWidth>
+struct LineBlock {
+  int64_t any_width, count;
+  int64_t width() const { return kWidth ? kWidth : any_width; }
+
+  const float* queries[kBlockLines];
+  float* out[kBlockLines];
+  int64_t first[kBlockLines], end[kBlockLines];  // slots that a line sees
+  float highest[kBlockLines];                    // score
+  float factors[kBlockLines];                    // of what was added up before this tile
+  Floats<kCount> totals[kBlockLines];            // of shares, lane by lane
+  alignas(64) float shares[kBlockLines * kTileSlots];  // of this tile, line by line; scores at first
+  float* mixed;                                  // [kBlockLines, width] values by their shares
+};
+
+// Slots [first, end), in a tile that begins at `tile`.
+struct Span {
+  int64_t tile, first, end;
+};
+
+// The part of a tile that some of the lines from `line` on see.
+template <typename Block>
+EDGEBLT_INLINE Span span_of(const Block& block, int64_t tile, int64_t line, int64_t lines) {
+  const int64_t last = line + lines - 1;  // later lines see later slots
+  return {tile, std::max(block.first[line], tile), std::min<int64_t>(block.end[last], tile + kTileSlots)};
 }
 
-typedef float FourLanes __attribute__((vector_size(4 * sizeof(float))));
-typedef int32_t FourIntLanes __attribute__((vector_size(4 * sizeof(int32_t))));
-
-// EDGEBLT_PICK: four of the eight lanes of two.
-#if defined(__clang__)
-#define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shufflevector(lanes, lanes, __VA_ARGS__)
-#define EDGEBLT_PICK(first, second, ...) __builtin_shufflevector(first, second, __VA_ARGS__)
-#else
-#define EDGEBLT_SHUFFLE(lanes, ...) __builtin_shuffle(lanes, IntLanes{__VA_ARGS__})
-#define EDGEBLT_PICK(first, second, ...) __builtin_shuffle(first, second, FourIntLanes{__VA_ARGS__})
-#endif
-
-// Always in the same order: halves, quarters, the last two.
-inline __attribute__((always_inline)) float sum_of(const Lanes& lanes) {
-  const Lanes halves = lanes + EDGEBLT_SHUFFLE(lanes, 4, 5, 6, 7, 0, 1, 2, 3);
-  const Lanes quarters = halves + EDGEBLT_SHUFFLE(halves, 2, 3, 0, 1, 6, 7, 4, 5);
-  return quarters[0] + quarters[1];
-}
-
-// Sums of the halves of eight lanes.
-inline __attribute__((always_inline)) FourLanes halves_of(const Lanes& lanes) {
-  FourLanes halves[2];
-  std::memcpy(halves, &lanes, sizeof halves);
-  return halves[0] + halves[1];
-}
-
-// The four `sum_of`s, in the same order of additions.
-inline __attribute__((always_inline)) FourLanes four_sums(const Lanes* lanes) {
-  FourLanes quarters[2];
-  for (int pair = 0; pair < 2; ++pair) {
-    const FourLanes first = halves_of(lanes[2 * pair]), second = halves_of(lanes[2 * pair + 1]);
-    quarters[pair] = EDGEBLT_PICK(first, second, 0, 1, 4, 5) + EDGEBLT_PICK(first, second, 2, 3, 6, 7);
-  }
-  return EDGEBLT_PICK(quarters[0], quarters[1], 0, 2, 4, 6) + EDGEBLT_PICK(quarters[0], quarters[1], 1, 3, 5, 7);
-}
-
-// Products of kRows queries with kKeys keys from `key` on, scaled, to scores[r * stride + k].
-template <int kRows, int kKeys>
-inline __attribute__((always_inline)) void score_keys(
-    const Attention& call, const float* const* queries, const float* key, float* scores, int64_t stride) {
-  Lanes sums[kRows][kKeys] = {};
-  for (int64_t begin = 0; begin < call.width; begin += kLanes) {
+// Scores of kLines lines with kKeys keys, key(0) and so on, a tile's slots from line to line.
+template <int kCount, int kLines, int kKeys, typename Key>
+EDGEBLT_INLINE void score_keys(
+    const float* const* queries, const Key& key, int64_t width, float scale, float* scores) {
+  constexpr int kVectors = kLines * kKeys / kCount;
+  Floats<kCount> sums[kLines * kKeys] = {};
+  for (int64_t begin = 0; begin < width; begin += kCount) {
     for (int k = 0; k < kKeys; ++k) {
-      const Lanes part = lanes_at(key + k * call.width + begin);
-      for (int row = 0; row < kRows; ++row) sums[row][k] = lanes_at(queries[row] + begin) * part + sums[row][k];
-    }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    if constexpr (kKeys == 4) {
-      const FourLanes scaled = four_sums(sums[row]) * call.scale;
-      std::memcpy(scores + row * stride, &scaled, sizeof scaled);
-    } else {
-      for (int k = 0; k < kKeys; ++k) scores[row * stride + k] = sum_of(sums[row][k]) * call.scale;
-    }
-  }
-}
-
-// Products with keys [first, last), to scores[r * stride + slot - first].
-template <int kRows>
-inline void score(
-    const Attention& call, const float* const* queries, const float* keys, int64_t first, int64_t last, float* scores,
-    int64_t stride) {
-  constexpr int kKeys = kRows == 1 ? 4 : 2;
-  int64_t slot = first;
-  for (; slot + kKeys <= last; slot += kKeys) {
-    score_keys<kRows, kKeys>(call, queries, keys + slot * call.width, scores + slot - first, stride);
-  }
-  for (; slot < last; ++slot) {
-    score_keys<kRows, 1>(call, queries, keys + slot * call.width, scores + slot - first, stride);
-  }
-}
-
-// e ** (score - largest score) in place of `count` scores; gives their sum. Lanes count from the first score. Up to
-// kLanes - 1 scores behind them are overwritten.
-inline float exponentials(float* scores, int64_t count) {
-  constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
-  for (int64_t i = count; i % kLanes; ++i) scores[i] = -HUGE_VALF;
-  Lanes highest = lanes_at(scores);
-  for (int64_t begin = kLanes; begin < count; begin += kLanes) {
-    const Lanes some = lanes_at(scores + begin);
-    highest = some > highest ? some : highest;
-  }
-  float largest = highest[0];
-  for (int64_t lane = 1; lane < kLanes; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
-  highest = largest + Lanes{};
-  Lanes total = {};
-  for (int64_t begin = 0; begin < count; begin += kLanes) {
-    Lanes difference = lanes_at(scores + begin) - highest, share;
-    const IntLanes counts = difference > kLowest;
-    difference = counts ? difference : kLowest;
-    exponential(difference, share);
-    share = (Lanes)((IntLanes)share & counts);
-    total += share;
-    std::memcpy(scores + begin, &share, sizeof share);
-  }
-  return sum_of(total);
-}
-
-// Sums of the values of slots [first, last) by their shares, over the rows' totals, for kParts * kLanes elements.
-template <int kRows, int kParts>
-inline __attribute__((always_inline)) void mix(
-    const float* shares, int64_t stride, const float* values, int64_t count, int64_t width, const float* totals,
-    float* const* out) {
-  Lanes sums[kRows][kParts] = {};
-  for (int64_t slot = 0; slot < count; ++slot, values += width) {
-    for (int row = 0; row < kRows; ++row) {
-      const Lanes share = shares[row * stride + slot] + Lanes{};
-      for (int part = 0; part < kParts; ++part) {
-        sums[row][part] = share * lanes_at(values + part * kLanes) + sums[row][part];
+      const auto part = load_floats<kCount>(key(k) + begin);
+      for (int line = 0; line < kLines; ++line) {
+        Floats<kCount>& sum = sums[line * kKeys + k];
+        sum = load_floats<kCount>(queries[line] + begin) * part + sum;
       }
     }
   }
-  for (int row = 0; row < kRows; ++row) {
-    for (int part = 0; part < kParts; ++part) {
-      const Lanes mixed = sums[row][part] / (totals[row] + Lanes{});
-      std::memcpy(out[row] + part * kLanes, &mixed, sizeof mixed);
+  for (int vector = 0; vector < kVectors; ++vector) {
+    fold_all<kCount>(sums + vector * kCount);
+    const Floats<kCount> scaled = sums[vector * kCount] * scale;
+    constexpr int kRun = kKeys < kCount ? kKeys : kCount;
+    float values[kCount];
+    std::memcpy(values, &scaled, sizeof scaled);
+    for (int begin = 0; begin < kCount; begin += kRun) {
+      const int place = vector * kCount + begin;
+      std::memcpy(scores + place / kKeys * kTileSlots + place % kKeys, values + begin, kRun * sizeof(float));
     }
   }
 }
 
-// Rows [row, row + kRows) of one head. Slots that one row sees and another does not count 0 in that other: adding
-// nothing changes no bit.
-template <int kRows>
-inline void attend_rows(const Attention& call, int64_t head, int64_t row, std::vector<float>& buffer) {
-  const int64_t kv = head / (call.heads / call.kv_heads) * call.capacity * call.width;
-  const float* queries[kRows];
-  float *out[kRows], totals[kRows];
-  for (int i = 0; i < kRows; ++i) {
-    const int64_t place = ((row + i) * call.heads + head) * call.width;
-    queries[i] = call.queries + place;
-    out[i] = call.out + place;
+// Scores of kLines lines from `line` on with the keys that any of them sees, and some beside them, which do not count;
+// kKeys at a time.
+template <int kLines, int kKeys, int kCount, int kWidth>
+inline void score_lines(
+    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, int64_t tile, int64_t line) {
+  const Span span = span_of(block, tile, line, kLines);
+  const int64_t width = block.width();
+  const auto score = [&](const auto& key, int64_t slot) __attribute__((always_inline)) {
+    float* scores = block.shares + line * kTileSlots + (slot - tile);
+    score_keys<kCount, kLines, kKeys>(block.queries + line, key, width, call.scale, scores);
+  };
+  int64_t slot = span.first / kKeys * kKeys;
+  for (; slot < span.end && slot + kKeys <= call.capacity; slot += kKeys) {
+    const float* first = keys + slot * width;
+    score([&](int k) { return first + k * width; }, slot);
   }
-  const int64_t first = call.first_slot(row), last = call.past + row + kRows, stride = last - first + kLanes;
-  if (buffer.size() < static_cast<size_t>(kRows * stride)) buffer.resize(static_cast<size_t>(kRows * stride));
-  float* scores = buffer.data();
-  score<kRows>(call, queries, call.keys + kv, first, last, scores, stride);
-  for (int i = 0; i < kRows; ++i) {
-    const int64_t begin = call.first_slot(row + i) - first, end = call.past + row + i + 1 - first;
-    float* own = scores + i * stride;
-    totals[i] = exponentials(own + begin, end - begin);
-    for (int64_t slot = 0; slot < begin; ++slot) own[slot] = 0;
-    for (int64_t slot = end; slot < last - first; ++slot) own[slot] = 0;
+  if (slot >= span.end) return;
+  const float* places[kKeys];  // behind the cache there is nothing to be read
+  for (int k = 0; k < kKeys; ++k) places[k] = keys + std::min(slot + k, span.end - 1) * width;
+  score([&](int k) { return places[k]; }, slot);
+}
+
+// e ** (before - now), mostly without computing it: the largest score soon stays what it is.
+template <int kCount>
+EDGEBLT_INLINE float decrease(float before, float now) {
+  if (before == now) return 1;
+  if (before == -FLT_MAX) return 0;
+  return exponential_or_zero<kCount>(repeat<kCount>(before - now))[0];
+}
+
+// Turns the scores of a line into shares of the largest score so far, 0 for slots that it does not see.
+template <int kCount, int kWidth>
+inline void share_line(LineBlock<kCount, kWidth>& block, int64_t tile, int64_t line) {
+  constexpr int kVectors = kTileSlots / kCount;
+  const Span span = span_of(block, tile, line, 1);
+  const auto first = static_cast<int32_t>(span.first - tile), end = static_cast<int32_t>(span.end - tile);
+  float* shares = block.shares + line * kTileSlots;
+  Ints<kCount> places;
+  for (int lane = 0; lane < kCount; ++lane) places[lane] = lane;
+  Floats<kCount> scores[kVectors], highest = repeat<kCount>(-FLT_MAX);
+  for (int vector = 0; vector < kVectors; ++vector, places += kCount) {
+    const Ints<kCount> seen = (places >= first) & (places < end);
+    scores[vector] = seen ? load_floats<kCount>(shares + vector * kCount) : repeat<kCount>(-HUGE_VALF);
+    highest = larger_of<kCount>(scores[vector], highest);
   }
-  const float* values = call.values + kv + first * call.width;
-  int64_t begin = 0;
-  // As many parts at a time as there are: a sum waits for itself, several do not wait for each other.
-  const auto mix_parts = [&](auto parts) {
-    constexpr int kParts = decltype(parts)::value;
-    for (; begin + kParts * kLanes <= call.width; begin += kParts * kLanes) {
-      float* places[kRows];
-      for (int i = 0; i < kRows; ++i) places[i] = out[i] + begin;
-      mix<kRows, kParts>(scores, stride, values + begin, last - first, call.width, totals, places);
+  const float before = block.highest[line], now = std::max(before, largest_of<kCount>(highest));
+  block.highest[line] = now;
+  block.factors[line] = decrease<kCount>(before, now);
+  Floats<kCount> total = block.totals[line] * block.factors[line];
+  for (int vector = 0; vector < kVectors; ++vector) {
+    const auto share = exponential_or_zero<kCount>(scores[vector] - now);
+    store_floats<kCount>(share, shares + vector * kCount);
+    total += share;
+  }
+  block.totals[line] = total;
+}
+
+// kParts * kCount elements of the values of a span, by the shares of kLines lines, added to what they mixed so far.
+// Slots at even and at odd places are added up apart.
+template <int kCount, int kLines, int kParts>
+EDGEBLT_INLINE void mix(
+    const Span& span, const float* values, int64_t width, const float* shares, const float* factors, float* mixed) {
+  Floats<kCount> sums[2][kLines][kParts];
+  for (int line = 0; line < kLines; ++line) {
+    for (int part = 0; part < kParts; ++part) {
+      sums[0][line][part] = load_floats<kCount>(mixed + line * width + part * kCount) * factors[line];
+      sums[1][line][part] = Floats<kCount>{};
+    }
+  }
+  const auto add = [&](int64_t slot, int parity) __attribute__((always_inline)) {
+    for (int part = 0; part < kParts; ++part) {
+      const auto value = load_floats<kCount>(values + slot * width + part * kCount);
+      for (int line = 0; line < kLines; ++line) {
+        sums[parity][line][part] = repeat<kCount>(shares[line * kTileSlots + slot - span.tile]) * value + sums[parity][line][part];
+      }
     }
   };
-  if constexpr (kRows == 1) {
-    mix_parts(std::integral_constant<int, 8>());
-    mix_parts(std::integral_constant<int, 4>());
+  int64_t slot = span.first;
+  if (slot & 1) add(slot++, 1);
+  for (; slot + 2 <= span.end; slot += 2) {
+    add(slot, 0);
+    add(slot + 1, 1);
   }
-  mix_parts(std::integral_constant<int, 2>());
+  if (slot < span.end) add(slot, 0);
+  for (int line = 0; line < kLines; ++line) {
+    for (int part = 0; part < kParts; ++part) {
+      store_floats<kCount>(sums[0][line][part] + sums[1][line][part], mixed + line * width + part * kCount);
+    }
+  }
+}
+
+// As many elements at a time as registers hold sums for: kMostParts vectors, then less.
+template <int kLines, int kMostParts, int kCount, int kWidth>
+inline void mix_lines(LineBlock<kCount, kWidth>& block, const float* values, int64_t tile, int64_t line) {
+  const Span span = span_of(block, tile, line, kLines);
+  const int64_t width = block.width();
+  int64_t begin = 0;
+  const auto mix_parts = [&](auto parts) {
+    constexpr int kParts = decltype(parts)::value;
+    for (; begin + kParts * kCount <= width; begin += kParts * kCount) {
+      mix<kCount, kLines, kParts>(span, values + begin, width, block.shares + line * kTileSlots, block.factors + line,
+                                  block.mixed + line * width + begin);
+    }
+  };
+  mix_parts(std::integral_constant<int, kMostParts>());
+  if constexpr (kMostParts > 2) mix_parts(std::integral_constant<int, 2>());
   mix_parts(std::integral_constant<int, 1>());
 }
 
-inline void attend_rows_of_head(const Attention& call, int64_t head, int64_t first, int64_t last) {
-  thread_local std::vector<float> scores;
-  int64_t row = first;
-  for (; row + kMostRows <= last; row += kMostRows) attend_rows<kMostRows>(call, head, row, scores);
-  for (; row < last; ++row) attend_rows<1>(call, head, row, scores);
+// apply(lines, line) for lines [first, end), kMost of them at a time as long as there are so many.
+template <int kMost, typename Apply>
+EDGEBLT_INLINE void in_groups(int64_t first, int64_t end, const Apply& apply) {
+  for (; first + kMost <= end; first += kMost) apply(std::integral_constant<int, kMost>(), first);
+  for (; first < end; ++first) apply(std::integral_constant<int, 1>(), first);
+}
+
+// Adds a tile of slots to what the lines [first, end), which see some of them, have so far.
+template <int kCount, int kWidth>
+inline void attend_tile(
+    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, const float* values, int64_t tile,
+    int64_t first, int64_t end) {
+  constexpr int kFew = kCount == 16 ? 8 : 4;  // keys that several lines read together
+  in_groups<2>(first, end, [&](auto lines, int64_t line) {
+    constexpr int kLines = decltype(lines)::value;
+    score_lines<kLines, kLines == 1 ? kCount : kFew>(call, block, keys, tile, line);
+  });
+  for (int64_t line = first; line < end; ++line) share_line(block, tile, line);
+  in_groups<4>(first, end, [&](auto lines, int64_t line) {
+    constexpr int kLines = decltype(lines)::value;
+    mix_lines<kLines, kLines == 1 ? 4 : 2>(block, values, tile, line);
+  });
+}
+
+// Lines [first, end) of a key head, at most kBlockLines, counted row by row.
+template <int kCount, int kWidth>
+inline void attend_block(
+    const Attention& call, int64_t kv_head, int64_t first, int64_t end, LineBlock<kCount, kWidth>& block) {
+  const int64_t group = call.heads / call.kv_heads, width = block.width();
+  block.count = end - first;
+  for (int64_t line = 0; line < block.count; ++line) {
+    const int64_t row = (first + line) / group, head = kv_head * group + (first + line) % group;
+    block.queries[line] = call.queries + (row * call.heads + head) * width;
+    block.out[line] = call.out + (row * call.heads + head) * width;
+    block.first[line] = call.first_slot(row);
+    block.end[line] = call.past + row + 1;
+    block.highest[line] = -FLT_MAX;
+    block.totals[line] = Floats<kCount>{};
+  }
+  std::fill_n(block.mixed, block.count * width, 0.0F);
+  const float *keys = call.keys + kv_head * call.capacity * width, *values = call.values + (keys - call.keys);
+  int64_t begin = 0, seen = 0;  // lines that see some of a tile
+  for (int64_t tile = block.first[0] / kTileSlots * kTileSlots; tile < block.end[block.count - 1]; tile += kTileSlots) {
+    while (block.end[begin] <= tile) ++begin;
+    while (seen < block.count && block.first[seen] < tile + kTileSlots) ++seen;
+    attend_tile(call, block, keys, values, tile, begin, seen);
+  }
+  for (int64_t line = 0; line < block.count; ++line) {
+    const float total = sum_of<kCount>(block.totals[line]);
+    const float* mixed = block.mixed + line * width;
+    for (int64_t i = 0; i < width; ++i) block.out[line][i] = mixed[i] / total;
+  }
+}
+
+template <int kCount, int kWidth>
+inline void attend_rows_of_width(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  thread_local std::vector<float> mixed;
+  const auto needed = static_cast<size_t>(kBlockLines * call.width);
+  if (mixed.size() < needed) mixed.resize(needed);
+  LineBlock<kCount, kWidth> block;
+  block.any_width = call.width;
+  block.mixed = mixed.data();
+  const int64_t group = call.heads / call.kv_heads;
+  for (int64_t line = first * group; line < last * group; line += kBlockLines) {
+    attend_block(call, kv_head, line, std::min<int64_t>(line + kBlockLines, last * group), block);
+  }
+}
+
+// See Kernels::attend.
+template <int kCount>
+inline void attend_rows(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  if constexpr (kCount > 8) {
+    if (call.width % kCount) return attend_rows<8>(call, kv_head, first, last);
+  }
+  switch (call.width) {
+    case 32: return attend_rows_of_width<kCount, 32>(call, kv_head, first, last);
+    case 64: return attend_rows_of_width<kCount, 64>(call, kv_head, first, last);
+    case 128: return attend_rows_of_width<kCount, 128>(call, kv_head, first, last);
+    default: return attend_rows_of_width<kCount, 0>(call, kv_head, first, last);
+  }
+}
+
+// See Kernels::store_row.
+inline void store_row(
+    const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row) {
+  constexpr int kCount = 8;  // every width is a multiple of it
+  thread_local std::vector<float> buffer;
+  const int64_t width = call.width, slot = call.past + row;
+  if (buffer.size() < static_cast<size_t>(2 * width)) buffer.resize(static_cast<size_t>(2 * width));
+  float *factors = buffer.data(), *crossed = factors + width;  // of an element, and of its neighbour
+  for (int64_t pair = 0; pair < width / 2; ++pair) {
+    factors[2 * pair] = factors[2 * pair + 1] = cosines[pair];
+    crossed[2 * pair] = -sines[pair];
+    crossed[2 * pair + 1] = sines[pair];
+  }
+  for (int64_t head = 0; head < call.heads + call.kv_heads; ++head, projected += width) {
+    float* out = head < call.heads ? call.queries + (row * call.heads + head) * width
+                                   : call.keys + ((head - call.heads) * call.capacity + slot) * width;
+    for (int64_t i = 0; i < width; i += kCount) {
+      const auto values = load_floats<kCount>(projected + i);
+      const auto neighbours = swapped<kCount, 1>(values, std::make_index_sequence<kCount>());
+      const auto product = neighbours * load_floats<kCount>(crossed + i);
+      store_floats<kCount>(values * load_floats<kCount>(factors + i) + product, out + i);
+    }
+  }
+  for (int64_t head = 0; head < call.kv_heads; ++head, projected += width) {
+    std::memcpy(call.values + (head * call.capacity + slot) * width, projected,
+                static_cast<size_t>(width) * sizeof(float));
+  }
 }
 
 }  // namespace

@@ -3,8 +3,13 @@
 
 namespace edgeblt {
 
-void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last) {
-  attend_rows_of_head(call, head, first, last);
+void attend_avx2(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  attend_rows<8>(call, kv_head, first, last);
+}
+
+void store_row_avx2(
+    const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row) {
+  store_row(call, projected, cosines, sines, row);
 }
 
 }  // namespace edgeblt

@@ -14,13 +14,16 @@ void dense_avx2(const DenseWeights& weights, const Inputs& inputs, int64_t first
 void dense_avxvnni(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
-void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last);
+void attend_avx2(const Attention& call, int64_t kv_head, int64_t first, int64_t last);
+void store_row_avx2(
+    const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row);
 void entropies_avx2(const float* logits, int64_t rows, int64_t width, float* out);
 void normalize_avx2(
     const float* values, const float* addend, const float* weight, int64_t width, float epsilon, float* total,
     float* out);
 void gate_avx2(const float* gate, const float* up, int64_t width, float* out);
-void attend_latent_avx2(const LatentAttention& call, const float* queries, const float* row, float* out);
+void attend_latent_avx2(
+    const LatentAttention& call, const float* queries, const float* row, int64_t bytes, float* out);
 
 namespace {
 

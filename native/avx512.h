@@ -19,13 +19,16 @@ int64_t amx_rows(int64_t rows, int64_t block_size);
 void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
-void attend_avx512(const Attention& call, int64_t head, int64_t first, int64_t last);
+void attend_avx512(const Attention& call, int64_t kv_head, int64_t first, int64_t last);
+void store_row_avx512(
+    const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row);
 void entropies_avx512(const float* logits, int64_t rows, int64_t width, float* out);
 void normalize_avx512(
     const float* values, const float* addend, const float* weight, int64_t width, float epsilon, float* total,
     float* out);
 void gate_avx512(const float* gate, const float* up, int64_t width, float* out);
-void attend_latent_avx512(const LatentAttention& call, const float* queries, const float* row, float* out);
+void attend_latent_avx512(
+    const LatentAttention& call, const float* queries, const float* row, int64_t bytes, float* out);
 
 namespace {
 

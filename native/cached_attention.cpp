@@ -9,29 +9,32 @@
 namespace edgeblt {
 namespace {
 
-struct Angles {
-  const float *cosines, *sines;
-  int64_t pairs;
+constexpr int64_t kRowUnit = 16;  // rows that are computed together
 
-  // Neighbours turned by the angles of a slot.
-  void rotate(const float* in, int64_t slot, float* out) const {
-    const float *cosine = cosines + slot * pairs, *sine = sines + slot * pairs;
-    for (int64_t i = 0; i < pairs; ++i) {
-      const float x = in[2 * i], y = in[2 * i + 1];
-      out[2 * i] = x * cosine[i] - y * sine[i];
-      out[2 * i + 1] = x * sine[i] + y * cosine[i];
+void store_all(const Call& call, const Attention& attention, const float* projected, const CacheInputs& cache) {
+  const Kernels& table = kernels(current_level());
+  const int64_t width = (attention.heads + 2 * attention.kv_heads) * attention.width, pairs = attention.width / 2;
+  const auto *cosines = static_cast<const float*>(cache.cosines.data);
+  const auto *sines = static_cast<const float*>(cache.sines.data);
+  const int64_t tasks = std::min(wanted_tasks(static_cast<double>(attention.rows * width)), attention.rows);
+  const int64_t portion = (attention.rows + tasks - 1) / tasks;
+  call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * portion;
+    for (int64_t row = begin; row < std::min(attention.rows, begin + portion); ++row) {
+      const int64_t angles = (attention.past + row) * pairs;
+      table.store_row(attention, projected + row * width, cosines + angles, sines + angles, row);
     }
-  }
-};
+  });
+}
 
 void attend_all(const Call& call, const Attention& attention) {
   const Kernels& table = kernels(current_level());
-  const int64_t rows = attention.rows, seen = attention.past + rows - attention.first_slot(0);
+  const int64_t rows = attention.rows, heads = attention.kv_heads, seen = attention.past + rows - attention.first_slot(0);
   const double products = static_cast<double>(rows * attention.heads * attention.width) * static_cast<double>(seen);
   const int64_t wanted = wanted_tasks(products);
-  const int64_t parts = std::clamp<int64_t>(wanted / attention.heads, 1, (rows + 3) / 4);  // of the rows
-  const int64_t portion = (rows + 4 * parts - 1) / (4 * parts) * 4;
-  const int64_t units = attention.heads * parts, tasks = std::min(units, wanted);
+  const int64_t parts = std::clamp<int64_t>(wanted / heads, 1, (rows + kRowUnit - 1) / kRowUnit);  // of the rows
+  const int64_t portion = (rows + kRowUnit * parts - 1) / (kRowUnit * parts) * kRowUnit;
+  const int64_t units = heads * parts, tasks = std::min(units, wanted);
   call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
     for (auto unit = static_cast<int64_t>(task); unit < units; unit += tasks) {
       const int64_t first = unit % parts * portion;
@@ -82,20 +85,10 @@ void CachedAttention::run(
   keep_past(cache.values, past, values);
   if (!rows) return;
   float* queries = workspace<float, kQueries>(rows * heads_ * width);
-  const Angles angles{static_cast<const float*>(cache.cosines.data), static_cast<const float*>(cache.sines.data),
-                      width / 2};
-  for (int64_t row = 0; row < rows; ++row, projected += projected_width(width)) {
-    for (int64_t head = 0; head < heads_; ++head) {
-      angles.rotate(projected + head * width, past + row, queries + (row * heads_ + head) * width);
-    }
-    for (int64_t head = 0; head < kv_heads_; ++head) {
-      const int64_t slot = (head * capacity + past + row) * width;
-      angles.rotate(projected + (heads_ + head) * width, past + row, keys + slot);
-      std::memcpy(values + slot, projected + (heads_ + kv_heads_ + head) * width,
-                  static_cast<size_t>(width) * sizeof(float));
-    }
-  }
-  attend_all(call, {rows, heads_, kv_heads_, width, capacity, past, window_, scale_, queries, keys, values, attended});
+  const Attention attention{rows, heads_, kv_heads_, width, capacity, past, window_, scale_, queries, keys, values,
+                            attended};
+  store_all(call, attention, projected, cache);
+  attend_all(call, attention);
 }
 
 // Where past and present are not one buffer.

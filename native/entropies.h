@@ -3,49 +3,30 @@
 #ifndef EDGEBLT_ENTROPIES_H
 #define EDGEBLT_ENTROPIES_H
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
 #include "kernels.h"
+#include "lanes.h"
 
 namespace edgeblt {
 namespace {
 
 constexpr int64_t kLanes = 8;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef int32_t IntLanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
-// e ** x for -87 <= x <= 0. Cephes' reduction and polynomial, error below 2 units in the last place.
-inline __attribute__((always_inline)) void exponential(const Lanes& argument, Lanes& result) {
-  constexpr float kMagic = 12582912.0F;
-  const Lanes power = (argument * 1.44269504088896341F + kMagic) - kMagic;
-  const Lanes x = (argument - power * 0.693359375F) - power * -2.12194440e-4F;
-  Lanes y = x * 1.9875691500e-4F + 1.3981999507e-3F;
-  y = y * x + 8.3334519073e-3F;
-  y = y * x + 4.1665795894e-2F;
-  y = y * x + 1.6666665459e-1F;
-  y = y * x + 5.0000001201e-1F;
-  y = y * x * x + x + 1.0F;
-  const IntLanes bits = (__builtin_convertvector(power, IntLanes) + 127) << 23;
-  result = y * (Lanes)bits;
-}
+using Lanes = Floats<kLanes>;
+using IntLanes = Ints<kLanes>;
 
 // Adds e**d and e**d * d for eight logits; e ** d counts as 0 for d below -87.
-inline __attribute__((always_inline)) void add_lanes(
+EDGEBLT_INLINE void add_lanes(
     const Lanes& logits, const Lanes& largest, Lanes& total, Lanes& weighted) {
-  constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
-  Lanes difference = logits - largest, share;
-  const IntLanes counts = difference > kLowest;
-  difference = counts ? difference : kLowest;
-  exponential(difference, share);
-  share = (Lanes)((IntLanes)share & counts);
+  const Lanes lowest = repeat<kLanes>(-87);
+  Lanes difference = logits - largest;
+  const IntLanes counts = difference > lowest;
+  difference = counts ? difference : lowest;
+  const Lanes share = (Lanes)((IntLanes)exponential<kLanes>(difference) & counts);
   total += share;
   weighted += share * difference;
 }
 
 // The last `count` logits of a row, filled up with what is as good as nothing.
-inline __attribute__((always_inline)) void load_rest(const float* logits, int64_t count, Lanes& lanes) {
+EDGEBLT_INLINE void load_rest(const float* logits, int64_t count, Lanes& lanes) {
   float some[kLanes];
   for (int64_t lane = 0; lane < kLanes; ++lane) some[lane] = lane < count ? logits[lane] : -HUGE_VALF;
   std::memcpy(&lanes, some, sizeof lanes);

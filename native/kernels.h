@@ -72,10 +72,10 @@ struct Attention {
   int64_t rows, heads, kv_heads, width, capacity, past;
   int64_t window;  // slots a row sees, its own among them; -1 for all
   float scale;
-  const float* queries;  // [rows, heads, width]
-  const float* keys;     // [kv_heads, capacity, width]
-  const float* values;   // the same
-  float* out;            // [rows, heads, width]
+  float* queries;  // [rows, heads, width]
+  float* keys;     // [kv_heads, capacity, width]
+  float* values;   // the same
+  float* out;      // [rows, heads, width]
 
   int64_t first_slot(int64_t row) const {
     const int64_t slot = past + row;
@@ -105,16 +105,19 @@ struct Kernels {
   void (*masked)(const MaskedWeights&, const Inputs&, int64_t first, int64_t last, float* out);
   // Entropy in nats of softmax(logits), row by row: [rows, width] to [rows].
   void (*entropies)(const float* logits, int64_t rows, int64_t width, float* out);
-  // Rows [first, last) of one head's queries.
-  void (*attend)(const Attention&, int64_t head, int64_t first, int64_t last);
+  // Rows [first, last) of the queries whose heads share one head of keys.
+  void (*attend)(const Attention&, int64_t kv_head, int64_t first, int64_t last);
+  // Of a row's queries, keys and values [heads + 2 kv_heads, width]: the queries, rotated by the angles of the row's
+  // slot, to `queries`, the keys, rotated, and the values to the cache.
+  void (*store_row)(const Attention&, const float* projected, const float* cosines, const float* sines, int64_t row);
   // RMSNorm of a row, total / sqrt(mean of total ** 2 + epsilon) * weight: of `values`, or where there is an addend of
   // the sum of both, which is then written to `total`.
   void (*normalize)(const float* values, const float* addend, const float* weight, int64_t width, float epsilon,
                     float* total, float* out);
   // gate * sigmoid(gate) * up; `out` may be one of them.
   void (*gate)(const float* gate, const float* up, int64_t width, float* out);
-  // One byte's queries [heads, width], and what they attend to.
-  void (*attend_latent)(const LatentAttention&, const float* queries, const float* row, float* out);
+  // The queries [bytes, heads, width] of bytes that have the same latent, and what they attend to.
+  void (*attend_latent)(const LatentAttention&, const float* queries, const float* row, int64_t bytes, float* out);
 };
 
 void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);

@@ -49,9 +49,11 @@ void LatentRows::run(
   const Portions portions(bytes, 1, wanted_tasks(products));
   call.parallel(static_cast<size_t>(portions.count), [&](size_t task) {
     const int64_t begin = static_cast<int64_t>(task) * portions.size;
-    for (int64_t byte = begin; byte < std::min(bytes, begin + portions.size); ++byte) {
+    const int64_t end = std::min(bytes, begin + portions.size);
+    for (int64_t byte = begin, next; byte < end; byte = next) {
+      for (next = byte + 1; next < end && index[next] == index[byte]; ++next) {}
       const float* row = index[byte] ? rows + (index[byte] - 1) * row_width : carried;
-      table.attend_latent(attention_, queries + byte * width, row + offset_, attended + byte * width);
+      table.attend_latent(attention_, queries + byte * width, row + offset_, next - byte, attended + byte * width);
     }
   });
 }

@@ -3,20 +3,22 @@
 #ifndef EDGEBLT_ROWS_H
 #define EDGEBLT_ROWS_H
 
-#include "attention.h"
+#include <vector>
+
+#include "entropies.h"
 
 namespace edgeblt {
 namespace {
 
 // Lanes of a row of which `count` elements are left; the last ones are filled up with zeros.
-inline __attribute__((always_inline)) Lanes lanes_or_zeros(const float* values, int64_t count) {
-  if (count >= kLanes) return lanes_at(values);
+EDGEBLT_INLINE Lanes lanes_or_zeros(const float* values, int64_t count) {
+  if (count >= kLanes) return load_floats<kLanes>(values);
   Lanes lanes = {};
   std::memcpy(&lanes, values, static_cast<size_t>(count) * sizeof *values);
   return lanes;
 }
 
-inline __attribute__((always_inline)) void store_lanes(const Lanes& lanes, int64_t count, float* out) {
+EDGEBLT_INLINE void store_lanes(const Lanes& lanes, int64_t count, float* out) {
   if (count >= kLanes) {
     std::memcpy(out, &lanes, sizeof lanes);
   } else {
@@ -37,7 +39,7 @@ inline void normalize_row(
     }
     squares = some * some + squares;
   }
-  const float scale = 1.0F / std::sqrt(sum_of(squares) / static_cast<float>(width) + epsilon);
+  const float scale = 1.0F / std::sqrt(sum_of<kLanes>(squares) / static_cast<float>(width) + epsilon);
   const float* in = addend ? total : values;
   for (int64_t i = 0; i < width; i += kLanes) {
     const Lanes normed = lanes_or_zeros(in + i, width - i) * scale * lanes_or_zeros(weight + i, width - i);
@@ -47,40 +49,71 @@ inline void normalize_row(
 
 // See Kernels::gate. The exponential is of -|x|, which cannot overflow.
 inline void gate_row(const float* gate, const float* up, int64_t width, float* out) {
-  constexpr Lanes kLowest = {-87, -87, -87, -87, -87, -87, -87, -87};
+  const Lanes lowest = repeat<kLanes>(-87);
   for (int64_t i = 0; i < width; i += kLanes) {
     const Lanes x = lanes_or_zeros(gate + i, width - i);
-    Lanes negative = (Lanes)((IntLanes)x | INT32_MIN), power;
-    negative = negative > kLowest ? negative : kLowest;
-    exponential(negative, power);
+    const Lanes negative = (Lanes)((IntLanes)x | INT32_MIN);
+    const Lanes power = exponential<kLanes>(larger_of<kLanes>(negative, lowest));
     const Lanes sigmoid = (x < 0.0F ? power : Lanes{} + 1.0F) / (power + 1.0F);
     store_lanes(x * sigmoid * lanes_or_zeros(up + i, width - i), width - i, out + i);
   }
 }
 
-// See Kernels::attend_latent.
-inline void attend_vectors(const LatentAttention& call, const float* queries, const float* keys, float* out) {
-  thread_local std::vector<float> buffer;
-  const auto needed = static_cast<size_t>(call.vectors + kLanes);
-  if (buffer.size() < needed) buffer.resize(needed);
-  float* scores = buffer.data();
-  const int64_t size = call.width * call.vectors, group = call.heads / call.kv_heads;
-  const float* values = keys + call.kv_heads * size;
-  for (int64_t head = 0; head < call.heads; ++head, queries += call.width, out += call.width) {
-    const float *key = keys + head / group * size, *value = values + head / group * size;
-    for (int64_t vector = 0; vector < call.vectors; ++vector) {
-      Lanes sums = {};
-      for (int64_t i = 0; i < call.width; i += kLanes) {
-        Lanes some;
-        for (int64_t lane = 0; lane < kLanes; ++lane) some[lane] = key[(i + lane) * call.vectors + vector];
-        sums = lanes_at(queries + i) * some + sums;
-      }
-      scores[vector] = sum_of(sums) * call.scale;
-    }
-    const float total = exponentials(scores, call.vectors);
+// e ** (score - largest score) in place of `count` scores; gives their sum. Up to kLanes - 1 scores behind them are
+// overwritten.
+inline float exponentials(float* scores, int64_t count) {
+  for (int64_t i = count; i % kLanes; ++i) scores[i] = -HUGE_VALF;
+  Lanes highest = load_floats<kLanes>(scores);
+  for (int64_t begin = kLanes; begin < count; begin += kLanes) {
+    highest = larger_of<kLanes>(load_floats<kLanes>(scores + begin), highest);
+  }
+  const float largest = largest_of<kLanes>(highest);
+  Lanes total = {};
+  for (int64_t begin = 0; begin < count; begin += kLanes) {
+    const Lanes share = exponential_or_zero<kLanes>(load_floats<kLanes>(scores + begin) - largest);
+    store_floats<kLanes>(share, scores + begin);
+    total += share;
+  }
+  return sum_of<kLanes>(total);
+}
+
+// One head's query of one byte: keys and values [vectors, width].
+inline void attend_to_few(
+    const LatentAttention& call, const float* query, const float* keys, const float* values, float* scores,
+    float* out) {
+  for (int64_t vector = 0; vector < call.vectors; ++vector) {
+    Lanes sums = {};
     for (int64_t i = 0; i < call.width; i += kLanes) {
-      float* const place = out + i;
-      mix<1, 1>(scores, 0, value + i, call.vectors, call.width, &total, &place);
+      sums = load_floats<kLanes>(query + i) * load_floats<kLanes>(keys + vector * call.width + i) + sums;
+    }
+    scores[vector] = sum_of<kLanes>(sums) * call.scale;
+  }
+  const float total = exponentials(scores, call.vectors);
+  for (int64_t i = 0; i < call.width; i += kLanes) {
+    Lanes mixed = {};
+    for (int64_t vector = 0; vector < call.vectors; ++vector) {
+      mixed = scores[vector] * load_floats<kLanes>(values + vector * call.width + i) + mixed;
+    }
+    store_floats<kLanes>(mixed / total, out + i);
+  }
+}
+
+// See Kernels::attend_latent. Keys are turned round once for all bytes.
+inline void attend_vectors(
+    const LatentAttention& call, const float* queries, const float* keys, int64_t bytes, float* out) {
+  thread_local std::vector<float> buffer;
+  const int64_t size = call.width * call.vectors, group = call.heads / call.kv_heads, row = call.heads * call.width;
+  const auto needed = static_cast<size_t>(size + call.vectors + kLanes);
+  if (buffer.size() < needed) buffer.resize(needed);
+  float *turned = buffer.data(), *shares = turned + size;
+  const float* values = keys + call.kv_heads * size;
+  for (int64_t kv_head = 0; kv_head < call.kv_heads; ++kv_head, keys += size, values += size) {
+    for (int64_t vector = 0; vector < call.vectors; ++vector) {
+      for (int64_t i = 0; i < call.width; ++i) turned[vector * call.width + i] = keys[i * call.vectors + vector];
+    }
+    for (int64_t line = 0; line < bytes * group; ++line) {
+      const int64_t place = line / group * row + (kv_head * group + line % group) * call.width;
+      attend_to_few(call, queries + place, turned, values, shares, out + place);
     }
   }
 }

@@ -11,8 +11,9 @@ void normalize_avx512(
 
 void gate_avx512(const float* gate, const float* up, int64_t width, float* out) { gate_row(gate, up, width, out); }
 
-void attend_latent_avx512(const LatentAttention& call, const float* queries, const float* row, float* out) {
-  attend_vectors(call, queries, row, out);
+void attend_latent_avx512(
+    const LatentAttention& call, const float* queries, const float* row, int64_t bytes, float* out) {
+  attend_vectors(call, queries, row, bytes, out);
 }
 
 }  // namespace edgeblt

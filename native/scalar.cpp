@@ -1,6 +1,7 @@
 // The plain definition of every kernel: what the vector levels are tested against, and what runs elsewhere.
 #include <cmath>
 
+#include "attention.h"
 #include "dense.h"
 #include "rows.h"
 
@@ -132,7 +133,7 @@ int64_t all_rows(int64_t rows, int64_t) { return rows; }
 
 }  // namespace
 
-const Kernels kScalarKernels = {16, all_rows, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kScalarKernels = {16, all_rows, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows<4>, store_row,
                                 normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

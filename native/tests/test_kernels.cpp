@@ -251,15 +251,15 @@ void one_round(const char* level, const Kernels& table) {
 }
 
 void attention_round(const char* level, const Kernels& table) {
-  const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), rows = any(1, 9);
-  const int64_t past = any(0, 40), capacity = past + rows, window = any(0, 2) ? any(1, 30) : -1;
+  const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = any(0, 1) ? 8 * any(1, 17) : 32 << any(0, 2);
+  const int64_t rows = any(1, 40), past = any(0, 200), capacity = past + rows, window = any(0, 2) ? any(1, 150) : -1;
   Block<float> queries(rows * heads * width), keys(kv_heads * capacity * width), values(keys.count);
   for (Block<float>* block : {&queries, &keys, &values}) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
   Block<float> expected(queries.count), actual(queries.count), single(queries.count);
   Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, keys.data, values.data, nullptr};
-  for (int64_t head = 0; head < heads; ++head) {
+  for (int64_t head = 0; head < kv_heads; ++head) {
     call.out = expected.data;
     kScalarKernels.attend(call, head, 0, rows);
     call.out = actual.data;
@@ -271,6 +271,30 @@ void attention_round(const char* level, const Kernels& table) {
     const double error = std::fabs(expected.data[i] - actual.data[i]);
     if (!(error <= 2e-5)) fail("attention", level, rows, width, past, error);
     if (actual.data[i] != single.data[i]) fail("attention in parts", level, rows, width, past, i);
+  }
+}
+
+// A row's queries, keys and values, where the cache ends with its slot.
+void store_round(const char* level, const Kernels& table) {
+  const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), capacity = any(1, 5);
+  Block<float> projected((heads + 2 * kv_heads) * width), cosines(width / 2), sines(width / 2);
+  Block<float> queries(heads * width), keys(kv_heads * capacity * width), values(keys.count);
+  for (Block<float>* block : {&projected, &cosines, &sines}) {
+    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
+  }
+  const Attention call{1, heads, kv_heads, width, capacity, capacity - 1, -1, 0.2F, queries.data, keys.data, values.data,
+                       nullptr};
+  table.store_row(call, projected.data, cosines.data, sines.data, 0);
+  for (int64_t head = 0; head < heads + 2 * kv_heads; ++head) {
+    const float* in = projected.data + head * width;
+    const float* out = queries.data + head * width;
+    const int64_t kv_head = (head - heads) % kv_heads;
+    if (head >= heads) out = (head < heads + kv_heads ? keys : values).data + (kv_head * capacity + capacity - 1) * width;
+    for (int64_t i = 0; i < width; ++i) {
+      const double cosine = cosines.data[i / 2], sine = i % 2 ? sines.data[i / 2] : -sines.data[i / 2];
+      const double exact = head < heads + kv_heads ? in[i] * cosine + in[i ^ 1] * sine : in[i];
+      if (!(std::fabs(exact - out[i]) <= 2e-6)) fail("rotation", level, head, width, i, exact - out[i]);
+    }
   }
 }
 
@@ -308,14 +332,15 @@ void rows_round(const char* level, const Kernels& table) {
 
 void latent_round(const char* level, const Kernels& table) {
   const int64_t kv_heads = any(1, 3), heads = kv_heads * any(1, 3), width = 8 * any(1, 9), vectors = any(1, 20);
-  Block<float> queries(heads * width), row(2 * kv_heads * width * vectors);
+  const int64_t bytes = any(1, 3);
+  Block<float> queries(bytes * heads * width), row(2 * kv_heads * width * vectors);
   Block<float> expected(queries.count), actual(queries.count);
   for (Block<float>* block : {&queries, &row}) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
   const LatentAttention call{heads, kv_heads, width, vectors, 0.2F};
-  kScalarKernels.attend_latent(call, queries.data, row.data, expected.data);
-  table.attend_latent(call, queries.data, row.data, actual.data);
+  kScalarKernels.attend_latent(call, queries.data, row.data, bytes, expected.data);
+  table.attend_latent(call, queries.data, row.data, bytes, actual.data);
   for (int64_t i = 0; i < expected.count; ++i) {
     const double error = std::fabs(expected.data[i] - actual.data[i]);
     if (!(error <= 2e-5)) fail("attention to latents", level, heads, width, vectors, error);
@@ -326,6 +351,7 @@ void all_rounds(const char* level, const Kernels& table) {
   dense_round(level, table);
   one_round(level, table);
   attention_round(level, table);
+  store_round(level, table);
   rows_round(level, table);
   latent_round(level, table);
 }
