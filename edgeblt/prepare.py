@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.examination.branch_names import with_unique_branch_names
 from edgeblt.bundle.examination.external_data import align_external_data
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldStage, file_record, hold_bundle, refuse_replacement, write_document
@@ -114,6 +115,7 @@ def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedSta
             f"{source.graph} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"
         ) from None
     refuse_replacement([source])
+    graph.write_bytes(with_unique_branch_names(graph.read_bytes()))
     if weights.exists() and align_external_data(graph, weights):
         return PreparedStage(file_record(graph), file_record(weights))
     graph.unlink(missing_ok=True)

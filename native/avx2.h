@@ -11,6 +11,7 @@
 namespace edgeblt {
 
 void dense_avx2(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void dense_avxvnni(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx2(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void attend_avx2(const Attention& call, int64_t head, int64_t first, int64_t last);

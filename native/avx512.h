@@ -15,6 +15,7 @@
 namespace edgeblt {
 
 void dense_avx512(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void attend_avx512(const Attention& call, int64_t head, int64_t first, int64_t last);

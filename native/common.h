@@ -55,20 +55,6 @@ inline void block_scales(const Scales& scales, int64_t row, int64_t blocks, floa
   for (int64_t place = blocks * kRows; place % 8; ++place) out[place] = 0;
 }
 
-// Zero points of a row less `middle`, as floats.
-inline void block_zero_points(const DenseWeights& weights, int64_t row, int middle, float* out) {
-  const int64_t bytes = (weights.blocks * weights.bits + 7) / 8;
-  for (int64_t block = 0; block < weights.blocks; ++block) {
-    int point = 1 << (weights.bits - 1);
-    if (weights.zero_points && weights.bits == 8) point = weights.zero_points[row * bytes + block];
-    if (weights.zero_points && weights.bits == 4) {
-      point = weights.zero_points[row * bytes + block / 2] >> (block % 2 * 4) & 15;
-    }
-    out[block] = static_cast<float>(point - middle);
-  }
-  for (int64_t block = weights.blocks; block % 8; ++block) out[block] = 0;
-}
-
 // The values of a masked row as bytes: where they are, or widened from 4 bits into `wide`.
 inline const int8_t* row_values(const MaskedWeights& weights, int64_t row, int8_t* wide) {
   const uint8_t* stored = weights.values + weights.offsets[row];
@@ -90,7 +76,7 @@ inline float round_even(float value) {
 // See Kernels::quantize. A block's scale is its largest magnitude / 127, a code the value * (127 / largest) rounded to
 // even; all codes are 0 where that is below 2 ** -120, or where a value is not finite, which the scale then passes on.
 inline void quantize_row(
-    const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums) {
+    const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, int32_t* sums) {
   constexpr uint32_t kSmallest = 7u << 23, kInfinity = 0x7f800000;
   for (int64_t begin = 0, block = 0; begin < columns; begin += block_size, ++block) {
     const int64_t count = columns - begin < block_size ? columns - begin : block_size;
@@ -115,7 +101,7 @@ inline void quantize_row(
       sum += code;
     }
     scales[block] = from_bits(largest) / 127.0F;
-    sums[block] = static_cast<float>(sum);
+    sums[block] = sum;
   }
   std::memset(codes + columns, 0, static_cast<size_t>(padded_columns(columns, block_size) - columns));
 }

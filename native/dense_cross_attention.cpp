@@ -26,8 +26,6 @@ class DenseCrossAttention final : public Kernel {
     const int64_t rows = x.shape[0], attended_width = latents_.attended_width();
     const LatentInputs inputs{call.input(1), call.input(2), call.input(3)};
     latents_.check(inputs, rows);
-    query_.check(call);
-    output_.check(call);
     auto* y = call.output<float>(0, x.shape);
     if (!rows) return;
     const Kernels& table = kernels(current_level());
@@ -59,7 +57,7 @@ const Operator& dense_cross_attention_operator() {
   using namespace ort;
   static const Operator op(
       "DenseCrossAttention", 7,
-      {kFloat, kFloat, kFloat, kInt64, kFloat, kUint8, kUint8, kAny, kAny, kUint8, kUint8}, 9, {kFloat},
+      {kFloat, kFloat, kFloat, kInt64, kFloat, kUint8, kUint8, kAny, kAny, kUint8, kUint8}, 11, {kFloat},
       [](const Node& node) -> Kernel* { return new DenseCrossAttention(node); });
   return op;
 }

@@ -1,4 +1,4 @@
-// edgeblt::DenseMatMul: weights as MatMulNBits has them.
+// edgeblt::DenseMatMul: dense weights, sixteen rows side by side.
 #include "dense_product.h"
 
 namespace edgeblt {
@@ -6,7 +6,7 @@ namespace {
 
 class DenseMatMul final : public MatMul {
  public:
-  explicit DenseMatMul(const Node& node) : MatMul(node), product_(form_) { bind_constants(node, 3, 2); }
+  explicit DenseMatMul(const Node& node) : MatMul(node), product_(form_) { bind_constants(node, 3); }
 
  protected:
   void bind(const std::vector<Tensor>& weights) override { product_.bind(weights[0], weights[1], weights[2]); }
@@ -14,8 +14,6 @@ class DenseMatMul final : public MatMul {
   void multiply(const Kernels& table, const Inputs& inputs, int64_t first, int64_t last, float* out) const override {
     product_.multiply(table, inputs, first, last, out);
   }
-
-  bool splits_inputs() const override { return product_.splits_inputs(); }
 
  private:
   DenseProduct product_;
@@ -26,7 +24,7 @@ class DenseMatMul final : public MatMul {
 const Operator& dense_matmul_operator() {
   using namespace ort;
   static const Operator op(
-      "DenseMatMul", 1, {kFloat, kUint8, kAny, kUint8}, 3, {kFloat},
+      "DenseMatMul", 1, {kFloat, kUint8, kAny, kUint8}, 4, {kFloat},
       [](const Node& node) -> Kernel* { return new DenseMatMul(node); });
   return op;
 }

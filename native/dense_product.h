@@ -27,42 +27,41 @@ class DenseProduct {
   // One of a layer's `count` products, whose weights are initializers: the codes of all are the inputs from `codes` on,
   // then come their scales, and then their zero points.
   DenseProduct(const Node& node, const std::string& prefix, int64_t columns, int64_t rows, size_t codes, size_t count)
-      : form_(node, columns, rows, prefix), zero_points_(codes + 2 * count) {
-    const Tensor scales = initializer(node, codes + count, prefix + "scales");
-    bind(initializer(node, codes, prefix + "codes"), scales, node.constant(zero_points_), prefix);
-  }
-
-  // Zero points that are no initializers look absent when a session opens; raises OperatorError.
-  void check(const Call& call) const {
-    if (!weights_.zero_points && call.has(zero_points_)) {
-      throw OperatorError("input " + std::to_string(zero_points_) + " is no initializer; export the model again");
-    }
+      : form_(node, columns, rows, prefix) {
+    const auto part = [&](const char* name, size_t place) {
+      return initializer(node, codes + place * count, prefix + name);
+    };
+    bind(part("codes", 0), part("scales", 1), part("zero_points", 2), prefix);
   }
 
   // Raises OperatorError, naming the input after `prefix`, for weights that are not of this form.
   void bind(const Tensor& codes, const Tensor& scales, const Tensor& zero_points, const std::string& prefix = "") {
     const auto named = [&](const char* name) { return prefix + name; };
-    require(codes, named("codes").c_str(), ort::kUint8, {form_.rows, form_.blocks, form_.block_size * form_.bits / 8});
-    if (zero_points) {
-      const int64_t bytes = (form_.blocks * form_.bits + 7) / 8;
-      require(zero_points, named("zero_points").c_str(), ort::kUint8, {form_.rows, bytes});
+    const int64_t groups = (form_.rows + kGroup - 1) / kGroup, bytes = kGroup * form_.bits / 8;
+    require(codes, named("codes").c_str(), ort::kUint8, {groups, form_.blocks, form_.block_size * bytes});
+    const auto* points = static_cast<const uint8_t*>(zero_points.data);
+    if (zero_points.shape.size() == 1) {  // one byte stands for all: the middle of the codes
+      require(zero_points, named("zero_points").c_str(), ort::kUint8, {1});
+      if (*points != (form_.bits == 8 ? 0x80 : 0x88)) {
+        throw OperatorError(named("zero_points") + " of one byte is not the middle of the codes; export the model again");
+      }
+      points = nullptr;
+    } else {
+      require(zero_points, named("zero_points").c_str(), ort::kUint8, {groups, form_.blocks, bytes});
     }
     weights_ = {form_.rows, form_.columns, form_.block_size, form_.blocks, static_cast<int>(form_.bits),
-                static_cast<const uint8_t*>(codes.data), static_cast<const uint8_t*>(zero_points.data),
-                form_.scales(scales, false, named("scales").c_str())};
+                static_cast<const uint8_t*>(codes.data), points,
+                form_.scales(scales, kGroup, named("scales").c_str())};
   }
-
-  bool splits_inputs() const { return form_.bits == 4; }
 
   // Whether inputs rounded for the one product serve the other.
   bool rounds_as(const DenseProduct& other) const {
-    return form_.columns == other.form_.columns && form_.block_size == other.form_.block_size &&
-           splits_inputs() == other.splits_inputs();
+    return form_.columns == other.form_.columns && form_.block_size == other.form_.block_size;
   }
 
   template <typename Values>
   Inputs round(const Call& call, const Kernels& table, int64_t rows, const Values& values) const {
-    return round_rows(call, table, form_, splits_inputs(), rows, values);
+    return round_rows(call, table, form_, rows, values);
   }
 
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.
@@ -80,7 +79,6 @@ class DenseProduct {
  private:
   Form form_;
   DenseWeights weights_{};
-  size_t zero_points_ = 0;  // which input they are, of a layer's product
 };
 
 }  // namespace edgeblt

@@ -1,5 +1,5 @@
 // The computations behind the operators: for every instruction level one table of functions with the same results up to
-// the order of float additions. docs/kernels.md describes the layouts.
+// the order of float additions, dense products to the bit. docs/kernels.md describes the layouts.
 #ifndef EDGEBLT_KERNELS_H
 #define EDGEBLT_KERNELS_H
 
@@ -26,19 +26,24 @@ struct Scales {
 struct Inputs {
   int64_t rows, columns;  // columns: `padded_columns`, zeros beyond the matrix
   int64_t block_size, blocks;
-  int64_t stride;        // floats from one row of `scales` and `sums` to the next; zeros beyond the blocks
-  const int8_t* codes;   // [rows, columns], 64-byte aligned; permuted within runs of `Kernels::split` for 4-bit weights
+  int64_t stride;        // elements from one row of `scales` and `sums` to the next; zeros beyond the blocks
+  const int8_t* codes;   // [rows, columns], 64-byte aligned
   const float* scales;   // [rows, stride]
-  const float* sums;     // [rows, stride] sum of the block's codes
+  const int32_t* sums;   // [rows, stride] sum of the block's codes
 };
 
-// MatMulNBits' layout: codes [rows, blocks, block_size * bits / 8], of 4-bit codes the even column in the low half.
+constexpr int64_t kGroup = 16;  // rows of dense weights side by side: each is a 32-bit lane of a vector
+
+// Interleaved: codes [groups, blocks, block_size * bits / 32, 16 rows, 4 bytes]. A row's four bytes hold four columns
+// in 8 bits; in 4 bits eight, the first four in the low halves. A code less its zero point is the weight.
 struct DenseWeights {
   int64_t rows, columns, block_size, blocks;
   int bits;
   const uint8_t* codes;
-  const uint8_t* zero_points;  // [rows, ceil(blocks * bits / 8)], or null for 2 ** (bits - 1)
-  Scales scales;
+  const uint8_t* zero_points;  // [groups, blocks, 16 * bits / 8], rows 0 to 7 in the low halves; null: 2 ** (bits - 1)
+  Scales scales;               // [groups, per_row, 16]
+
+  int64_t block_bytes() const { return kGroup * block_size * bits / 8; }
 };
 
 // N:M sparse: pairs of rows, tiles of 128 columns, each tile its indices and then its values.
@@ -85,11 +90,12 @@ struct LatentAttention {
 };
 
 struct Kernels {
-  // Columns after which the order of codes for 4-bit dense weights repeats: its even columns, then its odd ones.
-  int64_t split;
   // One row of `columns` values: codes (zeros up to `padded_columns`), and for each block its scale and sum.
-  void (*quantize)(const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, float* sums);
-  // The products of rows [first, last) of the weights with all rows of the inputs: out[m * weights.rows + n].
+  void (*quantize)(const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales,
+                   int32_t* sums);
+  // The products of rows [first, last) of the weights with all rows of the inputs: out[m * weights.rows + n]. `first` is
+  // a multiple of 16. Every level gives the same bits: blocks in order, each total = fma(scale of the weights * scale of
+  // the inputs, exact sum, total).
   void (*dense)(const DenseWeights&, const Inputs&, int64_t first, int64_t last, float* out);
   void (*sparse)(const SparseWeights&, const Inputs&, int64_t first, int64_t last, float* out);  // first is even
   void (*masked)(const MaskedWeights&, const Inputs&, int64_t first, int64_t last, float* out);
@@ -107,13 +113,18 @@ struct Kernels {
   void (*attend_latent)(const LatentAttention&, const float* queries, const float* row, float* out);
 };
 
+void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
+
 // The table of an available level.
 const Kernels& kernels(Level level);
 
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;
 extern const Kernels kNeonKernels;
+extern const Kernels kI8mmKernels;
 
 // Columns of inputs as stored: whole tiles and whole blocks.
 constexpr int64_t padded_columns(int64_t columns, int64_t block_size) {

@@ -117,7 +117,4 @@ void masked_avx2(const MaskedWeights& weights, const Inputs& inputs, int64_t fir
   }
 }
 
-const Kernels kAvx2Kernels = {64, quantize_row, dense_avx2, sparse_avx2, masked_avx2, entropies_avx2, attend_avx2,
-                              normalize_avx2, gate_avx2, attend_latent_avx2};
-
 }  // namespace edgeblt

@@ -65,7 +65,4 @@ void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t f
   }
 }
 
-const Kernels kAvx512Kernels = {128, quantize_row, dense_avx512, sparse_avx512, masked_avx512, entropies_avx512,
-                                attend_avx512, normalize_avx512, gate_avx512, attend_latent_avx512};
-
 }  // namespace edgeblt

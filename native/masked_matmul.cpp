@@ -8,7 +8,7 @@ namespace {
 
 class MaskedMatMul final : public MatMul {
  public:
-  explicit MaskedMatMul(const Node& node) : MatMul(node) { bind_constants(node, 4, 4); }
+  explicit MaskedMatMul(const Node& node) : MatMul(node) { bind_constants(node, 4); }
 
  protected:
   void bind(const std::vector<Tensor>& weights) override {

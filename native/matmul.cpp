@@ -3,21 +3,6 @@
 #include <cstring>
 
 namespace edgeblt {
-namespace {
-
-// Even columns first, then odd ones, in every run of `split` columns: as 4-bit codes come apart.
-void split_columns(int8_t* codes, int64_t columns, int64_t split) {
-  int8_t run[256];
-  for (int64_t begin = 0; begin < columns; begin += split) {
-    for (int64_t i = 0; i < split / 2; ++i) {
-      run[i] = codes[begin + 2 * i];
-      run[split / 2 + i] = codes[begin + 2 * i + 1];
-    }
-    std::memcpy(codes + begin, run, static_cast<size_t>(split));
-  }
-}
-
-}  // namespace
 
 int64_t positive(const Node& node, const char* name) {
   return node.attribute(name, 1, kMostSize);
@@ -34,39 +19,36 @@ Form::Form(const Node& node, int64_t columns, int64_t rows, const std::string& p
   }
 }
 
-Scales Form::scales(const Tensor& scales, bool pairs, const char* name) const {
-  const int64_t per_row = (blocks + blocks_per_scale - 1) / blocks_per_scale;
-  const Shape shape = pairs ? Shape{(rows + 1) / 2, per_row, 2} : Shape{rows, per_row};
+Scales Form::scales(const Tensor& scales, int64_t together, const char* name) const {
+  const int64_t per_row = scales_per_row();
+  const Shape shape = together > 1 ? Shape{(rows + together - 1) / together, per_row, together} : Shape{rows, per_row};
   require(scales, name, scales.type == ort::kFloat ? ort::kFloat : ort::kFloat16, shape);
   return {scales.data, scales.type == ort::kFloat16, per_row, blocks_per_scale};
 }
 
-Rounding::Rounding(const Form& form, bool split, int64_t rows)
-    : form_(form), split_(split), rows_(rows), padded_(padded_columns(form.columns, form.block_size)),
+Rounding::Rounding(const Form& form, int64_t rows)
+    : form_(form), rows_(rows), padded_(padded_columns(form.columns, form.block_size)),
       stride_((form.blocks + 7) / 8 * 8 + kSlack), codes_(workspace<int8_t, kCodes>(product_of({rows, padded_}))),
       scales_(workspace<float, kScales>(product_of({rows, stride_}))),
-      sums_(workspace<float, kSums>(product_of({rows, stride_}))) {}
+      sums_(workspace<int32_t, kSums>(product_of({rows, stride_}))) {}
 
 void Rounding::round(const Kernels& table, int64_t row, const float* values) const {
-  float *scales = scales_ + row * stride_, *sums = sums_ + row * stride_;
+  float* scales = scales_ + row * stride_;
+  int32_t* sums = sums_ + row * stride_;
   std::memset(scales, 0, static_cast<size_t>(stride_) * sizeof *scales);
   std::memset(sums, 0, static_cast<size_t>(stride_) * sizeof *sums);
   int8_t* codes = codes_ + row * padded_;
   table.quantize(values, form_.columns, form_.block_size, codes, scales, sums);
-  if (split_) split_columns(codes, padded_, table.split);
 }
 
 MatMul::MatMul(const Node& node) : form_(node, positive(node, "K"), positive(node, "N")) {}
 
-void MatMul::bind_constants(const Node& node, size_t count, size_t required) {
+void MatMul::bind_constants(const Node& node, size_t count) {
   weight_count_ = count;
   std::vector<Tensor> weights;
   for (size_t index = 1; index <= count; ++index) {
     weights.push_back(node.constant(index));
-    if (index <= required && !weights.back()) return;
-  }
-  for (size_t index = required + 1; index <= count; ++index) {
-    if (!weights[index - 1]) absent_.push_back(index);
+    if (!weights.back()) return;
   }
   bind(weights);
   bound_ = true;
@@ -89,12 +71,6 @@ void MatMul::compute(const Call& call) {
     alone.lock();
     bind_inputs(call);
   }
-  for (const size_t index : absent_) {
-    if (call.has(index)) {
-      throw OperatorError("input " + std::to_string(index) +
-                          " is no initializer, as the other weights are; export the model again");
-    }
-  }
   Shape shape = values.shape;
   shape.back() = form_.rows;
   auto* out = call.output<float>(0, shape);
@@ -102,7 +78,7 @@ void MatMul::compute(const Call& call) {
   if (!rows) return;
   const Kernels& table = kernels(current_level());
   const auto* data = static_cast<const float*>(values.data);
-  const Inputs inputs = round_rows(call, table, form_, splits_inputs(), rows, [&](int64_t row) {
+  const Inputs inputs = round_rows(call, table, form_, rows, [&](int64_t row) {
     return data + row * form_.columns;
   });
   multiply_rows(call, form_, rows, [&](int64_t first, int64_t last) { multiply(table, inputs, first, last, out); });

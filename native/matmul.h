@@ -24,8 +24,11 @@ struct Form {
   // Reads the attributes `prefix`bits, `prefix`block_size and `prefix`blocks_per_scale; raises OperatorError.
   Form(const Node& node, int64_t columns, int64_t rows, const std::string& prefix = "");
 
-  // Scales [rows, count], or [ceil(rows / 2), count, 2] where rows go in pairs.
-  Scales scales(const Tensor& scales, bool pairs = false, const char* name = "scales") const;
+  // Scales of all rows, each with `scales_per_row`: [rows, per row], or where `together` rows go side by side
+  // [ceil(rows / together), per row, together].
+  Scales scales(const Tensor& scales, int64_t together = 1, const char* name = "scales") const;
+
+  int64_t scales_per_row() const { return (blocks + blocks_per_scale - 1) / blocks_per_scale; }
 
   int64_t columns, rows, bits, block_size, blocks_per_scale, blocks;
 };
@@ -33,24 +36,24 @@ struct Form {
 // Memory of the calling thread for rounded inputs, which the next ones overwrite.
 class Rounding {
  public:
-  Rounding(const Form& form, bool split, int64_t rows);
+  Rounding(const Form& form, int64_t rows);
   void round(const Kernels& table, int64_t row, const float* values) const;
   Inputs inputs() const { return {rows_, padded_, form_.block_size, form_.blocks, stride_, codes_, scales_, sums_}; }
 
  private:
   const Form& form_;
-  bool split_;  // the columns, as 4-bit codes come apart
   int64_t rows_, padded_, stride_;
   int8_t* codes_;
-  float *scales_, *sums_;
+  float* scales_;
+  int32_t* sums_;
 };
 
 // Rounds values(row), a pointer to `form.columns` floats, for all rows, on the session's threads where there is work
 // for several.
 template <typename Values>
 Inputs round_rows(
-    const Call& call, const Kernels& table, const Form& form, bool split, int64_t rows, const Values& values) {
-  const Rounding rounding(form, split, rows);
+    const Call& call, const Kernels& table, const Form& form, int64_t rows, const Values& values) {
+  const Rounding rounding(form, rows);
   const int64_t tasks = std::clamp<int64_t>(rows * form.columns / kTaskProducts, 1, kMostTasks);
   const int64_t portion = (rows + tasks - 1) / tasks;
   call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
@@ -88,10 +91,9 @@ class MatMul : public Kernel {
   virtual void bind(const std::vector<Tensor>& weights) = 0;
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.
   virtual void multiply(const Kernels&, const Inputs&, int64_t first, int64_t last, float* out) const = 0;
-  virtual bool splits_inputs() const { return false; }
 
   // To be called last by constructors: weights that are initializers are checked once, others at every run.
-  void bind_constants(const Node& node, size_t count, size_t required);
+  void bind_constants(const Node& node, size_t count);
 
   const Form form_;
 
@@ -100,7 +102,6 @@ class MatMul : public Kernel {
 
   size_t weight_count_ = 0;
   bool bound_ = false;
-  std::vector<size_t> absent_;  // optional weights that are no initializers, once the others are bound
   std::mutex unbound_;
 };
 

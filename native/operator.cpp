@@ -151,12 +151,6 @@ Tensor Call::input(size_t index) const {
   return read_tensor(api_, value);
 }
 
-bool Call::has(size_t index) const {
-  const ort::Value* value = nullptr;
-  if (index < inputs_) check(api_.input(context_, index, &value));
-  return value != nullptr;
-}
-
 void* Call::output_data(size_t index, const Shape& shape) const {
   ort::Value* value = nullptr;
   check(api_.output(context_, index, shape.data(), shape.size(), &value));

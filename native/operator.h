@@ -67,7 +67,6 @@ class Call {
   Call(const ort::Api& api, ort::KernelContext* context);
 
   Tensor input(size_t index) const;
-  bool has(size_t index) const;
   template <typename T>
   T* output(size_t index, const Shape& shape) const {
     return static_cast<T*>(output_data(index, shape));

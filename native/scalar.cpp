@@ -1,47 +1,54 @@
 // The plain definition of every kernel: what the vector levels are tested against, and what runs elsewhere.
-#include "common.h"
+#include <cmath>
+
+#include "dense.h"
 #include "rows.h"
 
 namespace edgeblt {
 namespace {
 
-constexpr int64_t kSplit = 64;
-
-// Where column `column` of a 4-bit row's inputs lies.
-int64_t split_place(int64_t column) {
-  const int64_t in_run = column % kSplit;
-  return column - in_run + (in_run % 2) * (kSplit / 2) + in_run / 2;
-}
-
-void dense(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  float* scales = block_buffer<0>(weights.blocks + kSlack);
-  float* points = block_buffer<1>(weights.blocks + kSlack);
-  const int64_t row_bytes = weights.blocks * weights.block_size * weights.bits / 8;
-  for (int64_t row = first; row < last; ++row) {
-    block_scales(weights.scales, row, weights.blocks, scales);
-    block_zero_points(weights, row, 0, points);
-    const uint8_t* codes = weights.codes + row * row_bytes;
-    for (int64_t m = 0; m < inputs.rows; ++m) {
-      const int8_t* input = inputs.codes + m * inputs.columns;
-      float total = 0;
-      for (int64_t block = 0; block < weights.blocks; ++block) {
-        int32_t dot = 0;
-        const int64_t begin = block * weights.block_size;
-        for (int64_t column = begin; column < begin + weights.block_size && column < weights.columns; ++column) {
-          if (weights.bits == 8) {
-            dot += (codes[column] - 128) * input[column];
-          } else {
-            dot += (codes[column / 2] >> (column % 2 * 4) & 15) * input[split_place(column)];
-          }
-        }
-        const float offset = points[block] - (weights.bits == 8 ? 128.0F : 0.0F);
-        const float scale = scales[block] * inputs.scales[m * inputs.stride + block];
-        total += scale * (static_cast<float>(dot) - offset * inputs.sums[m * inputs.stride + block]);
+// The sums of a group's sixteen rows, of codes times inputs, for one block and one row of inputs.
+template <int kBits>
+void add_block(const uint8_t* codes, const int8_t* in, int64_t columns, int32_t* sums) {
+  constexpr int64_t kColumns = 32 / kBits;  // of a row's four bytes
+  for (int64_t begin = 0; begin < columns; begin += kColumns, codes += 4 * kGroup, in += kColumns) {
+    for (int64_t row = 0; row < kGroup; ++row) {
+      for (int64_t i = 0; i < 4; ++i) {
+        const int code = codes[4 * row + i];
+        sums[row] += kBits == 8 ? code * in[i] : (code & 15) * in[i] + (code >> 4) * in[4 + i];
       }
-      out[m * weights.rows + row] = total;
     }
   }
 }
+
+}  // namespace
+
+void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
+  for (int64_t group = first / kGroup; group < (last + kGroup - 1) / kGroup; ++group) {
+    const uint8_t* codes = weights.codes + group * weights.blocks * weights.block_bytes();
+    for (int64_t m = 0; m < inputs.rows; ++m) {
+      ScaleCursor cursor(weights, group);
+      float totals[kGroup] = {};
+      for (int64_t block = 0; block < weights.blocks; ++block) {
+        const int8_t* in = inputs.codes + m * inputs.columns + block * weights.block_size;
+        int32_t sums[kGroup] = {};
+        (weights.bits == 8 ? add_block<8> : add_block<4>)(
+            codes + block * weights.block_bytes(), in, weights.block_size, sums);
+        for (int64_t row = 0; row < kGroup; ++row) {
+          sums[row] -= zero_point(weights, group, block, row) * inputs.sums[m * inputs.stride + block];
+          const float scale = read_scale(weights.scales, cursor.index() + row);
+          const float input_scale = inputs.scales[m * inputs.stride + block];
+          totals[row] = std::fma(scale * input_scale, static_cast<float>(sums[row]), totals[row]);
+        }
+        cursor.next_block();
+      }
+      float* place = out + m * weights.rows + group * kGroup;
+      std::memcpy(place, totals, static_cast<size_t>(rows_of_group(weights, group)) * sizeof *totals);
+    }
+  }
+}
+
+namespace {
 
 // A value of a tile: the weight, and which column of the tile it belongs to.
 struct Slot {
@@ -123,7 +130,7 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
 
 }  // namespace
 
-const Kernels kScalarKernels = {kSplit, quantize_row, dense, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kScalarKernels = {quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
                                 normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

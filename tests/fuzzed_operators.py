@@ -64,13 +64,18 @@ class Rounding:
         return up(self.columns, self.block)
 
     def scales(self, chance: Chance) -> Array:
-        kind = np.float16 if chance.random() < 0.5 else np.float32
-        return (chance.normal(size=(self.rows, up(self.blocks, self.times))) * 0.02).astype(kind)
+        return (chance.normal(size=(self.rows, up(self.blocks, self.times))) * 0.02).astype(self.scale_type(chance))
+
+    def scale_type(self, chance: Chance) -> type:
+        return np.float16 if chance.random() < 0.5 else np.float32
 
     def dense(self, chance: Chance) -> dict[str, Array | None]:
-        points = octets(chance, self.rows, up(self.blocks * self.bits, 8)) if chance.random() < 0.5 else None
-        codes = octets(chance, self.rows, self.blocks, self.block * self.bits // 8)
-        return {"codes": codes, "scales": self.scales(chance), "zero_points": points}
+        groups = up(self.rows, 16)
+        codes = octets(chance, groups, self.blocks, 2 * self.block * self.bits)
+        scales = (chance.normal(size=(groups, up(self.blocks, self.times), 16)) * 0.02).astype(self.scale_type(chance))
+        same = np.array([{8: 0x80, 4: 0x88}[self.bits]], np.uint8)
+        points = octets(chance, groups, self.blocks, 2 * self.bits) if chance.random() < 0.5 else same
+        return {"codes": codes, "scales": scales, "zero_points": points}
 
 
 def product(chance: Chance, operator: str, extra: Attributes, weights: Callable[[Rounding], Any]) -> Case:

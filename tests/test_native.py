@@ -36,8 +36,8 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.operators import matmuls
 from edgeblt.model import load
 from edgeblt.prepare import prepare
-from edgeblt.quant.formats import sparse_layout
-from edgeblt.quant.formats.weight_format import BLOCK_SIZES, pack
+from edgeblt.quant.formats import interleaved_layout, sparse_layout
+from edgeblt.quant.formats.weight_format import BLOCK_SIZES
 from edgeblt.runtime import native, providers
 
 ROOT = Path(__file__).parents[1]
@@ -128,10 +128,14 @@ def random_product(op: str, seed: int, rows: int, columns: int, bits: int, block
     if op == matmuls.DENSE:
         codes = np.full((rows, blocks * block), middle, np.uint8)
         codes[:, :columns] = values.astype(np.int16) + middle
-        weights = {"codes": pack(codes.reshape(rows, blocks, block), bits), "scales": scales}
+        weights = {
+            "codes": interleaved_layout.interleave_codes(codes.reshape(rows, blocks, block), bits),
+            "scales": interleaved_layout.interleave_scales(scales),
+            "zero_points": interleaved_layout.same_zero_points(bits),
+        }
         if chance.random() < 0.5:
             points = chance.integers(0, 2 * middle, (rows, blocks)).astype(np.uint8)
-            weights["zero_points"] = pack(points, bits)
+            weights["zero_points"] = interleaved_layout.interleave_zero_points(points, bits)
             offsets = points.astype(np.float64) - middle
     elif op == matmuls.SPARSE:
         group = int(chance.choice(sparse_layout.GROUPS))
@@ -211,6 +215,18 @@ def test_a_row_has_the_same_bits_in_any_company(level: str, op: str, data: st.Da
 
 
 @needs_library
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_dense_products_have_the_same_bits_at_every_level(data: st.DataObject) -> None:
+    product, x = data.draw(products(matmuls.DENSE))
+    found = set()
+    for level in LEVELS:
+        with using(level):
+            found.add(product.open(kernel=True).run(None, {"x": x})[0].tobytes())
+    assert len(found) == 1
+
+
+@needs_library
 @pytest.mark.parametrize("op", FUNCTIONS)
 @settings(deadline=None, max_examples=6)
 @given(data=st.data())
@@ -230,21 +246,21 @@ def test_the_portable_body_agrees(op: str, data: st.DataObject) -> None:
 def test_a_portable_body_becomes_one_operator_when_opened(op: str, bits: int, tmp_path: Path) -> None:
     product = random_product(op, 3, 10, 200, bits, 32, 2)
     open_model(product.model(), kernel=False, optimized=tmp_path / "optimized.onnx")
-    assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == ["MatMulNBits"]
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert [node.op_type for node in nodes] == ["Pad", "MatMulNBits", "Slice"]  # with a spare row
 
 
 @pytest.mark.parametrize("op", FUNCTIONS)
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_a_portable_row_has_the_same_bits_in_any_company(op: str, data: st.DataObject) -> None:
-    """With the spare row that graphs put behind the others."""
     product, x = data.draw(products(op))
-    session, spare = product.open(kernel=False), np.zeros((1, x.shape[1]), np.float32)
-    (together,) = session.run(None, {"x": np.concatenate([x, spare])})
+    session = product.open(kernel=False)
+    (together,) = session.run(None, {"x": x})
     for start in range(len(x)):
         for end in range(start + 1, len(x) + 1):
-            (found,) = session.run(None, {"x": np.concatenate([x[start:end], spare])})
-            assert found[:-1].tobytes() == together[start:end].tobytes()
+            (found,) = session.run(None, {"x": x[start:end]})
+            assert found.tobytes() == together[start:end].tobytes()
 
 
 @needs_library
@@ -288,8 +304,10 @@ REFUSED = {
     "block_size is 48": (matmuls.DENSE, {"block_size": 48}, {}),
     "bits is 5": (matmuls.DENSE, {"bits": 5}, {}),
     "group is 6": (matmuls.SPARSE, {"group": 6}, {}),
-    "codes is 8 x 4 x 32": (matmuls.DENSE, {"N": 9}, {}),
-    "scales is 8 x 4": (matmuls.DENSE, {"blocks_per_scale": 2}, {}),
+    "codes is 1 x 4 x 512": (matmuls.DENSE, {"N": 17}, {}),
+    "scales is 1 x 4 x 16": (matmuls.DENSE, {"blocks_per_scale": 2}, {}),
+    "zero_points is 1 x 1": (matmuls.DENSE, {}, {"zero_points": lambda array: np.zeros((1, 1), np.uint8)}),
+    "zero_points of one byte is not the middle": (matmuls.DENSE, {}, {"zero_points": lambda _: np.ones(1, np.uint8)}),
     "tiles is 4 x 1 x 1": (matmuls.SPARSE, {"bits": 4}, {}),
     "do not belong together": (matmuls.MASKED, {}, {"offsets": lambda array: array + 1}),
     "mask, values and offsets": (matmuls.MASKED, {}, {"mask": lambda array: ~array}),

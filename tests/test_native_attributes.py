@@ -170,22 +170,29 @@ def test_ids_at_the_ends_of_their_type_are_special_or_the_last_one() -> None:
         np.testing.assert_array_equal(answer(with_input(case, "ids", np.full_like(ids, extreme))), expected)
 
 
-def test_zero_points_that_alone_are_no_initializer_are_refused() -> None:
-    """They would not have been read."""
-    cases = (legal("DenseMatMul", seed) for seed in range(100))
-    case = next(case for case in cases if case.inputs["zero_points"] is not None and case.initializers)
-    assert np.isfinite(answer(case)).all()
-    assert "input 3 is no initializer" in refusal(replace(case, initializers=case.initializers - {"zero_points"}))
+@pytest.mark.parametrize("operator", ["DenseLayer", "DenseCrossAttention"])
+@pytest.mark.parametrize("part", ["codes", "scales", "zero_points"])
+def test_weights_of_a_layer_that_are_no_initializer_are_refused(operator: str, part: str) -> None:
+    case, name = legal(operator), f"output_{part}"
+    said = refusal(replace(case, initializers=case.initializers - {name}))
+    assert said == f"{operator}: {name} is no initializer; export the model again"
+
+
+def test_zero_points_that_alone_come_with_each_run_are_those_of_that_run() -> None:
+    case = legal("DenseMatMul")
+    expected = answer(replace(case, initializers=frozenset(["codes", "scales", "zero_points"])))
+    np.testing.assert_array_equal(answer(replace(case, initializers=frozenset(["codes", "scales"]))), expected)
 
 
 def test_weights_that_come_with_each_run_are_those_of_that_run() -> None:
     """On two threads at once too."""
     size, chance = 512, np.random.default_rng(0)
     attributes = {"K": size, "N": size, "bits": 8, "block_size": 32, "blocks_per_scale": 1}
-    codes = chance.integers(0, 256, (size, size // 32, 32), dtype=np.uint8)
-    scales = np.ones((size, size // 32), np.float32)
-    x = chance.normal(size=(8, size)).astype(np.float32)
-    case = Case("DenseMatMul", attributes, {"x": x, "codes": codes, "scales": scales}, frozenset(), ("y",))
+    codes = chance.integers(0, 256, (size // 16, size // 32, 16 * 32), dtype=np.uint8)
+    scales = np.ones((size // 16, size // 32, 16), np.float32)
+    x, zero_points = chance.normal(size=(8, size)).astype(np.float32), np.array([128], np.uint8)
+    inputs = {"x": x, "codes": codes, "scales": scales, "zero_points": zero_points}
+    case = Case("DenseMatMul", attributes, inputs, frozenset(), ("y",))
     others = [case, with_input(case, "codes", 255 - codes)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
@@ -217,10 +224,10 @@ sys.path.insert(0, sys.argv[1])
 import fuzz_operators
 from fuzzed_operators import Case
 block, count = 256, 1 << 22  # as many rows of one column: rounded, each fills a block of 256 bytes
-codes, scales = np.full((1, 1, block), 129, np.uint8), np.ones((1, 1), np.float32)
+codes, scales = np.full((1, 1, 16 * block), 129, np.uint8), np.ones((1, 1, 16), np.float32)
 attributes = {"K": 1, "N": 1, "bits": 8, "block_size": block, "blocks_per_scale": 1}
-inputs = {"x": np.ones((1, 1), np.float32), "codes": codes, "scales": scales}
-case = Case("DenseMatMul", attributes, inputs, frozenset(["codes", "scales"]), ("y",))
+weights = {"codes": codes, "scales": scales, "zero_points": np.array([128], np.uint8)}
+case = Case("DenseMatMul", attributes, {"x": np.ones((1, 1), np.float32)} | weights, frozenset(weights), ("y",))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.log_severity_level = 1, 4
 options.register_custom_ops_library(sys.argv[2])

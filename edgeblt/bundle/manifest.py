@@ -1,6 +1,6 @@
 """A bundle on disk: a directory whose `bundle.json` names, sizes and hashes every file in it.
 
-`export/` writes bundles; this module describes and checks them. Format version 1:
+`export/` writes bundles; this module describes and checks them. Format version 2 (in version 1 dense weights lay in MatMulNBits' order):
 
     bundle.json      a `Manifest`, and `checksum`: the sha256 of its canonical JSON without that field
     patcher.onnx, encoder.onnx, global.onnx, decoder.onnx
@@ -26,7 +26,7 @@ from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
 from edgeblt.bundle.placement import parse_placement
 from edgeblt.errors import EdgebltError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 _DOCUMENT_LIMIT = 1 << 20
 _GRAPH_LIMIT = 1 << 28  # bytes; graphs of a 7B model take well below 1 MB

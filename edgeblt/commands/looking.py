@@ -99,7 +99,7 @@ def doctor(
 
     Versions, execution providers, and the native libraries: which instructions the CPU's kernels use, whether there are
     kernels for CUDA, or why one is not used. The environment variable EDGEBLT_NATIVE turns both off (0), or the CPU's
-    down to a level (scalar, avx2, avx512, neon).
+    down to a level (scalar, avx2, avxvnni, avx512, amx, neon, i8mm).
     """
     from edgeblt.doctor import diagnose
 

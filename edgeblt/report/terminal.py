@@ -256,7 +256,7 @@ def show_diagnosis(result: "Diagnosis") -> None:
         _print(printable(f"The native library for CUDA is not used: {result.native_cuda_reason}"))
     if result.gpu_reason and "CUDAExecutionProvider" in result.execution_providers:
         _print(printable(f"Nothing runs on cuda here: {result.gpu_reason}"))
-    _print("EDGEBLT_NATIVE=0 in the environment turns it off; scalar, avx2, avx512 or neon sets the instructions.")
+    _print("EDGEBLT_NATIVE=0 in the environment turns it off; the name of a level sets the instructions.")
     if result.speed:
         show_product_speed(result.speed)
 

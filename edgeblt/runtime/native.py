@@ -6,7 +6,7 @@ library that cannot be opened, belongs to another version of the package, or is 
 and not used.
 
 The environment variable EDGEBLT_NATIVE turns both off (0), or restricts the one for the CPU to an instruction level
-(scalar, avx2, avx512, neon).
+(scalar, avx2, avxvnni, avx512, amx, neon, i8mm).
 """
 
 import ctypes
@@ -24,7 +24,7 @@ import edgeblt
 LIBRARY_NAME, CUDA_LIBRARY_NAME = "libedgeblt.so", "libedgeblt_cuda.so"
 VARIABLE = "EDGEBLT_NATIVE"
 OFF, BEST = ("0", "off"), ("", "1")
-LEVELS = ("scalar", "avx2", "avx512", "neon")  # in the library's numbering
+LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm")  # in the library's numbering
 # In the library's numbering.
 OPERATORS = (
     "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",

@@ -9,16 +9,16 @@ Within a stack values are [T, width], for cuda [1, T, width], as its attention h
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import padded_head_dim
+from edgeblt.export.graphs.dense_weights import Dense
 from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_source import WeightSource
-from edgeblt.export.graphs.weights import Dense, Weights
+from edgeblt.export.graphs.weights import Weights
 from edgeblt.export.operators.layers import (
     CACHE_INPUTS,
     LAYER,
@@ -185,9 +185,9 @@ def _projected(prefix: str) -> list[str]:
     return [f"{prefix}.{name}" for name in ("query", "key", "value")]
 
 
-def side_by_side(products: Sequence[Dense]) -> list[ir.Value | None]:
-    """Inputs of an operator of several products: all codes, then all scales, then all zero points, if there are any."""
-    return [value for part in zip_longest(*(product.inputs for product in products)) for value in part]
+def side_by_side(products: Sequence[Dense]) -> list[ir.Value]:
+    """Inputs of an operator of several products: all codes, then all scales, then all zero points."""
+    return [value for part in zip(*(product.inputs for product in products), strict=True) for value in part]
 
 
 def named_attributes(names: Sequence[str], products: Sequence[Dense]) -> dict[str, int]:

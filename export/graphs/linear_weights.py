@@ -33,11 +33,6 @@ class LinearStored:
     def block_count(self) -> int:
         return -(-self.shape[1] // self.block_size)
 
-    @property
-    def repeats(self) -> int:
-        """Number of the operator's blocks in a whole block of the format; the last one may be cut short."""
-        return (self.format.block_size or self.shape[1] + self.block_size - 1) // self.block_size
-
     def initializers(self, graph: GraphBuilder) -> list[ir.Value]:
         """Codes, scales [rows, blocks] as stored, and zero points by the operator's blocks, if any."""
         (rows, columns), bits, name = self.shape, self.format.bits, joined_name(self.names)
@@ -75,7 +70,13 @@ class LinearStored:
         return arrays
 
     def _by_block(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.repeat(values, self.repeats, axis=1)[:, : self.block_count]
+        return by_block(values, self.format, self.block_size, self.shape[1])
+
+
+def by_block(values: NDArray[Any], format: Linear, block_size: int, columns: int) -> NDArray[Any]:
+    """Scales or zero points of the format's blocks as [rows, blocks] of an operator's, which may be smaller."""
+    repeats = (format.block_size or columns + block_size - 1) // block_size  # the last block may be cut short
+    return np.repeat(values, repeats, axis=1)[:, : -(-columns // block_size)]
 
 
 def in_type(values: NDArray[Any], dtype: str, name: str) -> NDArray[Any]:

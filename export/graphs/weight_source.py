@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.quant.formats.codebooks import CodebookQuantized
+from edgeblt.quant.formats.interleaved_layout import GROUP
 from edgeblt.quant.formats.weight_format import Codebook, Matrix, Quantized, WeightFormat
 
 AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows
@@ -42,7 +43,7 @@ class WeightSource(Protocol):
 def row_blocks(format: WeightFormat, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Starts and ends of runs of rows that can be encoded on their own, each small enough for memory."""
     rows, columns = shape[0], shape[-1] if len(shape) > 1 else 1
-    # A codebook's blocks run over the ends of rows; sparse rows are stored in pairs.
-    step = rows if isinstance(format, Codebook) else 2 * max(AT_A_TIME // (2 * columns), 1)
+    # A codebook's blocks run over the ends of rows; dense rows are stored in groups of 16 and sparse ones in pairs.
+    step = rows if isinstance(format, Codebook) else GROUP * max(AT_A_TIME // (GROUP * columns), 1)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
+from edgeblt.export.graphs.dense_weights import Dense, DenseStored, own_block, rounding_attributes
 from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
 from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
 from edgeblt.export.graphs.sparse_weights import SparseStored
@@ -91,23 +92,15 @@ class Weights:
                 return self._floating_product(value, names, shape, self._stored_in(format.bits))
             case Linear() as format if not self.graph.is_for_cpu:
                 return self._blocked_product(value, names, format, shape)
+            case Linear(sparsity="") as format:
+                return self._dense_product(value, self.dense(names))
+            case Linear() as format:
+                return self._sparse_product(value, names, format, shape)
             case Codebook() as format if not self.graph.is_for_cpu:
                 return self._codebook_product(value, names[0], format, shape)
-            case Codebook() | Linear() as format:
-                return self.graph.without_spare_row(
-                    self._product_of_rows(self.graph.with_spare_row(value), names, format, shape)
-                )
-
-    def _product_of_rows(
-        self, value: ir.Value, names: list[str], format: Linear | Codebook, shape: tuple[int, int]
-    ) -> ir.Value:
-        if isinstance(format, Codebook):
-            return self._codebook_product(value, names[0], format, shape)
-        return (
-            self._sparse_product(value, names, format, shape)
-            if format.sparsity
-            else self._dense_product(value, self.dense(names))
-        )
+            case Codebook() as format:  # a single row would be added up in another order
+                product = self._codebook_product(self.graph.with_spare_row(value), names[0], format, shape)
+                return self.graph.without_spare_row(product)
 
     def is_dense(self, names: list[str]) -> bool:
         """Whether the product with these weights, side by side, is one DenseMatMul."""
@@ -115,15 +108,13 @@ class Weights:
         (format, *others) = formats
         return not others and isinstance(format, Linear) and not format.sparsity
 
-    def dense(self, names: list[str]) -> "Dense":
+    def dense(self, names: list[str]) -> Dense:
         """Inputs of the DenseMatMul with these weights."""
         assert self.is_dense(names)
         format, shape = cast(Linear, self.source.format(names[0])), self._joined_shape(names)
-        block = _input_block(format, shape[1])
-        blocked = (-(-shape[1] // block), block * format.bits // 8)
-        scale_dtype = self._stored_in(format.scale_bits)
-        stored = LinearStored(self.source, tuple(names), format, shape, block, blocked, scale_dtype)
-        return Dense(tuple(stored.initializers(self.graph)), shape, _product_attributes(format, shape[1]))
+        return DenseStored(self.source, tuple(names), format, shape, self._stored_in(format.scale_bits)).dense(
+            self.graph
+        )
 
     def _joined_shape(self, names: list[str]) -> tuple[int, int]:
         return sum(self.source.shape(name)[0] for name in names), self.source.shape(names[0])[1]
@@ -149,14 +140,14 @@ class Weights:
         self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
         return self.graph.op("MatMul", value, self._computed(weight, dtype))
 
-    def _dense_product(self, value: ir.Value, dense: "Dense") -> ir.Value:
+    def _dense_product(self, value: ir.Value, dense: Dense) -> ir.Value:
         self.graph.uses(dense_matmul_function(OPSET))
         rows, columns = dense.shape
         return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
 
     def _blocked_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
-        block = min(_own_block(format, columns), LARGEST_CUDA_BLOCK)
+        block = min(own_block(format, columns), LARGEST_CUDA_BLOCK)
         blocked = (-(-columns // block), block * format.bits // 8)
         stored = LinearStored(self.source, tuple(names), format, shape, block, blocked, self.graph.computed_in, True)
         return self.graph.op(
@@ -170,7 +161,7 @@ class Weights:
         self.graph.uses(stored.function)
         return self.graph.op(
             stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
-            **_product_attributes(format, columns), **stored.attributes,
+            **rounding_attributes(format, columns), **stored.attributes,
         )  # fmt: skip
 
     def _codebook_product(self, value: ir.Value, name: str, format: Codebook, shape: tuple[int, int]) -> ir.Value:
@@ -219,29 +210,3 @@ class Weights:
 
     def _computed(self, value: ir.Value, dtype: str) -> ir.Value:
         return self.graph.cast(value, dtype, self.graph.computed_in)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Weights of a DenseMatMul as its inputs: codes, scales and, for asymmetric formats, zero points."""
-
-    inputs: tuple[ir.Value, ...]
-    shape: tuple[int, int]  # [out, in]
-    attributes: dict[str, int]  # ROUNDING_ATTRIBUTES of `operators/matmuls.py`
-
-
-def _input_block(format: Linear, columns: int) -> int:
-    """The product's block size, by which its inputs are rounded; smaller than the format's where that is asked."""
-    return format.input_block_size or _own_block(format, columns)
-
-
-def _own_block(format: Linear, columns: int) -> int:
-    if format.block_size:
-        return format.block_size
-    return max((size for size in BLOCK_SIZES if columns % size == 0), default=BLOCK_SIZES[0])
-
-
-def _product_attributes(format: Linear, columns: int) -> dict[str, int]:
-    block = _input_block(format, columns)
-    per_scale = -(-(format.block_size or columns) // block)
-    return {"bits": format.bits, "block_size": block, "blocks_per_scale": per_scale}

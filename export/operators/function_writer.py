@@ -40,6 +40,10 @@ class FunctionWriter:
         """int64 [len(values)]"""
         return self.constant(np.array(values, np.int64))
 
+    def constant_int(self, value: int) -> ir.Value:
+        """int64 []"""
+        return self.constant(np.array(value, np.int64))
+
     def attribute(self, name: str) -> ir.Value:
         """int64 []: the function's attribute `name`, an integer."""
         return self.op("Constant", value_int=reference(name, "value_int"))

@@ -4,14 +4,14 @@ All take `x` float32 [T, K] and give float32 [T, N]. Weights and scales are init
 written on every node: K, N, bits (4 or 8), block_size (16 to 256: inputs are rounded in blocks of so many columns), and
 blocks_per_scale (how many of these share a scale of the weights; the last ones may be fewer).
 
-    DenseMatMul    codes        uint8 [N, blocks, block_size * bits / 8]        as MatMulNBits
-                   scales       float16 or float32 [N, ceil(blocks / blocks_per_scale)]
-                   zero_points  uint8 [N, ceil(blocks * bits / 8)], optional    as MatMulNBits
+    DenseMatMul    codes        uint8 [ceil(N / 16), blocks, 2 * block_size * bits]     `interleaved_layout`
+                   scales       float16 or float32 [ceil(N / 16), ceil(blocks / blocks_per_scale), 16]
+                   zero_points  uint8 [ceil(N / 16), blocks, 2 * bits]; or [1] where all are the middle of the codes
     SparseMatMul   tiles        uint8 [ceil(N / 2), ceil(K / 128), bytes]       `sparse_layout.pack_tiles`
                    scales       [ceil(N / 2), as above, 2]                      `sparse_layout.pair_scales`
                    attribute group: 4 or 8, as in pack_tiles
     MaskedMatMul   mask, values, offsets                                        `sparse_layout.pack_masked`
-                   scales       as DenseMatMul's
+                   scales       [N, as above]
 
 The sparse ones have no zero points: a value is the weight over its scale. A kernel rounds inputs as MatMulNBits with
 accuracy_level 4 does: in a block of a row the largest magnitude is 127. The bodies end in that operator; the sparse
@@ -21,8 +21,7 @@ computes what depends on initializers only.
 ONNX Runtime computes rows in pairs, and one that is left over by another kernel, which adds up in another order. From a
 difference in the last bit an input of a later product may round to the next step, and a patch start elsewhere. So a
 row of zeros is put behind the others: no row of the model's is ever left over, and each has the same bits in any
-company. Graphs do so around every product (`weights.py`), as the names that ONNX Runtime gives to what is within a body
-are not unique over branches; attention and whole layers, which no branch has, do so in their bodies (`with_spare_row`).
+company (`with_spare_row`). That happens in the bodies, so that kernels compute no such row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
+from edgeblt.export.operators.interleaved_weights import InterleavedWeights, by_row
 from edgeblt.quant.formats.sparse_layout import TILE
 
 DOMAIN = "edgeblt"
@@ -49,25 +49,27 @@ Inputs = dict[str, ir.Value]
 
 
 def dense_matmul_function(opset: int = 23) -> ir.Function:
-    """`DenseMatMul` as MatMulNBits, which reads the same codes and zero points."""
+    """`DenseMatMul` as MatMulNBits on the same codes in its order."""
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         weights = [inputs[name] for name in ("codes", "scales", "zero_points")]
         attributes = {name: name for name in COMMON_ATTRIBUTES}
-        return dense_product(writer, inputs["x"], weights, attributes)
+        product = dense_product(writer, with_spare_row(writer, inputs["x"]), weights, attributes)
+        return without_spare_row(writer, product)
 
     return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
 
 
 def dense_product(
-    writer: FunctionWriter, x: ir.Value, weights: Sequence[ir.Value], attributes: Mapping[str, str]
+    writer: FunctionWriter, x: ir.Value, stored: Sequence[ir.Value], attributes: Mapping[str, str]
 ) -> ir.Value:
-    """`x` times a DenseMatMul's codes, scales and zero points; `attributes` names the function's for each own."""
-    codes, scales, zero_points = weights
-    blocks = writer.op("Shape", codes, start=1, end=2)
-    repeated = _repeated_scales(writer, scales, blocks, writer.attribute(attributes["blocks_per_scale"]))
+    """`x` times codes, scales and zero points; `attributes` names the function's for each of DenseMatMul's."""
+    weights = InterleavedWeights(writer, attributes["bits"], attributes["N"], *stored)
+    scales = _repeated_scales(
+        writer, weights.scales(), weights.blocks, writer.attribute(attributes["blocks_per_scale"])
+    )
     return writer.op(
-        "MatMulNBits", x, codes, repeated, zero_points, domain=MICROSOFT,
+        "MatMulNBits", x, weights.codes(), scales, weights.zero_points(), domain=MICROSOFT,
         **{name: reference(attributes[name], name) for name in ("K", "N", "bits", "block_size")},
         accuracy_level=INT8_ACTIVATIONS,
     )  # fmt: skip
@@ -103,14 +105,7 @@ def sparse_matmul_function(opset: int = 23) -> ir.Function:
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         codes = _spread_tiles(writer, inputs["tiles"])
-        by_row = writer.op("Transpose", inputs["scales"], perm=[0, 2, 1])
-        count = writer.op("Shape", inputs["scales"], start=1, end=2)
-        shape = writer.op("Concat", writer.ints(-1), count, axis=0)
-        rows = writer.op("Unsqueeze", writer.attribute("N"), writer.ints(0))
-        scales = writer.op("Reshape", by_row, shape)
-        return _product_of_codes(
-            writer, inputs["x"], codes, writer.op("Slice", scales, writer.ints(0), rows, writer.ints(0))
-        )
+        return _product_of_codes(writer, inputs["x"], codes, by_row(writer, inputs["scales"], "N"))
 
     return _function(SPARSE, ("x", "tiles", "scales"), (*COMMON_ATTRIBUTES, "group"), body, opset)
 
@@ -174,11 +169,12 @@ def _product_of_codes(writer: FunctionWriter, x: ir.Value, codes: ir.Value, scal
     cut = writer.op("Slice", padded, writer.ints(0, 0), ends, writer.ints(0, 1))
     blocked = writer.op("Reshape", cut, writer.op("Concat", rows, blocks, block, axis=0))
     scales = _repeated_scales(writer, scales, blocks, writer.attribute("blocks_per_scale"))
-    return writer.op(
-        "MatMulNBits", x, blocked, scales, domain=MICROSOFT,
+    product = writer.op(
+        "MatMulNBits", with_spare_row(writer, x), blocked, scales, domain=MICROSOFT,
         K=reference("K"), N=reference("N"), bits=8, block_size=reference("block_size"),
         accuracy_level=INT8_ACTIVATIONS,
     )  # fmt: skip
+    return without_spare_row(writer, product)
 
 
 def _spread_tiles(writer: FunctionWriter, stored: ir.Value) -> ir.Value:

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "../kernels.h"
@@ -36,28 +37,23 @@ struct Block {
 };
 
 struct Rounded {
-  Rounded(const Kernels& table, const float* values, int64_t rows, int64_t columns, int64_t block_size, bool split)
+  Rounded(const Kernels& table, const float* values, int64_t rows, int64_t columns, int64_t block_size)
       : stride((((columns + block_size - 1) / block_size) + 7) / 8 * 8 + kSlack),
         padded(padded_columns(columns, block_size)), codes(rows * padded, true), scales(rows * stride),
         sums(rows * stride) {
     std::fill_n(scales.data, scales.count, 0.0F);
-    std::fill_n(sums.data, sums.count, 0.0F);
+    std::fill_n(sums.data, sums.count, 0);
     for (int64_t m = 0; m < rows; ++m) {
       int8_t* row = codes.data + m * padded;
       table.quantize(values + m * columns, columns, block_size, row, scales.data + m * stride, sums.data + m * stride);
-      if (!split) continue;
-      std::vector<int8_t> plain(row, row + padded);
-      for (int64_t i = 0; i < padded; ++i) {
-        const int64_t place = i % table.split;
-        row[i - place + place % 2 * (table.split / 2) + place / 2] = plain[static_cast<size_t>(i)];
-      }
     }
     const int64_t blocks = (columns + block_size - 1) / block_size;
     inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data};
   }
   int64_t stride, padded;
   Block<int8_t> codes;
-  Block<float> scales, sums;
+  Block<float> scales;
+  Block<int32_t> sums;
   Inputs inputs;
 };
 
@@ -73,26 +69,42 @@ void fail(const char* what, const char* level, int64_t rows, int64_t columns, in
   std::exit(1);
 }
 
-// Both tables on the same weights, in two parts, and the vector one row by row of inputs: the same bits.
-template <typename Weights, typename Function>
-void compare(
-    const char* what, const char* level, const Kernels& table, Function function, const Weights& weights,
-    const float* values, int64_t rows, bool split) {
-  const Rounded plain(kScalarKernels, values, rows, weights.columns, weights.block_size, split);
-  const Rounded fast(table, values, rows, weights.columns, weights.block_size, split);
-  Block<float> expected(rows * weights.rows), actual(rows * weights.rows), single(weights.rows);
-  (kScalarKernels.*function)(weights, plain.inputs, 0, weights.rows, expected.data);
-  const int64_t middle = weights.rows / 2 / 16 * 16;
-  (table.*function)(weights, fast.inputs, 0, middle, actual.data);
-  (table.*function)(weights, fast.inputs, middle, weights.rows, actual.data);
+// Whether the bits are the same, where a number is one: of NaN there are many.
+bool same_numbers(const float* one, const float* other, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::memcmp(one + i, other + i, sizeof *one) && !(std::isnan(one[i]) && std::isnan(other[i]))) return false;
+  }
+  return true;
+}
+
+// What is to agree to rounding; sums of terms that cancel may be off by more than their own size says.
+void agree(const char* what, const char* level, const Block<float>& expected, const Block<float>& actual, int64_t rows,
+           int64_t columns, int64_t block_size) {
   double largest = 1e-30, error = 0;
   for (int64_t i = 0; i < expected.count; ++i) {
     if (std::isnan(expected.data[i]) && std::isnan(actual.data[i])) continue;
     largest = std::max<double>(largest, std::fabs(expected.data[i]));
     error = std::max(error, std::fabs(double(expected.data[i]) - double(actual.data[i])));
   }
-  // Cancellation: the terms may be larger than their sum, by the square root of their number and the offsets.
-  if (!(error <= 2e-5 * largest + 1e-30)) fail(what, level, weights.rows, weights.columns, weights.block_size, error);
+  if (!(error <= 2e-5 * largest + 1e-30)) fail(what, level, rows, columns, block_size, error);
+}
+
+// Both tables on the same weights, in two parts, and the vector one row by row of inputs: the same bits.
+template <typename Weights, typename Function>
+void compare(
+    const char* what, const char* level, const Kernels& table, Function function, const Weights& weights,
+    const float* values, int64_t rows, bool exactly) {
+  const Rounded plain(kScalarKernels, values, rows, weights.columns, weights.block_size);
+  const Rounded fast(table, values, rows, weights.columns, weights.block_size);
+  Block<float> expected(rows * weights.rows), actual(rows * weights.rows), single(weights.rows);
+  (kScalarKernels.*function)(weights, plain.inputs, 0, weights.rows, expected.data);
+  const int64_t middle = weights.rows / 2 / 16 * 16;
+  (table.*function)(weights, fast.inputs, 0, middle, actual.data);
+  (table.*function)(weights, fast.inputs, middle, weights.rows, actual.data);
+  agree(what, level, expected, actual, weights.rows, weights.columns, weights.block_size);
+  if (exactly && !same_numbers(expected.data, actual.data, expected.count)) {
+    fail("other bits than scalar's", level, weights.rows, weights.columns, weights.block_size, 0);
+  }
   for (int64_t m = 0; m < rows; ++m) {
     Inputs one = fast.inputs;
     one.rows = 1;
@@ -100,10 +112,78 @@ void compare(
     one.scales += m * one.stride;
     one.sums += m * one.stride;
     (table.*function)(weights, one, 0, weights.rows, single.data);
-    if (std::memcmp(single.data, actual.data + m * weights.rows, static_cast<size_t>(weights.rows) * sizeof(float))) {
+    if (!same_numbers(single.data, actual.data + m * weights.rows, weights.rows)) {
       fail("a row by itself", level, weights.rows, weights.columns, weights.block_size, 0);
     }
   }
+}
+
+// float64's products of the inputs as they were rounded: what dense products must be up to the rounding of sums.
+void compare_exact(const char* level, const DenseWeights& weights, const Kernels& table, const float* values, int64_t rows) {
+  const Rounded rounded(table, values, rows, weights.columns, weights.block_size);
+  Block<float> actual(rows * weights.rows);
+  table.dense(weights, rounded.inputs, 0, weights.rows, actual.data);
+  const auto half = [](uint16_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const double magnitude = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+    return bits >> 15 ? -magnitude : magnitude;
+  };
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t row = 0; row < weights.rows; ++row) {
+      double total = 0, size = 0;
+      for (int64_t column = 0; column < weights.columns; ++column) {
+        const int64_t block = column / weights.block_size, lane = row % 16, four = 32 / weights.bits;
+        const int64_t place = (row / 16 * weights.blocks * weights.block_size + column / four * four) * 2 * weights.bits;
+        const uint8_t byte = weights.codes[place + lane * 4 + column % 4];
+        int code = weights.bits == 8 ? byte : byte >> (column % 8 / 4 * 4) & 15;
+        const int64_t index = row / 16 * weights.blocks + block;
+        if (!weights.zero_points) code -= 1 << (weights.bits - 1);
+        else if (weights.bits == 8) code -= weights.zero_points[index * 16 + lane];
+        else code -= weights.zero_points[index * 8 + lane % 8] >> (lane / 8 * 4) & 15;
+        const int64_t scale = (row / 16 * weights.scales.per_row + block / weights.scales.blocks_per_scale) * 16 + lane;
+        const double weight = code * (weights.scales.half ? half(static_cast<const uint16_t*>(weights.scales.values)[scale])
+                                                          : static_cast<const float*>(weights.scales.values)[scale]);
+        const double input = double(rounded.inputs.codes[m * rounded.inputs.columns + column]) *
+                             rounded.inputs.scales[m * rounded.inputs.stride + block];
+        total += weight * input;
+        size += std::fabs(weight * input);
+      }
+      const double got = actual.data[m * weights.rows + row];
+      if (std::isnan(total) && std::isnan(got)) continue;
+      if (!(std::fabs(total - got) <= 1e-6 * size + 1e-30)) {
+        fail("dense, exactly", level, weights.rows, weights.columns, weights.block_size, total - got);
+      }
+    }
+  }
+}
+
+void dense_round(const char* level, const Kernels& table) {
+  const int64_t rows = any(1, 70), columns = any(0, 1) ? any(1, 900) : any(1, 40), inputs = any(0, 2) ? any(1, 21) : any(1, 130);
+  const int64_t block_size = 16 << any(0, 4), blocks = (columns + block_size - 1) / block_size;
+  const int64_t groups = (rows + 15) / 16, bits = any(0, 1) ? 8 : 4;
+  Block<float> values(inputs * columns);
+  for (int64_t i = 0; i < values.count; ++i) {
+    values.data[i] = std::normal_distribution<float>()(chance) * (any(0, 50) ? 1.0F : 1000.0F);
+  }
+  if (any(0, 3) == 0) std::fill_n(values.data, columns, 0.0F);
+  if (any(0, 9) == 0) values.data[any(0, columns - 1)] = any(0, 1) ? INFINITY : NAN;
+  const int64_t times = any(0, 2) ? 1 : any(1, blocks), per_row = (blocks + times - 1) / times;
+  const bool half = any(0, 2) != 0;
+  Block<uint16_t> halves(groups * per_row * 16);
+  Block<float> floats(groups * per_row * 16);
+  for (int64_t i = 0; i < halves.count; ++i) {
+    halves.data[i] = random_half();
+    floats.data[i] = std::normal_distribution<float>()(chance);
+  }
+  Block<uint8_t> codes(groups * blocks * block_size * bits * 2), points(groups * blocks * bits * 2);
+  codes.randomize();
+  points.randomize();
+  if (any(0, 3) == 0) std::fill_n(codes.data, codes.count, static_cast<uint8_t>(any(0, 1) ? 0 : 255));
+  const Scales scales{half ? static_cast<const void*>(halves.data) : floats.data, half, per_row, times};
+  const DenseWeights dense{rows, columns, block_size, blocks, static_cast<int>(bits), codes.data,
+                           any(0, 1) ? points.data : nullptr, scales};
+  compare("dense", level, table, &Kernels::dense, dense, values.data, inputs, true);
+  compare_exact(level, dense, table, values.data, std::min<int64_t>(inputs, 3));
 }
 
 void one_round(const char* level, const Kernels& table) {
@@ -132,13 +212,6 @@ void one_round(const char* level, const Kernels& table) {
     floats.data[i] = std::normal_distribution<float>()(chance);
   }
   const Scales scales = all(rows * per_row), pair_scales = all((rows + 1) / 2 * 2 * per_row);
-
-  Block<uint8_t> codes(rows * blocks * block_size * bits / 8), points(rows * ((blocks * bits + 7) / 8));
-  codes.randomize();
-  points.randomize();
-  const uint8_t* used = any(0, 1) ? points.data : nullptr;
-  const DenseWeights dense{rows, columns, block_size, blocks, bits, codes.data, used, scales};
-  compare("dense", level, table, &Kernels::dense, dense, values.data, inputs, bits == 4);
 
   Block<uint8_t> tiles((rows + 1) / 2 * ((columns + kTile - 1) / kTile) * tile_bytes(group, bits));
   tiles.randomize();
@@ -247,10 +320,19 @@ void latent_round(const char* level, const Kernels& table) {
 }
 
 void all_rounds(const char* level, const Kernels& table) {
+  dense_round(level, table);
   one_round(level, table);
   attention_round(level, table);
   rows_round(level, table);
   latent_round(level, table);
+}
+
+bool emulated([[maybe_unused]] Level level) {
+#if defined(EDGEBLT_EMULATED)
+  return level == kAvx512 || level == kAmx;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -260,25 +342,24 @@ int main(int count, char** arguments) {
   using namespace edgeblt;
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 300;
   for (int round = 0; round < rounds; ++round) {
-    all_rounds("scalar", kScalarKernels);
-#if defined(__x86_64__)
-    if (level_available(kAvx2)) all_rounds("avx2", kAvx2Kernels);
-#if defined(EDGEBLT_EMULATED)
-    all_rounds("avx512, emulated", kAvx512Kernels);
-#else
-    if (level_available(kAvx512)) all_rounds("avx512", kAvx512Kernels);
-#endif
-#elif defined(__aarch64__)
-    if (level_available(kNeon)) all_rounds("neon", kNeonKernels);
-#endif
+    for (int number = 0; number < kLevelCount; ++number) {
+      const auto level = static_cast<Level>(number);
+      const std::string name = kLevelNames[number];
+      if (emulated(level)) {
+        all_rounds((name + ", emulated").c_str(), kernels(level));
+      } else if (level_available(level)) {
+        all_rounds(name.c_str(), kernels(level));
+      }
+    }
   }
   std::printf("%d rounds agree; levels:", rounds);
   for (int level = 0; level < kLevelCount; ++level) {
-    if (level_available(static_cast<Level>(level))) std::printf(" %s", kLevelNames[level]);
+    if (emulated(static_cast<Level>(level))) {
+      std::printf(" %s by emulation", kLevelNames[level]);
+    } else if (level_available(static_cast<Level>(level))) {
+      std::printf(" %s", kLevelNames[level]);
+    }
   }
-#if defined(EDGEBLT_EMULATED)
-  std::printf(" avx512 by emulation");
-#endif
   std::printf("\n");
   return 0;
 }

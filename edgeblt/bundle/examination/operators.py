@@ -150,13 +150,13 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
     (EDGEBLT, "DenseCrossAttention"): _operator(
-        (9, 11), **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
+        11, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
     ),
     (EDGEBLT, "DenseLayer"): _operator(
-        (18, 23), 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
+        23, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
-    (EDGEBLT, "DenseMatMul"): _operator((3, 4), **_PRODUCT),
+    (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
     (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
@@ -166,13 +166,13 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 
 # Digests (`function_digest`) of the bodies that our own operators have had, newest last.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    (EDGEBLT, "DenseCrossAttention"): ("266dd3ce349e6f8b",),
-    (EDGEBLT, "DenseLayer"): ("6caf9916d75757c6",),
-    (EDGEBLT, "DenseMatMul"): ("9236bdf0acd2897a",),
+    (EDGEBLT, "DenseCrossAttention"): ("23ec2ad3d086b30d",),
+    (EDGEBLT, "DenseLayer"): ("058063631fd9aa7f",),
+    (EDGEBLT, "DenseMatMul"): ("05217f13b5e73608",),
     (EDGEBLT, "EntropyPatch"): ("a36969daea4853d7", "e4c1e16e2ef85969"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("b8ffc221f6e5acf8",),
-    (EDGEBLT, "MaskedMatMul"): ("4c2598b91eead92d",),
-    (EDGEBLT, "SparseMatMul"): ("ad620b158db908d2",),
+    (EDGEBLT, "MaskedMatMul"): ("f676e18b3c03a993",),
+    (EDGEBLT, "SparseMatMul"): ("1dcebb6d921b6a45",),
     (EDGEBLT, "WindowAttention"): ("8bc64bd195ad1169",),
 }
 

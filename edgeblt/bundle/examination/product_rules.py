@@ -8,29 +8,24 @@ from collections.abc import Callable, Mapping, Sequence
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
 from edgeblt.bundle.examination.operators import EDGEBLT, MICROSOFT
-from edgeblt.bundle.examination.sizes import Shape, Size, fixed, written
+from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
 
 FLOATS: Types = (FLOAT, FLOAT16)
+GROUP = 16  # rows of dense weights side by side
 TILE, MASK_WORD, PADDING = 128, 32, 64  # of the sparse formats: weights, weights, bytes
 _TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # by group and bits
 
 
 def dense_weights(step: Step, places: Sequence[int], rows: int, columns: int, prefix: str = "") -> None:
-    """Checks DenseMatMul's codes, scales and optional zero points, which are the inputs at `places`."""
-    per_scale = step.number(f"{prefix}blocks_per_scale")
-    _codes_and_scales(
-        step, places, rows, columns, step.number(f"{prefix}bits"), step.number(f"{prefix}block_size"), per_scale
-    )
-
-
-def _codes_and_scales(
-    step: Step, places: Sequence[int], rows: int, columns: int, bits: int, block: int, per_scale: int = 1
-) -> None:
-    blocks = -(-columns // block)
-    step.expect(places[0], fixed((rows, blocks, block * bits // 8)), (UINT8,))
-    step.expect(places[1], fixed((rows, _scale_count(step, blocks, per_scale))), FLOATS)
-    if step.has(places[2]):
-        step.expect(places[2], fixed((rows, -(-blocks * bits // 8))), (UINT8,))
+    """Checks DenseMatMul's codes, scales and zero points, which are the inputs at `places`."""
+    bits, block = step.number(f"{prefix}bits"), step.number(f"{prefix}block_size")
+    groups, blocks = -(-rows // GROUP), -(-columns // block)
+    codes, scales, zero_points = places
+    step.expect(codes, fixed((groups, blocks, GROUP * block * bits // 8)), (UINT8,))
+    count = _scale_count(step, blocks, step.number(f"{prefix}blocks_per_scale"))
+    step.expect(scales, fixed((groups, count, GROUP)), FLOATS)
+    same_for_all = step.shape(zero_points) == (ONE,)
+    step.expect(zero_points, (ONE,) if same_for_all else fixed((groups, blocks, GROUP * bits // 8)), (UINT8,))
 
 
 def _scale_count(step: Step, blocks: int, per_scale: int) -> int:
@@ -44,8 +39,12 @@ def _dense(step: Step) -> None:
 
 
 def _blocked(step: Step) -> None:
-    rows, columns = step.number("N"), step.number("K")
-    _codes_and_scales(step, (1, 2, 3), rows, columns, step.number("bits"), step.number("block_size"))
+    rows, columns, bits, block = (step.number(name) for name in ("N", "K", "bits", "block_size"))
+    blocks = -(-columns // block)
+    step.expect(1, fixed((rows, blocks, block * bits // 8)), (UINT8,))
+    step.expect(2, fixed((rows, blocks)), FLOATS)
+    if step.has(3):
+        step.expect(3, fixed((rows, -(-blocks * bits // 8))), (UINT8,))
 
 
 def _codebook(step: Step) -> None:

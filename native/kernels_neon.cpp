@@ -1,0 +1,14 @@
+// The tables of NEON, and of NEON with matrix products of bytes for dense products.
+#include "neon.h"
+#include "rows.h"
+
+namespace edgeblt {
+
+const Kernels kNeonKernels = {quantize_row, dense_neon, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
+                              normalize_row, gate_row, attend_vectors};
+#if !defined(EDGEBLT_NO_I8MM)
+const Kernels kI8mmKernels = {quantize_row, dense_i8mm, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
+                              normalize_row, gate_row, attend_vectors};
+#endif
+
+}  // namespace edgeblt
