@@ -1,13 +1,15 @@
 """Times of the native library's matrix products beside ONNX Runtime's, through ONNX Runtime, in one interleaved run.
 
-    python benchmarks/kernels.py [--shapes 1024x1024,1024x2816,2048x5632] [--threads 1,2] [--dense] [--cold] [--cycles]
+    python benchmarks/kernels.py [--shapes 128x384,1024x1024] [--rows 1,8,64] [--threads 1,2] [--weights hot,cold]
+                                 [--products dense|forms|sparse] [--levels best|all|avx2,avx512] [--cycles] [--toy]
 
-Weights are random, the sparse ones half zeros; --dense takes no sparse ones, but all sizes of dense blocks, blocks with
-zero points, and blocks of 16 inputs within 128 weights of one scale. A run has 8 nodes of a product's weights; with
---cold many, each with weights of its own, more than the caches hold, as a model's other layers push a layer's weights
-out. All products take turns; the median and the least of their times per node are shown, in microseconds, and the bytes
-of weights per second of the least. --cycles counts the processor's cycles in the program itself instead of time (Linux,
-one thread): on a busy machine these are steadier. The last line is JSON.
+Weights are random, the sparse ones half zeros. A run has 8 nodes of a product's weights (hot), or many, each with
+weights of its own, more than the caches hold (cold), as a model's other layers push a layer's weights out. All products
+take turns; the median and the least of their times per node are shown, in microseconds, and the bytes of weights per
+second of the least. `forms` are all sizes of dense blocks, blocks with zero points, and blocks of 16 inputs within 128
+weights of one scale. --cycles counts the processor's cycles in the program itself instead of time (Linux, one thread):
+on a busy machine these are steadier. The last line is JSON. Its `worst` is the largest ratio of a dense product's least
+time, at the level that is used by itself, to that of the fastest of ONNX Runtime's with the same bits a weight.
 """
 
 import argparse
@@ -29,14 +31,15 @@ from numpy.typing import NDArray
 from edgeblt.export.operators import matmuls
 from edgeblt.export.operators.matmuls import MICROSOFT
 from edgeblt.measure.bandwidth import measure_bandwidth
-from edgeblt.quant.formats import sparse_layout
+from edgeblt.quant.formats import interleaved_layout, sparse_layout
 from edgeblt.quant.formats.weight_format import pack
 from edgeblt.runtime import native
 from edgeblt.runtime.machine.device import device_name
 
 Arrays = dict[str, NDArray[Any]]
-ROWS = (1, 2, 3, 4, 8, 16, 64)  # of inputs: decoding, checking drafts, reading a prompt
-ROUNDS = 61
+SHAPES = "128x384,1024x1024,1024x2816,2048x5632"  # the bundled model's and larger
+ROWS = "1,2,4,8,16,64,128"  # of inputs: decoding, checking drafts, reading a prompt
+ROUNDS = 31
 COLD_BYTES = 96 << 20  # of copies of one product's weights
 HOT_NODES = 8  # of one product's weights in a run, so that starting the run counts little
 
@@ -56,68 +59,107 @@ class Product:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="1024x1024,1024x2816,2048x5632", help="inputs x outputs, commas between")
-    parser.add_argument("--threads", default="1,2", help="one measurement after the other")
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of inputs")
-    parser.add_argument(
-        "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
-    )
-    parser.add_argument("--level", help="instructions of the native kernels: scalar, avx2, ..")
-    parser.add_argument("--dense", action="store_true", help="dense weights only, in every form")
-    parser.add_argument("--cold", action="store_true", help="weights out of the caches")
-    parser.add_argument("--cycles", action="store_true", help="count cycles, not time; for one thread")
-    arguments = parser.parse_args()
+    arguments = parsed()
     if arguments.cycles and arguments.threads != "1":
         raise SystemExit("--cycles counts those of one thread; use it with --threads 1")
     clock = cycle_counter() if arguments.cycles else time.perf_counter
     if native.library_path() is None:
         raise SystemExit(f"there is nothing to time: {native.status().reason}")
-    if arguments.level:
-        native.use_level(arguments.level)
-    print(f"{device_name()}, kernels of level {arguments.level or native.status().level}")
+    best = native.status().level or ""
+    levels = {"best": [best], "all": list(native.status().levels)}.get(arguments.levels) or arguments.levels.split(",")
+    print(f"{device_name()}, kernels of level {', '.join(levels)}")
     results: list[dict[str, Any]] = []
     bandwidths: dict[int, float] = {}  # bytes per second, by threads
     for threads in map(int, arguments.threads.split(",")):
         print(f"\n{threads} thread(s)")
-        if not arguments.cycles:
+        if not arguments.cycles and not arguments.toy:
             bandwidths[threads] = measure_bandwidth(threads).bytes_per_s
             print(f"memory is read at {rate(bandwidths[threads], False)}")
         for shape in arguments.shapes.split(","):
-            columns, rows = map(int, shape.split("x"))
-            results += measure(columns, rows, threads, list(map(int, arguments.rows.split(","))), arguments, clock)
+            for weights in arguments.weights.split(","):
+                results += measure(shape, weights == "cold", threads, levels, arguments, clock)
+    worst = worst_ratio(results, best)
     print(json.dumps({
-        "device": device_name(), "cold": arguments.cold, "bandwidths": bandwidths, "results": results,
+        "device": device_name(), "level": best, "bandwidths": bandwidths, "worst": worst, "results": results,
     }))  # fmt: skip
 
 
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=SHAPES, help="inputs x outputs, commas between")
+    parser.add_argument("--threads", default="1", help="one measurement after the other")
+    parser.add_argument("--rows", default=ROWS, help="rows of inputs")
+    parser.add_argument("--weights", default="hot,cold", help="within the caches, out of them")
+    parser.add_argument("--products", default="dense", choices=("dense", "forms", "sparse"))
+    parser.add_argument("--levels", default="best", help="instructions of the native kernels: all, or scalar,avx2,..")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="measurements of each product, in turn")
+    parser.add_argument(
+        "--seconds", type=float, default=0.004, help="of one measurement: short, to fall between what else runs"
+    )
+    parser.add_argument("--cycles", action="store_true", help="count cycles, not time; for one thread")
+    parser.add_argument("--toy", action="store_true", help="the smallest run that does everything once, for tests")
+    arguments = parser.parse_args()
+    if arguments.toy:
+        arguments.shapes, arguments.rows, arguments.rounds, arguments.seconds = "256x48", "1,3", 2, 1e-5
+    return arguments
+
+
 def measure(
-    columns: int, outputs: int, threads: int, rows: list[int], arguments: Any, clock: Callable[[], float]
+    shape: str, cold: bool, threads: int, levels: list[str], arguments: argparse.Namespace, clock: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    products = dense_products(columns, outputs) if arguments.dense else all_products(columns, outputs)
-    nodes = {n: 1 + COLD_BYTES // p.bytes if arguments.cold else HOT_NODES for n, p in products.items()}
-    sessions = {n: open_session(p, columns, nodes[n], arguments.cold, threads) for n, p in products.items()}
+    columns, outputs = map(int, shape.split("x"))
+    products = PRODUCTS[arguments.products](columns, outputs)
+    copies = COLD_BYTES >> (10 * arguments.toy)
+    nodes = {n: 1 + copies // p.bytes if cold else HOT_NODES for n, p in products.items()}
+    sessions = {n: open_session(p, columns, nodes[n], cold, threads) for n, p in products.items()}
     results = []
-    for count in rows:
+    for count in map(int, arguments.rows.split(",")):
         inputs = np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
-        runs = {name: runner(session, inputs) for name, session in sessions.items()}
-        times = interleaved(runs, arguments.seconds, clock)
+        runs = {
+            (name, level): runner(sessions[name], inputs, level)
+            for name, product in products.items()
+            for level in (levels if product.domain == matmuls.DOMAIN else [""])
+        }
+        times = interleaved(runs, arguments.seconds, arguments.rounds, clock)
         unit, per = ("thousands of cycles", 1e-3) if arguments.cycles else ("microseconds", 1e6)
-        print(f"\n{columns} x {outputs}, {count} row(s) of inputs, {unit}: median, least, and rate")
-        for name, durations in times.items():
+        where = "out of" if cold else "within"
+        print(f"\n{columns} x {outputs}, {count} row(s), weights {where} the caches, {unit}: median, least, and rate")
+        for (name, level), durations in times.items():
             per_run = [value / nodes[name] for value in durations]
             median, least = statistics.median(per_run), min(per_run)
             read = rate(products[name].bytes / least, arguments.cycles)
-            print(f"  {name:44}{median * per:9.1f}{least * per:9.1f}  {read}")
+            print(f"  {name + (level and ', ' + level):50}{median * per:9.1f}{least * per:9.1f}  {read}")
             results.append({
-                "product": name, "inputs": columns, "outputs": outputs, "rows": count, "threads": threads, "unit": unit,
-                "median": median * per, "least": least * per, "weight_bytes": products[name].bytes,
+                "product": name, "level": level, "inputs": columns, "outputs": outputs, "rows": count, "cold": cold,
+                "threads": threads, "unit": unit, "median": median * per, "least": least * per,
+                "weight_bytes": products[name].bytes,
             })  # fmt: skip
     return results
 
 
-def all_products(columns: int, rows: int) -> dict[str, Product]:
-    eight, four, chance = random_weights(columns, rows)
+def worst_ratio(results: list[dict[str, Any]], level: str) -> dict[str, Any] | None:
+    """The dense product that is slowest beside ONNX Runtime's with the same bits a weight; None without any."""
+    worst: dict[str, Any] | None = None
+    for ours in results:
+        if not ours["product"].startswith(matmuls.DENSE) or ours["level"] != level:
+            continue
+        names = [ours["product"].replace(matmuls.DENSE, "MatMulNBits")]
+        if ours["product"] == f"{matmuls.DENSE} int8, blocks of 128":
+            names.append("DynamicQuantizeMatMul int8")
+        same = ("inputs", "outputs", "rows", "cold", "threads")
+        theirs = [r for r in results if r["product"] in names and all(r[key] == ours[key] for key in same)]
+        if not theirs:
+            continue
+        fastest = min(theirs, key=lambda result: float(result["least"]))
+        ratio = ours["least"] / fastest["least"]
+        if worst is None or ratio > worst["ratio"]:
+            worst = {"ratio": ratio, "product": ours["product"], "against": fastest["product"]}
+            worst |= {key: ours[key] for key in same}
+    return worst
+
+
+def dense_products(columns: int, rows: int) -> dict[str, Product]:
+    eight, four, _ = random_weights(columns, rows)
     products = {
         "DynamicQuantizeMatMul int8": Product(
             "DynamicQuantizeMatMul", MICROSOFT,
@@ -129,6 +171,13 @@ def all_products(columns: int, rows: int) -> dict[str, Product]:
         for op in ("MatMulNBits", matmuls.DENSE):
             for block in (32, 128):
                 products[f"{op} int{bits}, blocks of {block}"] = dense(values, bits, block, op)
+    return products
+
+
+def sparse_products(columns: int, rows: int) -> dict[str, Product]:
+    eight, four, chance = random_weights(columns, rows)
+    products = dense_products(columns, rows)
+    for values, bits in ((eight, 8), (four, 4)):
         for group in sparse_layout.GROUPS:
             kept = np.argsort(chance.random((rows, columns // group, group)), axis=2) < group // 2
             half = values * kept.reshape(rows, columns)
@@ -139,7 +188,7 @@ def all_products(columns: int, rows: int) -> dict[str, Product]:
     return products
 
 
-def dense_products(columns: int, rows: int) -> dict[str, Product]:
+def dense_forms(columns: int, rows: int) -> dict[str, Product]:
     eight, four, _ = random_weights(columns, rows)
     products = {}
     for values, bits in ((eight, 8), (four, 4)):
@@ -164,16 +213,22 @@ def dense(
 ) -> Product:
     rows, columns = values.shape
     middle = 1 << (bits - 1)
-    codes = pack((values.astype(np.int16) + middle).astype(np.uint8).reshape(rows, -1, block), bits)
+    blocks = columns // block
+    codes = (values.astype(np.int16) + middle).astype(np.uint8).reshape(rows, blocks, block)
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
-    scales = np.full((rows, columns // block // blocks_per_scale), 0.01, np.float16)
-    weights: Arrays = {"codes": codes, "scales": scales}
-    if points:
-        zero_points = np.random.default_rng(2).integers(0, 2 * middle, (rows, columns // block)).astype(np.uint8)
-        weights["zero_points"] = pack(zero_points, bits)
+    scales = np.full((rows, blocks // blocks_per_scale), 0.01, np.float16)
+    zero_points = np.random.default_rng(2).integers(0, 2 * middle, (rows, blocks)).astype(np.uint8)
     if op == matmuls.DENSE:
+        shared = interleaved_layout.same_zero_points(bits)
+        weights: Arrays = {
+            "codes": interleaved_layout.interleave_codes(codes, bits),
+            "scales": interleaved_layout.interleave_scales(scales),
+            "zero_points": interleaved_layout.interleave_zero_points(zero_points, bits) if points else shared,
+        }
         return Product(op, matmuls.DOMAIN, weights, attributes | {"blocks_per_scale": blocks_per_scale})
-    weights["scales"] = scales.astype(np.float32)  # with halves MatMulNBits is slower
+    weights = {"codes": pack(codes, bits), "scales": scales.astype(np.float32)}  # with halves MatMulNBits is slower
+    if points:
+        weights["zero_points"] = pack(zero_points, bits)
     return Product(op, MICROSOFT, weights, attributes | {"accuracy_level": 4})
 
 
@@ -195,6 +250,9 @@ def sparse_parts(values: NDArray[np.int8], bits: int) -> tuple[dict[str, int], N
     rows, columns = values.shape
     attributes = {"K": columns, "N": rows, "bits": bits, "block_size": 128, "blocks_per_scale": 1}
     return attributes, np.full((rows, -(-columns // 128)), 0.01, np.float16)
+
+
+PRODUCTS = {"dense": dense_products, "forms": dense_forms, "sparse": sparse_products}
 
 
 def open_session(
@@ -230,22 +288,29 @@ def weight(name: str, array: NDArray[Any], copy: int) -> ir.Value:
     return ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(own.shape))
 
 
-def runner(session: onnxruntime.InferenceSession, inputs: NDArray[np.float32]) -> Callable[[], None]:
+def runner(
+    session: onnxruntime.InferenceSession, inputs: NDArray[np.float32], level: str
+) -> tuple[str, Callable[[], None]]:
+    """A run of the session, and the level it is for, which the caller sets."""
     binding = session.io_binding()
     binding.bind_cpu_input("x", inputs)
     for output in session.get_outputs():
         binding.bind_output(output.name, "cpu")
-    return lambda: session.run_with_iobinding(binding)
+    return level, lambda: session.run_with_iobinding(binding)
 
 
 def interleaved(
-    runs: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+    runs: dict[tuple[str, str], tuple[str, Callable[[], None]]], seconds: float, rounds: int, clock: Callable[[], float]
+) -> dict[tuple[str, str], list[float]]:
     """Durations of a run in units of `clock`: each product for about `seconds` at a time, in turn, many rounds."""
-    repeats = {name: max(1, round(seconds / once(run))) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
+    repeats: dict[tuple[str, str], int] = {}
+    for _ in range(rounds):
+        for name, (level, run) in runs.items():
+            if level:
+                native.use_level(level)
+            if name not in repeats:
+                repeats[name] = max(1, round(seconds / once(run)))
             begin = clock()
             for _ in range(repeats[name]):
                 run()

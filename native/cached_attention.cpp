@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tasks.h"
 #include "workspace.h"
 
 namespace edgeblt {
 namespace {
-
-constexpr int64_t kTaskProducts = 65536;
-constexpr int64_t kMostTasks = 16;
 
 struct Angles {
   const float *cosines, *sines;
@@ -30,7 +28,7 @@ void attend_all(const Call& call, const Attention& attention) {
   const Kernels& table = kernels(current_level());
   const int64_t rows = attention.rows, seen = attention.past + rows - attention.first_slot(0);
   const double products = static_cast<double>(rows * attention.heads * attention.width) * static_cast<double>(seen);
-  const auto wanted = static_cast<int64_t>(std::clamp<double>(products / kTaskProducts, 1, kMostTasks));
+  const int64_t wanted = wanted_tasks(products);
   const int64_t parts = std::clamp<int64_t>(wanted / attention.heads, 1, (rows + 3) / 4);  // of the rows
   const int64_t portion = (rows + 4 * parts - 1) / (4 * parts) * 4;
   const int64_t units = attention.heads * parts, tasks = std::min(units, wanted);

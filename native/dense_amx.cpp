@@ -13,7 +13,7 @@ namespace edgeblt {
 namespace {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64;
-constexpr int64_t kFewestRows = 16, kSmallestBlock = 32;
+constexpr int64_t kFewestRows = 16, kSmallestBlock = 64;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -29,6 +29,7 @@ void configure(int64_t columns) {
     config.row_bytes[tile] = static_cast<uint16_t>(inputs ? columns : kTileBytes);
     config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? columns / 4 : kTileRows);
   }
+  __asm__ volatile("" : : "r"(&config) : "memory");  // GCC 12 takes the next line to read no more than a pointer's bytes
   _tile_loadconfig(&config);
 }
 
@@ -44,41 +45,56 @@ void unpack(const uint8_t* codes, int64_t columns, uint8_t* out) {
   }
 }
 
-// One or two groups at once, and one or two tiles of inputs.
+// What the products of one or two groups are computed in.
 struct Work {
   const DenseWeights& weights;
   const Inputs& inputs;
   int64_t group, tile_columns;
   uint8_t* unpacked;  // [groups, block_size * 16]
-  int32_t* sums;      // [inputs, groups, 16, 16]
+  int32_t* sums;      // [2 tiles of inputs, groups, 16, 16]
   float* totals;      // [rows, groups, 16]
 };
 
-// A tile's sums of a block to their rows' totals.
-template <int kBits, int kGroups>
-void add_sums(const Work& work, int64_t block, int64_t index, int64_t row, const int32_t* sums, const __m512* scales) {
-  const Inputs& inputs = work.inputs;
-  const bool has_points = work.weights.zero_points != nullptr;
-  constexpr int kCenter = 1 << (kBits - 1);
-  const __m512i points = negative_zero_points<kBits>(
-      work.weights, (work.group + index) * work.weights.blocks + block, kCenter);
-  for (int64_t m = 0; m < kTileRows; ++m) {
-    const int64_t place = (row + m) * inputs.stride + block;
+// Sums that have left the tiles: of a block, and of `tiles` tiles of inputs from `row` on.
+struct Pending {
+  int64_t block = 0, row = 0, tiles = 0;
+  __m512 scales[2];
+  __m512i points[2];  // what sums of inputs are multiplied by
+};
+
+template <int kGroups, bool kPoints>
+void add_tile(const Work& work, const Pending& pending, int64_t tile, int64_t index) {
+  const int64_t row = pending.row + tile * kTileRows, stride = work.inputs.stride;
+  const int32_t* sums = work.sums + (tile * kGroups + index) * kTileRows * kGroup;
+  const float* scales = work.inputs.scales + row * stride + pending.block;
+  const int32_t* input_sums = work.inputs.sums + row * stride + pending.block;
+  float* total = work.totals + (row * kGroups + index) * kGroup;
+  EDGEBLT_UNROLL for (int64_t m = 0; m < kTileRows; ++m, total += kGroups * kGroup) {
     __m512i sum = _mm512_load_si512(sums + m * kGroup);
-    if (has_points) {
-      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(points, _mm512_set1_epi32(inputs.sums[place])));
+    if constexpr (kPoints) {
+      const __m512i offset = _mm512_madd_epi16(pending.points[index], _mm512_set1_epi32(input_sums[m * stride]));
+      sum = _mm512_add_epi32(sum, offset);
     }
-    float* total = work.totals + ((row + m) * kGroups + index) * kGroup;
-    const __m512 scale = _mm512_mul_ps(scales[index], _mm512_set1_ps(inputs.scales[place]));
+    const __m512 scale = _mm512_mul_ps(pending.scales[index], _mm512_set1_ps(scales[m * stride]));
     _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(total)));
   }
 }
 
-// A block's products, of tiles that begin with rows[0] and, where there are two, rows[1] of the inputs.
-template <int kBits, int kGroups, int kTiles>
-void multiply_block(const Work& work, int64_t block, const int64_t* rows, const __m512* scales) {
+// Adds pending sums to their rows' totals.
+template <int kGroups>
+void add_pending(const Work& work, const Pending& pending) {
+  for (int64_t tile = 0; tile < pending.tiles; ++tile) {
+    for (int64_t index = 0; index < kGroups; ++index) {
+      (work.weights.zero_points ? add_tile<kGroups, true> : add_tile<kGroups, false>)(work, pending, tile, index);
+    }
+  }
+}
+
+// A block's products, of kTiles tiles of inputs from `row` on. While tiles are at it, `pending` is added.
+template <int kGroups, int kTiles>
+void multiply_block(const Work& work, int64_t block, int64_t row, const Pending& pending) {
   const int64_t block_size = work.weights.block_size, stride = work.inputs.columns;
-  const int8_t* in = work.inputs.codes + block * block_size;
+  const int8_t* in = work.inputs.codes + row * stride + block * block_size;
   _tile_zero(0);
   if constexpr (kGroups == 2) _tile_zero(1);
   if constexpr (kTiles == 2) _tile_zero(2);
@@ -86,23 +102,32 @@ void multiply_block(const Work& work, int64_t block, const int64_t* rows, const 
   for (int64_t column = 0; column < block_size; column += work.tile_columns) {
     _tile_loadd(6, work.unpacked + column * kGroup, kTileBytes);
     if constexpr (kGroups == 2) _tile_loadd(7, work.unpacked + (block_size + column) * kGroup, kTileBytes);
-    _tile_loadd(4, in + rows[0] * stride + column, static_cast<int>(stride));
+    _tile_loadd(4, in + column, static_cast<int>(stride));
     _tile_dpbssd(0, 4, 6);
     if constexpr (kGroups == 2) _tile_dpbssd(1, 4, 7);
     if constexpr (kTiles == 2) {
-      _tile_loadd(5, in + rows[1] * stride + column, static_cast<int>(stride));
+      _tile_loadd(5, in + kTileRows * stride + column, static_cast<int>(stride));
       _tile_dpbssd(2, 5, 6);
       if constexpr (kGroups == 2) _tile_dpbssd(3, 5, 7);
     }
   }
+  add_pending<kGroups>(work, pending);
   constexpr int64_t kSize = kTileRows * kGroup;
   _tile_stored(0, work.sums, kTileBytes);
   if constexpr (kGroups == 2) _tile_stored(1, work.sums + kSize, kTileBytes);
   if constexpr (kTiles == 2) _tile_stored(2, work.sums + kGroups * kSize, kTileBytes);
   if constexpr (kGroups == 2 && kTiles == 2) _tile_stored(3, work.sums + 3 * kSize, kTileBytes);
-  for (int64_t tile = 0; tile < kTiles; ++tile) {
-    for (int64_t index = 0; index < kGroups; ++index) {
-      add_sums<kBits, kGroups>(work, block, index, rows[tile], work.sums + (tile * kGroups + index) * kSize, scales);
+}
+
+template <int kGroups>
+void store_totals(const Work& work, float* out) {
+  const int64_t width = work.weights.rows;
+  for (int64_t index = 0; index < kGroups; ++index) {
+    const int64_t group = work.group + index;
+    const auto inside = static_cast<__mmask16>((1u << rows_of_group(work.weights, group)) - 1);
+    for (int64_t m = 0; m < work.inputs.rows; ++m) {
+      const __m512 totals = _mm512_load_ps(work.totals + (m * kGroups + index) * kGroup);
+      _mm512_mask_storeu_ps(out + m * width + group * kGroup, inside, totals);
     }
   }
 }
@@ -114,30 +139,27 @@ void multiply_groups(const Work& work, float* out) {
   const int64_t rows = work.inputs.rows;
   std::memset(work.totals, 0, static_cast<size_t>(rows * kGroups * kGroup) * sizeof *work.totals);
   ScaleCursor cursor(weights, work.group);
-  for (int64_t block = 0; block < weights.blocks; ++block) {
+  Pending pending;
+  for (int64_t block = 0; block < weights.blocks; ++block, cursor.next_block()) {
     __m512 scales[kGroups];
+    __m512i points[kGroups];
     for (int64_t index = 0; index < kGroups; ++index) {
       const int64_t place = (work.group + index) * weights.blocks + block;
       unpack<kBits>(weights.codes + place * weights.block_bytes(), weights.block_size,
                     work.unpacked + index * weights.block_size * kGroup);
       scales[index] = load_scales(weights.scales, cursor.index() + index * weights.scales.per_row * kGroup);
+      points[index] = negative_zero_points<kBits>(weights, place, 1 << (kBits - 1));
     }
-    int64_t row = 0;
-    for (; row + 2 * kTileRows <= rows; row += 2 * kTileRows) {
-      const int64_t starts[] = {row, row + kTileRows};
-      multiply_block<kBits, kGroups, 2>(work, block, starts, scales);
-    }
-    if (row < rows) multiply_block<kBits, kGroups, 1>(work, block, &row, scales);
-    cursor.next_block();
-  }
-  for (int64_t index = 0; index < kGroups; ++index) {
-    const int64_t group = work.group + index;
-    const auto inside = static_cast<__mmask16>((1u << rows_of_group(weights, group)) - 1);
-    for (int64_t m = 0; m < rows; ++m) {
-      const __m512 totals = _mm512_load_ps(work.totals + (m * kGroups + index) * kGroup);
-      _mm512_mask_storeu_ps(out + m * weights.rows + group * kGroup, inside, totals);
+    for (int64_t row = 0, tiles = 2; row < rows; row += tiles * kTileRows) {
+      tiles = rows - row > kTileRows ? 2 : 1;
+      (tiles == 2 ? multiply_block<kGroups, 2> : multiply_block<kGroups, 1>)(work, block, row, pending);
+      pending.block = block, pending.row = row, pending.tiles = tiles;
+      std::copy_n(scales, kGroups, pending.scales);
+      std::copy_n(points, kGroups, pending.points);
     }
   }
+  add_pending<kGroups>(work, pending);
+  store_totals<kGroups>(work, out);
 }
 
 template <int kBits>
@@ -156,27 +178,20 @@ void multiply_tiles(const DenseWeights& weights, const Inputs& inputs, int64_t f
   _tile_release();
 }
 
-Inputs some_rows(const Inputs& inputs, int64_t row, int64_t count) {
-  Inputs some = inputs;
-  some.rows = count;
-  some.codes += row * inputs.columns;
-  some.scales += row * inputs.stride;
-  some.sums += row * inputs.stride;
-  return some;
-}
-
 }  // namespace
 
+// Rows that go in tiles of AMX; all others are AVX-512's.
+int64_t amx_rows(int64_t rows, int64_t block_size) {
+  return rows < kFewestRows || block_size < kSmallestBlock ? 0 : rows / kTileRows * kTileRows;
+}
+
 void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  const int64_t whole = inputs.rows / kTileRows * kTileRows;
-  if (inputs.rows < kFewestRows || weights.block_size < kSmallestBlock) {
-    return dense_avx512(weights, inputs, first, last, out);
+  const int64_t whole = amx_rows(inputs.rows, weights.block_size), left = inputs.rows - whole;
+  if (whole) {
+    const Inputs tiles = some_rows(inputs, 0, whole);
+    (weights.bits == 4 ? multiply_tiles<4> : multiply_tiles<8>)(weights, tiles, first, last, out);
   }
-  const Inputs tiles = some_rows(inputs, 0, whole);
-  (weights.bits == 4 ? multiply_tiles<4> : multiply_tiles<8>)(weights, tiles, first, last, out);
-  if (whole == inputs.rows) return;
-  const Inputs rest = some_rows(inputs, whole, inputs.rows - whole);
-  dense_avx512(weights, rest, first, last, out + whole * weights.rows);
+  if (left) dense_avx512(weights, some_rows(inputs, whole, left), first, last, out + whole * weights.rows);
 }
 
 }  // namespace edgeblt

@@ -15,6 +15,8 @@ class DenseMatMul final : public MatMul {
     product_.multiply(table, inputs, first, last, out);
   }
 
+  bool takes_tiles() const override { return true; }
+
  private:
   DenseProduct product_;
 };

@@ -61,7 +61,7 @@ class DenseProduct {
 
   template <typename Values>
   Inputs round(const Call& call, const Kernels& table, int64_t rows, const Values& values) const {
-    return round_rows(call, table, form_, rows, values);
+    return round_rows(call, table, form_, rows, true, values);
   }
 
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.
@@ -71,8 +71,8 @@ class DenseProduct {
 
   // All of them, on the session's threads: out [rows of inputs, rows of weights].
   void run(const Call& call, const Kernels& table, const Inputs& inputs, float* out) const {
-    multiply_rows(call, form_, inputs.rows, [&](int64_t first, int64_t last) {
-      multiply(table, inputs, first, last, out);
+    multiply_rows(call, table, form_, inputs, out, [&](const Inputs& some, int64_t first, int64_t last, float* place) {
+      multiply(table, some, first, last, place);
     });
   }
 

@@ -30,6 +30,7 @@ struct Inputs {
   const int8_t* codes;   // [rows, columns], 64-byte aligned
   const float* scales;   // [rows, stride]
   const int32_t* sums;   // [rows, stride] sum of the block's codes
+  const int32_t* tiles;  // the same side by side for dense products (input_tile.h); null for others
 };
 
 constexpr int64_t kGroup = 16;  // rows of dense weights side by side: each is a 32-bit lane of a vector
@@ -90,6 +91,9 @@ struct LatentAttention {
 };
 
 struct Kernels {
+  // Rows of inputs that `dense` takes side by side, and how many of so many, from the first on, it takes row by row.
+  int64_t tile_rows;
+  int64_t (*plain_rows)(int64_t rows, int64_t block_size);
   // One row of `columns` values: codes (zeros up to `padded_columns`), and for each block its scale and sum.
   void (*quantize)(const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales,
                    int32_t* sums);

@@ -1,13 +1,14 @@
 // The tables of NEON, and of NEON with matrix products of bytes for dense products.
+#include "dense.h"
 #include "neon.h"
 #include "rows.h"
 
 namespace edgeblt {
 
-const Kernels kNeonKernels = {quantize_row, dense_neon, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
+const Kernels kNeonKernels = {4, no_rows, quantize_row, dense_neon, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
                               normalize_row, gate_row, attend_vectors};
 #if !defined(EDGEBLT_NO_I8MM)
-const Kernels kI8mmKernels = {quantize_row, dense_i8mm, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
+const Kernels kI8mmKernels = {4, no_rows, quantize_row, dense_i8mm, sparse_neon, masked_neon, entropy_rows, attend_rows_of_head,
                               normalize_row, gate_row, attend_vectors};
 #endif
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "latent_rows.h"
-#include "matmul.h"
+#include "tasks.h"
 
 namespace edgeblt {
 
@@ -46,12 +46,10 @@ void LatentRows::run(
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   const int64_t width = attended_width(), row_width = inputs.carried.shape[1];
   const double products = static_cast<double>(bytes * width) * static_cast<double>(attention_.vectors);
-  const auto wanted = static_cast<int64_t>(std::min<double>(products / kTaskProducts, kMostTasks));
-  const int64_t tasks = std::clamp<int64_t>(wanted, 1, bytes);
-  const int64_t portion = (bytes + tasks - 1) / tasks;
-  call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
-    const int64_t begin = static_cast<int64_t>(task) * portion;
-    for (int64_t byte = begin; byte < std::min(bytes, begin + portion); ++byte) {
+  const Portions portions(bytes, 1, wanted_tasks(products));
+  call.parallel(static_cast<size_t>(portions.count), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * portions.size;
+    for (int64_t byte = begin; byte < std::min(bytes, begin + portions.size); ++byte) {
       const float* row = index[byte] ? rows + (index[byte] - 1) * row_width : carried;
       table.attend_latent(attention_, queries + byte * width, row + offset_, attended + byte * width);
     }

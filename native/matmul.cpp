@@ -26,19 +26,26 @@ Scales Form::scales(const Tensor& scales, int64_t together, const char* name) co
   return {scales.data, scales.type == ort::kFloat16, per_row, blocks_per_scale};
 }
 
-Rounding::Rounding(const Form& form, int64_t rows)
-    : form_(form), rows_(rows), padded_(padded_columns(form.columns, form.block_size)),
-      stride_((form.blocks + 7) / 8 * 8 + kSlack), codes_(workspace<int8_t, kCodes>(product_of({rows, padded_}))),
-      scales_(workspace<float, kScales>(product_of({rows, stride_}))),
-      sums_(workspace<int32_t, kSums>(product_of({rows, stride_}))) {}
+Rounding::Rounding(const Form& form, int64_t rows, bool tiles)
+    : values_(form.columns),
+      inputs_{rows, padded_columns(form.columns, form.block_size), form.block_size, form.blocks,
+              (form.blocks + 7) / 8 * 8 + kSlack, nullptr, nullptr, nullptr, nullptr} {
+  codes_ = workspace<int8_t, kCodes>(product_of({rows, inputs_.columns}));
+  scales_ = workspace<float, kScales>(product_of({rows, inputs_.stride}));
+  sums_ = workspace<int32_t, kSums>(product_of({rows, inputs_.stride}));
+  const int64_t elements = product_of({rows, tile_elements(form.blocks, form.block_size)});
+  tiles_ = tiles ? workspace<int32_t, kTiles>(elements) : nullptr;
+  inputs_.codes = codes_, inputs_.scales = scales_, inputs_.sums = sums_, inputs_.tiles = tiles_;
+}
 
 void Rounding::round(const Kernels& table, int64_t row, const float* values) const {
-  float* scales = scales_ + row * stride_;
-  int32_t* sums = sums_ + row * stride_;
-  std::memset(scales, 0, static_cast<size_t>(stride_) * sizeof *scales);
-  std::memset(sums, 0, static_cast<size_t>(stride_) * sizeof *sums);
-  int8_t* codes = codes_ + row * padded_;
-  table.quantize(values, form_.columns, form_.block_size, codes, scales, sums);
+  float* scales = scales_ + row * inputs_.stride;
+  int32_t* sums = sums_ + row * inputs_.stride;
+  table.quantize(values, values_, inputs_.block_size, codes_ + row * inputs_.columns, scales, sums);
+  const auto beyond = static_cast<size_t>(inputs_.stride - inputs_.blocks);
+  std::memset(scales + inputs_.blocks, 0, beyond * sizeof *scales);
+  std::memset(sums + inputs_.blocks, 0, beyond * sizeof *sums);
+  if (tiles_) add_to_tile(table, inputs_, row, tiles_);
 }
 
 MatMul::MatMul(const Node& node) : form_(node, positive(node, "K"), positive(node, "N")) {}
@@ -78,10 +85,12 @@ void MatMul::compute(const Call& call) {
   if (!rows) return;
   const Kernels& table = kernels(current_level());
   const auto* data = static_cast<const float*>(values.data);
-  const Inputs inputs = round_rows(call, table, form_, rows, [&](int64_t row) {
+  const Inputs inputs = round_rows(call, table, form_, rows, takes_tiles(), [&](int64_t row) {
     return data + row * form_.columns;
   });
-  multiply_rows(call, form_, rows, [&](int64_t first, int64_t last) { multiply(table, inputs, first, last, out); });
+  multiply_rows(call, table, form_, inputs, out, [&](const Inputs& some, int64_t first, int64_t last, float* place) {
+    multiply(table, some, first, last, place);
+  });
 }
 
 }  // namespace edgeblt

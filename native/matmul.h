@@ -7,14 +7,12 @@
 #include <mutex>
 #include <string>
 
-#include "kernels.h"
+#include "input_tile.h"
 #include "operator.h"
+#include "tasks.h"
 #include "workspace.h"
 
 namespace edgeblt {
-
-constexpr int64_t kTaskProducts = 65536;  // below this, handing work to a thread takes longer than it saves
-constexpr int64_t kMostTasks = 16;
 
 // An attribute that is at least 1 and below 2 ** 31; raises OperatorError for any other.
 int64_t positive(const Node& node, const char* name);
@@ -36,46 +34,51 @@ struct Form {
 // Memory of the calling thread for rounded inputs, which the next ones overwrite.
 class Rounding {
  public:
-  Rounding(const Form& form, int64_t rows);
+  // With `tiles` for dense products.
+  Rounding(const Form& form, int64_t rows, bool tiles);
   void round(const Kernels& table, int64_t row, const float* values) const;
-  Inputs inputs() const { return {rows_, padded_, form_.block_size, form_.blocks, stride_, codes_, scales_, sums_}; }
+  const Inputs& inputs() const { return inputs_; }
 
  private:
-  const Form& form_;
-  int64_t rows_, padded_, stride_;
+  const int64_t values_;  // of a row
   int8_t* codes_;
   float* scales_;
-  int32_t* sums_;
+  int32_t *sums_, *tiles_;
+  Inputs inputs_;
 };
 
 // Rounds values(row), a pointer to `form.columns` floats, for all rows, on the session's threads where there is work
 // for several.
 template <typename Values>
 Inputs round_rows(
-    const Call& call, const Kernels& table, const Form& form, int64_t rows, const Values& values) {
-  const Rounding rounding(form, rows);
-  const int64_t tasks = std::clamp<int64_t>(rows * form.columns / kTaskProducts, 1, kMostTasks);
-  const int64_t portion = (rows + tasks - 1) / tasks;
-  call.parallel(static_cast<size_t>(tasks), [&](size_t task) {
-    const int64_t begin = static_cast<int64_t>(task) * portion;
-    for (int64_t row = begin; row < std::min(rows, begin + portion); ++row) rounding.round(table, row, values(row));
+    const Call& call, const Kernels& table, const Form& form, int64_t rows, bool tiles, const Values& values) {
+  const Rounding rounding(form, rows, tiles);
+  const Portions portions(rows, 1, wanted_tasks(static_cast<double>(rows) * static_cast<double>(form.columns)));
+  call.parallel(static_cast<size_t>(portions.count), [&](size_t task) {
+    const int64_t begin = static_cast<int64_t>(task) * portions.size;
+    for (int64_t row = begin; row < std::min(rows, begin + portions.size); ++row) {
+      rounding.round(table, row, values(row));
+    }
   });
   return rounding.inputs();
 }
 
-// multiply(first, last) for all rows of the weights, times so many rows of inputs, in portions that start at multiples
-// of 16.
+// multiply(inputs, first, last, out) for portions of the weights' rows, which begin at multiples of 16, and where these
+// are few also of the inputs' rows, which begin with tiles.
 template <typename Multiply>
-void multiply_rows(const Call& call, const Form& form, int64_t inputs, const Multiply& multiply) {
-  constexpr int64_t kRowUnit = 16;
-  const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs);
-  const int64_t units = (form.rows + kRowUnit - 1) / kRowUnit;
-  const auto wanted = static_cast<int64_t>(std::min<double>(products / kTaskProducts, kMostTasks));
-  const int64_t tasks = std::clamp<int64_t>(wanted, 1, units);
-  const int64_t portion = (units + tasks - 1) / tasks;
-  call.parallel(static_cast<size_t>((units + portion - 1) / portion), [&](size_t task) {
-    const int64_t first = static_cast<int64_t>(task) * portion * kRowUnit;
-    multiply(first, std::min(form.rows, first + portion * kRowUnit));
+void multiply_rows(
+    const Call& call, const Kernels& table, const Form& form, const Inputs& inputs, float* out,
+    const Multiply& multiply) {
+  const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs.rows);
+  const int64_t tasks = wanted_tasks(products);
+  if (tasks == 1) return multiply(inputs, 0, form.rows, out);
+  const Portions weights(form.rows, kGroup, tasks);
+  const Portions rows(inputs.rows, table.tile_rows, inputs.tiles ? tasks / weights.count : 1);
+  call.parallel(static_cast<size_t>(weights.count * rows.count), [&](size_t task) {
+    const int64_t first = static_cast<int64_t>(task) % weights.count * weights.size;
+    const int64_t row = static_cast<int64_t>(task) / weights.count * rows.size;
+    const Inputs some = some_rows(inputs, row, std::min(rows.size, inputs.rows - row));
+    multiply(some, first, std::min(form.rows, first + weights.size), out + row * form.rows);
   });
 }
 
@@ -91,6 +94,7 @@ class MatMul : public Kernel {
   virtual void bind(const std::vector<Tensor>& weights) = 0;
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.
   virtual void multiply(const Kernels&, const Inputs&, int64_t first, int64_t last, float* out) const = 0;
+  virtual bool takes_tiles() const { return false; }
 
   // To be called last by constructors: weights that are initializers are checked once, others at every run.
   void bind_constants(const Node& node, size_t count);

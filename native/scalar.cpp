@@ -128,9 +128,11 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
   }
 }
 
+int64_t all_rows(int64_t rows, int64_t) { return rows; }
+
 }  // namespace
 
-const Kernels kScalarKernels = {quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
+const Kernels kScalarKernels = {16, all_rows, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows_of_head,
                                 normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

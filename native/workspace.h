@@ -9,7 +9,7 @@
 namespace edgeblt {
 
 // What a workspace is for: those of one purpose and type are one.
-enum Purpose { kCodes, kScales, kSums, kQueries, kLayer };
+enum Purpose { kCodes, kScales, kSums, kTiles, kQueries, kLayer };
 
 // `count` elements, 64-byte aligned. Grows, is never given back, and belongs to the calling thread: one operator runs
 // in it at a time.

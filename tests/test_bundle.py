@@ -46,18 +46,18 @@ CANONICAL = (
         '"patching":{"max_patch_length":null,"patch_size":1,"rule":"byte","threshold":0.0,"threshold_add":0.0},'
         '"vocab_size":260},'
         '"files":{"a.onnx":{"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}},'
-        '"format_version":1,"made_by":{"edgeblt":"0.1.0"},"name":"\\u00e4","recipe":"fp32",'
+        '"format_version":2,"made_by":{"edgeblt":"0.1.0"},"name":"\\u00e4","recipe":"fp32",'
         '"stages":{"decoder":$,"encoder":$,"global":$,"patcher":$},"target":"cpu"}'
     )
     .replace("@", STACK_JSON)
     .replace("$", '{"graph":"a.onnx","weight_format":"fp32","weights":[]}')
 )
-CHECKSUM = "0b038daa11a1075dc3766f1f0aac49a25a8fd6c475e537d8761aaf393acf382b"
+CHECKSUM = "5cf4f7c7edfbbcf33d2deda65829a71443a8b91f39ed63a076fe80dea3c0fca1"
 
 
 def small_manifest() -> Manifest:
     stages: dict[str, StageRecord] = {stage: StageRecord("a.onnx", (), "fp32") for stage in STAGES}
-    return Manifest(1, "ä", "cpu", "fp32", CONFIG, stages, {"a.onnx": FileRecord(0, EMPTY_SHA256)},
+    return Manifest(2, "ä", "cpu", "fp32", CONFIG, stages, {"a.onnx": FileRecord(0, EMPTY_SHA256)},
                     {"edgeblt": "0.1.0"})  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_the_checksum_of_a_literal_document(tmp_path: Path) -> None:
     write_manifest(tmp_path, small_manifest())
     written = (tmp_path / "bundle.json").read_bytes()
     assert hashlib.sha256(CANONICAL.encode()).hexdigest() == CHECKSUM
-    assert written.startswith(b'{\n  "format_version": 1,\n  "name": "\\u00e4",\n  "target": "cpu",\n')
+    assert written.startswith(b'{\n  "format_version": 2,\n  "name": "\\u00e4",\n  "target": "cpu",\n')
     assert written.endswith(f'\n  "checksum": "{CHECKSUM}"\n}}\n'.encode())
     assert json.loads(written) == json.loads(CANONICAL) | {"checksum": CHECKSUM}
 
@@ -113,11 +113,11 @@ def test_another_format_version(bundle: Path) -> None:
     (bundle / "bundle.json").write_text('{"format_version": 7, "news": true}')
     said = refusal(bundle)
     assert re.fullmatch(
-        rf"{bundle}/bundle\.json has format version 7; this edgeblt reads.* 1: export again with it", said
+        rf"{bundle}/bundle\.json has format version 7; this edgeblt reads.* 2: export again with it", said
     )
 
 
-@pytest.mark.parametrize("start", ['{"format_version":', '{"format_version":1,"x":'])
+@pytest.mark.parametrize("start", ['{"format_version":', '{"format_version":2,"x":'])
 def test_no_depth_overflows(start: str, bundle: Path) -> None:
     """Somewhere in here reading it still works, but showing it or its checksum does not."""
     for depth in range(800, 1010):

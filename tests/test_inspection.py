@@ -153,15 +153,15 @@ class Sizes:
     layers: int
     k: int
 
-    def matrices(self) -> dict[str, int]:
+    def matrices(self, head_rows: int) -> dict[str, int]:
         """Read once a byte."""
         layer = 4 * self.local**2 + 3 * self.local * self.local_ffn
         return {
             "patcher": 14 * (4 * 768**2 + 3 * 768 * 2048),
-            "patcher.head": 260 * 768,
+            "patcher.head": head_rows * 768,
             "encoder": layer,
             "decoder": self.decoder_layers * (layer + 2 * self.local**2),
-            "decoder.head": 260 * self.local,
+            "decoder.head": head_rows * self.local,
         }
 
     def matrices_of_a_patch(self) -> dict[str, int]:
@@ -215,7 +215,8 @@ def check_plan(plan: dict[str, Any], sizes: Sizes, bits: dict[str, float]) -> No
     def stored(matrices: dict[str, int]) -> float:
         return sum(weights * bits[part] / 8 for part, weights in matrices.items())
 
-    byte = stored(sizes.matrices()) + 4 * sizes.norms()
+    head_rows = 260 if plan["recipe"] == "fp32" else 272  # quantized rows are stored in groups of sixteen
+    byte = stored(sizes.matrices(head_rows)) + 4 * sizes.norms()
     patch = stored(sizes.matrices_of_a_patch()) + 4 * sizes.norms_of_a_patch()
     tables, embeddings = stored({"tables": sizes.tables()}), stored(sizes.embeddings())
     rows = 6 * tables / (6 * 500_002) + embeddings / 260

@@ -1,6 +1,6 @@
 """A bundle on disk: a directory whose `bundle.json` names, sizes and hashes every file in it.
 
-`export/` writes bundles; this module describes and checks them. Format version 2 (in version 1 dense weights lay in MatMulNBits' order):
+`export/` writes bundles; this module describes and checks them. Format version 2, whose dense weights are interleaved:
 
     bundle.json      a `Manifest`, and `checksum`: the sha256 of its canonical JSON without that field
     patcher.onnx, encoder.onnx, global.onnx, decoder.onnx

@@ -17,7 +17,6 @@ from edgeblt.export.operators.layers import (
     dense_cross_attention_function,
     latent_attention_function,
 )
-from edgeblt.export.operators.matmuls import dense_matmul_function
 
 
 def decoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
@@ -74,8 +73,7 @@ class CrossAttention:
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
         """The whole cross-attention as one operator."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
-        for function in (dense_matmul_function, dense_cross_attention_function):
-            graph.uses(function(OPSET))
+        graph.uses_dense(dense_cross_attention_function)
         norm = weights.vector(f"{prefix}.query_norm")
         dense = [weights.dense(names) for names in products]
         return graph.op(

@@ -11,6 +11,7 @@ from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.linear_weights import by_block, in_type, joined_name
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
+from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.quant.formats.interleaved_layout import (
     GROUP,
     interleave_codes,
@@ -45,6 +46,7 @@ class DenseStored:
         (rows, columns), bits, name, block = self.shape, self.format.bits, self._name, self._block_size
         groups, blocks = -(-rows // GROUP), -(-columns // block)
         graph.fill(self._fill)
+        graph.holds_dense(DenseForms(bits == 8, self.format.symmetric))
         scales = (groups, self.format.block_count(columns), GROUP)
         inputs = [
             graph.weight(f"{name}.codes", (groups, blocks, GROUP * block * bits // 8), "uint8"),

@@ -12,6 +12,7 @@ from onnx_ir.tape import Tape
 
 from edgeblt.bundle.contract import COMPUTED_IN, DType, StageContract, TensorSpec
 from edgeblt.export.graphs.weight_file import Piece, Slot
+from edgeblt.export.operators.interleaved_weights import DenseForms
 
 OPSET = 23
 IR_VERSION = 11
@@ -29,6 +30,7 @@ PAGE = 4096  # tensors of this many bytes start on a page, so that they can be m
 LINE = 64
 
 Fill = Callable[[], Iterator[Piece]]
+DenseFunction = Callable[[int, DenseForms], ir.Function]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class GraphBuilder:
         self._slots: dict[str, Slot] = {}
         self._fills: list[Fill] = []
         self._functions: dict[str, ir.Function] = {}
+        self._dense_functions: dict[str, DenseFunction] = {}
+        self._dense_forms = DenseForms(only_bytes=True, only_symmetric=True)
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         (value,) = self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)
@@ -110,6 +114,14 @@ class GraphBuilder:
         """Adds the portable body of an operator of domain `edgeblt` to the model."""
         self._functions.setdefault(function.name, function)
 
+    def uses_dense(self, make: DenseFunction) -> None:
+        """Adds the portable body of an operator on dense weights, for the forms of all that the graph will hold."""
+        self._dense_functions.setdefault(make.__name__, make)
+
+    def holds_dense(self, forms: DenseForms) -> None:
+        """Registers dense weights of such forms."""
+        self._dense_forms &= forms
+
     def constant(self, array: NDArray[Any] | list[int] | int | float) -> ir.Value:
         """A small constant, shared by content: int64 for Python integers, float32 for Python floats."""
         value = np.asarray(array)
@@ -159,7 +171,8 @@ class GraphBuilder:
             opset_imports={"": OPSET, MICROSOFT: 1, EDGEBLT: 1},
             name=self.contract.name,
         )
-        functions = list(self._functions.values())
+        dense = (make(OPSET, self._dense_forms) for make in self._dense_functions.values())
+        functions = [*self._functions.values(), *dense]
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
         return BuiltStage(model, self._slots, tuple(self._fills))
 

@@ -25,7 +25,7 @@ from edgeblt.export.operators.layers import (
     LAYER_PRODUCTS,
     dense_layer_function,
 )
-from edgeblt.export.operators.matmuls import ATTENTION, dense_matmul_function, window_attention_function
+from edgeblt.export.operators.matmuls import ATTENTION, window_attention_function
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ class TransformerStack:
 
     def _dense_layer(self, index: int, prefix: str, value: ir.Value, products: list[list[str]]) -> ir.Value:
         config, graph = self.config, self.graph
-        for function in (dense_matmul_function, window_attention_function, dense_layer_function):
-            graph.uses(function(OPSET))
+        graph.uses_dense(dense_layer_function)
         cache = (graph.inputs[name if name in graph.inputs else f"{name}_{index}"] for name in CACHE_INPUTS)
         norms = [self.weights.vector(f"{prefix}.{name}") for name in ("attention_norm", "mlp_norm")]
         dense = [self.weights.dense(names) for names in products]

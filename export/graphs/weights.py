@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.dense_weights import Dense, DenseStored, own_block, rounding_attributes
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
+from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, GraphBuilder
 from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
@@ -141,7 +141,7 @@ class Weights:
         return self.graph.op("MatMul", value, self._computed(weight, dtype))
 
     def _dense_product(self, value: ir.Value, dense: Dense) -> ir.Value:
-        self.graph.uses(dense_matmul_function(OPSET))
+        self.graph.uses_dense(dense_matmul_function)
         rows, columns = dense.shape
         return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
 

@@ -16,8 +16,10 @@ class FunctionWriter:
     """Appends nodes to a function body or to one branch in it. Value names are unique over all of them, because a
     branch may not hide a name of the graph around it."""
 
-    def __init__(self, names: Iterator[int] | None = None) -> None:
-        self._names = names or itertools.count()
+    def __init__(self, around: "FunctionWriter | None" = None) -> None:
+        """`around` is the writer of the body or branch that a branch lies in."""
+        self._names: Iterator[int] = around._names if around else itertools.count()
+        self._constants: dict[object, ir.Value] = dict(around._constants) if around else {}
         self._tape = Tape()
 
     @property
@@ -34,7 +36,9 @@ class FunctionWriter:
         return self._tape.op_multi_out(op_type, inputs, attributes, domain=domain, outputs=values)
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
-        return self.op("Constant", value=ir.tensor(array))
+        """The constant, which is one node however often it is used."""
+        key = array.dtype.str, array.shape, array.tobytes()
+        return self._once(key, lambda: self.op("Constant", value=ir.tensor(array)))
 
     def ints(self, *values: int) -> ir.Value:
         """int64 [len(values)]"""
@@ -46,16 +50,21 @@ class FunctionWriter:
 
     def attribute(self, name: str) -> ir.Value:
         """int64 []: the function's attribute `name`, an integer."""
-        return self.op("Constant", value_int=reference(name, "value_int"))
+        return self._once(name, lambda: self.op("Constant", value_int=reference(name, "value_int")))
 
     def branch(self, condition: ir.Value, then: "Branch", otherwise: "Branch") -> Sequence[ir.Value]:
         """`If`: the values that the branch taken returned, which must be computed in it."""
         graphs: dict[str, ir.Graph] = {}
         for name, write in (("then_branch", then), ("else_branch", otherwise)):
-            writer = FunctionWriter(self._names)
+            writer = FunctionWriter(self)
             values = write(writer)
             graphs[name] = ir.Graph([], values, nodes=writer.nodes, name=f"{name}_{next(self._names)}")
         return self._tape.op_multi_out("If", [condition], graphs, outputs=[self._new_value() for _ in values])
+
+    def _once(self, key: object, write: Callable[[], ir.Value]) -> ir.Value:
+        if key not in self._constants:
+            self._constants[key] = write()
+        return self._constants[key]
 
     def _new_value(self) -> ir.Value:
         return ir.Value(name=f"value_{next(self._names)}")

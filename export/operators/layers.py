@@ -19,11 +19,14 @@ A row holds, from `offset` on, the layer's keys [kv heads, head_dim, vectors] an
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
+from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.export.operators.matmuls import (
+    ALL_FORMS,
     ATTENTION_ATTRIBUTES,
     DOMAIN,
     MICROSOFT,
@@ -57,22 +60,23 @@ def product_attributes(products: Sequence[str]) -> dict[str, str]:
     return {f"{product}_{name}": INT for product in products for name in ROUNDING_ATTRIBUTES}
 
 
-def dense_layer_function(opset: int = 23) -> ir.Function:
+def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
     """`DenseLayer` in the operators it is made of."""
     names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    projected = _product(writer, inputs, "query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
+    products = _Products(writer, forms, inputs)
+    projected = products.of("query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
     attended, *presents = attention(writer, projected, inputs)
-    output = _product(writer, inputs, "output", attended, "attended", "width")
+    output = products.of("output", attended, "attended", "width")
     normed, _, _, total = writer.ops(
         "SkipSimplifiedLayerNormalization", output, x, inputs["mlp_norm"],
         outputs=4, domain=MICROSOFT, epsilon=reference("epsilon", kind=FLOAT),
     )  # fmt: skip
-    gate = _product(writer, inputs, "gate", normed, "width", "intermediate")
+    gate = products.of("gate", normed, "width", "intermediate")
     gate = writer.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
-    gated = writer.op("Mul", gate, _product(writer, inputs, "up", normed, "width", "intermediate"))
-    y = writer.op("Add", _product(writer, inputs, "down", gated, "intermediate", "width"), total)
+    gated = writer.op("Mul", gate, products.of("up", normed, "width", "intermediate"))
+    y = writer.op("Add", products.of("down", gated, "intermediate", "width"), total)
     y = without_spare_row(writer, y)
     sizes = dict.fromkeys(LAYER_SIZES, INT)
     attributes = {**ATTENTION_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(LAYER_PRODUCTS)}
@@ -107,18 +111,19 @@ def latent_attention_function(opset: int = 23) -> ir.Function:
     return function((DOMAIN, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
 
 
-def dense_cross_attention_function(opset: int = 23) -> ir.Function:
+def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
     """`DenseCrossAttention` in the operators it is made of."""
     names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    query = _product(writer, inputs, "query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
+    products = _Products(writer, forms, inputs)
+    query = products.of("query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
         LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=DOMAIN,
         **{name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()},
     )  # fmt: skip
-    output = _product(writer, inputs, "output", attended, "attended", "width")
+    output = products.of("output", attended, "attended", "width")
     y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
     sizes = dict.fromkeys(("width", "attended"), INT)
     attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
@@ -131,12 +136,19 @@ def _norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value
     )
 
 
-def _product(
-    writer: FunctionWriter, inputs: Inputs, product: str, value: ir.Value, columns: str, rows: str
-) -> ir.Value:
-    weights = [inputs[f"{product}_{part}"] for part in ("codes", "scales", "zero_points")]
-    rounding = {name: f"{product}_{name}" for name in ROUNDING_ATTRIBUTES}
-    return dense_product(writer, value, weights, {"K": columns, "N": rows, **rounding})
+@dataclass(frozen=True)
+class _Products:
+    """Products of a body whose inputs are their weights."""
+
+    writer: FunctionWriter
+    forms: DenseForms
+    inputs: Inputs
+
+    def of(self, product: str, value: ir.Value, columns: str, rows: str) -> ir.Value:
+        """`value` times the weights of `product`; `columns` and `rows` name the attributes of their sizes."""
+        weights = [self.inputs[f"{product}_{part}"] for part in ("codes", "scales", "zero_points")]
+        rounding = {name: f"{product}_{name}" for name in ROUNDING_ATTRIBUTES}
+        return dense_product(self.writer, self.forms, value, weights, {"K": columns, "N": rows, **rounding})
 
 
 def _opsets(opset: int) -> dict[str, int]:

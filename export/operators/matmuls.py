@@ -32,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
-from edgeblt.export.operators.interleaved_weights import InterleavedWeights, by_row
+from edgeblt.export.operators.interleaved_weights import DenseForms, InterleavedWeights, first_rows
 from edgeblt.quant.formats.sparse_layout import TILE
 
 DOMAIN = "edgeblt"
@@ -44,32 +44,31 @@ ROUNDING_ATTRIBUTES = ("bits", "block_size", "blocks_per_scale")
 COMMON_ATTRIBUTES = ("K", "N", *ROUNDING_ATTRIBUTES)
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that rounds its inputs
 MIDDLE = 128  # code of zero in 8 bits
+ALL_FORMS = DenseForms()
 
 Inputs = dict[str, ir.Value]
 
 
-def dense_matmul_function(opset: int = 23) -> ir.Function:
-    """`DenseMatMul` as MatMulNBits on the same codes in its order."""
+def dense_matmul_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
+    """`DenseMatMul` of such weights as MatMulNBits on the same codes in its order."""
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         weights = [inputs[name] for name in ("codes", "scales", "zero_points")]
         attributes = {name: name for name in COMMON_ATTRIBUTES}
-        product = dense_product(writer, with_spare_row(writer, inputs["x"]), weights, attributes)
+        product = dense_product(writer, forms, with_spare_row(writer, inputs["x"]), weights, attributes)
         return without_spare_row(writer, product)
 
     return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
 
 
 def dense_product(
-    writer: FunctionWriter, x: ir.Value, stored: Sequence[ir.Value], attributes: Mapping[str, str]
+    writer: FunctionWriter, forms: DenseForms, x: ir.Value, stored: Sequence[ir.Value], attributes: Mapping[str, str]
 ) -> ir.Value:
     """`x` times codes, scales and zero points; `attributes` names the function's for each of DenseMatMul's."""
-    weights = InterleavedWeights(writer, attributes["bits"], attributes["N"], *stored)
-    scales = _repeated_scales(
-        writer, weights.scales(), weights.blocks, writer.attribute(attributes["blocks_per_scale"])
-    )
+    bits, rows, blocks_per_scale = (attributes[name] for name in ("bits", "N", "blocks_per_scale"))
+    weights = InterleavedWeights(writer, forms, bits, rows, blocks_per_scale, *stored)
     return writer.op(
-        "MatMulNBits", x, weights.codes(), scales, weights.zero_points(), domain=MICROSOFT,
+        "MatMulNBits", x, weights.codes(), weights.scales(), weights.zero_points(), domain=MICROSOFT,
         **{name: reference(attributes[name], name) for name in ("K", "N", "bits", "block_size")},
         accuracy_level=INT8_ACTIVATIONS,
     )  # fmt: skip
@@ -105,7 +104,10 @@ def sparse_matmul_function(opset: int = 23) -> ir.Function:
 
     def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
         codes = _spread_tiles(writer, inputs["tiles"])
-        return _product_of_codes(writer, inputs["x"], codes, by_row(writer, inputs["scales"], "N"))
+        by_row = writer.op("Transpose", inputs["scales"], perm=[0, 2, 1])
+        count = writer.op("Shape", inputs["scales"], start=1, end=2)
+        scales = writer.op("Reshape", by_row, writer.op("Concat", writer.ints(-1), count, axis=0))
+        return _product_of_codes(writer, inputs["x"], codes, first_rows(writer, scales, "N"))
 
     return _function(SPARSE, ("x", "tiles", "scales"), (*COMMON_ATTRIBUTES, "group"), body, opset)
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels.h"
+#include "../input_tile.h"
 
 namespace edgeblt {
 namespace {
@@ -40,20 +40,21 @@ struct Rounded {
   Rounded(const Kernels& table, const float* values, int64_t rows, int64_t columns, int64_t block_size)
       : stride((((columns + block_size - 1) / block_size) + 7) / 8 * 8 + kSlack),
         padded(padded_columns(columns, block_size)), codes(rows * padded, true), scales(rows * stride),
-        sums(rows * stride) {
+        sums(rows * stride), tiles(rows * tile_elements((columns + block_size - 1) / block_size, block_size), true) {
     std::fill_n(scales.data, scales.count, 0.0F);
     std::fill_n(sums.data, sums.count, 0);
+    const int64_t blocks = (columns + block_size - 1) / block_size;
+    inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data, tiles.data};
     for (int64_t m = 0; m < rows; ++m) {
       int8_t* row = codes.data + m * padded;
       table.quantize(values + m * columns, columns, block_size, row, scales.data + m * stride, sums.data + m * stride);
+      add_to_tile(table, inputs, m, tiles.data);
     }
-    const int64_t blocks = (columns + block_size - 1) / block_size;
-    inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data};
   }
   int64_t stride, padded;
   Block<int8_t> codes;
   Block<float> scales;
-  Block<int32_t> sums;
+  Block<int32_t> sums, tiles;
   Inputs inputs;
 };
 
@@ -102,15 +103,17 @@ void compare(
   (table.*function)(weights, fast.inputs, 0, middle, actual.data);
   (table.*function)(weights, fast.inputs, middle, weights.rows, actual.data);
   agree(what, level, expected, actual, weights.rows, weights.columns, weights.block_size);
+  if (exactly && rows > table.tile_rows) {  // rows in two parts, too, as threads share them
+    const int64_t row = any(1, (rows - 1) / table.tile_rows) * table.tile_rows;
+    (table.*function)(weights, some_rows(fast.inputs, 0, row), 0, weights.rows, actual.data);
+    const Inputs rest = some_rows(fast.inputs, row, rows - row);
+    (table.*function)(weights, rest, 0, weights.rows, actual.data + row * weights.rows);
+  }
   if (exactly && !same_numbers(expected.data, actual.data, expected.count)) {
     fail("other bits than scalar's", level, weights.rows, weights.columns, weights.block_size, 0);
   }
   for (int64_t m = 0; m < rows; ++m) {
-    Inputs one = fast.inputs;
-    one.rows = 1;
-    one.codes += m * one.columns;
-    one.scales += m * one.stride;
-    one.sums += m * one.stride;
+    const Inputs one = some_rows(fast.inputs, m, 1);
     (table.*function)(weights, one, 0, weights.rows, single.data);
     if (!same_numbers(single.data, actual.data + m * weights.rows, weights.rows)) {
       fail("a row by itself", level, weights.rows, weights.columns, weights.block_size, 0);
