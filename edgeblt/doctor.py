@@ -2,12 +2,16 @@
 
 import platform
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnxruntime
 
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime import cuda, native
 from edgeblt.runtime.machine.cores import usable_cores
+
+if TYPE_CHECKING:  # a room above
+    from edgeblt.measure.products.product_speed import ProductSpeed
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Diagnosis:
     native_cuda_reason: str | None  # reason why it would not be used
     gpu: str | None  # the GPU that bundles for cuda run on, and its compute capability
     gpu_reason: str | None  # reason why none can be used
+    speed: "ProductSpeed | None" = None  # speed of matrix products, where it was measured
 
 
 def diagnose() -> Diagnosis:

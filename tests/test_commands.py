@@ -48,7 +48,7 @@ OPTIONS = {
                  "--provider", "--threads", "--threshold", "--verify", "--prompt-file", "--raw", "--quiet"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher",
                 "--strict"],
-    "doctor": ["--json"],
+    "doctor": ["--speed", "--json"],
 }  # fmt: skip
 VALIDATION_FIELDS = ["bits_per_byte", "reference_bits_per_byte", "boundary_agreement", "mean_kl", "top1_agreement",
                      "greedy_agreement", "max_abs_logit_difference", "bytes", "provider"]  # fmt: skip

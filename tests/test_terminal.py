@@ -25,6 +25,7 @@ from edgeblt.export.demo import Demo
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.inspection import ProviderNodes, inspect_bundle
 from edgeblt.measure.distribution import Percentiles
+from edgeblt.measure.products.product_speed import ProductSpeed, ProductTime
 from edgeblt.measure.reference_file import RecordedText, Recording
 from edgeblt.prepare import Preparation, StageOutcome
 from edgeblt.report import narrow_tables, terminal
@@ -44,6 +45,13 @@ SEVERAL = (FULL, dataclasses.replace(FULL, threads=None, threshold=1.5, decode="
            dataclasses.replace(FULL, temperature=0.7, decode_bytes_per_s=12345.6))  # fmt: skip
 REPORT = validation()
 TEXTS = {"prose": REPORT.texts["prose"], "a file of mine, dropped bytes": REPORT.texts["prose"]}
+SPEED = ProductSpeed("An Example Processor 9000X", "avx512", {"1": 12.3e9, "2": 23.4e9}, (
+    ProductTime("MatMulNBits", None, 8, 128, 384, 64, 1234.5, 49_152),
+    ProductTime("DenseMatMul", "avx2", 8, 128, 384, 64, 98.7, 49_152),
+    ProductTime("DenseMatMul", "avx512", 8, 128, 384, 64, 76.5, 49_152),
+    ProductTime("MatMulNBits", None, 4, 128, 384, 64, 111.2, 24_576),
+    ProductTime("MatMul", None, 32, 128, 384, 64, 2468.1, 196_608),
+), "Level avx512 is used, and this sentence has no other figures.")  # fmt: skip
 RECORDING = Recording(1, "a checkpoint", "0123456789abcdef" * 4, 260, 2048, 1, (RecordedText("prose", 1000),))
 
 
@@ -74,12 +82,13 @@ def shown(exported: Callable[[int], Exported]) -> dict[str, Callable[[], None]]:
         "inspect BUNDLE": lambda: terminal.show_inspection(inspected),
         "inspect CHECKPOINT": lambda: terminal.show_inspection(checkpoint),
         "doctor": lambda: terminal.show_diagnosis(diagnose()),
+        "doctor --speed": lambda: terminal.show_diagnosis(dataclasses.replace(diagnose(), speed=SPEED)),
         "demo": lambda: terminal.show_demo(demo),
     }
 
 
 NAMES = ("validate", "validate, several", "bench", "bench, on a GPU", "bench, several", "tune", "prepare",
-         "inspect BUNDLE", "inspect CHECKPOINT", "doctor", "demo")  # fmt: skip
+         "inspect BUNDLE", "inspect CHECKPOINT", "doctor", "doctor --speed", "demo")  # fmt: skip
 
 
 @pytest.fixture
@@ -144,7 +153,7 @@ def test_all_ways_to_print_are_here(shown: dict[str, Callable[[], None]]) -> Non
     assert tuple(shown) == NAMES
     ways = {name for name in vars(terminal) if name.startswith("show_")}
     assert ways == {f"show_{what}" for what in ("validation", "benchmark", "benchmarks", "tuning", "preparation",
-                                                "inspection", "diagnosis", "demo")}  # fmt: skip
+                                                "inspection", "diagnosis", "product_speed", "demo")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

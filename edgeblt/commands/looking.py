@@ -98,7 +98,16 @@ def _inspect_bundle(path: Path, verify: bool, bytes_per_patch: float | None, pro
     return dataclasses.replace(inspection, placement=node_providers(open_model(bundle.path, provider)))
 
 
-def doctor(json_file: JsonFile = None) -> None:
+def doctor(
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed", help="Also time matrix products for ten seconds: ours at every level of instructions, beside "
+            "ONNX Runtime's.",
+        ),
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:  # fmt: skip
     """Show what is at work on this machine.
 
     Versions, execution providers, and the native libraries: which instructions the CPU's kernels use, whether there are
@@ -109,4 +118,8 @@ def doctor(json_file: JsonFile = None) -> None:
 
     check_results(json_file)
     result = diagnose()
+    if speed:
+        from edgeblt.measure.products.product_speed import measure_products
+
+        result = dataclasses.replace(result, speed=measure_products())
     deliver(result, lambda: terminal.show_diagnosis(result), json_file)

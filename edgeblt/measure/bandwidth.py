@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.bundle.examination.onnx_graph import FLOAT, Node, Value
 from edgeblt.errors import EdgebltError
+from edgeblt.measure.products.graph_writer import write_model
 from edgeblt.runtime.machine.cores import check_threads, usable_cores
 from edgeblt.runtime.providers import session_options
 
@@ -78,17 +80,7 @@ def _seconds(read: Callable[[], object]) -> float:
 
 
 def product_graph() -> bytes:
-    """An ONNX model: row [1, n] times matrix [n, m], all float32; written by hand, as onnx is not there on a device."""
-
-    def message(number: int, content: bytes) -> bytes:
-        assert len(content) < 128  # its length is one byte
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    def value(name: bytes) -> bytes:
-        two_sizes = message(2, message(1, b"") + message(1, b""))
-        return message(1, name) + message(2, message(1, b"\x08\x01" + two_sizes))
-
-    node = message(1, b"row") + message(1, b"matrix") + message(2, b"product") + message(4, b"MatMul")
-    inputs, output = message(11, value(b"row")) + message(11, value(b"matrix")), message(12, value(b"product"))
-    graph = message(1, node) + message(2, b"reader") + inputs + output
-    return b"\x08\x08" + message(7, graph) + message(8, b"\x10\x0d")  # IR version 8, operators of version 13
+    """An ONNX model: row [1, n] times matrix [n, m], all float32."""
+    names = ("row", "matrix", "product")
+    row, matrix, product = (Value(name, FLOAT, (f"{name}_rows", f"{name}_columns")) for name in names)
+    return write_model([Node("", "MatMul", names[:2], names[2:], ())], [row, matrix], [product], {}, {"": 23})

@@ -11,6 +11,7 @@ from edgeblt.printable import printable
 from edgeblt.report.narrow_tables import add_row as _add
 from edgeblt.report.narrow_tables import new_table as _table
 from edgeblt.report.narrow_tables import show as _print
+from edgeblt.report.product_table import show_product_speed
 
 if TYPE_CHECKING:  # the runtime, slow to import; and the workbench half, absent on a device
     from edgeblt.bundle.weight_plan import WeightPlan
@@ -256,6 +257,8 @@ def show_diagnosis(result: "Diagnosis") -> None:
     if result.gpu_reason and "CUDAExecutionProvider" in result.execution_providers:
         _print(printable(f"Nothing runs on cuda here: {result.gpu_reason}"))
     _print("EDGEBLT_NATIVE=0 in the environment turns it off; the name of a level sets the instructions.")
+    if result.speed:
+        show_product_speed(result.speed)
 
 
 def show_demo(result: "Demo") -> None:

@@ -1,0 +1,1 @@
+"""Speed of matrix products on this machine, without a bundle."""
