@@ -300,7 +300,7 @@ def test_leading_dimensions_stay() -> None:
     assert y.tobytes() == rows.tobytes()
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, int], dict[str, Callable[[NDArray[Any]], NDArray[Any]]]]] = {
     "block_size is 48": (matmuls.DENSE, {"block_size": 48}, {}),
     "bits is 5": (matmuls.DENSE, {"bits": 5}, {}),
     "group is 6": (matmuls.SPARSE, {"group": 6}, {}),
