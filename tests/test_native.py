@@ -320,7 +320,7 @@ REFUSED: dict[str, tuple[str, dict[str, int], dict[str, Callable[[NDArray[Any]],
 def test_weights_that_do_not_fit_are_refused_when_the_model_is_opened(said: str) -> None:
     op, attributes, changes = REFUSED[said]
     product = random_product(op, 11, 8, 128, 8, 32, 1)
-    weights = {name: changes.get(name, lambda same: same)(array) for name, array in product.weights.items()}
+    weights = product.weights | {name: change(product.weights[name]) for name, change in changes.items()}
     broken = Product(op, product.attributes | attributes, weights, product.exact)
     with pytest.raises(Exception, match=said) as caught:
         broken.open(kernel=True)
