@@ -41,7 +41,10 @@ void unpack(const uint8_t* codes, int64_t columns, uint8_t* out) {
     __m512i vectors[4];
     load_step<kBits>(codes, vectors);
     prefetch<kStep * kGroup * kBits / 8>(codes);
-    EDGEBLT_UNROLL for (int i = 0; i < 4; ++i, out += 64) _mm512_store_si512(out, _mm512_sub_epi8(vectors[i], center));
+    EDGEBLT_UNROLL for (int i = 0; i < 4; ++i, out += 64) {
+      const __m512i less = kBits == 8 ? _mm512_xor_si512(vectors[i], center) : _mm512_sub_epi8(vectors[i], center);
+      _mm512_store_si512(out, less);
+    }
   }
 }
 

@@ -72,7 +72,9 @@ class Rounding:
     def dense(self, chance: Chance) -> dict[str, Array | None]:
         groups = up(self.rows, 16)
         codes = octets(chance, groups, self.blocks, 2 * self.block * self.bits)
-        scales = (chance.normal(size=(groups, up(self.blocks, self.times), 16)) * 0.02).astype(self.scale_type(chance))
+        scales: Array = (chance.normal(size=(groups, up(self.blocks, self.times), 16)) * 0.02).astype(
+            self.scale_type(chance)
+        )
         same = np.array([{8: 0x80, 4: 0x88}[self.bits]], np.uint8)
         points = octets(chance, groups, self.blocks, 2 * self.bits) if chance.random() < 0.5 else same
         return {"codes": codes, "scales": scales, "zero_points": points}

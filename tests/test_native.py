@@ -299,7 +299,7 @@ def test_leading_dimensions_stay() -> None:
     assert y.tobytes() == rows.tobytes()
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, int], dict[str, Callable[[NDArray[Any]], NDArray[Any]]]]] = {
     "block_size is 48": (matmuls.DENSE, {"block_size": 48}, {}),
     "bits is 5": (matmuls.DENSE, {"bits": 5}, {}),
     "group is 6": (matmuls.SPARSE, {"group": 6}, {}),
@@ -319,7 +319,7 @@ REFUSED = {
 def test_weights_that_do_not_fit_are_refused_when_the_model_is_opened(said: str) -> None:
     op, attributes, changes = REFUSED[said]
     product = random_product(op, 11, 8, 128, 8, 32, 1)
-    weights = {name: changes.get(name, lambda same: same)(array) for name, array in product.weights.items()}
+    weights = product.weights | {name: change(product.weights[name]) for name, change in changes.items()}
     broken = Product(op, product.attributes | attributes, weights, product.exact)
     with pytest.raises(Exception, match=said) as caught:
         broken.open(kernel=True)

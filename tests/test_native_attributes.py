@@ -191,7 +191,7 @@ def test_weights_that_come_with_each_run_are_those_of_that_run() -> None:
     codes = chance.integers(0, 256, (size // 16, size // 32, 16 * 32), dtype=np.uint8)
     scales = np.ones((size // 16, size // 32, 16), np.float32)
     x, zero_points = chance.normal(size=(8, size)).astype(np.float32), np.array([128], np.uint8)
-    inputs = {"x": x, "codes": codes, "scales": scales, "zero_points": zero_points}
+    inputs: dict[str, Any] = {"x": x, "codes": codes, "scales": scales, "zero_points": zero_points}
     case = Case("DenseMatMul", attributes, inputs, frozenset(), ("y",))
     others = [case, with_input(case, "codes", 255 - codes)]
     options = onnxruntime.SessionOptions()

@@ -2,6 +2,8 @@
 #ifndef EDGEBLT_EMULATED_AMX_H
 #define EDGEBLT_EMULATED_AMX_H
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 
