@@ -38,10 +38,10 @@ from edgeblt.runtime.machine.device import device_name
 
 Arrays = dict[str, NDArray[Any]]
 SHAPES = "128x384,1024x1024,1024x2816,2048x5632"  # the bundled model's and larger
-ROWS = "1,2,4,8,16,64,128"  # of inputs: decoding, checking drafts, reading a prompt
+ROWS = "1,2,4,8,16,64,128"  # rows of inputs: decoding, checking drafts, reading a prompt
 ROUNDS = 31
-COLD_BYTES = 96 << 20  # of copies of one product's weights
-HOT_NODES = 8  # of one product's weights in a run, so that starting the run counts little
+COLD_BYTES = 96 << 20  # bytes of all copies of one product's weights
+HOT_NODES = 8  # nodes of one product in a run, so that starting the run counts little
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ class LinearStored:
     format: Linear
     shape: tuple[int, int]
     block_size: int  # the operator's; a block of the format spans one or many
-    code_shape: tuple[int, ...]  # of a row
+    code_shape: tuple[int, ...]  # shape of a row's codes
     scale_dtype: str
-    scale_every_block: bool = False  # of the operator's; otherwise of the format's
+    scale_every_block: bool = False  # a scale for every block of the operator; otherwise of the format
 
     @property
     def block_count(self) -> int:

@@ -40,7 +40,7 @@ from edgeblt.quant.formats.weight_format import (
     WeightFormat,
 )
 
-LARGEST_CUDA_BLOCK = 128  # of MatMulNBits with 4 bits
+LARGEST_CUDA_BLOCK = 128  # the largest block of MatMulNBits with 4 bits
 BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 

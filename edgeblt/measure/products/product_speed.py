@@ -12,7 +12,7 @@ from edgeblt.runtime import native
 from edgeblt.runtime.machine.cores import usable_cores
 from edgeblt.runtime.machine.device import device_name
 
-SECONDS = 5.0  # of timing products, without opening graphs and reading memory
+SECONDS = 5.0  # time for the products, without opening graphs and reading memory
 _BITS = (8, 4, 32)
 _LEAST_ROUNDS = 3
 _AT_A_TIME = 0.002  # seconds: short, to fall between what else runs
@@ -28,8 +28,8 @@ class Matrix:
 
     inputs: int
     outputs: int
-    copied_bytes: int  # of weights; more than the caches hold, or less
-    rows: tuple[int, ...]  # of inputs: decoding, checking drafts, reading a prompt
+    copied_bytes: int  # weights of all copies: more than the caches hold, or less
+    rows: tuple[int, ...]  # rows of inputs: decoding, checking drafts, reading a prompt
 
 
 MATRICES = (
@@ -45,7 +45,7 @@ class ProductTime:
 
     operator: str  # DenseMatMul is ours, the others are ONNX Runtime's
     level: str | None  # instructions of our kernel
-    bits: int  # of a weight
+    bits: int  # bits of a weight
     inputs: int
     outputs: int
     rows: int

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 class DeviceMemory(Protocol):
     """Memory of a device, by address. Its methods raise EdgebltError where the device fails."""
 
-    name: str  # of the device in ONNX Runtime
+    name: str  # name of the device in ONNX Runtime
 
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes; a valid one for 0 bytes too."""
