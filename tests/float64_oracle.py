@@ -23,8 +23,8 @@ Doubles = NDArray[np.float64]
 
 # The largest error of a float32 computation over a text, in that of transformers' own over the same text. Two orders of
 # additions have errors of one size; activations differ by more: ONNX Runtime's tanh is off by up to 3.3e-7 and its
-# sigmoid by 1.5e-7, several half steps of float32, 6e-8. The largest ratio seen on seven models was 5.44 for logits; for
-# the entropy at one position of one text it is near 8 at every level of the kernels, and 8.54 at most.
+# sigmoid by 1.5e-7, several half steps of float32, 6e-8. The largest ratio seen on seven models was 5.44 for
+# logits; for the entropy at one position of one text it is near 8 at every level of the kernels, and 8.54 at most.
 FACTOR = 10
 # Steps of float32 at a text's largest value that a result may be off where transformers happens to be off by less.
 STEPS = 8
