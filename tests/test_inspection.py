@@ -128,7 +128,7 @@ def test_a_quantized_checkpoint_has_one_plan(checkpoint_of: Any, tmp_path: Path)
 # Bits a weight of the recipes, where blocks divide the rows: codes, a float16 scale a block, 4-bit zero points.
 BITS = {
     "fp32": dict.fromkeys(("patcher", "patcher.head", "encoder", "global", "decoder", "decoder.head", "tables"), 32.0),
-    "int8": dict.fromkeys(("patcher", "patcher.head"), 8 + 16 / 16)
+    "int8": dict.fromkeys(("patcher", "patcher.head"), 8 + 16 / 32)
     | dict.fromkeys(("encoder", "global", "decoder", "decoder.head", "tables"), 8 + 16 / 128),
     "int4": {
         "patcher": 8 + 16 / 128,

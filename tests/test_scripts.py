@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 BUNDLE = "BUNDLE"  # stands for the bundled model's
 # By script, arguments of a run of a second or two whose last line is JSON.
 TOY = {
+    "benchmarks/attention.py": ("--toy",),
     "benchmarks/byte_profile.py": (BUNDLE, "--bytes", "4", "--context", "8", "--threads", "1"),
     "benchmarks/drafting.py": (BUNDLE, "--new-bytes", "4", "--repeats", "1", "--texts", "prose", "--drafts", "none"),
     "benchmarks/kernels.py": ("--toy",),
@@ -62,7 +63,7 @@ def test_every_script_is_listed() -> None:
 def test_a_script_runs_at_toy_size(
     script: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if script == "benchmarks/kernels.py" and native.library_path() is None:
+    if script in ("benchmarks/attention.py", "benchmarks/kernels.py") and native.library_path() is None:
         pytest.skip("no native library")
     run(script, tuple(str(bundle) if argument == BUNDLE else argument for argument in TOY[script]), monkeypatch)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
