@@ -20,6 +20,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.operators import matmuls
 from edgeblt.runtime import native
 from edgeblt.runtime.machine.device import device_name
@@ -104,10 +105,10 @@ def model(heads: int, kv_heads: int, width: int, window: int) -> bytes:
         given = [ir.val(f"attended_{layer}", ir.DataType.FLOAT, ["rows", heads * width])]
         given += [ir.val(f"present_{layer}_{part}", ir.DataType.FLOAT, cache[0].shape) for part in range(2)]
         operands = [values["projected"], *cache, *(values[name] for name in list(values)[1:])]
-        nodes.append(ir.Node(matmuls.DOMAIN, matmuls.ATTENTION, operands, attributes, outputs=given))
+        nodes.append(ir.Node(EDGEBLT, matmuls.ATTENTION, operands, attributes, outputs=given))
         inputs += cache
         outputs += given
-    opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
+    opsets = {"": 23, MICROSOFT: 1, EDGEBLT: 1}
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports=opsets, name="attention")
     functions = [matmuls.window_attention_function()]
     serialized: bytes = ir.serde.serialize_model(

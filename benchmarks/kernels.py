@@ -28,8 +28,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.operators import matmuls
-from edgeblt.export.operators.matmuls import MICROSOFT
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.quant.formats import interleaved_layout, sparse_layout
 from edgeblt.quant.formats.weight_format import pack
@@ -118,7 +118,7 @@ def measure(
         runs = {
             (name, level): runner(sessions[name], inputs, level)
             for name, product in products.items()
-            for level in (levels if product.domain == matmuls.DOMAIN else [""])
+            for level in (levels if product.domain == EDGEBLT else [""])
         }
         times = interleaved(runs, arguments.seconds, arguments.rounds, clock)
         unit, per = ("thousands of cycles", 1e-3) if arguments.cycles else ("microseconds", 1e6)
@@ -225,7 +225,7 @@ def dense(
             "scales": interleaved_layout.interleave_scales(scales),
             "zero_points": interleaved_layout.interleave_zero_points(zero_points, bits) if points else shared,
         }
-        return Product(op, matmuls.DOMAIN, weights, attributes | {"blocks_per_scale": blocks_per_scale})
+        return Product(op, EDGEBLT, weights, attributes | {"blocks_per_scale": blocks_per_scale})
     weights = {"codes": pack(codes, bits), "scales": scales.astype(np.float32)}  # with halves MatMulNBits is slower
     if points:
         weights["zero_points"] = pack(zero_points, bits)
@@ -236,14 +236,14 @@ def sparse(values: NDArray[np.int8], bits: int, group: int) -> Product:
     attributes, scales = sparse_parts(values, bits)
     tiles = sparse_layout.pack_tiles(values, bits, group)
     weights: Arrays = {"tiles": tiles, "scales": sparse_layout.pair_scales(scales)}
-    return Product(matmuls.SPARSE, matmuls.DOMAIN, weights, attributes | {"group": group})
+    return Product(matmuls.SPARSE, EDGEBLT, weights, attributes | {"group": group})
 
 
 def masked(values: NDArray[np.int8], bits: int) -> Product:
     attributes, scales = sparse_parts(values, bits)
     stored = sparse_layout.pack_masked(values, bits)
     weights: Arrays = {"mask": stored.mask, "values": stored.values, "offsets": stored.offsets, "scales": scales}
-    return Product(matmuls.MASKED, matmuls.DOMAIN, weights, attributes)
+    return Product(matmuls.MASKED, EDGEBLT, weights, attributes)
 
 
 def sparse_parts(values: NDArray[np.int8], bits: int) -> tuple[dict[str, int], NDArray[np.float16]]:
@@ -269,7 +269,7 @@ def open_session(
         outputs.append(ir.val(f"y_{copy}", ir.DataType.FLOAT, ["rows", "outputs"]))
         attributes = [ir.AttrInt64(name, number) for name, number in product.attributes.items()]
         nodes.append(ir.Node(product.domain, product.op, [value, *weights], attributes, outputs=[outputs[-1]]))
-    opsets = {"": 23, MICROSOFT: 1, matmuls.DOMAIN: 1}
+    opsets = {"": 23, MICROSOFT: 1, EDGEBLT: 1}
     graph = ir.Graph([value], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="product")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeblt.errors import EdgebltError
-from edgeblt.errors import shown as shown
+from edgeblt.errors import EdgebltError, shown
 
 
 def whole_number(name: str, value: object, least: int | None = 0) -> int:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import test_window_attention as attention
 import tiny_models
 from conftest import Exported
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.operators import layers, matmuls
 from edgeblt.model import load
@@ -69,8 +70,8 @@ class Node:
             ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
             for name, value in self.attributes.items()
         ]
-        node = ir.Node(matmuls.DOMAIN, self.op, operands, attributes, outputs=outputs)
-        opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
+        node = ir.Node(EDGEBLT, self.op, operands, attributes, outputs=outputs)
+        opsets = {"": 23, MICROSOFT: 1, EDGEBLT: 1}
         graph = ir.Graph(values, outputs, nodes=[node], initializers=weights, opset_imports=opsets, name="node")
         model = ir.Model(graph, ir_version=11, functions=[make() for make in FUNCTIONS.values()])
         serialized: bytes = ir.serde.serialize_model(model).SerializeToString()

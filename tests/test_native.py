@@ -29,7 +29,7 @@ import test_entropy_patch as patching
 import tiny_models
 from conftest import Exported
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.bundle.contract import Target
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, Target
 from edgeblt.doctor import diagnose
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
@@ -81,8 +81,8 @@ class Product:
             weights.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor))
             weights[-1].shape = ir.Shape(array.shape)
         attributes = [ir.AttrInt64(name, value) for name, value in self.attributes.items()]
-        node = ir.Node(matmuls.DOMAIN, self.op, [x, *weights], attributes, outputs=[y])
-        opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
+        node = ir.Node(EDGEBLT, self.op, [x, *weights], attributes, outputs=[y])
+        opsets = {"": 23, MICROSOFT: 1, EDGEBLT: 1}
         graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=opsets, name="product")
         model = ir.Model(graph, ir_version=11, functions=[FUNCTIONS[self.op]()])
         serialized: bytes = ir.serde.serialize_model(model).SerializeToString()

@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edgeblt.bundle.contract import MICROSOFT
 from edgeblt.bundle.examination.onnx_graph import FLOAT, INT_ATTRIBUTE, Attribute, Node, Value, parse_model
 from edgeblt.measure.products import product_speed
 from edgeblt.measure.products.graph_writer import write_model
-from edgeblt.measure.products.product_graphs import DENSE, MICROSOFT, open_product, products, runner
+from edgeblt.measure.products.product_graphs import DENSE, open_product, products, runner
 from edgeblt.measure.products.product_speed import Matrix, ProductTime, finding, measure_products, timed_levels
 from edgeblt.runtime import native
 from test_commands import HIDE_WORKBENCH, run_process

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.operators import matmuls
 from test_native import at_every_level, needs_library, open_model, using
 
@@ -56,8 +57,8 @@ class Case:
             ir.AttrInt64("num_heads", self.heads), ir.AttrInt64("kv_num_heads", self.kv_heads),
             ir.AttrInt64("window", self.window), ir.AttrFloat32("scale", self.scale),
         ]  # fmt: skip
-        node = ir.Node(matmuls.DOMAIN, matmuls.ATTENTION, inputs, attributes, outputs=outputs)
-        opsets = {"": 23, matmuls.MICROSOFT: 1, matmuls.DOMAIN: 1}
+        node = ir.Node(EDGEBLT, matmuls.ATTENTION, inputs, attributes, outputs=outputs)
+        opsets = {"": 23, MICROSOFT: 1, EDGEBLT: 1}
         graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports=opsets, name="attention")
         functions = [] if batch else [matmuls.window_attention_function()]
         model = ir.Model(graph, ir_version=11, functions=functions)

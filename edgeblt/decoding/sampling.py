@@ -14,8 +14,8 @@ import numpy as np
 from numpy.random import default_rng  # imported by name, or numpy would load it only with the first text
 from numpy.typing import NDArray
 
-from edgeblt.arguments import real_number, shown, whole_number
-from edgeblt.errors import EdgebltError
+from edgeblt.arguments import real_number, whole_number
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 
 Float = TypeVar("Float", np.float32, np.float64)

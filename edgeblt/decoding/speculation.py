@@ -17,13 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.arguments import shown
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import WeightPlan
 from edgeblt.decoding.draft_costs import DraftSelector, PassCosts
 from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
 from edgeblt.decoding.sampling import Sampler
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import OFFSET
 from edgeblt.runtime.session import Session
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edgeblt.arguments import real_number, shown
+from edgeblt.arguments import real_number
 from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import parse_placement
-from edgeblt.errors import EdgebltError
+from edgeblt.errors import EdgebltError, shown
 from edgeblt.runtime.cuda import explained
 from edgeblt.runtime.opened_graphs import OpenedGraph, OpenedGraphs
 from edgeblt.runtime.packed_weights import Prepared

@@ -10,9 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 
-from edgeblt.bundle.contract import COMPUTED_IN, DType, StageContract, TensorSpec
-from edgeblt.bundle.contract import EDGEBLT as EDGEBLT
-from edgeblt.bundle.contract import MICROSOFT as MICROSOFT
+from edgeblt.bundle.contract import COMPUTED_IN, EDGEBLT, MICROSOFT, DType, StageContract, TensorSpec
 from edgeblt.export.graphs.weight_file import Piece, Slot
 from edgeblt.export.operators.interleaved_weights import DenseForms
 

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
-from edgeblt.bundle.contract import padded_head_dim
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, padded_head_dim
 from edgeblt.export.graphs.dense_weights import Dense
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, OPSET, GraphBuilder
+from edgeblt.export.graphs.graph import OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.graphs.weights import Weights
 from edgeblt.export.operators.layers import (

@@ -22,9 +22,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.dense_weights import Dense, DenseStored, own_block, rounding_attributes
-from edgeblt.export.graphs.graph import EDGEBLT, MICROSOFT, GraphBuilder
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.export.operators.matmuls import (
     ALL_FORMS,
     ATTENTION_ATTRIBUTES,
-    DOMAIN,
-    MICROSOFT,
     ROUNDING_ATTRIBUTES,
     attention,
     dense_product,
@@ -80,7 +79,7 @@ def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.F
     y = without_spare_row(writer, y)
     sizes = dict.fromkeys(LAYER_SIZES, INT)
     attributes = {**ATTENTION_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(LAYER_PRODUCTS)}
-    return function((DOMAIN, LAYER), attributes, inputs, [y, *presents], writer, _opsets(opset))
+    return function((EDGEBLT, LAYER), attributes, inputs, [y, *presents], writer, _opsets(opset))
 
 
 def latent_attention_function(opset: int = 23) -> ir.Function:
@@ -108,7 +107,7 @@ def latent_attention_function(opset: int = 23) -> ir.Function:
     attended = writer.op("MatMul", writer.op("Softmax", scores, axis=-1), part(middle, vectors, head_dim))
     flat = writer.op("Concat", writer.ints(-1), writer.op("Mul", heads, head_dim), axis=0)
     outputs = [writer.op("Reshape", attended, flat)]
-    return function((DOMAIN, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
+    return function((EDGEBLT, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
 
 
 def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
@@ -120,14 +119,14 @@ def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORM
     query = products.of("query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
-        LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=DOMAIN,
+        LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=EDGEBLT,
         **{name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()},
     )  # fmt: skip
     output = products.of("output", attended, "attended", "width")
     y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
     sizes = dict.fromkeys(("width", "attended"), INT)
     attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
-    return function((DOMAIN, CROSS), attributes, inputs, [y], writer, _opsets(opset))
+    return function((EDGEBLT, CROSS), attributes, inputs, [y], writer, _opsets(opset))
 
 
 def _norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
@@ -152,4 +151,4 @@ class _Products:
 
 
 def _opsets(opset: int) -> dict[str, int]:
-    return {"": opset, MICROSOFT: 1, DOMAIN: 1}
+    return {"": opset, MICROSOFT: 1, EDGEBLT: 1}

@@ -31,12 +31,11 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.operators.interleaved_weights import DenseForms, InterleavedWeights, first_rows
 from edgeblt.quant.formats.sparse_layout import TILE
 
-DOMAIN = "edgeblt"
-MICROSOFT = "com.microsoft"
 DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
 ATTENTION = "WindowAttention"
 ATTENTION_ATTRIBUTES = {"num_heads": INT, "kv_num_heads": INT, "window": INT, "scale": FLOAT}
@@ -130,7 +129,7 @@ def window_attention_function(opset: int = 23) -> ir.Function:
     attended, *presents = attention(writer, with_spare_row(writer, inputs["projected"]), inputs)
     outputs = [without_spare_row(writer, attended), *presents]
     opsets = {"": opset, MICROSOFT: 1}
-    return function((DOMAIN, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)
+    return function((EDGEBLT, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)
 
 
 def _function(
@@ -145,7 +144,7 @@ def _function(
     output = body(writer, inputs)
     output.name = "y"
     opsets = {"": opset, MICROSOFT: 1}
-    return function((DOMAIN, name), dict.fromkeys(attributes, INT), inputs, [output], writer, opsets)
+    return function((EDGEBLT, name), dict.fromkeys(attributes, INT), inputs, [output], writer, opsets)
 
 
 def _repeated_scales(writer: FunctionWriter, scales: ir.Value, blocks: ir.Value, times: ir.Value) -> ir.Value:

@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.onnx_graph import FLOAT, INT_ATTRIBUTE, Attribute, Node, Value
 from edgeblt.measure.products.graph_writer import write_model
 from edgeblt.runtime.providers import session_options
 
-EDGEBLT, MICROSOFT = "edgeblt", "com.microsoft"
 DENSE, NBITS, DYNAMIC, FLOATING = "DenseMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "MatMul"
 Arrays = Mapping[str, NDArray[Any]]
 BLOCK_SIZE = 128  # inputs that share a scale
