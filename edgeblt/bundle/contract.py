@@ -23,6 +23,7 @@ COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "c
 Dimension = int | str
 
 MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"  # domains of operators beside ONNX's own
+GROUP = 16  # rows of dense weights that lie side by side in a bundle (quant/formats/interleaved_layout.py)
 
 STATE_WIDTH = 3  # numbers that edgeblt::EntropyPatch carries from byte to byte
 

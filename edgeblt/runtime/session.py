@@ -282,7 +282,7 @@ class Session:
         patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
         piece = _Piece(state.position, state.patch_count, buffers, patching, patches)
         self._run_encoder(piece)
-        state.append(buffers.byte_vectors, patching.patch_starts)
+        state.append(buffers.byte_vectors, patching.patch_starts, patches.count)
         return piece
 
     def _run_encoder(self, piece: "_Piece") -> None:

@@ -4,6 +4,9 @@ Sources: transformers, `models/blt/modeling_blt.py`; facebookresearch/blt, `byte
 `bytelatent/base_transformer.py`.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from edgeblt.quant.recipes.recipe import HASH_TABLES
 
 TRANSFORMERS_HEAD, TRANSFORMERS_EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
@@ -15,11 +18,11 @@ META_STAGES = {
 }  # prefixes
 
 _STAGES = {
-    "patcher": "model.patcher",
-    "encoder": "model.local_encoder",
-    "global": "model.global_transformer",
-    "decoder": "model.local_decoder",
-}
+    "patcher": "model.patcher.",
+    "encoder": "model.local_encoder.",
+    "global": "model.global_transformer.",
+    "decoder": "model.local_decoder.",
+}  # prefixes
 _PARTS = {
     "embedding": "embed_tokens",
     "patch_projection": "patch_embedding_projection",
@@ -63,6 +66,30 @@ _META_LAYER_PARTS = {
 _META_CROSS_PARTS = {"query_norm": "cross_attn_norm_q", "key_norm": "cross_attn_norm_kv", **_META_ATTENTION}
 
 
+class _Names(NamedTuple):
+    """Names that one form of checkpoint has for stages, and for parts of stages, layers and cross-attention."""
+
+    stages: Mapping[str, str]  # prefixes
+    parts: Mapping[str, str]
+    layer_parts: Mapping[str, str]
+    cross_parts: Mapping[str, str]
+
+    def stored(self, name: str, encoder_cross_layer: int) -> str:
+        """The stored name of a canonical tensor name."""
+        stage, *middle, part = name.split(".")
+        match middle:
+            case ["layers", layer]:
+                return f"{self.stages[stage]}layers.{layer}.{self.layer_parts[part]}.weight"
+            case ["cross", *layers]:
+                layer = layers[0] if layers else str(encoder_cross_layer)
+                return f"{self.stages[stage]}cross_attn_layers.{layer}.{self.cross_parts[part]}.weight"
+        return f"{self.stages[stage]}{self.parts[part]}.weight"
+
+
+_TRANSFORMERS = _Names(_STAGES, _PARTS, _PARTS, _CROSS_PARTS)
+_META = _Names(META_STAGES, _META_PARTS, _META_LAYER_PARTS, _META_CROSS_PARTS)
+
+
 def transformers_name(name: str, encoder_cross_layer: int) -> str:
     """transformers' name of a canonical tensor name.
 
@@ -72,25 +99,9 @@ def transformers_name(name: str, encoder_cross_layer: int) -> str:
         return "model.encoder_hash_tok_embedding.weight"
     if name == "decoder.head":
         return TRANSFORMERS_HEAD
-    stage, *middle, part = name.split(".")
-    match middle:
-        case ["layers", layer]:
-            return f"{_STAGES[stage]}.layers.{layer}.{_PARTS[part]}.weight"
-        case ["cross"]:
-            return f"{_STAGES[stage]}.cross_attn_layers.{encoder_cross_layer}.{_CROSS_PARTS[part]}.weight"
-        case ["cross", layer]:
-            return f"{_STAGES[stage]}.cross_attn_layers.{layer}.{_CROSS_PARTS[part]}.weight"
-    return f"{_STAGES[stage]}.{_PARTS[part]}.weight"
+    return _TRANSFORMERS.stored(name, encoder_cross_layer)
 
 
 def meta_name(name: str) -> str:
     """Meta's name of a canonical tensor name other than HASH_TABLES, whose tables are stored one by one."""
-    stage, *middle, part = name.split(".")
-    match middle:
-        case ["layers", layer]:
-            return f"{META_STAGES[stage]}layers.{layer}.{_META_LAYER_PARTS[part]}.weight"
-        case ["cross"]:
-            return f"{META_STAGES[stage]}cross_attn_layers.0.{_META_CROSS_PARTS[part]}.weight"
-        case ["cross", layer]:
-            return f"{META_STAGES[stage]}cross_attn_layers.{layer}.{_META_CROSS_PARTS[part]}.weight"
-    return f"{META_STAGES[stage]}{_META_PARTS[part]}.weight"
+    return _META.stored(name, 0)

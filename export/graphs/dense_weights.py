@@ -7,13 +7,13 @@ from typing import cast
 
 import onnx_ir as ir
 
+from edgeblt.bundle.contract import GROUP
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.linear_weights import by_block, in_type, joined_name
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
 from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.quant.formats.interleaved_layout import (
-    GROUP,
     interleave_codes,
     interleave_scales,
     interleave_zero_points,

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import GROUP
 from edgeblt.quant.formats.codebooks import CodebookQuantized
-from edgeblt.quant.formats.interleaved_layout import GROUP
 from edgeblt.quant.formats.weight_format import Codebook, Matrix, Quantized, WeightFormat
 
 AT_A_TIME = 1 << 20  # weights of a matrix that are in memory at a time where its format allows

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
+from edgeblt.bundle.contract import GROUP
 from edgeblt.export.operators.function_writer import FunctionWriter
-from edgeblt.quant.formats.interleaved_layout import GROUP
 
 
 @dataclass(frozen=True)

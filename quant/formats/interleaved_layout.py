@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import GROUP
 from edgeblt.quant.formats.weight_format import Codes, Scales
-
-GROUP = 16  # rows
 
 
 def interleave_codes(codes: Codes, bits: int) -> Codes:

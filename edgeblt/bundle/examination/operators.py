@@ -103,7 +103,7 @@ def _products(*names: str) -> dict[str, Allowed]:
     return {f"{name}_{attribute}": allowed for name in names for attribute, allowed in _ROUNDING.items()}
 
 
-# Digests of function bodies by domain and name.
+# Operators that a graph may hold, by domain and name.
 OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Add"): _operator(2),
     ("", "Cast"): _operator(1, to=_one_of(FLOAT, BOOL, FLOAT16)),

@@ -5,13 +5,12 @@ ONNX Runtime packs weights by their attributes, not by their actual size; `_WEIG
 
 from collections.abc import Callable, Mapping, Sequence
 
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
+from edgeblt.bundle.contract import EDGEBLT, GROUP, MICROSOFT
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
 from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
 
 FLOATS: Types = (FLOAT, FLOAT16)
-GROUP = 16  # rows of dense weights side by side
 TILE, MASK_WORD, PADDING = 128, 32, 64  # sparse formats: weights of a tile, weights of a mask word, bytes
 _TILE_BYTES = {(4, 8): 160, (8, 8): 176, (4, 4): 96, (8, 4): 112}  # bytes of a tile by group and bits
 

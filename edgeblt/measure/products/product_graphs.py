@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
+from edgeblt.bundle.contract import EDGEBLT, GROUP, MICROSOFT
 from edgeblt.bundle.examination.onnx_graph import FLOAT, INT_ATTRIBUTE, Attribute, Node, Value
 from edgeblt.measure.products.graph_writer import write_model
 from edgeblt.runtime.providers import session_options
@@ -21,7 +21,6 @@ DENSE, NBITS, DYNAMIC, FLOATING = "DenseMatMul", "MatMulNBits", "DynamicQuantize
 Arrays = Mapping[str, NDArray[Any]]
 BLOCK_SIZE = 128  # inputs that share a scale
 _OPSETS = {"": 23, EDGEBLT: 1, MICROSOFT: 1}
-_ROWS = 16  # rows of a weight that DenseMatMul's layout interleaves
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ def products(bits: int, inputs: int, outputs: int, ours: bool) -> list[Product]:
             "zero_point": np.zeros(1, np.int8),
         }))  # fmt: skip
     if ours:
-        groups = outputs // _ROWS
+        groups = outputs // GROUP
         found.append(product(DENSE, EDGEBLT, {
-            "codes": codes(groups, blocks, _ROWS * stored),
-            "scales": np.full((groups, blocks, _ROWS), 0.01, np.float16),
+            "codes": codes(groups, blocks, GROUP * stored),
+            "scales": np.full((groups, blocks, GROUP), 0.01, np.float16),
             "zero_points": np.full(1, {8: 0x80, 4: 0x88}[bits], np.uint8),  # the middle of the codes, everywhere
         }, **sizes, blocks_per_scale=1))  # fmt: skip
     return found

@@ -55,7 +55,7 @@ class KeyValueCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
 
-    def reserve(self, count: int) -> None:
+    def _reserve(self, count: int) -> None:
         """Make room for `count` more positions, in larger buffers where these are too small."""
         keep = self._kept(count)
         if self.length > keep:
@@ -66,7 +66,7 @@ class KeyValueCache:
 
     def advance(self, count: int) -> int:
         """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""
-        self.reserve(count)
+        self._reserve(count)
         self.length += count
         return self.length
 

@@ -120,16 +120,18 @@ class SequenceState:
         for name in ("encoder", "decoder"):
             self.caches[name].rewind(self.position)
 
-    def append(self, byte_vectors: Array, starts: NDArray[np.bool_]) -> None:
+    def append(self, byte_vectors: Array, starts: NDArray[np.bool_], completed: int) -> None:
         """Count the next T ids.
 
         byte_vectors: [T, width].
         starts: whether the id after each starts a patch.
+        completed: number of patches that they complete, as many as there are starts.
         """
         count = len(starts)
         oldest_patch = bisect_right(self.patch_starts, max(self.position + count - self._rollback, 0)) - 1
         self.byte_vectors.append(byte_vectors, self.patch_starts[oldest_patch])
-        self.patch_starts.extend((np.flatnonzero(starts) + (self.position + 1)).tolist())
+        if completed:
+            self.patch_starts.extend((np.flatnonzero(starts) + (self.position + 1)).tolist())
         self.position += count
 
     def open_vectors(self) -> Array:
