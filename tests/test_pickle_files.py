@@ -163,7 +163,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a storage that is none": (b"\x80\x02K\x01Q.", "refers to something that is no storage"),
     "a full dictionary": (b"\x80\x02ccollections\nOrderedDict\n]K\x01a\x85R.", "makes a dictionary that is not empty"),
     "a parameter of nothing": (b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", "makes a parameter of something"),
-    "a tensor of nothing": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "makes a tensor of something else"),
+    "a tensor of nothing": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "makes a tensor from something other"),
 }  # fmt: skip
 
 
