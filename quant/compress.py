@@ -67,8 +67,8 @@ def quantize_checkpoint(
         is what the recipe says.
 
     The work that a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot
-    be opened or is quantized already, an unknown recipe or format, a calibration text that is missing or too short, a limit below
-    what the largest matrix needs, an `out` that cannot be written, or exists and may not be replaced.
+    be opened or is quantized already, an unknown recipe or format, a calibration text that is missing or too short, a
+    limit below what the largest matrix needs, an `out` that cannot be written, or exists and may not be replaced.
     """
     keep_to_usable_cores()
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)

@@ -74,8 +74,8 @@ KvCache = Annotated[
     typer.Option(
         "--kv-cache",
         metavar="FORMAT",
-        help="Format of keys and values: fp32, fp16, int8, or one for each stage, such as global=int8, the others fp32; "
-        "by default what the recipe says.",
+        help="Format of keys and values: fp32, fp16, int8, or some stages' own, such as global=int8, the others fp32. "
+        "By default the recipe's.",
     ),
 ]
 Quiet = Annotated[
