@@ -41,6 +41,7 @@ class KeyValueCache:
         self.length = 0
         self.replacements = 0  # how often other buffers took the place of these
         self._rollback = rollback
+        self._slot_bytes = spec.slot_bytes
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
@@ -54,6 +55,11 @@ class KeyValueCache:
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
+
+    def read_bytes(self, count: int) -> int:
+        """Bytes of keys and values in the windows of the last `count` positions."""
+        seen = self.length if self.spec.window is None else min(self.length, self.spec.window - 1 + count)
+        return seen * self._slot_bytes
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions, in larger buffers where these are too small."""
