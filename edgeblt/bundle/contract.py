@@ -72,7 +72,7 @@ class CacheSpec:
     """
 
     format: CacheFormat
-    angle_dtype: DType  # of `cosines` and `sines`
+    angle_dtype: DType  # dtype of `cosines` and `sines`
     layer_count: int
     kv_head_count: int
     head_dim: int
