@@ -15,7 +15,7 @@
 namespace edgeblt {
 
 void dense_avx512(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
-int64_t amx_rows(int64_t rows, int64_t block_size);
+int64_t amx_tile_width(int64_t rows, int64_t block_size);
 void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);

@@ -35,7 +35,7 @@ struct Form {
 class Rounding {
  public:
   // With `tiles` for dense products.
-  Rounding(const Form& form, int64_t rows, bool tiles);
+  Rounding(const Kernels& table, const Form& form, int64_t rows, bool tiles);
   void round(const Kernels& table, int64_t row, const float* values) const;
   const Inputs& inputs() const { return inputs_; }
 
@@ -52,7 +52,7 @@ class Rounding {
 template <typename Values>
 Inputs round_rows(
     const Call& call, const Kernels& table, const Form& form, int64_t rows, bool tiles, const Values& values) {
-  const Rounding rounding(form, rows, tiles);
+  const Rounding rounding(table, form, rows, tiles);
   const Portions portions(rows, 1, wanted_tasks(static_cast<double>(rows) * static_cast<double>(form.columns)));
   call.parallel(static_cast<size_t>(portions.count), [&](size_t task) {
     const int64_t begin = static_cast<int64_t>(task) * portions.size;
