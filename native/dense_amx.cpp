@@ -18,7 +18,7 @@ constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 12;  // of small blocks:
 constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
 constexpr int64_t kPanel = 4;                    // groups that a part of the inputs is read for
 constexpr int64_t kPass = 64;                    // rows of inputs that a part of the weights is read for
-constexpr int64_t kPartBlocks = 4, kPartBytes = 16384;  // at most, the latter of a pass of inputs
+constexpr int64_t kPartBytes = 16384;            // at most, of a pass of inputs
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -196,7 +196,8 @@ template <int kBits, Offset kOffset>
 void multiply_panel(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
   const int64_t rows = inputs.rows, size = weights.block_size, group_bytes = weights.blocks * weights.block_bytes();
   const int64_t held = (rows + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t blocks = std::clamp<int64_t>(kPartBytes / (held * size), 1, kPartBlocks);
+  const int64_t most = size < kTileBytes ? 3 : 2;  // a part's inputs, weights and sums stay in the first cache
+  const int64_t blocks = std::clamp<int64_t>(kPartBytes / (held * size), 1, most);
   float* totals = block_buffer<5>(kPanel * kPass * kGroup);
   auto* sums = reinterpret_cast<int32_t*>(block_buffer<6>(2 * 4 * blocks * kSquare));
   auto* widened = reinterpret_cast<uint8_t*>(block_buffer<7>(kBits == 8 ? 0 : 2 * blocks * size * kGroup / 4));
