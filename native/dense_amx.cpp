@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kTileRows = kWideTileRows, kTileBytes = kWideTile;
 constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 12;  // of small blocks: each has sums to be stored and added
 constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
-constexpr int64_t kPanel = 4;                    // groups that a part of the inputs is read for
-constexpr int64_t kPass = 64;                    // rows of inputs that a part of the weights is read for
+constexpr int64_t kPanel = kWidePanel / kGroup;  // groups that a part of the inputs is read for
+constexpr int64_t kPass = kWidePass;             // rows of inputs that a part of the weights is read for
 constexpr int64_t kPartBytes = 16384;            // at most, of a pass of inputs
 
 struct alignas(64) TileConfig {

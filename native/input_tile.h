@@ -14,6 +14,9 @@ namespace edgeblt {
 // for 16 rows, whatever it has; scales of absent ones are 0.
 constexpr int64_t kNoTile = 0, kNarrowTile = 4, kWideTile = 64, kWideTileRows = 16;
 
+// Rows of weights, and of inputs, that are read for each other at once where tiles are wide.
+constexpr int64_t kWidePanel = 64, kWidePass = 64;
+
 struct InputTile {
   const int8_t* codes;     // [columns / width, rows, width]
   const float* scales;     // [blocks, rows]

@@ -68,6 +68,7 @@ void MatMul::bind_inputs(const Call& call) {
 }
 
 void MatMul::compute(const Call& call) {
+  if (bound_) prefetch();
   const Tensor values = call.input(0);
   if (values.type != ort::kFloat || values.shape.empty() || values.shape.back() != form_.columns) {
     throw OperatorError("the input is " + describe(values.shape) + ", its last dimension must be " +
