@@ -14,7 +14,8 @@ namespace edgeblt {
 namespace {
 
 constexpr int64_t kTileRows = kWideTileRows, kTileBytes = kWideTile;
-constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 12;  // of small blocks: each has sums to be stored and added
+constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 32;  // of blocks below 64: each has sums to be stored and added
+constexpr int64_t kSmallestBlock = 32;                       // sums of smaller ones take longer than AVX-512's products
 constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
 constexpr int64_t kPanel = kWidePanel / kGroup;  // groups that a part of the inputs is read for
 constexpr int64_t kPass = kWidePass;             // rows of inputs that a part of the weights is read for
@@ -245,6 +246,7 @@ void multiply_tiles(const DenseWeights& weights, const Inputs& inputs, int64_t f
 }  // namespace
 
 int64_t amx_tile_width(int64_t rows, int64_t block_size) {
+  if (block_size < kSmallestBlock) return kNarrowTile;
   return rows < (block_size < kTileBytes ? kFewestRowsOfSmall : kFewestRows) ? kNarrowTile : kWideTile;
 }
 
