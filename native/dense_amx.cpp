@@ -1,7 +1,7 @@
 // Dense products with AMX: a tile multiplies sixteen rows of inputs by a group of sixteen rows of weights, 64 columns at
-// once. Codes of 8 bits are multiplied where they lie, unsigned; those of 4 bits are widened first and made signed. A
-// block's sums leave the tiles for memory, and while the next block is multiplied they are added to totals in vectors.
-// Very few rows are AVX-512's.
+// once. Codes of 8 bits are multiplied where they lie, unsigned; those of 4 bits are widened first and made signed. The
+// sums of a few blocks leave the tiles for memory, and are then added to totals in vectors; to do both at once was slower.
+// Very few rows, and very small blocks, are AVX-512's.
 #ifdef EDGEBLT_EMULATED
 #include "tests/emulated_amx.h"
 #endif
@@ -20,6 +20,7 @@ constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
 constexpr int64_t kPanel = kWidePanel / kGroup;  // groups that a part of the inputs is read for
 constexpr int64_t kPass = kWidePass;             // rows of inputs that a part of the weights is read for
 constexpr int64_t kPartBytes = 16384;            // at most, of a pass of inputs
+constexpr int64_t kCachedBytes = 1 << 20;        // more weights are taken to come from memory, and asked for ahead
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -168,17 +169,10 @@ void add_square_of(const DenseWeights& weights, const Part& part, int64_t square
   }
 }
 
-// Multiplies the blocks of `now`, and in between adds the sums of `before`: tiles and vectors work at the same time.
-// Either may be empty.
 template <int kBits, Offset kOffset>
-void multiply_and_add(const DenseWeights& weights, const Part& now, const Part& before) {
-  const int64_t blocks = now.blocks(), squares = before.squares();
-  int64_t square = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    multiply_block_of<kBits>(now, weights.block_size, block);
-    for (; square < squares * (block + 1) / blocks; ++square) add_square_of<kBits, kOffset>(weights, before, square);
-  }
-  for (; square < squares; ++square) add_square_of<kBits, kOffset>(weights, before, square);
+void multiply_part(const DenseWeights& weights, const Part& part) {
+  for (int64_t block = 0; block < part.blocks(); ++block) multiply_block_of<kBits>(part, weights.block_size, block);
+  for (int64_t square = 0; square < part.squares(); ++square) add_square_of<kBits, kOffset>(weights, part, square);
 }
 
 // Codes of 4 bits as signed bytes, four columns of sixteen rows in 64 of them.
@@ -200,34 +194,33 @@ void multiply_panel(const DenseWeights& weights, const Inputs& inputs, int64_t f
   const int64_t most = size < kTileBytes ? 3 : 2;  // a part's inputs, weights and sums stay in the first cache
   const int64_t blocks = std::clamp<int64_t>(kPartBytes / (held * size), 1, most);
   float* totals = block_buffer<5>(kPanel * kPass * kGroup);
-  auto* sums = reinterpret_cast<int32_t*>(block_buffer<6>(2 * 4 * blocks * kSquare));
+  auto* sums = reinterpret_cast<int32_t*>(block_buffer<6>(4 * blocks * kSquare));
   auto* widened = reinterpret_cast<uint8_t*>(block_buffer<7>(kBits == 8 ? 0 : 2 * blocks * size * kGroup / 4));
-  Part before{}, now{};
-  for (int64_t begin = 0, count = 0; begin < weights.blocks; begin += blocks) {
-    now.begin = begin, now.end = std::min(weights.blocks, begin + blocks);
-    for (int64_t group = first; group < last; group += now.groups) {
-      now.group = group, now.groups = std::min<int64_t>(2, last - group);
-      for (int64_t i = 0; i < now.groups; ++i) {
-        now.codes[i] = weights.codes + (group + i) * group_bytes + begin * weights.block_bytes();
+  const bool far = weights.rows * weights.columns * kBits / 8 > kCachedBytes;
+  Part part{};
+  for (int64_t begin = 0; begin < weights.blocks; begin += blocks) {
+    part.begin = begin, part.end = std::min(weights.blocks, begin + blocks);
+    for (int64_t group = first; group < last; group += part.groups) {
+      part.group = group, part.groups = std::min<int64_t>(2, last - group);
+      for (int64_t i = 0; i < part.groups; ++i) {
+        part.codes[i] = weights.codes + (group + i) * group_bytes + begin * weights.block_bytes();
         if constexpr (kBits == 4) {
           uint8_t* place = widened + i * blocks * size * kGroup;
-          widen(now.codes[i], now.blocks() * size, place);
-          now.codes[i] = place;
+          widen(part.codes[i], part.blocks() * size, place);
+          part.codes[i] = place;
         }
       }
-      for (int64_t row = 0; row < rows; row += 2 * kTileRows, ++count) {
-        now.rows = std::min(2 * kTileRows, rows - row), now.tiles = now.rows > kTileRows ? 2 : 1;
-        for (int64_t i = 0; i < now.tiles; ++i) now.inputs[i] = wide_tile_at(inputs, row + i * kTileRows);
-        now.ahead = row == 0;
-        now.totals = totals + (row * kPanel + (group - first) * 2 * kTileRows) * kGroup;
-        now.sums = sums + count % 2 * 4 * blocks * kSquare;
-        now.out = out + row * weights.rows;
-        multiply_and_add<kBits, kOffset>(weights, now, before);
-        before = now;
+      for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
+        part.rows = std::min(2 * kTileRows, rows - row), part.tiles = part.rows > kTileRows ? 2 : 1;
+        for (int64_t i = 0; i < part.tiles; ++i) part.inputs[i] = wide_tile_at(inputs, row + i * kTileRows);
+        part.ahead = far && row == 0;
+        part.totals = totals + (row * kPanel + (group - first) * 2 * kTileRows) * kGroup;
+        part.sums = sums;
+        part.out = out + row * weights.rows;
+        multiply_part<kBits, kOffset>(weights, part);
       }
     }
   }
-  multiply_and_add<kBits, kOffset>(weights, Part{}, before);
 }
 
 template <int kBits, Offset kOffset>
