@@ -14,8 +14,10 @@
 
 namespace edgeblt {
 
+void quantize_avx512(
+    const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales, int32_t* sums);
 void dense_avx512(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
-int64_t amx_rows(int64_t rows, int64_t block_size);
+int64_t amx_tile_width(int64_t rows, int64_t block_size);
 void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void sparse_avx512(const SparseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);
 void masked_avx512(const MaskedWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);

@@ -24,11 +24,12 @@ inline __attribute__((always_inline)) void prefetch(const uint8_t* next) {
   }
 }
 
-// Where the scales of a group's next block lie.
+// Where the scales of a group's next block lie, from block `begin` on.
 class ScaleCursor {
  public:
-  ScaleCursor(const DenseWeights& weights, int64_t group)
-      : index_(group * weights.scales.per_row * kGroup), times_(weights.scales.blocks_per_scale), left_(times_) {}
+  ScaleCursor(const DenseWeights& weights, int64_t group, int64_t begin = 0)
+      : times_(weights.scales.blocks_per_scale), left_(times_ - begin % times_),
+        index_((group * weights.scales.per_row + begin / times_) * kGroup) {}
   int64_t index() const { return index_; }
   void next_block() {
     if (--left_) return;
@@ -37,7 +38,7 @@ class ScaleCursor {
   }
 
  private:
-  int64_t index_, times_, left_;
+  int64_t times_, left_, index_;
 };
 
 // The zero point of one of a group's rows, or the middle of the codes.
@@ -70,9 +71,6 @@ inline void walk_groups(
     }
   }
 }
-
-// `Kernels::plain_rows` where all rows are in tiles.
-inline int64_t no_rows(int64_t, int64_t) { return 0; }
 
 }  // namespace
 }  // namespace edgeblt

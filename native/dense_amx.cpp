@@ -1,6 +1,7 @@
-// Dense products of many rows of inputs with AMX: a tile multiplies sixteen rows of inputs by a group of sixteen rows of
-// weights, 64 columns at once. Codes are made signed on the way, so that only zero points of their own have to be taken
-// off by sums of inputs. Few rows, and small blocks, whose sums leave the tiles too often, are AVX-512's.
+// Dense products with AMX: a tile multiplies sixteen rows of inputs by a group of sixteen rows of weights, 64 columns at
+// once. Codes of 8 bits are multiplied where they lie, unsigned; those of 4 bits are widened first and made signed. The
+// sums of a few blocks leave the tiles for memory, and are then added to totals in vectors; to do both at once was slower.
+// Very few rows, and very small blocks, are AVX-512's.
 #ifdef EDGEBLT_EMULATED
 #include "tests/emulated_amx.h"
 #endif
@@ -12,8 +13,14 @@
 namespace edgeblt {
 namespace {
 
-constexpr int64_t kTileRows = 16, kTileBytes = 64;
-constexpr int64_t kFewestRows = 16, kSmallestBlock = 64;
+constexpr int64_t kTileRows = kWideTileRows, kTileBytes = kWideTile;
+constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 32;  // of blocks below 64: each has sums to be stored and added
+constexpr int64_t kSmallestBlock = 32;                       // sums of smaller ones take longer than AVX-512's products
+constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
+constexpr int64_t kPanel = kWidePanel / kGroup;  // groups that a part of the inputs is read for
+constexpr int64_t kPass = kWidePass;             // rows of inputs that a part of the weights is read for
+constexpr int64_t kPartBytes = 16384;            // at most, of a pass of inputs
+constexpr int64_t kCachedBytes = 1 << 20;        // more weights are taken to come from memory, and asked for ahead
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -21,180 +28,230 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3 hold sums, 4 and 5 inputs, 6 and 7 weights; of `columns` columns.
-void configure(int64_t columns) {
+// Tiles 0 to 3 hold sums, 4 and 5 inputs, 6 and 7 weights; of `columns` columns and `rows` rows of inputs.
+void configure(int64_t columns, int64_t rows) {
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
-    const bool inputs = tile == 4 || tile == 5;
-    config.row_bytes[tile] = static_cast<uint16_t>(inputs ? columns : kTileBytes);
-    config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? columns / 4 : kTileRows);
+    config.row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? columns : kTileBytes);
+    config.rows[tile] = static_cast<uint8_t>(tile >= 6 ? columns / 4 : rows);
   }
   __asm__ volatile("" : : "r"(&config) : "memory");  // GCC 12 takes the next line to read no more than a pointer's bytes
   _tile_loadconfig(&config);
 }
 
-// A block's codes as signed bytes, four columns of sixteen rows in 64 bytes.
+// What is added to a block's sums for each row: nothing, the sum of its inputs times -128, or times the zero points.
+enum class Offset { kNone, kMiddle, kPoints };
+
+// Blocks [begin, end) of one or two groups of weights, and one or two tiles of inputs.
+struct Part {
+  int64_t group, groups, rows, tiles, begin, end;
+  InputTile inputs[2];
+  const uint8_t* codes[2];  // of each group's block `begin`, a byte each
+  bool ahead;               // whether to ask for the weights that come next
+  float* totals;            // [tiles, groups, 16, 16]
+  int32_t* sums;            // [tiles, groups, blocks, 16, 16]
+  float* out;               // of the first row of inputs
+
+  int64_t squares() const { return tiles * groups; }
+  int64_t blocks() const { return end - begin; }
+};
+
 template <int kBits>
-void unpack(const uint8_t* codes, int64_t columns, uint8_t* out) {
-  const __m512i center = _mm512_set1_epi8(kBits == 8 ? -128 : 8);
-  for (int64_t column = 0; column < columns; column += kStep, codes += kStep * kGroup * kBits / 8) {
-    __m512i vectors[4];
-    load_step<kBits>(codes, vectors);
-    prefetch<kStep * kGroup * kBits / 8>(codes);
-    EDGEBLT_UNROLL for (int i = 0; i < 4; ++i, out += 64) {
-      const __m512i less = kBits == 8 ? _mm512_xor_si512(vectors[i], center) : _mm512_sub_epi8(vectors[i], center);
-      _mm512_store_si512(out, less);
-    }
-  }
+inline __attribute__((always_inline)) void prefetch_tile(const uint8_t* codes, int64_t columns) {
+  if constexpr (kBits == 4) return;  // `widen` does
+  for (int64_t step = 0; step < columns; step += kStep) prefetch<kStep * kGroup>(codes + step * kGroup);
 }
 
-// What the products of one or two groups are computed in.
-struct Work {
-  const DenseWeights& weights;
-  const Inputs& inputs;
-  int64_t group, tile_columns;
-  uint8_t* unpacked;  // [groups, block_size * 16]
-  int32_t* sums;      // [2 tiles of inputs, groups, 16, 16]
-  float* totals;      // [rows, groups, 16]
-};
+// A macro, for tiles are numbered by constants of the instruction.
+#define EDGEBLT_MULTIPLY(sums, inputs, weights)   \
+  do {                                            \
+    if constexpr (kBits == 8) {                   \
+      _tile_dpbsud(sums, inputs, weights);        \
+    } else {                                      \
+      _tile_dpbssd(sums, inputs, weights);        \
+    }                                             \
+  } while (false)
 
-// Sums that have left the tiles: of a block, and of `tiles` tiles of inputs from `row` on.
-struct Pending {
-  int64_t block = 0, row = 0, tiles = 0;
-  __m512 scales[2];
-  __m512i points[2];  // what sums of inputs are multiplied by
-};
-
-template <int kGroups, bool kPoints>
-void add_tile(const Work& work, const Pending& pending, int64_t tile, int64_t index) {
-  const int64_t row = pending.row + tile * kTileRows, stride = work.inputs.stride;
-  const int32_t* sums = work.sums + (tile * kGroups + index) * kTileRows * kGroup;
-  const float* scales = work.inputs.scales + row * stride + pending.block;
-  const int32_t* input_sums = work.inputs.sums + row * stride + pending.block;
-  float* total = work.totals + (row * kGroups + index) * kGroup;
-  EDGEBLT_UNROLL for (int64_t m = 0; m < kTileRows; ++m, total += kGroups * kGroup) {
-    __m512i sum = _mm512_load_si512(sums + m * kGroup);
-    if constexpr (kPoints) {
-      const __m512i offset = _mm512_madd_epi16(pending.points[index], _mm512_set1_epi32(input_sums[m * stride]));
-      sum = _mm512_add_epi32(sum, offset);
-    }
-    const __m512 scale = _mm512_mul_ps(pending.scales[index], _mm512_set1_ps(scales[m * stride]));
-    _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, _mm512_load_ps(total)));
-  }
-}
-
-// Adds pending sums to their rows' totals.
-template <int kGroups>
-void add_pending(const Work& work, const Pending& pending) {
-  for (int64_t tile = 0; tile < pending.tiles; ++tile) {
-    for (int64_t index = 0; index < kGroups; ++index) {
-      (work.weights.zero_points ? add_tile<kGroups, true> : add_tile<kGroups, false>)(work, pending, tile, index);
-    }
-  }
-}
-
-// A block's products, of kTiles tiles of inputs from `row` on. While tiles are at it, `pending` is added.
-template <int kGroups, int kTiles>
-void multiply_block(const Work& work, int64_t block, int64_t row, const Pending& pending) {
-  const int64_t block_size = work.weights.block_size, stride = work.inputs.columns;
-  const int8_t* in = work.inputs.codes + row * stride + block * block_size;
+template <int kBits, int kGroups, int kTiles>
+void multiply_block(const Part& part, int64_t block_size, int64_t columns, int64_t block) {
+  constexpr int64_t kTileSize = kTileRows * kTileBytes;
+  int64_t place = (part.begin + block) * block_size, code = block * block_size * kGroup;
   _tile_zero(0);
   if constexpr (kGroups == 2) _tile_zero(1);
   if constexpr (kTiles == 2) _tile_zero(2);
-  if constexpr (kGroups == 2 && kTiles == 2) _tile_zero(3);
-  for (int64_t column = 0; column < block_size; column += work.tile_columns) {
-    _tile_loadd(6, work.unpacked + column * kGroup, kTileBytes);
-    if constexpr (kGroups == 2) _tile_loadd(7, work.unpacked + (block_size + column) * kGroup, kTileBytes);
-    _tile_loadd(4, in + column, static_cast<int>(stride));
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (kGroups == 2) _tile_dpbssd(1, 4, 7);
+  if constexpr (kGroups * kTiles == 4) _tile_zero(3);
+  for (int64_t column = 0; column < block_size; column += columns, place += columns, code += columns * kGroup) {
+    const int64_t input = place / kTileBytes * kTileSize + place % kTileBytes;
+    _tile_loadd(4, part.inputs[0].codes + input, kTileBytes);
+    _tile_loadd(6, part.codes[0] + code, kTileBytes);
+    if (part.ahead) prefetch_tile<kBits>(part.codes[0] + code, columns);
+    EDGEBLT_MULTIPLY(0, 4, 6);
+    if constexpr (kGroups == 2) {
+      _tile_loadd(7, part.codes[1] + code, kTileBytes);
+      if (part.ahead) prefetch_tile<kBits>(part.codes[1] + code, columns);
+      EDGEBLT_MULTIPLY(1, 4, 7);
+    }
     if constexpr (kTiles == 2) {
-      _tile_loadd(5, in + kTileRows * stride + column, static_cast<int>(stride));
-      _tile_dpbssd(2, 5, 6);
-      if constexpr (kGroups == 2) _tile_dpbssd(3, 5, 7);
+      _tile_loadd(5, part.inputs[1].codes + input, kTileBytes);
+      EDGEBLT_MULTIPLY(2, 5, 6);
+      if constexpr (kGroups == 2) EDGEBLT_MULTIPLY(3, 5, 7);
     }
   }
-  add_pending<kGroups>(work, pending);
-  constexpr int64_t kSize = kTileRows * kGroup;
-  _tile_stored(0, work.sums, kTileBytes);
-  if constexpr (kGroups == 2) _tile_stored(1, work.sums + kSize, kTileBytes);
-  if constexpr (kTiles == 2) _tile_stored(2, work.sums + kGroups * kSize, kTileBytes);
-  if constexpr (kGroups == 2 && kTiles == 2) _tile_stored(3, work.sums + 3 * kSize, kTileBytes);
-}
-
-template <int kGroups>
-void store_totals(const Work& work, float* out) {
-  const int64_t width = work.weights.rows;
-  for (int64_t index = 0; index < kGroups; ++index) {
-    const int64_t group = work.group + index;
-    const auto inside = static_cast<__mmask16>((1u << rows_of_group(work.weights, group)) - 1);
-    for (int64_t m = 0; m < work.inputs.rows; ++m) {
-      const __m512 totals = _mm512_load_ps(work.totals + (m * kGroups + index) * kGroup);
-      _mm512_mask_storeu_ps(out + m * width + group * kGroup, inside, totals);
-    }
-  }
-}
-
-// All rows of inputs, whole tiles of them, times kGroups groups.
-template <int kBits, int kGroups>
-void multiply_groups(const Work& work, float* out) {
-  const DenseWeights& weights = work.weights;
-  const int64_t rows = work.inputs.rows;
-  std::memset(work.totals, 0, static_cast<size_t>(rows * kGroups * kGroup) * sizeof *work.totals);
-  ScaleCursor cursor(weights, work.group);
-  Pending pending;
-  for (int64_t block = 0; block < weights.blocks; ++block, cursor.next_block()) {
-    __m512 scales[kGroups];
-    __m512i points[kGroups];
-    for (int64_t index = 0; index < kGroups; ++index) {
-      const int64_t place = (work.group + index) * weights.blocks + block;
-      unpack<kBits>(weights.codes + place * weights.block_bytes(), weights.block_size,
-                    work.unpacked + index * weights.block_size * kGroup);
-      scales[index] = load_scales(weights.scales, cursor.index() + index * weights.scales.per_row * kGroup);
-      points[index] = negative_zero_points<kBits>(weights, place, 1 << (kBits - 1));
-    }
-    for (int64_t row = 0, tiles = 2; row < rows; row += tiles * kTileRows) {
-      tiles = rows - row > kTileRows ? 2 : 1;
-      (tiles == 2 ? multiply_block<kGroups, 2> : multiply_block<kGroups, 1>)(work, block, row, pending);
-      pending.block = block, pending.row = row, pending.tiles = tiles;
-      std::copy_n(scales, kGroups, pending.scales);
-      std::copy_n(points, kGroups, pending.points);
-    }
-  }
-  add_pending<kGroups>(work, pending);
-  store_totals<kGroups>(work, out);
+  int32_t* sums = part.sums + block * kSquare;
+  const int64_t stride = part.blocks() * kSquare;
+  _tile_stored(0, sums, kTileBytes);
+  if constexpr (kGroups == 2) _tile_stored(1, sums + stride, kTileBytes);
+  if constexpr (kTiles == 2) _tile_stored(2, sums + kGroups * stride, kTileBytes);
+  if constexpr (kGroups * kTiles == 4) _tile_stored(3, sums + 3 * stride, kTileBytes);
 }
 
 template <int kBits>
-void multiply_tiles(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  const int64_t columns = std::min<int64_t>(weights.block_size, kTileBytes);
-  auto* unpacked = reinterpret_cast<uint8_t*>(block_buffer<5>(2 * weights.block_size * kGroup / 4));
-  auto* sums = reinterpret_cast<int32_t*>(block_buffer<6>(4 * kTileRows * kGroup));
-  float* totals = block_buffer<7>(inputs.rows * 2 * kGroup);
-  configure(columns);
-  const int64_t end = (last + kGroup - 1) / kGroup;
-  int64_t group = first / kGroup;
-  for (; group + 2 <= end; group += 2) {
-    multiply_groups<kBits, 2>({weights, inputs, group, columns, unpacked, sums, totals}, out);
+void multiply_block_of(const Part& part, int64_t block_size, int64_t block) {
+  const int64_t columns = std::min(block_size, kTileBytes);
+  if (part.tiles == 2) {
+    (part.groups == 2 ? multiply_block<kBits, 2, 2> : multiply_block<kBits, 1, 2>)(part, block_size, columns, block);
+  } else {
+    (part.groups == 2 ? multiply_block<kBits, 2, 1> : multiply_block<kBits, 1, 1>)(part, block_size, columns, block);
   }
-  if (group < end) multiply_groups<kBits, 1>({weights, inputs, group, columns, unpacked, sums, totals}, out);
+}
+
+// Adds the sums of kRows rows of a part's square to their totals, which begin with the first block.
+template <int kBits, int kRows, Offset kOffset>
+void add_square(const DenseWeights& weights, const Part& part, int64_t square) {
+  const InputTile& tile = part.inputs[square / part.groups];
+  const int64_t group = part.group + square % part.groups;
+  const int32_t* sums = part.sums + square * part.blocks() * kSquare;
+  float* place = part.totals + square * kSquare;
+  __m512 totals[kRows];
+  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
+    totals[m] = part.begin ? _mm512_load_ps(place + m * kGroup) : _mm512_setzero_ps();
+  }
+  ScaleCursor cursor(weights, group, part.begin);
+  for (int64_t block = part.begin; block < part.end; ++block, sums += kSquare, cursor.next_block()) {
+    const __m512 scales = load_scales(weights.scales, cursor.index());
+    __m512i points;
+    if constexpr (kOffset == Offset::kPoints) {
+      points = negative_zero_points<kBits>(weights, group * weights.blocks + block, kBits == 8 ? 0 : 8);
+    }
+    EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
+      __m512i sum = _mm512_load_si512(sums + m * kGroup);
+      const int64_t input = block * kTileRows + m;
+      if constexpr (kOffset == Offset::kMiddle) {
+        sum = _mm512_add_epi32(sum, _mm512_set1_epi32(tile.middles[input]));
+      } else if constexpr (kOffset == Offset::kPoints) {
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(points, _mm512_set1_epi32(tile.sums[input])));
+      }
+      const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(tile.scales[input]));
+      totals[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, totals[m]);
+    }
+  }
+  EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) _mm512_store_ps(place + m * kGroup, totals[m]);
+}
+
+// The same of those rows that are there; where they are complete, they are written out.
+template <int kBits, Offset kOffset>
+void add_square_of(const DenseWeights& weights, const Part& part, int64_t square) {
+  const int64_t row = square / part.groups * kTileRows, rows = std::min(kTileRows, part.rows - row);
+  if (rows <= 4) {
+    add_square<kBits, 4, kOffset>(weights, part, square);
+  } else if (rows <= 8) {
+    add_square<kBits, 8, kOffset>(weights, part, square);
+  } else {
+    (rows <= 12 ? add_square<kBits, 12, kOffset> : add_square<kBits, 16, kOffset>)(weights, part, square);
+  }
+  if (part.end < weights.blocks) return;
+  const int64_t group = part.group + square % part.groups;
+  const auto inside = static_cast<__mmask16>((1u << rows_of_group(weights, group)) - 1);
+  const float* totals = part.totals + square * kSquare;
+  float* out = part.out + row * weights.rows + group * kGroup;
+  for (int64_t m = 0; m < rows; ++m) {
+    _mm512_mask_storeu_ps(out + m * weights.rows, inside, _mm512_load_ps(totals + m * kGroup));
+  }
+}
+
+template <int kBits, Offset kOffset>
+void multiply_part(const DenseWeights& weights, const Part& part) {
+  for (int64_t block = 0; block < part.blocks(); ++block) multiply_block_of<kBits>(part, weights.block_size, block);
+  for (int64_t square = 0; square < part.squares(); ++square) add_square_of<kBits, kOffset>(weights, part, square);
+}
+
+// Codes of 4 bits as signed bytes, four columns of sixteen rows in 64 of them.
+void widen(const uint8_t* codes, int64_t columns, uint8_t* out) {
+  const __m512i middle = _mm512_set1_epi8(8);
+  for (int64_t column = 0; column < columns; column += kStep, codes += kStep * kGroup / 2) {
+    __m512i vectors[4];
+    load_step<4>(codes, vectors);
+    prefetch<kStep * kGroup / 2>(codes);
+    EDGEBLT_UNROLL for (int i = 0; i < 4; ++i, out += 64) _mm512_store_si512(out, _mm512_sub_epi8(vectors[i], middle));
+  }
+}
+
+// Groups [first, last), a panel, with a pass of the inputs' rows.
+template <int kBits, Offset kOffset>
+void multiply_panel(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
+  const int64_t rows = inputs.rows, size = weights.block_size, group_bytes = weights.blocks * weights.block_bytes();
+  const int64_t held = (rows + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t most = size < kTileBytes ? 3 : 2;  // a part's inputs, weights and sums stay in the first cache
+  const int64_t blocks = std::clamp<int64_t>(kPartBytes / (held * size), 1, most);
+  float* totals = block_buffer<5>(kPanel * kPass * kGroup);
+  auto* sums = reinterpret_cast<int32_t*>(block_buffer<6>(4 * blocks * kSquare));
+  auto* widened = reinterpret_cast<uint8_t*>(block_buffer<7>(kBits == 8 ? 0 : 2 * blocks * size * kGroup / 4));
+  const bool far = weights.rows * weights.columns * kBits / 8 > kCachedBytes;
+  Part part{};
+  for (int64_t begin = 0; begin < weights.blocks; begin += blocks) {
+    part.begin = begin, part.end = std::min(weights.blocks, begin + blocks);
+    for (int64_t group = first; group < last; group += part.groups) {
+      part.group = group, part.groups = std::min<int64_t>(2, last - group);
+      for (int64_t i = 0; i < part.groups; ++i) {
+        part.codes[i] = weights.codes + (group + i) * group_bytes + begin * weights.block_bytes();
+        if constexpr (kBits == 4) {
+          uint8_t* place = widened + i * blocks * size * kGroup;
+          widen(part.codes[i], part.blocks() * size, place);
+          part.codes[i] = place;
+        }
+      }
+      for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
+        part.rows = std::min(2 * kTileRows, rows - row), part.tiles = part.rows > kTileRows ? 2 : 1;
+        for (int64_t i = 0; i < part.tiles; ++i) part.inputs[i] = wide_tile_at(inputs, row + i * kTileRows);
+        part.ahead = far && row == 0;
+        part.totals = totals + (row * kPanel + (group - first) * 2 * kTileRows) * kGroup;
+        part.sums = sums;
+        part.out = out + row * weights.rows;
+        multiply_part<kBits, kOffset>(weights, part);
+      }
+    }
+  }
+}
+
+template <int kBits, Offset kOffset>
+void multiply_tiles(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
+  configure(std::min(weights.block_size, kTileBytes), std::min(inputs.rows, kTileRows));
+  const int64_t end = (last + kGroup - 1) / kGroup;
+  for (int64_t group = first / kGroup; group < end; group += kPanel) {
+    for (int64_t row = 0; row < inputs.rows; row += kPass) {
+      const Inputs some = some_rows(inputs, row, std::min(kPass, inputs.rows - row));
+      multiply_panel<kBits, kOffset>(weights, some, group, std::min(end, group + kPanel), out + row * weights.rows);
+    }
+  }
   _tile_release();
 }
 
 }  // namespace
 
-// Rows that go in tiles of AMX; all others are AVX-512's.
-int64_t amx_rows(int64_t rows, int64_t block_size) {
-  return rows < kFewestRows || block_size < kSmallestBlock ? 0 : rows / kTileRows * kTileRows;
+int64_t amx_tile_width(int64_t rows, int64_t block_size) {
+  if (block_size < kSmallestBlock) return kNarrowTile;
+  return rows < (block_size < kTileBytes ? kFewestRowsOfSmall : kFewestRows) ? kNarrowTile : kWideTile;
 }
 
 void dense_amx(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out) {
-  const int64_t whole = amx_rows(inputs.rows, weights.block_size), left = inputs.rows - whole;
-  if (whole) {
-    const Inputs tiles = some_rows(inputs, 0, whole);
-    (weights.bits == 4 ? multiply_tiles<4> : multiply_tiles<8>)(weights, tiles, first, last, out);
+  if (inputs.tile_width != kWideTile || inputs.rows == 1) return dense_avx512(weights, inputs, first, last, out);
+  if (weights.bits == 8) {
+    (weights.zero_points ? multiply_tiles<8, Offset::kPoints> : multiply_tiles<8, Offset::kMiddle>)(
+        weights, inputs, first, last, out);
+  } else {
+    (weights.zero_points ? multiply_tiles<4, Offset::kPoints> : multiply_tiles<4, Offset::kNone>)(
+        weights, inputs, first, last, out);
   }
-  if (left) dense_avx512(weights, some_rows(inputs, whole, left), first, last, out + whole * weights.rows);
 }
 
 }  // namespace edgeblt

@@ -31,12 +31,10 @@ void multiply(const DenseWeights& weights, const InputTile& tile, int64_t first,
         __m512i vectors[4];
         load_step<kBits>(codes, vectors);
         prefetch<kStepBytes>(codes);
-        int32_t fours[4][kRows];
-        std::memcpy(fours, in, sizeof fours);
         EDGEBLT_UNROLL for (int i = 0; i < 4; ++i) {
           EDGEBLT_UNROLL for (int m = 0; m < kRows; ++m) {
             __m512i& sum = sums[m][i % kChains];
-            sum = _mm512_dpbusd_epi32(sum, vectors[i], _mm512_set1_epi32(fours[i][m]));
+            sum = _mm512_dpbusd_epi32(sum, vectors[i], four_inputs(in, i * kRows + m));
           }
         }
       }

@@ -17,6 +17,8 @@ class DenseMatMul final : public MatMul {
 
   bool takes_tiles() const override { return true; }
 
+  void prefetch() const override { product_.prefetch(); }
+
  private:
   DenseProduct product_;
 };

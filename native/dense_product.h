@@ -61,7 +61,16 @@ class DenseProduct {
 
   template <typename Values>
   Inputs round(const Call& call, const Kernels& table, int64_t rows, const Values& values) const {
+    prefetch();
     return round_rows(call, table, form_, rows, true, values);
+  }
+
+  // Asks for the first of the weights, which come from memory while inputs are rounded; kernels ask for all that follow.
+  void prefetch() const {
+    constexpr int64_t kFirst = 4096;
+    const int64_t groups = (form_.rows + kGroup - 1) / kGroup, bytes = groups * form_.blocks * weights_.block_bytes();
+    for (int64_t byte = 0; byte < std::min(kFirst, bytes); byte += 64) __builtin_prefetch(weights_.codes + byte, 0, 3);
+    __builtin_prefetch(weights_.scales.values, 0, 3);
   }
 
   // Rows [first, last) of the weights times all inputs; first is a multiple of 16.

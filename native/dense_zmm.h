@@ -26,6 +26,13 @@ inline __attribute__((always_inline)) void load_step(const uint8_t* codes, __m51
   }
 }
 
+// Four columns of a row of inputs, in every lane: one read, which the compiler makes part of the product.
+inline __attribute__((always_inline)) __m512i four_inputs(const int8_t* in, int index) {
+  int32_t four;
+  std::memcpy(&four, in + 4 * index, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
 // What a block's sums of inputs are multiplied by: `center`, which was taken off its codes, less their zero points; 16
 // bits in each lane.
 template <int kBits>

@@ -31,6 +31,7 @@ struct Inputs {
   const float* scales;   // [rows, stride]
   const int32_t* sums;   // [rows, stride] sum of the block's codes
   const int32_t* tiles;  // the same side by side for dense products (input_tile.h); null for others
+  int64_t tile_width;    // columns of a row that lie there side by side
 };
 
 constexpr int64_t kGroup = 16;  // rows of dense weights side by side: each is a 32-bit lane of a vector
@@ -99,9 +100,9 @@ struct LatentAttention {
 };
 
 struct Kernels {
-  // Rows of inputs that `dense` takes side by side, and how many of so many, from the first on, it takes row by row.
+  // Rows of inputs that `dense` takes side by side, and columns of each, of so many rows in blocks of this size.
   int64_t tile_rows;
-  int64_t (*plain_rows)(int64_t rows, int64_t block_size);
+  int64_t (*tile_width)(int64_t rows, int64_t block_size);
   // One row of `columns` values: codes (zeros up to `padded_columns`), and for each block its scale and sum.
   void (*quantize)(const float* values, int64_t columns, int64_t block_size, int8_t* codes, float* scales,
                    int32_t* sums);

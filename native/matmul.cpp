@@ -26,15 +26,15 @@ Scales Form::scales(const Tensor& scales, int64_t together, const char* name) co
   return {scales.data, scales.type == ort::kFloat16, per_row, blocks_per_scale};
 }
 
-Rounding::Rounding(const Form& form, int64_t rows, bool tiles)
+Rounding::Rounding(const Kernels& table, const Form& form, int64_t rows, bool tiles)
     : values_(form.columns),
       inputs_{rows, padded_columns(form.columns, form.block_size), form.block_size, form.blocks,
-              (form.blocks + 7) / 8 * 8 + kSlack, nullptr, nullptr, nullptr, nullptr} {
+              (form.blocks + 7) / 8 * 8 + kSlack, nullptr, nullptr, nullptr, nullptr, table.tile_width(rows, form.block_size)} {
   codes_ = workspace<int8_t, kCodes>(product_of({rows, inputs_.columns}));
   scales_ = workspace<float, kScales>(product_of({rows, inputs_.stride}));
   sums_ = workspace<int32_t, kSums>(product_of({rows, inputs_.stride}));
-  const int64_t elements = product_of({rows, tile_elements(form.blocks, form.block_size)});
-  tiles_ = tiles ? workspace<int32_t, kTiles>(elements) : nullptr;
+  product_of({rows + kWideTileRows, tile_elements(form.blocks, form.block_size)});  // raises where it wraps
+  tiles_ = tiles ? workspace<int32_t, kTiles>(tiles_elements(rows, form.blocks, form.block_size)) : nullptr;
   inputs_.codes = codes_, inputs_.scales = scales_, inputs_.sums = sums_, inputs_.tiles = tiles_;
 }
 
@@ -68,6 +68,7 @@ void MatMul::bind_inputs(const Call& call) {
 }
 
 void MatMul::compute(const Call& call) {
+  if (bound_) prefetch();
   const Tensor values = call.input(0);
   if (values.type != ort::kFloat || values.shape.empty() || values.shape.back() != form_.columns) {
     throw OperatorError("the input is " + describe(values.shape) + ", its last dimension must be " +

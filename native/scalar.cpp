@@ -129,11 +129,11 @@ void masked(const MaskedWeights& weights, const Inputs& inputs, int64_t first, i
   }
 }
 
-int64_t all_rows(int64_t rows, int64_t) { return rows; }
+int64_t no_tile_width(int64_t, int64_t) { return kNoTile; }
 
 }  // namespace
 
-const Kernels kScalarKernels = {16, all_rows, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows<4>, store_row,
+const Kernels kScalarKernels = {16, no_tile_width, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows<4>, store_row,
                                 normalize_row, gate_row, attend_vectors};
 
 }  // namespace edgeblt

@@ -42,14 +42,18 @@ inline void emulated_stored(int tile, void* base, int64_t stride) {
   }
 }
 
-inline void emulated_dpbssd(int sums, int first, int second) {
+// Bytes of `Weight`, signed or not, times signed ones.
+template <typename Weight>
+inline void emulated_dot_products(int sums, int first, int second) {
   EmulatedTile& to = emulated_tiles[sums];
   const EmulatedTile &a = emulated_tiles[first], &b = emulated_tiles[second];
   for (int64_t row = 0; row < to.rows; ++row) {
     for (int64_t column = 0; column < to.row_bytes / 4; ++column) {
       int32_t sum;
       std::memcpy(&sum, &to.bytes[row][4 * column], sizeof sum);
-      for (int64_t i = 0; i < a.row_bytes; ++i) sum += a.bytes[row][i] * b.bytes[i / 4][4 * column + i % 4];
+      for (int64_t i = 0; i < a.row_bytes; ++i) {
+        sum += a.bytes[row][i] * static_cast<Weight>(b.bytes[i / 4][4 * column + i % 4]);
+      }
       std::memcpy(&to.bytes[row][4 * column], &sum, sizeof sum);
     }
   }
@@ -62,11 +66,13 @@ inline void emulated_dpbssd(int sums, int first, int second) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbssd
+#undef _tile_dpbsud
 #define _tile_loadconfig emulated_loadconfig
 #define _tile_release() static_cast<void>(0)
 #define _tile_loadd emulated_loadd
 #define _tile_stored emulated_stored
-#define _tile_dpbssd emulated_dpbssd
+#define _tile_dpbssd emulated_dot_products<int8_t>
+#define _tile_dpbsud emulated_dot_products<uint8_t>
 #define _tile_zero(tile) std::memset(emulated_tiles[tile].bytes, 0, sizeof emulated_tiles[tile].bytes)
 
 #endif

@@ -41,11 +41,12 @@ struct Rounded {
   Rounded(const Kernels& table, const float* values, int64_t rows, int64_t columns, int64_t block_size)
       : stride((((columns + block_size - 1) / block_size) + 7) / 8 * 8 + kSlack),
         padded(padded_columns(columns, block_size)), codes(rows * padded, true), scales(rows * stride),
-        sums(rows * stride), tiles(rows * tile_elements((columns + block_size - 1) / block_size, block_size), true) {
+        sums(rows * stride), tiles(tiles_elements(rows, (columns + block_size - 1) / block_size, block_size), true) {
     std::fill_n(scales.data, scales.count, 0.0F);
     std::fill_n(sums.data, sums.count, 0);
     const int64_t blocks = (columns + block_size - 1) / block_size;
-    inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data, tiles.data};
+    inputs = {rows, padded, block_size, blocks, stride, codes.data, scales.data, sums.data, tiles.data,
+              table.tile_width(rows, block_size)};
     for (int64_t m = 0; m < rows; ++m) {
       int8_t* row = codes.data + m * padded;
       table.quantize(values + m * columns, columns, block_size, row, scales.data + m * stride, sums.data + m * stride);
