@@ -160,6 +160,9 @@ const Operator& window_attention_operator();
 const Operator& dense_layer_operator();
 const Operator& latent_attention_operator();
 const Operator& dense_cross_attention_operator();
+const Operator& hash_embedding_operator();
+const Operator& patch_attention_operator();
+const Operator& dense_pooling_operator();
 
 }  // namespace edgeblt
 

@@ -96,7 +96,11 @@ _ROUNDING = {"bits": _BITS, "block_size": _BLOCK, "blocks_per_scale": _COUNT}
 _PRODUCT = {"K": _COUNT, "N": _COUNT, **_ROUNDING}
 _WINDOW = _integer(-1, _MOST)
 _HEADS = {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": _POSITIVE}
-_LATENTS = {**_HEADS, "head_dim": _COUNT, "vectors": _COUNT, "offset": _integer(0, _MOST)}
+_PATCHES = {**_HEADS, "head_dim": _COUNT, "vectors": _COUNT}
+_LATENTS = {**_PATCHES, "offset": _integer(0, _MOST)}
+
+
+_TABLE = {"bits": _one_of(4, 8, 16, 32), "block_size": _integer(16, _MOST)}
 
 
 def _products(*names: str) -> dict[str, Allowed]:
@@ -156,9 +160,18 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
     (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
+    (EDGEBLT, "DensePooling"): _operator(
+        19, **_PATCHES, epsilon=_POSITIVE, width=_COUNT, pooled=_COUNT, attended=_COUNT, projected=_COUNT,
+        **_products("projection", "query", "key", "output"),
+    ),
     (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
+    (EDGEBLT, "HashEmbedding"): _operator(
+        (6, 8), width=_COUNT, vocab_size=_COUNT, **{f"{table}_{name}": allowed for table in ("byte", "hash")
+                                                for name, allowed in _TABLE.items()},
+    ),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
+    (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
     (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
@@ -169,9 +182,22 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
     (EDGEBLT, "DenseLayer"): ("2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7"),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
+    (EDGEBLT, "DensePooling"): ("b2d7be71e7286555", "74d5ccd0835ba132", "05c0ea0381cdd3a0", "924f1c0eb97f832a"),
     (EDGEBLT, "EntropyPatch"): ("3c692c284949e433", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "HashEmbedding"): (  # by the form of the bytes' table, and then of the hashes'
+        "1dc3461bf25c9453",
+        "1c363f75644c1741",
+        "4532cc10e5c99ef0",
+        "ce8674ecf4aa4277",
+        "2536ccc08e6626c4",
+        "5687074b23066a8a",
+        "3558826ebb123e24",
+        "537430114131ed0a",
+        "a122482de3eab58a",
+    ),  # fmt: skip
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
+    (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0",),
 }
