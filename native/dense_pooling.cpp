@@ -68,9 +68,11 @@ class DensePooling final : public Kernel {
     query_.run(call, table, query_.round(call, table, lines, [&](int64_t line) {
       return normalize(table, queries + line * width_, query_norm_, normed + line * width_);
     }), query);
-    key_.run(call, table, key_.round(call, table, rows, [&](int64_t place) {
-      return normalize(table, vectors.at(place, width_), key_norm_, normed + place * width_);
-    }), projected);
+    if (rows) {
+      key_.run(call, table, key_.round(call, table, rows, [&](int64_t place) {
+        return normalize(table, vectors.at(place, width_), key_norm_, normed + place * width_);
+      }), projected);
+    }
     heads_.run(call, vectors.rows, query, projected, attended);
     const auto at = [&](int64_t line) { return attended + line * attended_; };
     output_.run(call, table, output_.round(call, table, lines, at), normed);

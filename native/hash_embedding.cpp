@@ -69,6 +69,7 @@ class HashEmbedding final : public Kernel {
     require(windows, "windows", ort::kInt64, {-1, context()});
     const int64_t rows = windows.shape[0];
     auto* out = call.output<float>(0, {rows, width_});
+    if (!rows) return;
     const auto* ids = static_cast<const int64_t*>(windows.data);
     const Kernels& table = kernels(current_level());
     const Portions portions(rows, 1, wanted_tasks(static_cast<double>(rows * width_) * static_cast<double>(tables())));

@@ -84,7 +84,7 @@ class Weights:
         return self._computed(found, stored.scale_dtype)
 
     def has_whole_bytes(self, name: str) -> bool:
-        """Whether the rows of the embedding `name` end with a byte: not where they have an odd number of 4-bit codes."""
+        """Whether the rows of an embedding end with a byte: not where they have an odd number of 4-bit codes."""
         format = self._table_format(name)
         return isinstance(format, Floating) or self.source.shape(name)[1] * format.bits % 8 == 0
 

@@ -6,10 +6,10 @@
     hash_values         a table by hash, the tables one below the other, `vocab_size` rows each
     gives vectors       float32 [T, width]
 
-A table is three initializers: values, scales and zero_points, with the attributes bits and block_size. In 16 or 32 bits
-the values are floats [rows, width], and the others are absent. In 4 or 8 bits they are codes, packed, uint8
-[rows, width * bits / 8], with scales [rows, blocks] and zero points, packed, uint8 [rows, ceil(blocks * bits / 8)], which
-are absent where all are the middle of the codes.
+A table is three initializers: values, scales and zero_points, with the attributes bits and block_size. In 16 or 32
+bits the values are floats [rows, width], and the others are absent. In 4 or 8 bits they are codes, packed, uint8
+[rows, width * bits / 8], with scales [rows, blocks] and zero points, packed, uint8 [rows, ceil(blocks * bits / 8)],
+which are absent where all are the middle of the codes.
 
 The kernel computes a row in float32. The body rounds what it looks up to the type of the scales first.
 """

@@ -11,8 +11,8 @@ to, from 0 on, or their number P where the patch is still open. Values are float
                     query_norm, key_norm [width], weights of projection, query, key (with value below it), output
                     gives patch_vectors [P, vectors * width]
 
-DensePooling projects the maximum of a patch's bytes to `vectors` queries, which attend to the bytes, and adds the queries
-twice: in transformers the module adds its input, and its caller adds it again.
+DensePooling projects the maximum of a patch's bytes to `vectors` queries, which attend to the bytes, and adds the
+queries twice: in transformers the module adds its input, and its caller adds it again.
 """
 
 from collections.abc import Mapping
