@@ -59,6 +59,7 @@ def read_random_rows(stage: StageRunner, config: ModelConfig, count: int) -> Non
             "total_length": np.array([stage.advance(1)], np.int32),
             "patches": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
+            "open_index": np.zeros(0, np.int64),
         }
         stage.run(inputs, outputs, 1, 0)
 

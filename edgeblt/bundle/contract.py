@@ -193,8 +193,9 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
             TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id, after the ids its hashes read
             *_attention(config.encoder, target),
             TensorSpec("patch_index", "int64", ("T",)),  # patches completed in the chunk before each byte
-            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
+            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values that patch_index and open_index can take
             TensorSpec("open_vectors", "float32", ("N", width)),  # may be empty where P is 0
+            TensorSpec("open_index", "int64", ("N",)),  # the completed patch of each: 0, there is one open patch
         ),
         settings=(),
         outputs=(

@@ -52,6 +52,7 @@ class PatchBuffers:
             "total_length": buffers.total_length["encoder"],
             "patches": patches,
             "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
+            "open_index": np.zeros(0, np.int64),
         }
         self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
         self.decoder_inputs: Arrays = {

@@ -296,7 +296,8 @@ class Session:
         stage = self._stages["encoder"]
         buffers.total_length["encoder"][0] = stage.advance(buffers.count)
         if patches.count:
-            patches.encoder_inputs["open_vectors"] = self.state.open_vectors()
+            patches.encoder_inputs["open_vectors"] = vectors = self.state.open_vectors()
+            patches.encoder_inputs["open_index"] = np.zeros(len(vectors), np.int64)
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
