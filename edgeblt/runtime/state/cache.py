@@ -64,6 +64,14 @@ class KeyValueCache:
         if needed > self.capacity:
             self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
 
+    def growth(self, count: int) -> int:
+        """Bytes by which room for `count` more positions makes the buffers larger."""
+        needed = self.length + count + _SPARE
+        if needed <= self.capacity or (self._enough is not None and self.capacity >= self._enough):
+            return 0
+        larger = max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity))
+        return (larger - self.capacity) * sum(buffer.nbytes for buffer in self.buffers) // self.capacity
+
     def advance(self, count: int) -> int:
         """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""
         self._reserve(count)

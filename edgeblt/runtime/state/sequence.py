@@ -66,6 +66,10 @@ class SequenceState:
         histories = [rows.rows(rows.first) for rows in (self.byte_vectors, self.cross_rows)]
         return [*caches, *histories, self._carried_row]
 
+    def growth(self, count: int) -> int:
+        """Bytes by which caches grow for `count` more ids, if each completes a patch."""
+        return sum(cache.growth(count) for cache in self.caches.values())
+
     def clear(self) -> None:
         """Return to an empty sequence."""
         self.position, self.patch_starts, self._carried_patch = 0, [0], -1
