@@ -24,7 +24,7 @@ def pieces(position: int, count: int) -> Iterator[slice]:
 
 
 class KeyValueCache:
-    """Key and value buffers [1, kv heads, capacity, head_dim] of one stage, one of each per layer.
+    """Key and value buffers [1, kv heads, capacity, slot width] of one stage, one of each per layer.
 
     Slot i holds position `first + i`. A cache without a window doubles its capacity when full. A windowed one is
     bounded: it shifts its content to the front where the text crosses a multiple of `PIECE_BYTES`, and back where it is
@@ -160,9 +160,9 @@ class KeyValueCache:
 
     def _placed(self, tables: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Array, Array]:
         """The tables in the cache's dtype and memory."""
-        if self._memory is None and self.spec.dtype == "float32":
+        if self._memory is None and self.spec.angle_dtype == "float32":
             return tables
-        placed = [empty(table.shape, self.spec.dtype, self._memory) for table in tables]
+        placed = [empty(table.shape, self.spec.angle_dtype, self._memory) for table in tables]
         for array, table in zip(placed, tables, strict=True):
             array[:] = table
         return placed[0], placed[1]
@@ -176,5 +176,5 @@ class KeyValueCache:
         self.replacements += 1
 
     def _allocate(self, capacity: int) -> Array:
-        shape = (1, self.spec.kv_head_count, capacity, self.spec.head_dim)
+        shape = (1, self.spec.kv_head_count, capacity, self.spec.slot_width)
         return zeros(shape, self.spec.dtype, self._memory)  # type: ignore[no-any-return]
