@@ -320,3 +320,8 @@ def test_a_closed_engine_or_model_is_said(batch_models: Callable[[str], Model]) 
             answer.read()
     with pytest.raises(EdgebltError, match="this model was closed"):
         model.generate_batch([b"abc"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_are_at_once_with_the_library(batch_models: Callable[[str], Model], case: str) -> None:
+    assert stepper_of(batch_models(case)).is_batched == (native.library_path() is not None)

@@ -23,6 +23,18 @@ def pieces(position: int, count: int) -> Iterator[slice]:
         start = end
 
 
+def capacity_of_window(spec: CacheSpec) -> int | None:
+    """Most slots that a cache on the host needs; None where attention has no window."""
+    return None if spec.window is None else spec.window - 1 + PIECE_BYTES + _SPARE
+
+
+def rotation_frequencies(spec: CacheSpec) -> NDArray[np.float32]:
+    """Angles from one position to the next of each pair of elements that RoPE rotates, float32 [rotary_dim / 2]."""
+    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
+    frequencies: NDArray[np.float32] = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+    return frequencies
+
+
 class KeyValueCache:
     """Key and value buffers [1, kv heads, capacity, slot width] of one stage, one of each per layer.
 
@@ -42,8 +54,7 @@ class KeyValueCache:
         self.replacements = 0  # how often other buffers took the place of these
         self._rollback = rollback
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
-        exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
-        self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+        self._frequencies = rotation_frequencies(spec)
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
         self.buffers = [self._allocate(_INITIAL_CAPACITY) for _ in range(2 * spec.layer_count)]
 
@@ -53,7 +64,12 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
+        return sum(buffer.nbytes for buffer in self.buffers) + self.forgotten_bytes
+
+    @property
+    def forgotten_bytes(self) -> int:
+        """Bytes kept outside the buffers, for taking the last shift back."""
+        return sum(buffer.nbytes for buffer in self._forgotten)
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions, in larger buffers where these are too small."""
