@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
-from edgeblt.runtime.batch.stepper import Stepper
+from edgeblt.runtime.batch.stepper import Part, Stepper, StepResult
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
@@ -122,7 +122,7 @@ def test_an_engine_answers_many_threads(batch_models: Callable[[str], Model]) ->
 
 def test_answers_to_one_prompt_share_its_state(batch_models: Callable[[str], Model]) -> None:
     model = batch_models("int8-layers")
-    settings = {"temperature": 1.0, "max_new_bytes": 30}
+    settings: dict[str, Any] = {"temperature": 1.0, "max_new_bytes": 30}
     with model.engine() as engine:
         answers = [answer.read() for answer in engine.submit(PROMPTS[2], seed=5, answers=4, **settings)]
         few = engine.steps
@@ -253,9 +253,10 @@ def test_a_text_whose_logits_are_no_numbers_ends_alone(
     stepper = stepper_of(model)
     run = stepper.run
 
-    def with_nan(parts: Any) -> Any:
+    def with_nan(parts: Sequence[Part]) -> list[StepResult]:
         results = run(parts)
         for part, result in zip(parts, results, strict=True):
+            assert not isinstance(result, EdgebltError)
             if part.sequence.position > 20 and part.sequence.ids[1:15].tolist() == encode(sick)[:14].tolist():
                 result.logits[:] = np.nan
         return results
