@@ -72,7 +72,7 @@ class Completed:
         behind = np.cumsum(patch_starts)  # patches of the step before the next byte
         ends = [int(behind[own.stop - 1]) for _, own in rows.parts]
         firsts = [0, *ends[:-1]]
-        before = behind - patch_starts
+        before: NDArray[np.int64] = behind - patch_starts
         own_ends, own_firsts, slots = np.repeat(np.array([ends, firsts, rows.slots], np.int64), rows.counts, axis=1)
         patch_index = np.where(before < own_ends, before, ends[-1])
         latent_index = np.where(behind > own_firsts, carried_count - 1 + behind, slots)
