@@ -4,8 +4,8 @@
     python benchmarks/caches.py --checkpoint DIR --no-accuracy --context 2048 --prefill 512
 
 Accuracy against transformers' forward in float32 on the held-out texts of the kinds the bundled model has seen, and on
-all six. Speed, all models in turn: a byte read alone after `--context` others, and a prompt read at once; the least of
-`--repeats` measurements. The last line is JSON.
+all six. Speed, all models in turn: bytes read alone after `--context` others, and a prompt read at once; of every byte
+and of every chunk of the prompt the least time in `--repeats` readings. The last line is JSON.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt import Model, load
 from edgeblt.export.export_bundle import export_bundle
@@ -27,6 +28,7 @@ from edgeblt.measure.validation import Report, Validation, validate
 from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.session import Session
 
 SEEN = ("prose", "code", "typos")  # held-out texts of the kinds the model was trained on
 TOY_BYTES = 200
@@ -41,9 +43,9 @@ def main() -> None:
     parser.add_argument("--caches", default="fp32 fp16 int8", help="formats as --kv-cache takes them, space-separated")
     parser.add_argument("--checkpoint", type=Path, default=DEMO_CHECKPOINT)
     parser.add_argument("--context", type=int, default=1024, help="bytes read before one is timed")
-    parser.add_argument("--decoded", type=int, default=64, help="bytes of a measurement")
+    parser.add_argument("--decoded", type=int, default=32, help="bytes read alone")
     parser.add_argument("--prefill", type=int, default=4096, help="bytes of a prompt")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-accuracy", dest="accuracy", action="store_false")
     parser.add_argument("--no-speed", dest="speed", action="store_false")
@@ -97,29 +99,48 @@ def figures(parts: list[Validation]) -> dict[str, float]:
 
 
 def measure_speed(models: dict[Key, Model], chosen: argparse.Namespace) -> dict[Key, dict[str, float]]:
-    """Least seconds of a byte decoded, and of a prompt, by model; and bytes of the session's caches after it."""
+    """Seconds of a byte decoded and of a prompt, and bytes of the caches after the prompt, by model."""
     text = held_out_text("prose")
-    longest = max(chosen.context + (chosen.repeats + 1) * chosen.decoded, chosen.prefill)
+    longest = max(chosen.context + chosen.decoded, chosen.prefill)
     ids = np.concatenate([[BOS], encode(text * (longest // len(text) + 1))])
-    sessions = {key: model.session() for key, model in models.items()}
-    for session in sessions.values():
+    decoding = {key: model.session() for key, model in models.items()}
+    for session in decoding.values():
         session.feed(ids[: chosen.context])
-    least = {key: {"decode_s": float("inf"), "prefill_s": float("inf"), "cache_bytes": 0.0} for key in models}
-    for _ in range(chosen.repeats + 1):
-        for key, session in sessions.items():
-            start, began = session.position, time.perf_counter()
-            for id in ids[start : start + chosen.decoded]:
-                session.feed([id])
-            taken = (time.perf_counter() - began) / chosen.decoded
-            least[key]["decode_s"] = min(least[key]["decode_s"], taken)
+    bytes_s = {key: np.full(chosen.decoded, np.inf) for key in models}
+    chunks_s: dict[Key, list[float]] = {}
+    sizes: dict[Key, int] = {}
     for _ in range(chosen.repeats):
+        for key, session in decoding.items():
+            bytes_s[key] = np.minimum(bytes_s[key], decode(session, ids[chosen.context :][: chosen.decoded]))
         for key, model in models.items():
-            session, began = model.session(), time.perf_counter()
-            for _ in session.run(ids[: chosen.prefill]):
-                pass
-            least[key]["prefill_s"] = min(least[key]["prefill_s"], time.perf_counter() - began)
-            least[key]["cache_bytes"] = float(sum(session.cache_bytes.values()))
-    return least
+            session = model.session()
+            taken = prefill(session, ids[: chosen.prefill])
+            chunks_s[key] = [min(pair) for pair in zip(chunks_s.get(key, taken), taken, strict=True)]
+            sizes[key] = sum(session.cache_bytes.values())
+    return {
+        key: {"decode_s": float(bytes_s[key].mean()), "prefill_s": sum(chunks_s[key]), "cache_bytes": float(sizes[key])}
+        for key in models
+    }
+
+
+def decode(session: Session, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds of each byte; the session then goes back to before them."""
+    position, times = session.position, []
+    for id in ids:
+        began = time.perf_counter()
+        session.feed([id])
+        times.append(time.perf_counter() - began)
+    session.rollback(position)
+    return np.array(times)
+
+
+def prefill(session: Session, ids: NDArray[np.int64]) -> list[float]:
+    """Seconds of each chunk in which the session reads a prompt."""
+    times, began = [], time.perf_counter()
+    for _ in session.run(ids):
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return times
 
 
 def report(models: dict[Key, Model], accuracies: dict[Key, Accuracy], speeds: dict[Key, dict[str, float]]) -> None:

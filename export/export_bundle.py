@@ -83,7 +83,7 @@ def export_bundle(
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
-    caches = _cache_formats(kv_cache or _recipe_of(opened, chosen).kv_cache, targets)
+    caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
     if calibration is None and table_hits is None and not (chosen and chosen.needs_text):
         replace = check_replaceable(path, replace, holds_bundle, "bundle")
         _write_bundle(opened, chosen, path, targets, caches, replace, memory_limit)

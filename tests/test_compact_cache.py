@@ -25,7 +25,8 @@ Doubles = NDArray[np.float64]
 def encoded(values: NDArray[Any], format: CacheFormat) -> NDArray[Any]:
     """Slots of keys or values [.., width], from the definition in float64."""
     if format == "fp16":
-        return np.clip(values, -65504, 65504).astype(np.float16)
+        halves: NDArray[np.float16] = np.clip(values, -65504, 65504).astype(np.float16)
+        return halves
     largest = np.abs(values.astype(np.float64)).max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore"):
         exponent = np.clip(np.ceil(4 * np.log2(largest / 127)), -128, 126)

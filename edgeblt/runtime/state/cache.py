@@ -53,6 +53,7 @@ class KeyValueCache:
         self.length = 0
         self.replacements = 0  # how often other buffers took the place of these
         self._rollback = rollback
+        self._slot_bytes = spec.slot_bytes
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
         self._frequencies = rotation_frequencies(spec)
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
@@ -70,6 +71,11 @@ class KeyValueCache:
     def forgotten_bytes(self) -> int:
         """Bytes kept outside the buffers, for taking the last shift back."""
         return sum(buffer.nbytes for buffer in self._forgotten)
+
+    def read_bytes(self, count: int) -> int:
+        """Bytes of keys and values in the windows of the last `count` positions."""
+        seen = self.length if self.spec.window is None else min(self.length, self.spec.window - 1 + count)
+        return seen * self._slot_bytes
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions, in larger buffers where these are too small."""
