@@ -22,7 +22,7 @@ from edgeblt.bundle.weight_plan import WeightPlan
 from edgeblt.decoding.draft_costs import DraftSelector, PassCosts
 from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
 from edgeblt.decoding.sampling import Sampler
-from edgeblt.errors import EdgebltError, shown
+from edgeblt.errors import EdgebltError
 from edgeblt.ids import OFFSET
 from edgeblt.runtime.session import Session
 
@@ -60,12 +60,6 @@ class DraftStatistics:
         smaller_models = [name for name in self.names if name != NGRAM]
         self.costs = PassCosts()
         self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
-
-
-def check_draft(draft: object) -> None:
-    """Raises EdgebltError unless `draft` is one of DRAFTS."""
-    if not isinstance(draft, str) or draft not in DRAFTS:
-        raise EdgebltError(f"draft is {shown(draft)}; use one of {', '.join(DRAFTS)}")
 
 
 def usable_drafters(draft: str, has_patcher: bool, plan: WeightPlan | None) -> list[str]:
