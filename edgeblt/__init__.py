@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # a constant known to type checkers; the module typing wo
 if TYPE_CHECKING:
     from typing import Any
 
+    from edgeblt.decoding.constraints import Constraint
     from edgeblt.decoding.settings import GenerationSettings
     from edgeblt.model import Model, Scores, load
     from edgeblt.names import Name
@@ -23,9 +24,20 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["EdgebltError", "GenerationSettings", "Model", "Name", "Scores", "Session", "__version__", "load"]
+__all__ = [
+    "Constraint",
+    "EdgebltError",
+    "GenerationSettings",
+    "Model",
+    "Name",
+    "Scores",
+    "Session",
+    "__version__",
+    "load",
+]
 
 _PLACES = {
+    "Constraint": "decoding.constraints",
     "GenerationSettings": "decoding.settings",
     "Model": "model",
     "Name": "names",

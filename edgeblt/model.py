@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -18,11 +18,12 @@ from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
-from edgeblt.decoding.sampling import Sampler, log_softmax
+from edgeblt.decoding.sampling import log_softmax
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, check_draft, merged_settings
-from edgeblt.decoding.speculation import AUTO, DraftStatistics, generate_ids, usable_drafters
+from edgeblt.decoding.speculation import AUTO, DraftStatistics, usable_drafters
+from edgeblt.decoding.text_stream import TextStream
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, OFFSET, encode
+from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
 from edgeblt.runtime.cuda import gpu_memory
@@ -208,7 +209,7 @@ class Model:
         settings: GenerationSettings | None = None,
         **others: Unpack[OtherSettings],
     ) -> bytes:
-        """Generate the bytes that follow a prompt, until the model ends the text or `max_new_bytes` are generated.
+        """Generate the bytes that follow a prompt, until the model or a setting ends the text.
 
         prompt: bytes, or str, which is read as UTF-8; may be empty.
         max_new_bytes, temperature, top_k, top_p, seed, draft: as `GenerationSettings` has them; None, the default, is
@@ -235,33 +236,28 @@ class Model:
         *,
         settings: GenerationSettings | None = None,
         reading: Callable[[Session], None] | None = None,
+        details: int | None = None,
         **others: Unpack[OtherSettings],
-    ) -> Iterator[bytes]:
-        """Generate as `generate` does, one byte at a time; `decoding.utf8.utf8_pieces` joins them into characters.
+    ) -> TextStream:
+        """Generate as `generate` does, byte by byte; `TextStream` says why the text ended.
 
-        Takes the arguments of `generate`, checks them at once, and takes one more:
+        Takes the arguments of `generate`, checks them at once, and takes two more:
 
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
+        details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
-        return self._stream(as_bytes("prompt", prompt), chosen.completed(self.config.generation), reading)
-
-    def _stream(
-        self, prompt: bytes, settings: GenerationSettings, reading: Callable[[Session], None] | None
-    ) -> Iterator[bytes]:
-        sampler = Sampler(settings, settings.ignore_eos, self.config.generation.ends)
-        with EnoughMemory("to generate a text"):
-            session = self.session()
-            logits = np.empty(0, np.float32)
-            for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
-                logits = chunk.logits[-1]
-                if reading:
-                    reading(session)
-            statistics = self.draft_statistics(settings.draft)
-            for chosen in generate_ids(session, logits, sampler, statistics, settings.max_new_bytes):
-                if chosen not in sampler.ends:
-                    yield bytes([chosen - OFFSET])
+        stated = self.config.generation
+        return TextStream(
+            self.session,
+            self.draft_statistics,
+            as_bytes("prompt", prompt),
+            chosen.completed(stated),
+            stated.ends,
+            reading,
+            None if details is None else whole_number("details", details),
+        )
 
     def score(self, data: bytes | str) -> Scores:
         """Log-probability of each byte of a text, given those before it.

@@ -26,7 +26,7 @@ def test_every_argument_is_explained() -> None:
                     continue
                 said = ast.get_docstring(function) or ""
                 arguments = [*function.args.args, *function.args.kwonlyargs, function.args.kwarg]
-                names = {argument.arg for argument in arguments if argument} - {"self"}
+                names = {argument.arg for argument in arguments if argument} - {"self", "cls"}
                 explained = {name for line in said.splitlines() for name in line.partition(":")[0].split(", ")}
                 assert names <= explained, f"{name}.{function.name} does not explain {names - explained}"
 

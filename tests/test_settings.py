@@ -87,7 +87,7 @@ def test_biases_move_greedy_choices_too() -> None:
     ):
         assert Sampler(GenerationSettings(logit_bias=biases)).choose(logits) == expected
     everything = dict.fromkeys([EOS, *range(OFFSET, VOCAB_SIZE)], -INF)
-    with pytest.raises(EdgebltError, match="logit_bias forbids every byte that the model gives a probability"):
+    with pytest.raises(EdgebltError, match="together forbid every byte that the model gives a probability"):
         Sampler(GenerationSettings(logit_bias=everything)).choose(logits)
 
 

@@ -3,10 +3,11 @@
 Only bytes and ids that end a text are sampled; the logits of other ids have no effect. If one that may be sampled has
 NaN, or none is above -inf, the model has failed: that is an EdgebltError. Ids with +inf share all probability evenly.
 
-The order of what acts on the logits: biases, temperature, top-k, top-p, min-p; each sees the distribution that those
-before it leave. `docs/generation.md` has the table of all settings.
+The order of what acts on the logits: biases, rules (a penalty on repetition, UTF-8, a constraint), temperature, top-k,
+top-p, min-p; each sees the distribution that those before it leave. docs/generation.md has the table of all settings.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from numpy.random import default_rng  # imported by name, or numpy would load it
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, whole_number
+from edgeblt.decoding.rules import TextRules
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 
@@ -102,12 +104,19 @@ class Sampler:
 
     Each position has its own random numbers. `foresee` uses those of later positions, so that a drafter's logits, which
     resemble the model's, mostly give the id that the model's will. Besides bytes only `ends` are sampled, the ids that
-    end a text, which may be ids of bytes too; with `endless` there are none.
+    end a text, which may be ids of bytes too; with `endless` there are none. `rules` are those of one text, which
+    follow the ids sampled; without them a sampler may be used for several.
     """
 
-    def __init__(self, sampling: Sampling, endless: bool = False, ends: Collection[int] = (EOS,)) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        endless: bool = False,
+        ends: Collection[int] = (EOS,),
+        rules: TextRules | None = None,
+    ) -> None:
         self.ends = frozenset(() if endless else ends)
-        self.sampling = sampling
+        self.sampling, self._rules = sampling, rules
         self._random = default_rng(sampling.seed)
         # A model may have more ids, which stand for no byte.
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
@@ -118,6 +127,7 @@ class Sampler:
         self._never = sorted(never | {id for id, nats in biases.items() if nats == -math.inf})
         finite = {id: nats for id, nats in biases.items() if nats != -math.inf and id not in never}
         self._biased, self._nats = list(finite), np.array(list(finite.values()), np.float64)
+        self._is_plain = not finite and rules is None
         self._temperature = sampling.temperature or 0.0
         self._times: deque[NDArray[np.float64]] = deque()  # for each coming position, exponential random times by id
 
@@ -126,7 +136,56 @@ class Sampler:
         chosen = self.foresee(logits, 0)
         if self._times:
             self._times.popleft()
+        if self._rules:
+            self._rules.take(chosen)
         return chosen
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the rules allow no byte after the text."""
+        return self._rules is not None and self._rules.is_complete
+
+    def forced(self, most: int) -> list[int]:
+        """At most `most` ids that must follow whatever the logits, as if they had been sampled."""
+        taken: list[int] = []
+        if self._rules is None or self._rules.is_complete:
+            return taken
+        for id in self._rules.forced()[:most]:
+            if id in self._never or id in self.ends:  # an error at the next choice
+                break
+            if self._times:
+                self._times.popleft()
+            elif self._temperature:
+                self._random.standard_exponential(self._width)
+            self._rules.take(id)
+            taken.append(id)
+        return taken
+
+    def trial(self) -> "Sampler":
+        """A sampler for drafts after the text, with the same random numbers; `suppose` leaves this one as it is."""
+        if self._rules is None:
+            return self
+        other = copy.copy(self)
+        other._rules = self._rules.fork()
+        return other
+
+    def suppose(self, id: int) -> None:
+        """Go on to the text that `id` continues, drafted with the random numbers of its position."""
+        if self._rules:
+            self._rules.take(id)
+
+    def allowed_ids(self, ids: list[int]) -> int:
+        """How many of `ids`, one after the other, the rules allow."""
+        if self._rules is None:
+            return len(ids)
+        rules, logits = self._rules.fork(), np.empty(self._width)
+        for count, id in enumerate(ids):
+            logits[:] = 0
+            rules.adjust(logits)
+            if logits[id] == -math.inf:
+                return count
+            rules.take(id)
+        return len(ids)
 
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
         """Id that `choose` would give for these logits after `ahead` other ids.
@@ -168,15 +227,17 @@ class Sampler:
 
     def _likeliest(self, logits: NDArray[np.float32]) -> int:
         likeliest = int(logits[: self._width].argmax())  # the first NaN, if there is one
-        if not self._biased and likeliest not in self._never and -math.inf < logits[likeliest]:
+        if self._is_plain and likeliest not in self._never and -math.inf < logits[likeliest]:
             return likeliest
         return int(self._allowed(logits).argmax())
 
     def _allowed(self, logits: NDArray[np.float32]) -> NDArray[Any]:
         """Logits, biased in float64, with -inf at ids that are never sampled. Raises EdgebltError as `foresee`."""
-        allowed: NDArray[Any] = logits[: self._width].astype(np.float64 if self._biased else np.float32)
+        allowed: NDArray[Any] = logits[: self._width].astype(np.float32 if self._is_plain else np.float64)
         if self._biased:
             allowed[self._biased] += self._nats
+        if self._rules:
+            self._rules.adjust(allowed)
         allowed[self._never] = -np.inf
         largest = allowed[allowed.argmax()]
         if math.isnan(largest):
@@ -185,7 +246,10 @@ class Sampler:
                 " target cpu, or see with `edgeblt validate` which text does it"
             )
         if largest == -math.inf and logits[: self._width][self._sampled].max() > -math.inf:
-            raise EdgebltError("logit_bias forbids every byte that the model gives a probability; forbid fewer")
+            raise EdgebltError(
+                "logit_bias, utf8 and constraint together forbid every byte that the model gives a probability; forbid"
+                " fewer"
+            )
         if largest == -math.inf:
             raise EdgebltError(
                 "the model gives every byte a logit of -inf, so there is nothing to choose from; export it for the"
