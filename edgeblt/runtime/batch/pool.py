@@ -38,6 +38,10 @@ class CachePool:
     def free_count(self) -> int:
         return len(self._free)
 
+    def read_bytes(self, count: int) -> int:
+        """0: what steps read is not counted."""
+        return 0
+
     @property
     def page_bytes(self) -> int:
         return self.spec.slot_bytes * self.page_slots
