@@ -23,6 +23,8 @@ from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
+from edgeblt.runtime.batch.opening import open_stepper
+from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
@@ -32,7 +34,7 @@ from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
-from edgeblt.scores import Scores
+from edgeblt.scores import Scores, empty_scores, store_scores
 
 
 class Model(BatchCalls):
@@ -149,6 +151,11 @@ class Model(BatchCalls):
         self._graphs.refuse_changes()
         return Session(self.config, self._graphs, self.threshold)
 
+    def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
+        most = whole_number("most_sequences", most_sequences, 1)
+        allowed = None if memory is None else whole_number("memory", memory, 1)
+        return open_stepper(self.config, self._graphs, self.session, self.threshold, most, allowed)
+
     def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
 
@@ -242,9 +249,9 @@ class Model(BatchCalls):
         data = as_bytes("data", data)
         with EnoughMemory("to score a text"):
             targets = encode(data)
-            scores = Scores.empty(len(targets))
+            scores = empty_scores(len(targets))
             for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
-                scores.store(chunk, targets)
+                store_scores(scores, chunk, targets)
             return scores
 
 
