@@ -81,7 +81,7 @@ class OpenedGraphs:
     ) -> None:
         self.contracts = contracts
         self.is_closed = False
-        self.is_batchable: bool | None = None  # whether runs take rows of several sequences; None before a trial
+        self.is_batchable: bool | None = None  # a run may take rows of several sequences; None before a trial
         self._graphs, self._weights = graphs, weights
 
     def __getitem__(self, stage: StageName) -> OpenedGraph:
