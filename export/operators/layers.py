@@ -65,7 +65,7 @@ def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS, kv_cach
     names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS), *BATCH_CACHE_INPUTS)
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = Products(writer, forms, inputs)
+    products = BodyProducts(writer, forms, inputs)
     projected = products.of("query", norm(writer, x, inputs["attention_norm"]), "width", "projected")
     attended, *presents = attention(writer, projected, inputs, kv_cache)
     output = products.of("output", attended, "attended", "width")
@@ -116,7 +116,7 @@ def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORM
     names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = Products(writer, forms, inputs)
+    products = BodyProducts(writer, forms, inputs)
     query = products.of("query", norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
@@ -137,8 +137,8 @@ def norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
 
 
 @dataclass(frozen=True)
-class Products:
-    """Products of a body whose inputs are their weights."""
+class BodyProducts:
+    """BodyProducts of a body whose inputs are their weights."""
 
     writer: FunctionWriter
     forms: DenseForms
