@@ -129,7 +129,7 @@ def compare_results(bundle: Bundle, prepared: Prepared) -> None:
     for expected, found in zip(_results(bundle, own), _results(bundle, prepared), strict=True):
         if expected.tobytes() != found.tobytes():
             raise EdgebltError(
-                f"{bundle.path} computes otherwise from packed weights with onnxruntime {onnxruntime.__version__} on "
+                f"{bundle.path} gives other results with packed weights under onnxruntime {onnxruntime.__version__} on "
                 "this machine; use the bundle as it is"
             )
 

@@ -237,7 +237,7 @@ def test_markdown_is_a_table(results: tuple[Benchmark, ...]) -> None:
         (
             [Setting(decode="text", prompt_bytes=10)],
             {"text": Text("short.txt", b"x" * 14)},
-            "short.txt has 14 bytes, and 15 are to be read and decoded; give a longer text, or fewer bytes",
+            "short.txt has 14 bytes, but 15 would be read and decoded; give a longer text, or ask for fewer bytes",
         ),
         ([Setting(temperature=-1.0)], {}, "temperature is -1.0; it must be 0 (greedy) or a positive number"),
         ([Setting()], {"seed": -1}, "seed is -1; it must not be negative"),
@@ -249,11 +249,11 @@ def test_markdown_is_a_table(results: tuple[Benchmark, ...]) -> None:
         ),
         ([Setting(prompt_bytes=0)], {}, "prompt_bytes is 0; it must be at least 1"),
         ([Setting()], {"text": Text("empty.txt", b"")}, "empty.txt is empty; give a text to take the prompt from"),
-        ([Setting()], {"price_per_hour": -1.0}, "the price is -1.0 an hour; give 0 or more, no more than anybody pays"),
+        ([Setting()], {"price_per_hour": -1.0}, "the price is -1.0 an hour; it must be from 0 to 1,000,000,000"),
         (
             [Setting()],
             {"price_per_hour": float("nan")},
-            "the price is nan an hour; give 0 or more, no more than anybody pays",
+            "the price is nan an hour; it must be from 0 to 1,000,000,000",
         ),
     ],
 )
@@ -304,7 +304,7 @@ def test_the_command_times_all_combinations(tiny: Exported, tmp_path: Path, capf
         (["--temperature", "hot"], "--temperature is 'hot'; give comma-separated numbers"),
         (["--repeats", 10**23], f"repeats is {10**23}; it must be at most 10,000"),
         (["--draft", "none,psychic"], f"draft is 'psychic'; use one of {', '.join(DRAFTS)}"),
-        (["--json", "-", "--csv", "-"], "--json and --csv both want stdout; give one of them a file"),
+        (["--json", "-", "--csv", "-"], "--json and --csv would both write to stdout; give one of them a file"),
         (["--text", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory); give a text file"),
         (["--provider", "tpu"], "provider 'tpu' is unknown; this version has cpu, cuda"),
     ],

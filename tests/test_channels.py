@@ -398,9 +398,9 @@ REFUSED = [
         '"0%"', '"100%"', '"75"', '"7.5%"', '"-5%"', '"075%"', '""', '"most"', '"50%\\n"', '"2:4"', "75", "0.75",
         "true", '"\u0667\u0665%"', f'"{"9" * 5000}%"',
     )),
-    ('[tables]\nchannels = "50%"', "tables: channels are those of a stage; give them for patcher, encoder, global"),
-    ('[heads]\nchannels = "50%"', "heads: channels are those of a stage"),
-    ('[embeddings]\nchannels = "50%"', "embeddings: channels are those of a stage"),
+    ('[tables]\nchannels = "50%"', "tables: only a stage has channels; give them for patcher, encoder, global"),
+    ('[heads]\nchannels = "50%"', "heads: only a stage has channels"),
+    ('[embeddings]\nchannels = "50%"', "embeddings: only a stage has channels"),
     ('channels = "50%"', "unknown field 'channels'"),
 ]  # fmt: skip
 

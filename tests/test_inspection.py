@@ -341,7 +341,7 @@ def test_an_initializer_byte_by_byte(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert initializers(path, "global.") == []
     path.write_bytes(b"\x08\x0b" + field(7, b"\x35" + bytes(4) + graph))  # field 6, of 4 bytes
-    with pytest.raises(EdgebltError, match="a field is of the number 6, which edgeblt writes nowhere"):
+    with pytest.raises(EdgebltError, match="a field has the number 6, which edgeblt writes nowhere"):
         initializers(path, "global.")
 
 

@@ -416,7 +416,7 @@ def test_a_patcher_that_is_not_needed(checkpoint: Path, patcher: Path) -> None:
     edit_json(checkpoint / "train_args.json", lambda d: d["data"]["patcher_args"].update(patching_mode="byte"))
     edit_json(checkpoint / "config.json", lambda document: document["args"].update(patching_mode="byte"))
     edit_json(checkpoint / "train_args.json", lambda d: d.pop("model"))
-    assert refusal(checkpoint, patcher) == f"{checkpoint} patches without an entropy model; leave out {patcher}"
+    assert refusal(checkpoint, patcher) == f"{checkpoint} uses no entropy model for its patches; leave out {patcher}"
     assert "patcher.head" not in open_checkpoint(checkpoint).names()
 
 

@@ -451,7 +451,7 @@ def test_packed_bytes() -> None:
 
 def test_what_cannot_be_packed_is_refused() -> None:
     full = np.ones((2, 8), np.int8)
-    with pytest.raises(EdgebltError, match="of 4 columns more than 2 hold weights; prune to 2 of 4, or use a mask"):
+    with pytest.raises(EdgebltError, match="more than 2 of 4 columns hold weights; prune to 2 of 4, or use a mask"):
         sparse_layout.pack_tiles(full, 8, 4)
     with pytest.raises(EdgebltError, match="values are 9 to 9; 4 bits hold -8 to 7"):
         sparse_layout.pack_masked(full * np.int8(9), 4)

@@ -161,9 +161,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an odd number": (KEYS + b"(K\x01u.", "sets keys of something that is no dictionary"),
     "a list that is none": (b"\x80\x02}K\x01a.", "appends to something that is no list"),
     "a storage that is none": (b"\x80\x02K\x01Q.", "refers to something that is no storage"),
-    "a full dictionary": (b"\x80\x02ccollections\nOrderedDict\n]K\x01a\x85R.", "makes a dictionary of something"),
+    "a full dictionary": (b"\x80\x02ccollections\nOrderedDict\n]K\x01a\x85R.", "makes a dictionary that is not empty"),
     "a parameter of nothing": (b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", "makes a parameter of something"),
-    "a tensor of nothing": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "makes a tensor of something else"),
+    "a tensor of nothing": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "makes a tensor from something other"),
 }  # fmt: skip
 
 

@@ -179,7 +179,7 @@ def test_commands_refuse_before_they_run(
     places = {"PLACE": "folder", "BUNDLE": str(exported(10).bundle), "CHECKPOINT": str(exported(10).checkpoint)}
     said = sentence(run_command(capfd, *(places.get(part, part) for part in command)))
     reasons = ["folder cannot be written (Is a directory); free some space or choose another place",
-               "--json and --csv both want same; give them two files",
+               "--json and --csv would both write to same; give them two files",
                "folder exists already; remove it or choose another name"]  # fmt: skip
     assert said == reasons[1 if "same" in command else 2 if "--save-reference-logits" in command else 0]
 

@@ -20,7 +20,7 @@ def check_results(json_file: Path | None, csv_file: Path | None = None, new_file
 
     if same_file(json_file, csv_file):
         place = "stdout; give one of them a file" if str(json_file) == _STDOUT else f"{json_file}; give them two files"
-        raise EdgebltError(f"--json and --csv both want {place}")
+        raise EdgebltError(f"--json and --csv would both write to {place}")
     check_result_file(json_file)
     check_result_file(csv_file)
     check_result_file(new_file, new=True)

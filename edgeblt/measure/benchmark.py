@@ -190,7 +190,7 @@ def _check(
     if not text.data:
         raise EdgebltError(f"{text.name} is empty; give a text to take the prompt from")
     if price_per_hour is not None and not 0 <= price_per_hour <= _HIGHEST_PRICE:
-        raise EdgebltError(f"the price is {shown(price_per_hour)} an hour; give 0 or more, no more than anybody pays")
+        raise EdgebltError(f"the price is {shown(price_per_hour)} an hour; it must be from 0 to {_HIGHEST_PRICE:,.0f}")
 
 
 def _check_decoded(setting: Setting, new_bytes: int, text: Text) -> None:
@@ -206,8 +206,8 @@ def _check_decoded(setting: Setting, new_bytes: int, text: Text) -> None:
     needed = setting.prompt_bytes + new_bytes + 1
     if 0 < len(text.data) < needed:
         raise EdgebltError(
-            f"{text.name} has {len(text.data):,} bytes, and {shown(needed)} are to be read and decoded; give a longer "
-            "text, or fewer bytes"
+            f"{text.name} has {len(text.data):,} bytes, but {shown(needed)} would be read and decoded; give a longer "
+            "text, or ask for fewer bytes"
         )
 
 

@@ -103,7 +103,7 @@ def open_meta_form(directory: Path, patcher: Path | None, strict: bool = False) 
 def _entropy_folder(directory: Path, patcher: Path | None, patching: PatchingRule) -> Path | None:
     if not patching.rule.needs_entropies:
         if patcher is not None:
-            raise EdgebltError(f"{directory} patches without an entropy model; leave out {patcher}")
+            raise EdgebltError(f"{directory} uses no entropy model for its patches; leave out {patcher}")
         return None
     if patcher is not None:
         refuse_no_directory(patcher)

@@ -49,7 +49,7 @@ def pack_tiles(values: Values, bits: int, group: int) -> Bytes:
     _check_range(values, bits)
     if not fits_groups(values, group):
         raise EdgebltError(
-            f"of {group} columns more than {group // 2} hold weights; prune to {group // 2} of {group}, or use a mask"
+            f"more than {group // 2} of {group} columns hold weights; prune to {group // 2} of {group}, or use a mask"
         )
     rows, columns = values.shape
     pairs, tiles = -(-rows // 2), -(-columns // TILE)

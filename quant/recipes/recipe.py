@@ -138,7 +138,7 @@ class Recipe:
                 raise EdgebltError(f"{name}: sparsity is for matrices; leave it out")
         for name, part in (("tables", self.tables), ("heads", self.heads), ("embeddings", self.embeddings)):
             if part and part.channels:
-                raise EdgebltError(f"{name}: channels are those of a stage; give them for {', '.join(STAGES)}")
+                raise EdgebltError(f"{name}: only a stage has channels; give them for {', '.join(STAGES)}")
 
     def stage(self, name: StageName) -> WeightRecipe:
         return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]

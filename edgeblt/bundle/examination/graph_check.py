@@ -107,7 +107,7 @@ class _Examination:
             if made not in operators.FUNCTIONS.get(identity, ()):
                 raise MalformedError(f"its function {identity[1]!a:.60} is not the one of that name")
             if identity in found:
-                raise MalformedError(f"its function {identity[1]!a:.60} is there twice")
+                raise MalformedError(f"its function {identity[1]!a:.60} is listed twice")
             found.add(identity)
 
     def _check_tensor(self, tensor: Tensor) -> None:
@@ -179,7 +179,7 @@ def _check_names(graphs: Iterable[Graph], packed: bool) -> None:
             seen.add(name)
         tensors = [tensor.name for tensor in graph.initializers]
         if len(set(tensors)) < len(tensors) or "" in tensors:
-            raise MalformedError("a tensor is there twice, or has no name")
+            raise MalformedError("a tensor is listed twice, or has no name")
 
 
 def _made(graph: Graph, inputs: set[str]) -> Iterator[str]:

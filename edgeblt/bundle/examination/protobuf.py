@@ -93,7 +93,7 @@ def decode(message: memoryview, table: Table) -> dict[str, Any]:
         if field.repeated:
             values[field.name] += _several(field, wire_type, value)
         elif field.name in values:
-            raise MalformedError(f"its field {field.name} is there twice")
+            raise MalformedError(f"its field {field.name} is listed twice")
         else:
             values[field.name] = _single(field, value)
     return values
@@ -103,7 +103,7 @@ def _unknown(tag: int, table: Table) -> MalformedError:
     field = table.fields.get(tag >> 3)
     if field is not None:
         return MalformedError(f"its field {field.name} is of the wrong type")
-    return MalformedError(f"a field is of the number {tag >> 3}, which edgeblt writes nowhere")
+    return MalformedError(f"a field has the number {tag >> 3}, which edgeblt writes nowhere")
 
 
 def raw_fields(message: memoryview) -> Iterator[RawField]:

@@ -246,7 +246,7 @@ class _Reader:
 
 def _ordered(*arguments: Any) -> dict[Any, Any]:
     if arguments not in ((), ([],)):
-        raise PickleError("makes a dictionary of something")
+        raise PickleError("makes a dictionary that is not empty")
     return {}
 
 
@@ -258,7 +258,7 @@ def _tensor(*arguments: Any) -> TensorRecord | OtherTensor:
         case (Storage(_, str(dtype), _) as storage, int(offset), tuple(shape), tuple(strides), bool(), dict(), more):
             record = _record(storage, dtype, offset, shape, strides)
             return OtherTensor() if more else record  # a view that is to be negated or conjugated
-    raise PickleError("makes a tensor of something else than a storage, an offset, sizes and strides")
+    raise PickleError("makes a tensor from something other than a storage, an offset, sizes and strides")
 
 
 def _tensor_of_dtype(*arguments: Any) -> TensorRecord | OtherTensor:
@@ -276,7 +276,7 @@ def _tensor_of_dtype(*arguments: Any) -> TensorRecord | OtherTensor:
             return _record(storage, name.removeprefix("torch."), offset, shape, strides)
         case (Storage(), *_):
             return OtherTensor()
-    raise PickleError("makes a tensor of something else than a storage, an offset, sizes and strides")
+    raise PickleError("makes a tensor from something other than a storage, an offset, sizes and strides")
 
 
 def _record(
