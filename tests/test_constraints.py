@@ -224,9 +224,10 @@ def test_rules_that_contradict_each_other(tiny: Model) -> None:
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: Constraint.regex("("), "the regular expression '(' cannot be used (unclosed group); mend it"),
+    (lambda: Constraint.regex("("), "the regular expression '(' cannot be used (unclosed group); correct it"),
     (lambda: Constraint.regex(r"[^\x00-\U0010ffff]"), "the regular expression"),
     (lambda: Constraint.regex(3), "the regular expression is 3; it must be a str"),  # type: ignore[arg-type]
+    (lambda: Constraint.regex("\udcff"), r"the regular expression is '\udcff', which has no UTF-8 form; give bytes"),
     (lambda: Constraint.json_schema("{"), "the JSON schema '{' cannot be used (EOF while parsing"),
     (lambda: Constraint.json_schema({"a": {1, 2}}), "the JSON schema is {'a': {1, 2}}; it must be JSON text or a dict"),
     (lambda: Constraint.json_schema({"type": "integer", "minimum": 5, "maximum": 3}),

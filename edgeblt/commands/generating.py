@@ -130,7 +130,9 @@ def generate(
         from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
 
         if not (prompts and out) or prompt is not None or prompt_file or interactive or json_file or echo:
-            raise EdgebltError("--prompts FILE needs -o FILE for the answers, and goes with no other prompt or output")
+            raise EdgebltError(
+                "--prompts FILE needs -o FILE for the answers, and cannot be combined with another prompt or output"
+            )
         lines = read_prompt_lines(prompts, chosen)
         answer_prompts(open_model(bundle, provider, threads, verify, threshold), lines, out)
         return
