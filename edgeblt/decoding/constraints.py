@@ -118,10 +118,13 @@ class ConstraintRule:
             return ()
         return [byte + OFFSET for byte in self._matcher.compute_ff_bytes()]
 
-    def permits(self, id: int) -> bool:
-        if not OFFSET <= id < OFFSET + 256:
-            return self._matcher.is_accepting()
-        return not self._ended and self._matcher.validate_tokens([id - OFFSET]) == 1
+    def permitted(self, ids: Sequence[int]) -> int:
+        if self._ended:
+            return 0
+        if len(ids) == 1 and not OFFSET <= ids[0] < OFFSET + 256:
+            return int(self._matcher.is_accepting())
+        found = next((place for place, id in enumerate(ids) if not OFFSET <= id < OFFSET + 256), len(ids))
+        return self._matcher.validate_tokens([id - OFFSET for id in ids[:found]])
 
     def fork(self) -> Self:
         other = object.__new__(type(self))

@@ -33,8 +33,8 @@ class ForcingRule(TextRule, Protocol):
         """Ids that must follow, whatever the logits; the state does not change."""
         ...
 
-    def permits(self, id: int) -> bool:
-        """Whether `id` may follow; faster than `adjust`."""
+    def permitted(self, ids: Sequence[int]) -> int:
+        """How many of `ids` may follow, one after the other; faster than `adjust`."""
         ...
 
 
@@ -67,6 +67,19 @@ class TextRules:
     def forced(self) -> Sequence[int]:
         """Ids that must follow, whatever the logits."""
         return self.forcing.forced() if self.forcing else ()
+
+    def permitted(self, ids: Sequence[int]) -> int:
+        """How many of `ids` may follow, one after the other."""
+        count = self.forcing.permitted(ids) if self.forcing else len(ids)
+        others, logits = [rule.fork() for rule in self._others], np.zeros(max(ids, default=0) + 260)
+        for place, id in enumerate(ids[:count] if others else ()):
+            for rule in others:
+                rule.adjust(logits)
+                rule.take(id)
+            if logits[id] == -np.inf:
+                return place
+            logits[:] = 0
+        return count
 
     def fork(self) -> "TextRules":
         """Independent rules in the same state."""

@@ -180,14 +180,7 @@ class Sampler:
         """How many of `ids`, one after the other, the rules allow."""
         if self._rules is None:
             return len(ids)
-        rules, logits = self._rules.fork(), np.empty(self._width)
-        for count, id in enumerate(ids):
-            logits[:] = 0
-            rules.adjust(logits)
-            if logits[id] == -math.inf:
-                return count
-            rules.take(id)
-        return len(ids)
+        return self._rules.permitted(ids)
 
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
         """Id that `choose` would give for these logits after `ahead` other ids.
@@ -228,7 +221,7 @@ class Sampler:
             weights = _weights(allowed, self._temperature)
             scores = -self._arrivals(weights, ahead)
         chosen = int(scores.argmax())
-        if forcing.permits(chosen):
+        if forcing.permitted([chosen]):
             return chosen
         scores = scores.astype(np.float64)
         forcing.adjust(scores)
