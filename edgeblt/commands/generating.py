@@ -126,6 +126,8 @@ def generate(
         draft=draft,
     )
     check_results(json_file)
+    if details is not None and json_file is None:
+        raise EdgebltError("--details N counts alternatives in the lines of --json; give --json FILE, too")
     if prompts or out:
         from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
 
