@@ -70,6 +70,7 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
     description = {
         "target": manifest.target,
         "recipe": manifest.recipe,
+        "keys and values": manifest.kv_cache,
         "patching": manifest.config.patching.describe(),
         "a text ends with": manifest.config.generation.describe_ends(),
         "sampling": manifest.config.generation.describe_sampling(),

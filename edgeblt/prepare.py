@@ -20,6 +20,7 @@ from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import held_out_text
 from edgeblt.model import Model
 from edgeblt.progress import progress
+from edgeblt.runtime import native
 from edgeblt.runtime.machine.cores import usable_cores
 from edgeblt.runtime.packed_weights import (
     RECORD,
@@ -36,6 +37,7 @@ from edgeblt.runtime.providers import open_graph, session_options
 # ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.
 LEFT = {"encoder": "its hash tables, which are mapped already, would be copied"}
 NO_GAIN = "nothing in it is packed"
+COMPACT = "without the native library, attention over fp16 or int8 caches is not prepared"
 _EXTERNAL_FROM_BYTES = 1024
 _COMPARED_BYTES, _COMPARED_ONE_BY_ONE = 48, 4
 
@@ -69,10 +71,11 @@ def prepare(path: str | Path) -> Preparation:
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     stages: dict[str, PreparedStage] = {}
+    left = LEFT | _compact_stages(bundle)
     with suppress(_NothingToPackError), whole_directory(target, replace=True) as partial:
         with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
             for name in STAGES:
-                stage = None if name in LEFT else _prepare_stage(held.stages[name], name, partial)
+                stage = None if name in left else _prepare_stage(held.stages[name], name, partial)
                 if stage:
                     stages[name] = stage
                 advance(1)
@@ -81,12 +84,21 @@ def prepare(path: str | Path) -> Preparation:
         record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
         compare_results(bundle, open_prepared(partial, bundle, "cpu"))
-    outcomes = tuple(_outcome(name, stages.get(name)) for name in STAGES)
+    outcomes = tuple(_outcome(stages.get(name), name, left.get(name, NO_GAIN)) for name in STAGES)
     return Preparation(str(target) if stages else None, sum(outcome.bytes for outcome in outcomes), outcomes)
 
 
 class _NothingToPackError(Exception):
     """ONNX Runtime packs no weights of any stage."""
+
+
+def _compact_stages(bundle: Bundle) -> dict[str, str]:
+    """Stages that have to be left because attention would be written as its portable body, each with the reason."""
+    if native.register(onnxruntime.SessionOptions()) is None:
+        return {}
+    contracts = bundle.manifest.contracts.items()
+    compact = {stage for stage, found in contracts if found.cache and found.cache.dtype != found.cache.angle_dtype}
+    return dict.fromkeys(compact, COMPACT)
 
 
 def _refuse_to_replace_others(target: Path) -> None:
@@ -146,7 +158,7 @@ def _results(bundle: Bundle, prepared: Prepared) -> list[np.ndarray]:
     return results
 
 
-def _outcome(name: str, stage: PreparedStage | None) -> StageOutcome:
+def _outcome(stage: PreparedStage | None, name: str, left_because: str) -> StageOutcome:
     if stage is None:
-        return StageOutcome(name, 0, LEFT.get(name, NO_GAIN))
+        return StageOutcome(name, 0, left_because)
     return StageOutcome(name, stage.graph.size + stage.weights.size, None)

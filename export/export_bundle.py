@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import STAGES, TARGETS, StageName, Target, stage_contracts
+from edgeblt.bundle.contract import STAGES, TARGETS, CacheFormat, StageName, Target, stage_contracts
 from edgeblt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -17,7 +17,7 @@ from edgeblt.bundle.manifest import (
     open_bundle,
     write_manifest,
 )
-from edgeblt.bundle.placement import describe_placement, parse_placement
+from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
@@ -54,6 +54,7 @@ def export_bundle(
     calibration: str | Path | None = None,
     table_hits: float | None = None,
     strict: bool = False,
+    kv_cache: str | None = None,
 ) -> Bundle:
     """Write a checkpoint as a bundle directory; it appears when it is complete.
 
@@ -70,6 +71,8 @@ def export_bundle(
     calibration: as `quantize_checkpoint` takes it, which is then called first, whatever the recipe; default None.
     table_hits: likewise; default None.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
+    kv_cache: format of keys and values in stages for cpu: fp32, fp16 or int8, or some stages' own such as
+        `global=int8`, the others fp32; None, the default, is what the recipe says. Stages for cuda keep float16.
 
     The work that a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
     exported, an unknown recipe or target, a recipe that would quantize again, a limit below what the largest matrix
@@ -80,9 +83,10 @@ def export_bundle(
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
+    caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
     if calibration is None and table_hits is None and not (chosen and chosen.needs_text):
         replace = check_replaceable(path, replace, holds_bundle, "bundle")
-        _write_bundle(opened, chosen, path, targets, replace, memory_limit)
+        _write_bundle(opened, chosen, path, targets, caches, replace, memory_limit)
         return open_bundle(path)
     if chosen is None:
         raise opened.quantized_already("leave out the calibration text and the table hits")
@@ -91,7 +95,7 @@ def export_bundle(
     with scratch_directory(path, "quantized") as scratch:
         compression.write(scratch)  # the journal stays: a killed export's successor checks and uses all of it
         compressed = open_checkpoint(scratch)
-        _write_bundle(compressed, None, path, targets, replace, memory_limit, compression.fingerprint)
+        _write_bundle(compressed, None, path, targets, caches, replace, memory_limit, compression.fingerprint)
     return open_bundle(path)
 
 
@@ -107,6 +111,7 @@ def _write_bundle(
     recipe: Recipe | None,
     path: Path,
     targets: Mapping[StageName, Target],
+    caches: Mapping[StageName, CacheFormat],
     replace: bool,
     memory_limit: int,
     fingerprint: Callable[..., str] | None = None,
@@ -115,9 +120,9 @@ def _write_bundle(
     source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
     recipe_name, target = recipe.name if recipe else opened.recipe_name, describe_placement(targets)
     check_export(source, opened.names(), memory_limit)
-    built = build_graphs(source, targets)
+    built = build_graphs(source, targets, caches)
     made_by = package_versions(*_MADE_BY)
-    key = (fingerprint or opened.fingerprint)(recipe, target, made_by, _layout(built))
+    key = (fingerprint or opened.fingerprint)(recipe, target, caches, made_by, _layout(built))
     with whole_directory(path, replace, resume=True) as partial:
         journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
@@ -133,6 +138,7 @@ def _write_bundle(
             name=printable(path.name),
             target=target,
             recipe=recipe_name,
+            kv_cache=describe_placement(caches),
             config=source.config,
             stages=stages,
             files={name: file_record(partial / name) for name in sorted(names)},
@@ -143,10 +149,12 @@ def _write_bundle(
 
 
 def build_graphs(
-    source: WeightSource, targets: Mapping[StageName, Target] | None = None
+    source: WeightSource,
+    targets: Mapping[StageName, Target] | None = None,
+    caches: Mapping[StageName, CacheFormat] | None = None,
 ) -> dict[StageName, BuiltStage]:
-    """Builds all stages for their targets, by default cpu, without reading weights."""
-    contracts = stage_contracts(source.config, targets)
+    """Builds all stages, by default for cpu and with caches in fp32, without reading weights."""
+    contracts = stage_contracts(source.config, targets, caches)
     return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
 
 
@@ -157,6 +165,18 @@ def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> 
     if recipe is not None:
         raise checkpoint.quantized_already("leave out the recipe, or give the original")
     return None
+
+
+def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
+    """The recipe chosen, or the one that made a quantized checkpoint."""
+    return chosen or (checkpoint.record.recipe if checkpoint.record else Recipe("own"))
+
+
+def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
+    """Formats of keys and values that the stages will have."""
+    return {
+        stage: "fp16" if targets[stage] == "cuda" else format for stage, format in parse_cache_formats(text).items()
+    }
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:

@@ -41,6 +41,7 @@ def inspect_checkpoint(
         errors = ", ".join(f"{part} {value:.2g}" for part, value in record.relative_error.items())
         description |= {
             "quantized": f"from {record.source} by the recipe {record.recipe.name}",
+            "keys and values": record.recipe.kv_cache,
             "calibrated on": record.calibration or "nothing",
             "relative error of the weights": errors or "not recorded",
         }

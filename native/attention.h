@@ -11,10 +11,10 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <type_traits>
 #include <vector>
 
-#include "kernels.h"
-#include "lanes.h"
+#include "cache_format.h"
 
 namespace edgeblt {
 namespace {
@@ -36,19 +36,34 @@ struct LineBlock {
   float factors[kBlockLines];                    // of what was added up before this tile
   Floats<kCount> totals[kBlockLines];            // of shares, lane by lane
   alignas(64) float shares[kBlockLines * kTileSlots];  // of this tile, line by line; scores at first
+  alignas(64) float key_scales[kTileSlots], value_scales[kTileSlots];  // of this tile, where slots have scales
   float* mixed;                                  // [kBlockLines, width] values by their shares
+  float* decoded;                                // [2, kTileSlots, width] keys and values of this tile
 };
 
-// Slots [first, end), in a tile that begins at `tile`.
+// Slots [first, end), counted from where their tile begins.
 struct Span {
-  int64_t tile, first, end;
+  int64_t first, end;
+};
+
+// Elements of a slot: of a head, and the scale of codes.
+template <typename Element>
+constexpr int64_t slot_elements(int64_t width) {
+  return std::is_same_v<Element, int8_t> ? width + 1 : width;
+}
+
+// Keys or values of a tile's slots, `stride` elements from one to the next; so many of them may be read.
+template <typename Element>
+struct Slots {
+  const Element* elements;
+  int64_t stride, count;
 };
 
 // The part of a tile that some of the lines from `line` on see.
 template <typename Block>
 EDGEBLT_INLINE Span span_of(const Block& block, int64_t tile, int64_t line, int64_t lines) {
   const int64_t last = line + lines - 1;  // later lines see later slots
-  return {tile, std::max(block.first[line], tile), std::min<int64_t>(block.end[last], tile + kTileSlots)};
+  return {std::max<int64_t>(block.first[line] - tile, 0), std::min<int64_t>(block.end[last] - tile, kTileSlots)};
 }
 
 // Scores of kLines lines with kKeys keys, key(0) and so on, a tile's slots from line to line.
@@ -59,7 +74,7 @@ EDGEBLT_INLINE void score_keys(
   Floats<kCount> sums[kLines * kKeys] = {};
   for (int64_t begin = 0; begin < width; begin += kCount) {
     for (int k = 0; k < kKeys; ++k) {
-      const auto part = load_floats<kCount>(key(k) + begin);
+      const auto part = load_elements<kCount>(key(k) + begin);
       for (int line = 0; line < kLines; ++line) {
         Floats<kCount>& sum = sums[line * kKeys + k];
         sum = load_floats<kCount>(queries[line] + begin) * part + sum;
@@ -81,23 +96,23 @@ EDGEBLT_INLINE void score_keys(
 
 // Scores of kLines lines from `line` on with the keys that any of them sees, and some beside them, which do not count;
 // kKeys at a time.
-template <int kLines, int kKeys, int kCount, int kWidth>
+template <int kLines, int kKeys, int kCount, int kWidth, typename Element>
 inline void score_lines(
-    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, int64_t tile, int64_t line) {
+    LineBlock<kCount, kWidth>& block, const Slots<Element>& keys, int64_t tile, int64_t line, float scale) {
   const Span span = span_of(block, tile, line, kLines);
-  const int64_t width = block.width();
+  const int64_t width = block.width(), stride = kWidth ? slot_elements<Element>(kWidth) : keys.stride;
   const auto score = [&](const auto& key, int64_t slot) __attribute__((always_inline)) {
-    float* scores = block.shares + line * kTileSlots + (slot - tile);
-    score_keys<kCount, kLines, kKeys>(block.queries + line, key, width, call.scale, scores);
+    float* scores = block.shares + line * kTileSlots + slot;
+    score_keys<kCount, kLines, kKeys>(block.queries + line, key, width, scale, scores);
   };
   int64_t slot = span.first / kKeys * kKeys;
-  for (; slot < span.end && slot + kKeys <= call.capacity; slot += kKeys) {
-    const float* first = keys + slot * width;
-    score([&](int k) { return first + k * width; }, slot);
+  for (; slot < span.end && slot + kKeys <= keys.count; slot += kKeys) {
+    const Element* first = keys.elements + slot * stride;
+    score([&](int k) { return first + k * stride; }, slot);
   }
   if (slot >= span.end) return;
-  const float* places[kKeys];  // behind the cache there is nothing to be read
-  for (int k = 0; k < kKeys; ++k) places[k] = keys + std::min(slot + k, span.end - 1) * width;
+  const Element* places[kKeys];  // behind the cache there is nothing to be read
+  for (int k = 0; k < kKeys; ++k) places[k] = keys.elements + std::min(slot + k, span.end - 1) * stride;
   score([&](int k) { return places[k]; }, slot);
 }
 
@@ -109,19 +124,22 @@ EDGEBLT_INLINE float decrease(float before, float now) {
   return exponential_or_zero<kCount>(repeat<kCount>(before - now))[0];
 }
 
-// Turns the scores of a line into shares of the largest score so far, 0 for slots that it does not see.
-template <int kCount, int kWidth>
+// Turns the scores of a line into shares of the largest score so far, 0 for slots that it does not see. kScaled: keys
+// and values have scales, which the scores lack, and the shares then have.
+template <bool kScaled, int kCount, int kWidth>
 inline void share_line(LineBlock<kCount, kWidth>& block, int64_t tile, int64_t line) {
   constexpr int kVectors = kTileSlots / kCount;
   const Span span = span_of(block, tile, line, 1);
-  const auto first = static_cast<int32_t>(span.first - tile), end = static_cast<int32_t>(span.end - tile);
+  const auto first = static_cast<int32_t>(span.first), end = static_cast<int32_t>(span.end);
   float* shares = block.shares + line * kTileSlots;
   Ints<kCount> places;
   for (int lane = 0; lane < kCount; ++lane) places[lane] = lane;
   Floats<kCount> scores[kVectors], highest = repeat<kCount>(-FLT_MAX);
   for (int vector = 0; vector < kVectors; ++vector, places += kCount) {
     const Ints<kCount> seen = (places >= first) & (places < end);
-    scores[vector] = seen ? load_floats<kCount>(shares + vector * kCount) : repeat<kCount>(-HUGE_VALF);
+    auto score = load_floats<kCount>(shares + vector * kCount);
+    if constexpr (kScaled) score *= load_floats<kCount>(block.key_scales + vector * kCount);
+    scores[vector] = seen ? score : repeat<kCount>(-HUGE_VALF);
     highest = larger_of<kCount>(scores[vector], highest);
   }
   const float before = block.highest[line], now = std::max(before, largest_of<kCount>(highest));
@@ -129,18 +147,20 @@ inline void share_line(LineBlock<kCount, kWidth>& block, int64_t tile, int64_t l
   block.factors[line] = decrease<kCount>(before, now);
   Floats<kCount> total = block.totals[line] * block.factors[line];
   for (int vector = 0; vector < kVectors; ++vector) {
-    const auto share = exponential_or_zero<kCount>(scores[vector] - now);
-    store_floats<kCount>(share, shares + vector * kCount);
+    auto share = exponential_or_zero<kCount>(scores[vector] - now);
     total += share;
+    if constexpr (kScaled) share *= load_floats<kCount>(block.value_scales + vector * kCount);
+    store_floats<kCount>(share, shares + vector * kCount);
   }
   block.totals[line] = total;
 }
 
 // kParts * kCount elements of the values of a span, by the shares of kLines lines, added to what they mixed so far.
 // Slots at even and at odd places are added up apart.
-template <int kCount, int kLines, int kParts>
+template <int kCount, int kLines, int kParts, typename Element>
 EDGEBLT_INLINE void mix(
-    const Span& span, const float* values, int64_t width, const float* shares, const float* factors, float* mixed) {
+    const Span& span, const Element* values, int64_t stride, int64_t width, const float* shares, const float* factors,
+    float* mixed) {
   Floats<kCount> sums[2][kLines][kParts];
   for (int line = 0; line < kLines; ++line) {
     for (int part = 0; part < kParts; ++part) {
@@ -150,9 +170,9 @@ EDGEBLT_INLINE void mix(
   }
   const auto add = [&](int64_t slot, int parity) __attribute__((always_inline)) {
     for (int part = 0; part < kParts; ++part) {
-      const auto value = load_floats<kCount>(values + slot * width + part * kCount);
+      const auto value = load_elements<kCount>(values + slot * stride + part * kCount);
       for (int line = 0; line < kLines; ++line) {
-        sums[parity][line][part] = repeat<kCount>(shares[line * kTileSlots + slot - span.tile]) * value + sums[parity][line][part];
+        sums[parity][line][part] = repeat<kCount>(shares[line * kTileSlots + slot]) * value + sums[parity][line][part];
       }
     }
   };
@@ -171,16 +191,16 @@ EDGEBLT_INLINE void mix(
 }
 
 // As many elements at a time as registers hold sums for: kMostParts vectors, then less.
-template <int kLines, int kMostParts, int kCount, int kWidth>
-inline void mix_lines(LineBlock<kCount, kWidth>& block, const float* values, int64_t tile, int64_t line) {
+template <int kLines, int kMostParts, int kCount, int kWidth, typename Element>
+inline void mix_lines(LineBlock<kCount, kWidth>& block, const Slots<Element>& values, int64_t tile, int64_t line) {
   const Span span = span_of(block, tile, line, kLines);
-  const int64_t width = block.width();
+  const int64_t width = block.width(), stride = kWidth ? slot_elements<Element>(kWidth) : values.stride;
   int64_t begin = 0;
   const auto mix_parts = [&](auto parts) {
     constexpr int kParts = decltype(parts)::value;
     for (; begin + kParts * kCount <= width; begin += kParts * kCount) {
-      mix<kCount, kLines, kParts>(span, values + begin, width, block.shares + line * kTileSlots, block.factors + line,
-                                  block.mixed + line * width + begin);
+      mix<kCount, kLines, kParts>(span, values.elements + begin, stride, width, block.shares + line * kTileSlots,
+                                  block.factors + line, block.mixed + line * width + begin);
     }
   };
   mix_parts(std::integral_constant<int, kMostParts>());
@@ -196,24 +216,60 @@ EDGEBLT_INLINE void in_groups(int64_t first, int64_t end, const Apply& apply) {
 }
 
 // Adds a tile of slots to what the lines [first, end), which see some of them, have so far.
-template <int kCount, int kWidth>
-inline void attend_tile(
-    const Attention& call, LineBlock<kCount, kWidth>& block, const float* keys, const float* values, int64_t tile,
-    int64_t first, int64_t end) {
+template <bool kScaled, int kCount, int kWidth, typename Element>
+inline void attend_slots(
+    LineBlock<kCount, kWidth>& block, const Slots<Element>& keys, const Slots<Element>& values, int64_t tile,
+    int64_t first, int64_t end, float scale) {
   constexpr int kFew = kCount == 16 ? 8 : 4;  // keys that several lines read together
-  in_groups<2>(first, end, [&](auto lines, int64_t line) {
+  constexpr bool kSeveral = std::is_same_v<Element, float>;
+  in_groups<kSeveral ? 2 : 1>(first, end, [&](auto lines, int64_t line) {
     constexpr int kLines = decltype(lines)::value;
-    score_lines<kLines, kLines == 1 ? kCount : kFew>(call, block, keys, tile, line);
+    score_lines<kLines, kLines == 1 ? kCount : kFew>(block, keys, tile, line, scale);
   });
-  for (int64_t line = first; line < end; ++line) share_line(block, tile, line);
-  in_groups<4>(first, end, [&](auto lines, int64_t line) {
+  for (int64_t line = first; line < end; ++line) share_line<kScaled>(block, tile, line);
+  in_groups<kSeveral ? 4 : 1>(first, end, [&](auto lines, int64_t line) {
     constexpr int kLines = decltype(lines)::value;
     mix_lines<kLines, kLines == 1 ? 4 : 2>(block, values, tile, line);
   });
 }
 
+// The slots of a span as float32, without their scales.
+template <int kCount, typename Element>
+inline Slots<float> decode(const Slots<Element>& slots, const Span& span, int64_t width, float* out) {
+  for (int64_t slot = span.first; slot < span.end; ++slot) {
+    const Element* from = slots.elements + slot * slots.stride;
+    float* to = out + slot * width;
+    for (int64_t i = 0; i < width; i += kCount) store_floats<kCount>(load_elements<kCount>(from + i), to + i);
+  }
+  return {out, width, kTileSlots};
+}
+
+// The same for slots of any format; several lines have them decoded once for all.
+template <int kCount, int kWidth, typename Element>
+inline void attend_tile(
+    LineBlock<kCount, kWidth>& block, const Slots<Element>& keys, const Slots<Element>& values, int64_t tile,
+    int64_t first, int64_t end, float scale) {
+  constexpr bool kScaled = std::is_same_v<Element, int8_t>;
+  const Span span = span_of(block, tile, first, end - first);
+  const int64_t width = block.width();
+  if constexpr (kScaled) {
+    for (int64_t slot = span.first; slot < span.end; ++slot) {
+      block.key_scales[slot] = slot_scale(keys.elements[slot * keys.stride + width]);
+      block.value_scales[slot] = slot_scale(values.elements[slot * values.stride + width]);
+    }
+  }
+  if constexpr (!std::is_same_v<Element, float>) {
+    if (end - first > 1) {
+      const auto plain_keys = decode<kCount>(keys, span, width, block.decoded);
+      const auto plain_values = decode<kCount>(values, span, width, block.decoded + kTileSlots * width);
+      return attend_slots<kScaled>(block, plain_keys, plain_values, tile, first, end, scale);
+    }
+  }
+  attend_slots<kScaled>(block, keys, values, tile, first, end, scale);
+}
+
 // Lines [first, end) of a key head, at most kBlockLines, counted row by row.
-template <int kCount, int kWidth>
+template <typename Element, int kCount, int kWidth>
 inline void attend_block(
     const Attention& call, int64_t kv_head, int64_t first, int64_t end, LineBlock<kCount, kWidth>& block) {
   const int64_t group = call.heads / call.kv_heads, width = block.width();
@@ -228,12 +284,15 @@ inline void attend_block(
     block.totals[line] = Floats<kCount>{};
   }
   std::fill_n(block.mixed, block.count * width, 0.0F);
-  const float *keys = call.keys + kv_head * call.capacity * width, *values = call.values + (keys - call.keys);
   int64_t begin = 0, seen = 0;  // lines that see some of a tile
   for (int64_t tile = block.first[0] / kTileSlots * kTileSlots; tile < block.end[block.count - 1]; tile += kTileSlots) {
     while (block.end[begin] <= tile) ++begin;
     while (seen < block.count && block.first[seen] < tile + kTileSlots) ++seen;
-    attend_tile(call, block, keys, values, tile, begin, seen);
+    const int64_t stride = slot_elements<Element>(width), place = (kv_head * call.capacity + tile) * stride;
+    const int64_t count = std::min<int64_t>(call.capacity - tile, kTileSlots);
+    const Slots<Element> keys{static_cast<const Element*>(call.keys) + place, stride, count};
+    const Slots<Element> values{static_cast<const Element*>(call.values) + place, stride, count};
+    attend_tile(block, keys, values, tile, begin, seen, call.scale);
   }
   for (int64_t line = 0; line < block.count; ++line) {
     const float total = sum_of<kCount>(block.totals[line]);
@@ -242,60 +301,85 @@ inline void attend_block(
   }
 }
 
-template <int kCount, int kWidth>
+template <typename Element, int kCount, int kWidth>
 inline void attend_rows_of_width(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
-  thread_local std::vector<float> mixed;
-  const auto needed = static_cast<size_t>(kBlockLines * call.width);
-  if (mixed.size() < needed) mixed.resize(needed);
+  thread_local std::vector<float> buffer;
+  const auto mixed = static_cast<size_t>(kBlockLines * call.width), decoded = static_cast<size_t>(2 * kTileSlots * call.width);
+  const size_t needed = mixed + (std::is_same_v<Element, float> ? 0 : decoded);
+  if (buffer.size() < needed) buffer.resize(needed);
   LineBlock<kCount, kWidth> block;
   block.any_width = call.width;
-  block.mixed = mixed.data();
+  block.mixed = buffer.data();
+  block.decoded = buffer.data() + mixed;
   const int64_t group = call.heads / call.kv_heads;
   for (int64_t line = first * group; line < last * group; line += kBlockLines) {
-    attend_block(call, kv_head, line, std::min<int64_t>(line + kBlockLines, last * group), block);
+    attend_block<Element>(call, kv_head, line, std::min<int64_t>(line + kBlockLines, last * group), block);
+  }
+}
+
+template <typename Element, int kCount>
+inline void attend_rows_of(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
+  if constexpr (kCount > 8) {
+    if (call.width % kCount) return attend_rows_of<Element, 8>(call, kv_head, first, last);
+  }
+  switch (call.width) {
+    case 32: return attend_rows_of_width<Element, kCount, 32>(call, kv_head, first, last);
+    case 64: return attend_rows_of_width<Element, kCount, 64>(call, kv_head, first, last);
+    case 128: return attend_rows_of_width<Element, kCount, 128>(call, kv_head, first, last);
+    default: return attend_rows_of_width<Element, kCount, 0>(call, kv_head, first, last);
   }
 }
 
 // See Kernels::attend.
 template <int kCount>
 inline void attend_rows(const Attention& call, int64_t kv_head, int64_t first, int64_t last) {
-  if constexpr (kCount > 8) {
-    if (call.width % kCount) return attend_rows<8>(call, kv_head, first, last);
-  }
-  switch (call.width) {
-    case 32: return attend_rows_of_width<kCount, 32>(call, kv_head, first, last);
-    case 64: return attend_rows_of_width<kCount, 64>(call, kv_head, first, last);
-    case 128: return attend_rows_of_width<kCount, 128>(call, kv_head, first, last);
-    default: return attend_rows_of_width<kCount, 0>(call, kv_head, first, last);
+  switch (call.format) {
+    case kHalfCache: return attend_rows_of<Half, kCount>(call, kv_head, first, last);
+    case kByteCache: return attend_rows_of<int8_t, kCount>(call, kv_head, first, last);
+    default: return attend_rows_of<float, kCount>(call, kv_head, first, last);
   }
 }
 
 // See Kernels::store_row.
-inline void store_row(
+template <typename Element>
+inline void store_row_as(
     const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row) {
   constexpr int kCount = 8;  // every width is a multiple of it
   thread_local std::vector<float> buffer;
-  const int64_t width = call.width, slot = call.past + row;
-  if (buffer.size() < static_cast<size_t>(2 * width)) buffer.resize(static_cast<size_t>(2 * width));
-  float *factors = buffer.data(), *crossed = factors + width;  // of an element, and of its neighbour
-  for (int64_t pair = 0; pair < width / 2; ++pair) {
+  const int64_t width = call.width, stride = slot_elements<Element>(width);
+  if (buffer.size() < static_cast<size_t>(3 * width)) buffer.resize(static_cast<size_t>(3 * width));
+  float *factors = buffer.data(), *crossed = factors + width, *key = crossed + width;
+  for (int64_t pair = 0; pair < width / 2; ++pair) {  // factors of an element, and of its neighbour
     factors[2 * pair] = factors[2 * pair + 1] = cosines[pair];
     crossed[2 * pair] = -sines[pair];
     crossed[2 * pair + 1] = sines[pair];
   }
-  for (int64_t head = 0; head < call.heads + call.kv_heads; ++head, projected += width) {
-    float* out = head < call.heads ? call.queries + (row * call.heads + head) * width
-                                   : call.keys + ((head - call.heads) * call.capacity + slot) * width;
+  const auto rotate = [&](const float* in, float* out) {
     for (int64_t i = 0; i < width; i += kCount) {
-      const auto values = load_floats<kCount>(projected + i);
+      const auto values = load_floats<kCount>(in + i);
       const auto neighbours = swapped<kCount, 1>(values, std::make_index_sequence<kCount>());
       const auto product = neighbours * load_floats<kCount>(crossed + i);
       store_floats<kCount>(values * load_floats<kCount>(factors + i) + product, out + i);
     }
+  };
+  for (int64_t head = 0; head < call.heads; ++head) {
+    rotate(projected + head * width, call.queries + (row * call.heads + head) * width);
   }
-  for (int64_t head = 0; head < call.kv_heads; ++head, projected += width) {
-    std::memcpy(call.values + (head * call.capacity + slot) * width, projected,
-                static_cast<size_t>(width) * sizeof(float));
+  const float *keys = projected + call.heads * width, *values = keys + call.kv_heads * width;
+  for (int64_t head = 0; head < call.kv_heads; ++head) {
+    const int64_t place = (head * call.capacity + call.past + row) * stride;
+    rotate(keys + head * width, key);
+    store_slot(key, width, static_cast<Element*>(call.keys) + place);
+    store_slot(values + head * width, width, static_cast<Element*>(call.values) + place);
+  }
+}
+
+inline void store_row(
+    const Attention& call, const float* projected, const float* cosines, const float* sines, int64_t row) {
+  switch (call.format) {
+    case kHalfCache: return store_row_as<Half>(call, projected, cosines, sines, row);
+    case kByteCache: return store_row_as<int8_t>(call, projected, cosines, sines, row);
+    default: return store_row_as<float>(call, projected, cosines, sines, row);
   }
 }
 

@@ -56,10 +56,19 @@ CachedAttention::CachedAttention(const Node& node)
   window_ = std::min(window_, kMostSize);  // a cache has no more slots
 }
 
+CacheFormat CachedAttention::format(const Tensor& keys) {
+  switch (keys.type) {
+    case ort::kFloat16: return kHalfCache;
+    case ort::kInt8: return kByteCache;
+    default: return kFloatCache;
+  }
+}
+
 int64_t CachedAttention::check(const CacheInputs& cache, int64_t rows) const {
-  require(cache.keys, "past_key", ort::kFloat, {1, kv_heads_, -1, -1});
-  const int64_t capacity = cache.keys.shape[2], width = cache.keys.shape[3];
-  require(cache.values, "past_value", ort::kFloat, cache.keys.shape);
+  const bool is_known = cache.keys.type == ort::kFloat16 || cache.keys.type == ort::kInt8;
+  require(cache.keys, "past_key", is_known ? cache.keys.type : ort::kFloat, {1, kv_heads_, -1, -1});
+  const int64_t capacity = cache.keys.shape[2], width = cache.keys.shape[3] - (cache.keys.type == ort::kInt8);
+  require(cache.values, "past_value", cache.keys.type, cache.keys.shape);
   require(cache.total_length, "total_length", ort::kInt32, {1});
   require(cache.cosines, "cosines", ort::kFloat, {-1, width / 2});
   require(cache.sines, "sines", ort::kFloat, cache.cosines.shape);
@@ -77,28 +86,27 @@ int64_t CachedAttention::check(const CacheInputs& cache, int64_t rows) const {
 
 void CachedAttention::run(
     const Call& call, const CacheInputs& cache, int64_t rows, const float* projected, float* attended) const {
-  const int64_t capacity = cache.keys.shape[2], width = cache.keys.shape[3];
+  const CacheFormat format = CachedAttention::format(cache.keys);
+  const int64_t capacity = cache.keys.shape[2], width = cache.keys.shape[3] - (format == kByteCache);
   const int64_t past = *static_cast<const int32_t*>(cache.total_length.data) - rows;
-  auto* keys = call.output<float>(1, cache.keys.shape);
-  auto* values = call.output<float>(2, cache.keys.shape);
-  keep_past(cache.keys, past, keys);
-  keep_past(cache.values, past, values);
+  auto* keys = call.output<char>(1, cache.keys.shape);
+  auto* values = call.output<char>(2, cache.keys.shape);
+  keep_past(cache.keys, past * slot_bytes(format, width), capacity * slot_bytes(format, width), keys);
+  keep_past(cache.values, past * slot_bytes(format, width), capacity * slot_bytes(format, width), values);
   if (!rows) return;
   float* queries = workspace<float, kQueries>(rows * heads_ * width);
-  const Attention attention{rows, heads_, kv_heads_, width, capacity, past, window_, scale_, queries, keys, values,
-                            attended};
+  const Attention attention{rows, heads_, kv_heads_, width, capacity, past, window_, scale_, queries, format, keys,
+                            values, attended};
   store_all(call, attention, projected, cache);
   attend_all(call, attention);
 }
 
-// Where past and present are not one buffer.
-void CachedAttention::keep_past(const Tensor& past, int64_t slots, float* present) const {
-  const auto* from = static_cast<const float*>(past.data);
+// Where past and present are not one buffer: the filled bytes of each head, `stride` from one to the next.
+void CachedAttention::keep_past(const Tensor& past, int64_t filled, int64_t stride, char* present) const {
+  const auto* from = static_cast<const char*>(past.data);
   if (from == present) return;
-  const int64_t stride = past.shape[2] * past.shape[3];
   for (int64_t head = 0; head < kv_heads_; ++head) {
-    std::memcpy(present + head * stride, from + head * stride,
-                static_cast<size_t>(slots * past.shape[3]) * sizeof(float));
+    std::memcpy(present + head * stride, from + head * stride, static_cast<size_t>(filled));
   }
 }
 

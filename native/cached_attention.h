@@ -7,6 +7,23 @@
 
 namespace edgeblt {
 
+// Types of the caches that there are: an operator is registered once for each.
+constexpr ort::ElementType kCacheTypes[] = {ort::kFloat, ort::kFloat16, ort::kInt8};
+
+// make(type) for each.
+template <typename Make>
+std::vector<Operator> for_caches(const Make& make) {
+  std::vector<Operator> made;
+  for (const ort::ElementType type : kCacheTypes) made.push_back(make(type));
+  return made;
+}
+
+inline std::vector<const Operator*> addresses(const std::vector<Operator>& operators) {
+  std::vector<const Operator*> places;
+  for (const Operator& op : operators) places.push_back(&op);
+  return places;
+}
+
 // Inputs: a cache, how many of its slots are filled in the end, and the angles of all.
 struct CacheInputs {
   Tensor keys, values, total_length, cosines, sines;
@@ -29,7 +46,8 @@ class CachedAttention {
   void run(const Call& call, const CacheInputs& cache, int64_t rows, const float* projected, float* attended) const;
 
  private:
-  void keep_past(const Tensor& past, int64_t slots, float* present) const;
+  static CacheFormat format(const Tensor& keys);
+  void keep_past(const Tensor& past, int64_t filled, int64_t stride, char* present) const;
 
   int64_t heads_, kv_heads_, window_;
   float scale_;

@@ -94,14 +94,16 @@ class DenseLayer final : public Kernel {
 
 }  // namespace
 
-const Operator& dense_layer_operator() {
+std::vector<const Operator*> dense_layer_operators() {
   using namespace ort;
-  static const Operator op(
-      "DenseLayer", 5,
-      {kFloat, kFloat, kFloat, kInt32, kFloat, kFloat, kFloat, kFloat,  // x, cache, norms
-       kUint8, kUint8, kUint8, kUint8, kUint8, kAny, kAny, kAny, kAny, kAny, kUint8, kUint8, kUint8, kUint8, kUint8},
-      23, {kFloat, kFloat, kFloat}, [](const Node& node) -> Kernel* { return new DenseLayer(node); });
-  return op;
+  static const std::vector<Operator> ops = for_caches([](ElementType cache) {
+    return Operator(
+        "DenseLayer", 5,
+        {kFloat, cache, cache, kInt32, kFloat, kFloat, kFloat, kFloat,  // x, cache, norms
+         kUint8, kUint8, kUint8, kUint8, kUint8, kAny, kAny, kAny, kAny, kAny, kUint8, kUint8, kUint8, kUint8, kUint8},
+        23, {kFloat, cache, cache}, [](const Node& node) -> Kernel* { return new DenseLayer(node); });
+  });
+  return addresses(ops);
 }
 
 }  // namespace edgeblt

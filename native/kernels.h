@@ -67,14 +67,22 @@ struct MaskedWeights {
 };
 constexpr int64_t kMaskedPadding = 64;
 
+enum CacheFormat : int { kFloatCache, kHalfCache, kByteCache };  // see cache_format.h
+
+// Bytes of a slot of one head.
+constexpr int64_t slot_bytes(CacheFormat format, int64_t width) {
+  return format == kFloatCache ? 4 * width : format == kHalfCache ? 2 * width : width + 1;
+}
+
 // Queries, rotated, and a cache that holds them all: slot `past` + r belongs to row r of the queries.
 struct Attention {
   int64_t rows, heads, kv_heads, width, capacity, past;
   int64_t window;  // slots a row sees, its own among them; -1 for all
   float scale;
   float* queries;  // [rows, heads, width]
-  float* keys;     // [kv_heads, capacity, width]
-  float* values;   // the same
+  CacheFormat format;
+  void* keys;      // [kv_heads, capacity], slots of `slot_bytes`
+  void* values;    // the same
   float* out;      // [rows, heads, width]
 
   int64_t first_slot(int64_t row) const {

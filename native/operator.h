@@ -156,8 +156,8 @@ const Operator& entropy_patch_operator();
 const Operator& dense_matmul_operator();
 const Operator& sparse_matmul_operator();
 const Operator& masked_matmul_operator();
-const Operator& window_attention_operator();
-const Operator& dense_layer_operator();
+std::vector<const Operator*> window_attention_operators();  // one for each type of cache
+std::vector<const Operator*> dense_layer_operators();
 const Operator& latent_attention_operator();
 const Operator& dense_cross_attention_operator();
 

@@ -4,9 +4,13 @@
 namespace edgeblt {
 
 std::vector<const Operator*> operators() {
-  return {&entropy_patch_operator(), &dense_matmul_operator(), &sparse_matmul_operator(), &masked_matmul_operator(),
-          &window_attention_operator(), &dense_layer_operator(), &latent_attention_operator(),
-          &dense_cross_attention_operator()};
+  std::vector<const Operator*> all = {
+      &entropy_patch_operator(), &dense_matmul_operator(), &sparse_matmul_operator(), &masked_matmul_operator(),
+      &latent_attention_operator(), &dense_cross_attention_operator()};
+  for (const auto& some : {window_attention_operators(), dense_layer_operators()}) {
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
 }
 
 }  // namespace edgeblt

@@ -21,7 +21,7 @@ struct KernelInfo;
 struct KernelContext;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
+enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBool = 9, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 // Where a kernel wants an input: in the CPU's memory, or its execution provider's own.
 enum Memory : int { kCpuMemory = -2, kOwnMemory = 0 };

@@ -29,12 +29,13 @@ class WindowAttention final : public Kernel {
 
 }  // namespace
 
-const Operator& window_attention_operator() {
+std::vector<const Operator*> window_attention_operators() {
   using namespace ort;
-  static const Operator op(
-      "WindowAttention", 4, {kFloat, kFloat, kFloat, kInt32, kInt32, kFloat, kFloat}, 7, {kFloat, kFloat, kFloat},
-      [](const Node& node) -> Kernel* { return new WindowAttention(node); });
-  return op;
+  static const std::vector<Operator> ops = for_caches([](ElementType cache) {
+    return Operator("WindowAttention", 4, {kFloat, cache, cache, kInt32, kInt32, kFloat, kFloat}, 7,
+                    {kFloat, cache, cache}, [](const Node& node) -> Kernel* { return new WindowAttention(node); });
+  });
+  return addresses(ops);
 }
 
 }  // namespace edgeblt

@@ -48,6 +48,7 @@ def quantize_checkpoint(
     patcher: str | Path | None = None,
     replace: bool = False,
     strict: bool = False,
+    kv_cache: str | None = None,
 ) -> Path:
     """Write a checkpoint, compressed, as a directory; it appears when it is complete.
 
@@ -62,13 +63,16 @@ def quantize_checkpoint(
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
     replace: True replaces an existing compressed checkpoint; anything else is never replaced. Default False.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
+    kv_cache: format of keys and values in a bundle of this checkpoint, as `export_bundle` takes it; None, the default,
+        is what the recipe says.
 
     The work that a killed run of the same conversion completed is used. Raises EdgebltError: a checkpoint that cannot
-    be opened or is quantized already, an unknown recipe, a calibration text that is missing or too short, a limit below
-    what the largest matrix needs, an `out` that cannot be written, or exists and may not be replaced.
+    be opened or is quantized already, an unknown recipe or format, a calibration text that is missing or too short, a
+    limit below what the largest matrix needs, an `out` that cannot be written, or exists and may not be replaced.
     """
     keep_to_usable_cores()
     source, chosen, path = open_checkpoint(checkpoint, patcher, strict), load_recipe(recipe), Path(out)
+    chosen = chosen if kv_cache is None else dataclasses.replace(chosen, kv_cache=kv_cache)
     source.warn()
     compression = Compression(source, chosen, calibration, memory_limit, table_hits)
     replace = check_replaceable(path, replace, holds_compressed_form, "compressed checkpoint")

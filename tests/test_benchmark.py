@@ -78,6 +78,23 @@ def test_weights_read_are_counted(tiny: Exported, results: tuple[Benchmark, ...]
     assert results[0].weight_bytes_per_byte > 0
 
 
+def test_keys_and_values_read_are_counted(tiny: Exported) -> None:
+    """Those within the windows of a run's positions; the patcher runs ahead of the others."""
+    session, ids = tiny.model.session(), [1, *range(70, 170)]
+    session.feed(ids[:90])
+    for count in (1, 11):
+        before, position = session.work, session.position
+        session.feed(ids[position : position + count])
+        for name, contract in tiny.model.bundle.manifest.contracts.items():
+            done, cache = session.work[name].since(before[name]), contract.cache
+            assert cache is not None
+            if name == "global" or done.runs != 1:
+                continue
+            assert cache.window is not None and cache.window < 90
+            element, elements = 4, 2 * cache.layer_count * cache.kv_head_count * cache.head_dim
+            assert done.cache_bytes == (cache.window - 1 + done.positions) * elements * element
+
+
 def test_one_pass_over_several_ids_reads_the_weights_once(tiny: Exported) -> None:
     stages = bundle_plan(tiny.model.bundle, 1.0).stages
     alone, together = tiny.model.session(), tiny.model.session()
@@ -103,7 +120,8 @@ def test_the_bandwidth_is_measured_where_it_is_wanted(tiny: Exported, monkeypatc
     rows = bench(tiny.bundle, [Setting(threads=1), Setting(threads=1, draft="none"), Setting(threads=2)], 4, 1)
     assert asked == [1, 2]
     for row in rows:
-        assert row.bandwidth_share == pytest.approx(row.decode_bytes_per_s * row.weight_bytes_per_byte / 1e9)
+        read = row.weight_bytes_per_byte + row.cache_bytes_per_byte
+        assert row.bandwidth_share == pytest.approx(row.decode_bytes_per_s * read / 1e9)
 
 
 def test_the_buffer_of_the_bandwidth_is_not_in_the_peak(tiny: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

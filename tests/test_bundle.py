@@ -46,18 +46,18 @@ CANONICAL = (
         '"patching":{"max_patch_length":null,"patch_size":1,"rule":"byte","threshold":0.0,"threshold_add":0.0},'
         '"vocab_size":260},'
         '"files":{"a.onnx":{"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}},'
-        '"format_version":2,"made_by":{"edgeblt":"0.1.0"},"name":"\\u00e4","recipe":"fp32",'
+        '"format_version":2,"kv_cache":"fp32","made_by":{"edgeblt":"0.1.0"},"name":"\\u00e4","recipe":"fp32",'
         '"stages":{"decoder":$,"encoder":$,"global":$,"patcher":$},"target":"cpu"}'
     )
     .replace("@", STACK_JSON)
     .replace("$", '{"graph":"a.onnx","weight_format":"fp32","weights":[]}')
 )
-CHECKSUM = "5cf4f7c7edfbbcf33d2deda65829a71443a8b91f39ed63a076fe80dea3c0fca1"
+CHECKSUM = "4e6c65bb0152bca6f78e50d3792f6f239f39b96809cee52de07c9a630fcdca83"
 
 
 def small_manifest() -> Manifest:
     stages: dict[str, StageRecord] = {stage: StageRecord("a.onnx", (), "fp32") for stage in STAGES}
-    return Manifest(2, "ä", "cpu", "fp32", CONFIG, stages, {"a.onnx": FileRecord(0, EMPTY_SHA256)},
+    return Manifest(2, "ä", "cpu", "fp32", "fp32", CONFIG, stages, {"a.onnx": FileRecord(0, EMPTY_SHA256)},
                     {"edgeblt": "0.1.0"})  # fmt: skip
 
 

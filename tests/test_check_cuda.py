@@ -57,8 +57,10 @@ BENCHMARK = Benchmark(
     threshold=None, text="prose", prompt_bytes=64, new_bytes=16, repeats=3, load_time_s=0.1, time_to_first_byte_s=0.25,
     prefill_bytes_per_s=256.0, decode_bytes_per_s=500.0, spread={}, inter_byte_latency_ms=Percentiles(1.0, 2.0, 3.0),
     inter_byte_latency_quantiles_ms=(1.0,) * 101, bytes_per_patch=4.5, bytes_per_pass=1.0, draft_acceptance=None,
-    weight_bytes_per_byte=2.5e6, bandwidth_bytes_per_s=None, bandwidth_share=None, cpu_s_per_byte=0.002,
+    weight_bytes_per_byte=2.5e6, cache_bytes_per_byte=5e5,
+    bandwidth_bytes_per_s=None, bandwidth_share=None, cpu_s_per_byte=0.002,
     energy_j_per_byte=None, cost_per_million_bytes=None, stage_s_per_byte={}, stage_weight_bytes_per_byte={},
+    stage_cache_bytes_per_byte={},
     stage_bytes={}, anonymous_bytes=None, mapped_bytes=None, peak_rss_bytes=1 << 20, prepared=False,
     unprepared_because=None, bundle_bytes=6_600_000, gpu_memory_bytes=1 << 25,
 )  # fmt: skip

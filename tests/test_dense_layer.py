@@ -81,7 +81,7 @@ class Node:
         return open_model(self.model(), kernel, threads)
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[], ir.Function]] = {
     matmuls.DENSE: matmuls.dense_matmul_function,
     matmuls.ATTENTION: matmuls.window_attention_function,
     layers.LATENT: layers.latent_attention_function,

@@ -16,7 +16,16 @@ from onnx import TensorProto, helper
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.bundle.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
+from edgeblt.bundle.contract import (
+    CACHE_FORMATS,
+    STAGES,
+    TARGETS,
+    CacheFormat,
+    StageContract,
+    StageName,
+    Target,
+    stage_contracts,
+)
 from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_check import check_graph
@@ -32,7 +41,7 @@ from tiny_bundles import RECIPES, whole_layers
 
 Change = Callable[[Any], object]
 # By recipe, target and stage.
-Graphs = dict[tuple[str, Target, StageName], tuple[bytes, StageContract]]
+Graphs = dict[tuple[str, Target, CacheFormat, StageName], tuple[bytes, StageContract]]
 # The number of a configuration in `tiny_models`; None is `whole_layers`.
 SEEDS = {
     "fp32": 2,
@@ -94,9 +103,11 @@ def written(root: Path) -> Graphs:
         source = RecipeSource(opened, load_recipe(recipe))
         for target in TARGETS:
             targets: dict[StageName, Target] = dict.fromkeys(STAGES, target)
-            contracts = stage_contracts(opened.config, targets)
-            for stage, built in build_graphs(source, targets).items():
-                found[name, target, stage] = ir.to_proto(built.model).SerializeToString(), contracts[stage]
+            for format in CACHE_FORMATS if target == "cpu" else CACHE_FORMATS[:1]:
+                caches: dict[StageName, CacheFormat] = dict.fromkeys(STAGES, format)
+                contracts = stage_contracts(opened.config, targets, caches)
+                for stage, built in build_graphs(source, targets, caches).items():
+                    found[name, target, format, stage] = ir.to_proto(built.model).SerializeToString(), contracts[stage]
     return found
 
 
@@ -106,7 +117,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def test_all_that_the_exporter_writes_is_accepted(graphs: Graphs) -> None:
-    assert len(graphs) == 2 * 4 * (len(RECIPES) + 1)
+    assert len(graphs) == (len(CACHE_FORMATS) + 1) * 4 * (len(RECIPES) + 1)
     for (*_, stage), (content, contract) in graphs.items():
         check_graph(content, Path(f"{stage}.onnx"), {f"{stage}.weights": 1 << 40}, "", contract=contract)
 
@@ -146,24 +157,25 @@ def test_digests_do_not_depend_on_names(fp32: Bundle) -> None:
 
 
 # Which graph, an operator in it, an attribute, and values.
-ATTRIBUTES: tuple[tuple[tuple[str, Target, StageName], str, str, tuple[int, ...]], ...] = (
-    (("int8", "cuda", "global"), "MatMulNBits", "block_size", (-16, 0, 1 << 62, -(1 << 63), 17, 128)),
-    (("int8", "cuda", "global"), "MatMulNBits", "N", (0, -1, 1 << 20, (1 << 63) - 1)),
-    (("int8", "cuda", "global"), "GroupQueryAttention", "num_heads", (0, -1, (1 << 60) + 2, 1 << 32)),
-    (("int8", "cpu", "global"), "DenseMatMul", "K", (1, 1 << 40)),
-    (("int8", "cpu", "global"), "WindowAttention", "window", (0, 5, -2, 1 << 62)),
-    (("fp32", "cpu", "decoder"), "LatentAttention", "offset", (-1, 1 << 20, (1 << 63) - 64)),
-    (("tiles", "cpu", "decoder"), "SparseMatMul", "group", (0, 8, 16)),
-    (("mask", "cpu", "decoder"), "MaskedMatMul", "blocks_per_scale", (0, 17, 1 << 30)),
-    (("layers", "cpu", "global"), "DenseLayer", "num_heads", (0, 3, (1 << 60) + 4)),
-    (("layers", "cpu", "global"), "DenseLayer", "gate_block_size", (-64, 0, 1 << 62)),
-    (("fp32", "cpu", "encoder"), "ScatterElements", "axis", (1, -1)),
+ATTRIBUTES: tuple[tuple[tuple[str, Target, CacheFormat, StageName], str, str, tuple[int, ...]], ...] = (
+    (("int8", "cuda", "fp32", "global"), "MatMulNBits", "block_size", (-16, 0, 1 << 62, -(1 << 63), 17, 128)),
+    (("int8", "cuda", "fp32", "global"), "MatMulNBits", "N", (0, -1, 1 << 20, (1 << 63) - 1)),
+    (("int8", "cuda", "fp32", "global"), "GroupQueryAttention", "num_heads", (0, -1, (1 << 60) + 2, 1 << 32)),
+    (("int8", "cpu", "fp32", "global"), "DenseMatMul", "K", (1, 1 << 40)),
+    (("int8", "cpu", "fp32", "global"), "WindowAttention", "window", (0, 5, -2, 1 << 62)),
+    (("int8", "cpu", "int8", "encoder"), "WindowAttention", "kv_num_heads", (0, 2, 1 << 40)),
+    (("fp32", "cpu", "fp32", "decoder"), "LatentAttention", "offset", (-1, 1 << 20, (1 << 63) - 64)),
+    (("tiles", "cpu", "fp32", "decoder"), "SparseMatMul", "group", (0, 8, 16)),
+    (("mask", "cpu", "fp32", "decoder"), "MaskedMatMul", "blocks_per_scale", (0, 17, 1 << 30)),
+    (("layers", "cpu", "fp32", "global"), "DenseLayer", "num_heads", (0, 3, (1 << 60) + 4)),
+    (("layers", "cpu", "fp32", "global"), "DenseLayer", "gate_block_size", (-64, 0, 1 << 62)),
+    (("fp32", "cpu", "fp32", "encoder"), "ScatterElements", "axis", (1, -1)),
 )
 
 
 @pytest.mark.parametrize("case", ATTRIBUTES, ids=lambda case: "-".join(case[1:3]))
 def test_attributes_at_the_edges(
-    case: tuple[tuple[str, Target, StageName], str, str, tuple[int, ...]], graphs: Graphs
+    case: tuple[tuple[str, Target, CacheFormat, StageName], str, str, tuple[int, ...]], graphs: Graphs
 ) -> None:
     place, op_type, name, values = case
     content, contract = graphs[place]
@@ -175,7 +187,7 @@ def test_attributes_at_the_edges(
         attribute.i = value
         with pytest.raises(EdgebltError, match=rf"edgeblt writes: its node {op_type} (has|attends|reads) "):
             check_graph(
-                model.SerializeToString(), Path("x.onnx"), {f"{place[2]}.weights": 1 << 40}, "", contract=contract
+                model.SerializeToString(), Path("x.onnx"), {f"{place[3]}.weights": 1 << 40}, "", contract=contract
             )
 
 
@@ -371,7 +383,7 @@ def test_changed_graphs_are_accepted_or_refused(graphs: Graphs) -> None:
         change_graph(model, rng)
         try:
             check_graph(
-                model.SerializeToString(), Path("x.onnx"), {f"{place[2]}.weights": 1 << 40}, "r", False, contract
+                model.SerializeToString(), Path("x.onnx"), {f"{place[3]}.weights": 1 << 40}, "r", False, contract
             )
             accepted += 1
         except EdgebltError as error:

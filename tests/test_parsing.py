@@ -207,6 +207,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         name=draw(texts),
         target=draw(texts),
         recipe=draw(texts),
+        kv_cache=draw(texts),
         config=config,
         stages=draw(st.dictionaries(texts, stages, max_size=3)),
         files=draw(st.dictionaries(texts, records, max_size=3)),

@@ -9,17 +9,22 @@ together. Only state that stays within a stage, its cache and the decoder's rows
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
 StageName = Literal["patcher", "encoder", "global", "decoder"]
 STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")
-DType = Literal["float32", "float16", "int64", "int32", "bool"]
+DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 Target = Literal["cpu", "cuda"]  # the execution provider that a stage's graph is made for
 TARGETS: tuple[Target, ...] = ("cpu", "cuda")
 COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
+CacheFormat = Literal["fp32", "fp16", "int8"]  # format of keys and values
+CACHE_FORMATS: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")
+CACHE_DTYPES: dict[CacheFormat, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 Dimension = int | str
 
 MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"  # domains of operators beside ONNX's own
@@ -56,14 +61,18 @@ PATCHING_OUTPUTS = (
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The key-value cache of one stage: per layer a key and a value buffer [1, kv_head_count, C, head_dim].
+    """The key-value cache of one stage: per layer a key and a value buffer [1, kv_head_count, C, slot_width].
+
+    A slot is a head's head_dim elements in float32 or float16. In int8 it is codes from -127 to 127, then k, for the
+    scale 2 ** (k / 4): the smallest, k from -128 to 126, for which no code is larger; 127 if a value is not finite.
 
     Keys are stored after rotary embedding. Slots hold consecutive positions; the graph writes chunk byte t into slot
     `total_length - T + t` of the buffer it was given (past and present share memory), rotated by that slot's row of
     `cosines` and `sines`. The graph may also write to one more slot behind these, so C is at least total_length + 1.
     """
 
-    dtype: DType
+    format: CacheFormat
+    angle_dtype: DType  # of `cosines` and `sines`
     layer_count: int
     kv_head_count: int
     head_dim: int
@@ -71,13 +80,27 @@ class CacheSpec:
     rotary_dim: int  # elements of a head that RoPE rotates, in adjacent pairs; the others are padding
     rope_theta: float
 
+    @property
+    def dtype(self) -> DType:
+        return CACHE_DTYPES[self.format]
+
+    @property
+    def slot_width(self) -> int:
+        """Elements of a slot of one head."""
+        return self.head_dim + (self.format == "int8")
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of keys and values of one position, in all layers."""
+        return 2 * self.layer_count * self.kv_head_count * self.slot_width * np.dtype(self.dtype).itemsize
+
     def names(self, direction: Literal["past", "present"]) -> Iterator[str]:
         for layer in range(self.layer_count):
             yield f"{direction}_key_{layer}"
             yield f"{direction}_value_{layer}"
 
     def specs(self, direction: Literal["past", "present"]) -> tuple[TensorSpec, ...]:
-        shape = (1, self.kv_head_count, "C", self.head_dim)
+        shape = (1, self.kv_head_count, "C", self.slot_width)
         return tuple(TensorSpec(name, self.dtype, shape) for name in self.names(direction))
 
 
@@ -114,11 +137,24 @@ def cross_row_width(config: ModelConfig) -> int:
 
 
 def stage_contracts(
-    config: ModelConfig, targets: Mapping[StageName, Target] | None = None
+    config: ModelConfig,
+    targets: Mapping[StageName, Target] | None = None,
+    caches: Mapping[StageName, CacheFormat] | None = None,
 ) -> dict[StageName, StageContract]:
-    """The four stages' contracts for a model of this configuration; `targets` None: cpu for all."""
+    """The four stages' contracts for a model of this configuration; `targets` None: cpu for all.
+
+    caches: format of keys and values by stage, None: fp32 for all; stages for cuda always keep them in float16.
+    """
     makers = {"patcher": _patcher, "encoder": _encoder, "global": _global, "decoder": _decoder}
-    return {name: makers[name](config, targets[name] if targets else "cpu") for name in STAGES}
+    contracts = {name: makers[name](config, targets[name] if targets else "cpu") for name in STAGES}
+    return {name: _with_cache(contract, caches[name]) if caches else contract for name, contract in contracts.items()}
+
+
+def _with_cache(contract: StageContract, format: CacheFormat) -> StageContract:
+    """The contract of a stage for cpu with this format of keys and values."""
+    if contract.cache is None or contract.target != "cpu":
+        return contract
+    return replace(contract, cache=replace(contract.cache, format=format))
 
 
 def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
@@ -206,6 +242,7 @@ def _decoder(config: ModelConfig, target: Target) -> StageContract:
 
 def _cache(config: TransformerConfig, target: Target) -> CacheSpec:
     return CacheSpec(
+        "fp16" if target == "cuda" else "fp32",
         COMPUTED_IN[target],
         config.layer_count,
         config.kv_head_count,

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, TARGETS, StageName, Target, stage_contracts
+from edgeblt.bundle.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
-from edgeblt.bundle.placement import parse_placement
+from edgeblt.bundle.placement import parse_cache_formats, parse_placement
 from edgeblt.errors import EdgebltError
 
 FORMAT_VERSION = 2
@@ -54,6 +54,7 @@ class Manifest:
     name: str
     target: str  # target of the graphs: cpu, cuda, or one for each stage, as `parse_placement` reads it
     recipe: str
+    kv_cache: str  # format of keys and values: fp32, fp16, int8, or one for each stage
     config: ModelConfig
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
@@ -63,6 +64,11 @@ class Manifest:
     def targets(self) -> dict[StageName, Target]:
         """Target of each stage. Raises EdgebltError for an unknown target."""
         return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+
+    @property
+    def contracts(self) -> dict[StageName, StageContract]:
+        """Contract of each stage. Raises EdgebltError for an unknown target or format of keys and values."""
+        return stage_contracts(self.config, self.targets, parse_cache_formats(self.kv_cache))
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
             contents[name] = read_graph(file, record, "copy the bundle again")
         if name in weights:
             files[name] = file
-    contracts = stage_contracts(manifest.config, manifest.targets)
+    contracts = manifest.contracts
     stages: dict[StageName, HeldStage] = {}
     for stage in STAGES:
         entry = manifest.stages[stage]
@@ -231,7 +237,7 @@ def _check_names(manifest: Manifest, path: Path) -> None:
     if set(manifest.stages) != set(STAGES):
         raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(STAGES)}")
     try:
-        manifest.targets  # noqa: B018
+        manifest.contracts  # noqa: B018
     except EdgebltError as error:
         raise EdgebltError(f"{path}: {error}; export the bundle again with it") from None
     for text in _texts(manifest):  # they are printed

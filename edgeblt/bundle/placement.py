@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
-from edgeblt.bundle.contract import STAGES, StageName
+from edgeblt.bundle.contract import CACHE_FORMATS, STAGES, CacheFormat, StageName
 from edgeblt.errors import EdgebltError
 
 Name = TypeVar("Name", bound=str)
@@ -28,6 +28,11 @@ def parse_placement(
             raise EdgebltError(f"{what} {text!a:.60} names the stage {stage} twice; name it once")
         placed[stage] = _known(name, what, known)
     return {stage: placed.get(stage, others[stage]) for stage in STAGES}
+
+
+def parse_cache_formats(text: str) -> dict[StageName, CacheFormat]:
+    """Format of keys and values for each stage; fp32 where `text` leaves a stage out. Raises EdgebltError likewise."""
+    return parse_placement(text, "kv_cache", CACHE_FORMATS, dict.fromkeys(STAGES, CACHE_FORMATS[0]))
 
 
 def describe_placement(placement: Mapping[StageName, str]) -> str:

@@ -9,6 +9,7 @@ from edgeblt.commands.options import (
     RECIPES,
     Calibration,
     CheckpointPath,
+    KvCache,
     MemoryLimit,
     Patcher,
     Quiet,
@@ -49,6 +50,7 @@ def quantize(
     calibration: Calibration = None,
     patcher: Patcher = None,
     table_hits: TableHits = None,
+    kv_cache: KvCache = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing compressed checkpoint.")] = False,
@@ -71,7 +73,7 @@ def quantize(
 
     limit = gigabytes(memory_limit)
     written = quantize_checkpoint(
-        checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, replace=force, strict=strict
+        checkpoint, out, Name(recipe), calibration, limit, table_hits, patcher, force, strict, kv_cache
     )
     terminal.show_inspection(inspect_checkpoint(open_checkpoint(written)))
 
@@ -96,6 +98,7 @@ def export(
     ] = "cpu",
     patcher: Patcher = None,
     table_hits: TableHits = None,
+    kv_cache: KvCache = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -129,5 +132,6 @@ def export(
         calibration,
         table_hits,
         strict,
+        kv_cache,
     )
     terminal.show_inspection(inspect_bundle(exported))

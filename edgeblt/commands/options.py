@@ -69,6 +69,15 @@ TableHits = Annotated[
         "such as 0.99; the other rows become zeros. Needs a long text.",
     ),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        metavar="FORMAT",
+        help="Format of keys and values: fp32, fp16, int8, or some stages' own, such as global=int8, the others fp32. "
+        "By default the recipe's.",
+    ),
+]
 Quiet = Annotated[
     bool,
     typer.Option(

@@ -27,6 +27,7 @@ _COLUMNS: dict[str, Callable[[Benchmark], str]] = {
     "bytes/pass": lambda row: f"{row.bytes_per_pass:.2f}",
     "acceptance rate": lambda row: share(row.draft_acceptance),
     "weights/byte, MB": lambda row: f"{row.weight_bytes_per_byte / 1e6:,.2f}",
+    "keys, values/byte, MB": lambda row: f"{row.cache_bytes_per_byte / 1e6:,.2f}",
     "of the limit": lambda row: share(row.bandwidth_share),
     "per million bytes": lambda row: "" if row.cost_per_million_bytes is None else f"{row.cost_per_million_bytes:.4g}",
 }

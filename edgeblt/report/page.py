@@ -211,6 +211,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "Bytes a patch": _of_benchmark(lambda result: _number(result.bytes_per_patch, ".2f")),
     "Acceptance rate": _of_benchmark(lambda result: _share(result.draft_acceptance)),
     "Weights read a byte, MB": _of_benchmark(lambda result: _number(result.weight_bytes_per_byte / 1e6, ",.2f")),
+    "Keys and values read a byte, MB": _of_benchmark(lambda result: _number(result.cache_bytes_per_byte / 1e6, ",.2f")),
 }
 _CLASSES = dict.fromkeys(("Recipe", "Setting", "Provider"), ' class="words"')
 

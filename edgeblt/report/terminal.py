@@ -89,6 +89,7 @@ def show_benchmark(result: "Benchmark") -> None:
     if result.draft_acceptance is not None:
         table.add_row("draft acceptance rate", f"{result.draft_acceptance:.0%}")
     table.add_row("weights read for a byte", _size(result.weight_bytes_per_byte))
+    table.add_row("keys and values read for a byte", _size(result.cache_bytes_per_byte))
     if result.bandwidth_share is not None and result.bandwidth_bytes_per_s is not None:
         bandwidth = f"{result.bandwidth_share:.0%} of {_size(result.bandwidth_bytes_per_s)}/s"
         table.add_row("  of the memory's bandwidth", bandwidth)
@@ -113,11 +114,14 @@ def show_benchmark(result: "Benchmark") -> None:
 
 
 def _byte_table(result: "Benchmark") -> Table:
-    """Time per byte by stage, in microseconds, beside the time that reading the weights alone would take."""
+    """Time per byte by stage, in microseconds, beside the time that reading weights, keys and values would take."""
     whole, bandwidth = 1 / result.decode_bytes_per_s, result.bandwidth_bytes_per_s
     limit = ["us, reading alone"] if bandwidth else []
-    table = _table("where a byte's time goes", "", "us", "share", "weights read", *limit)
-    rows = [(name, taken, result.stage_weight_bytes_per_byte[name]) for name, taken in result.stage_s_per_byte.items()]
+    table = _table("where a byte's time goes", "", "us", "share", "read", *limit)
+    rows = [
+        (name, taken, result.stage_weight_bytes_per_byte[name] + result.stage_cache_bytes_per_byte[name])
+        for name, taken in result.stage_s_per_byte.items()
+    ]
     between = max(whole - sum(result.stage_s_per_byte.values()), 0.0)
     for name, taken, read in (*rows, ("between them", between, 0.0)):
         alone = [f"{read / bandwidth * 1e6:,.0f}"] if bandwidth else []

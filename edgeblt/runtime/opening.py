@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import real_number
-from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec, stage_contracts
+from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import parse_placement
@@ -55,7 +55,7 @@ def open_graphs(
 
     threads: as `load` takes it.
     """
-    contracts = stage_contracts(held.bundle.manifest.config, held.bundle.manifest.targets)
+    contracts = held.bundle.manifest.contracts
     graphs, used = dict[StageName, OpenedGraph](), list[HeldStage]()
     for name in STAGES:
         own, packed = held.stages[name], prepared.stage(name)

@@ -20,7 +20,7 @@ from typing import cast
 
 import onnxruntime
 
-from edgeblt.bundle.contract import STAGES, StageName, stage_contracts
+from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, unreadable
@@ -135,7 +135,7 @@ def open_prepared(path: Path, bundle: Bundle, provider: str, verify: bool = Fals
         reason = _misfit(record, record_for(bundle, provider, {}))
         if reason:
             return Prepared(path, (), f"{path} was made {reason}; {remedy}")
-        contracts = stage_contracts(bundle.manifest.config, bundle.manifest.targets)
+        contracts = bundle.manifest.contracts
         directory, held = HeldDirectory(path), dict[str, HeldStage]()
         for stage, files in record.stages.items():
             held[stage] = _hold(directory, stage, files, verify, remedy)

@@ -58,7 +58,8 @@ class StageRunner:
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             sentence = explained(error) if self._graph.memory else None
             raise sentence or run_error(error, self.name) from None
-        self.work.add(positions, patches, time.perf_counter() - started)
+        read = self._cache.read_bytes(positions) if self._cache else 0
+        self.work.add(positions, patches, time.perf_counter() - started, read)
 
     def _binding(self, positions: int, patches: int) -> "_Binding":
         if self._graph.is_closed:

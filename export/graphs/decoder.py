@@ -73,7 +73,7 @@ class CrossAttention:
     def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
         """The whole cross-attention as one operator."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
-        graph.uses_dense(dense_cross_attention_function)
+        graph.uses_dense(CROSS, dense_cross_attention_function)
         norm = weights.vector(f"{prefix}.query_norm")
         dense = [weights.dense(names) for names in products]
         return graph.op(

@@ -22,6 +22,7 @@ DTYPES = {
     "int32": ir.DataType.INT32,
     "bool": ir.DataType.BOOL,
     "float16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
 }
 PAGE = 4096  # tensors of this many bytes start on a page, so that they can be mapped on their own
@@ -112,9 +113,9 @@ class GraphBuilder:
         """Adds the portable body of an operator of domain `edgeblt` to the model."""
         self._functions.setdefault(function.name, function)
 
-    def uses_dense(self, make: DenseFunction) -> None:
+    def uses_dense(self, operator: str, make: DenseFunction) -> None:
         """Adds the portable body of an operator on dense weights, for the forms of all that the graph will hold."""
-        self._dense_functions.setdefault(make.__name__, make)
+        self._dense_functions.setdefault(operator, make)
 
     def holds_dense(self, forms: DenseForms) -> None:
         """Registers dense weights of such forms."""

@@ -8,13 +8,13 @@ Within a stack values are [T, width], for cuda [1, T, width], as its attention h
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, padded_head_dim
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, CacheFormat, padded_head_dim
 from edgeblt.export.graphs.dense_weights import Dense
 from edgeblt.export.graphs.graph import OPSET, GraphBuilder
 from edgeblt.export.graphs.weight_source import WeightSource
@@ -111,6 +111,12 @@ class TransformerStack:
     def total(self, hidden: Residual) -> ir.Value:
         return hidden.value if hidden.residual is None else self.graph.op("Add", hidden.value, hidden.residual)
 
+    @property
+    def _cache_format(self) -> CacheFormat:
+        cache = self.graph.contract.cache
+        assert cache is not None
+        return cache.format
+
     @cached_property
     def _last_slot(self) -> ir.Value:
         return self.graph.op("Sub", self.graph.inputs["total_length"], self.graph.constant(np.array([1], np.int32)))
@@ -135,7 +141,7 @@ class TransformerStack:
 
     def _dense_layer(self, index: int, prefix: str, value: ir.Value, products: list[list[str]]) -> ir.Value:
         config, graph = self.config, self.graph
-        graph.uses_dense(dense_layer_function)
+        graph.uses_dense(LAYER, partial(dense_layer_function, kv_cache=self._cache_format))
         cache = (graph.inputs[name if name in graph.inputs else f"{name}_{index}"] for name in CACHE_INPUTS)
         norms = [self.weights.vector(f"{prefix}.{name}") for name in ("attention_norm", "mlp_norm")]
         dense = [self.weights.dense(names) for names in products]
@@ -160,7 +166,7 @@ class TransformerStack:
         ]  # fmt: skip
         attributes = self._attention_attributes
         if graph.is_for_cpu:
-            graph.uses(window_attention_function(OPSET))
+            graph.uses(window_attention_function(OPSET, self._cache_format))
             attended, present_key, present_value = graph.ops(
                 ATTENTION, projected, *cache, outputs=3, domain=EDGEBLT, **attributes
             )

@@ -142,7 +142,7 @@ class Weights:
         return self.graph.op("MatMul", value, self._computed(weight, dtype))
 
     def _dense_product(self, value: ir.Value, dense: Dense) -> ir.Value:
-        self.graph.uses_dense(dense_matmul_function)
+        self.graph.uses_dense(DENSE, dense_matmul_function)
         rows, columns = dense.shape
         return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, CacheFormat
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.export.operators.matmuls import (
@@ -59,14 +59,14 @@ def product_attributes(products: Sequence[str]) -> dict[str, str]:
     return {f"{product}_{name}": INT for product in products for name in ROUNDING_ATTRIBUTES}
 
 
-def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
+def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS, kv_cache: CacheFormat = "fp32") -> ir.Function:
     """`DenseLayer` in the operators it is made of."""
     names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
     products = _Products(writer, forms, inputs)
     projected = products.of("query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
-    attended, *presents = attention(writer, projected, inputs)
+    attended, *presents = attention(writer, projected, inputs, kv_cache)
     output = products.of("output", attended, "attended", "width")
     normed, _, _, total = writer.ops(
         "SkipSimplifiedLayerNormalization", output, x, inputs["mlp_norm"],

@@ -31,7 +31,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
+from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, CacheFormat
+from edgeblt.export.operators.compact_cache import CompactCache
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.operators.interleaved_weights import DenseForms, InterleavedWeights, first_rows
 from edgeblt.quant.formats.sparse_layout import TILE
@@ -83,8 +84,12 @@ def without_spare_row(writer: FunctionWriter, value: ir.Value) -> ir.Value:
     return writer.op("Slice", value, writer.ints(0), writer.ints(-1), writer.ints(0))
 
 
-def attention(writer: FunctionWriter, projected: ir.Value, cache: Mapping[str, ir.Value]) -> list[ir.Value]:
+def attention(
+    writer: FunctionWriter, projected: ir.Value, cache: Mapping[str, ir.Value], kv_cache: CacheFormat = "fp32"
+) -> list[ir.Value]:
     """WindowAttention of rows that a spare one follows, which is written to the slot behind theirs: [attended, ..]."""
+    if kv_cache != "fp32":
+        return CompactCache(writer, cache, kv_cache).attend(projected)
     total = cache["total_length"]  # also the slot of the spare row
     with_spare = writer.op("Add", total, writer.constant(np.array([1], np.int32)))
     batch = writer.op("Unsqueeze", projected, writer.ints(0))
@@ -121,12 +126,12 @@ def masked_matmul_function(opset: int = 23) -> ir.Function:
     return _function(MASKED, ("x", "mask", "values", "offsets", "scales"), COMMON_ATTRIBUTES, body, opset)
 
 
-def window_attention_function(opset: int = 23) -> ir.Function:
-    """`WindowAttention`, of rows [T, ..], as GroupQueryAttention, which works in place on the same cache."""
+def window_attention_function(opset: int = 23, kv_cache: CacheFormat = "fp32") -> ir.Function:
+    """`WindowAttention`, of rows [T, ..], as GroupQueryAttention, which works in place on the same float32 cache."""
     names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
-    attended, *presents = attention(writer, with_spare_row(writer, inputs["projected"]), inputs)
+    attended, *presents = attention(writer, with_spare_row(writer, inputs["projected"]), inputs, kv_cache)
     outputs = [without_spare_row(writer, attended), *presents]
     opsets = {"": opset, MICROSOFT: 1}
     return function((EDGEBLT, ATTENTION), ATTENTION_ATTRIBUTES, inputs, outputs, writer, opsets)

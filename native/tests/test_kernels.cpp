@@ -258,7 +258,7 @@ void attention_round(const char* level, const Kernels& table) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
   Block<float> expected(queries.count), actual(queries.count), single(queries.count);
-  Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, keys.data, values.data, nullptr};
+  Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, kFloatCache, keys.data, values.data, nullptr};
   for (int64_t head = 0; head < kv_heads; ++head) {
     call.out = expected.data;
     kScalarKernels.attend(call, head, 0, rows);
@@ -282,8 +282,8 @@ void store_round(const char* level, const Kernels& table) {
   for (Block<float>* block : {&projected, &cosines, &sines}) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
-  const Attention call{1, heads, kv_heads, width, capacity, capacity - 1, -1, 0.2F, queries.data, keys.data, values.data,
-                       nullptr};
+  const Attention call{1, heads, kv_heads, width, capacity, capacity - 1, -1, 0.2F, queries.data, kFloatCache, keys.data,
+                       values.data, nullptr};
   table.store_row(call, projected.data, cosines.data, sines.data, 0);
   for (int64_t head = 0; head < heads + 2 * kv_heads; ++head) {
     const float* in = projected.data + head * width;

@@ -9,6 +9,7 @@ from typing import cast
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.bundle.dataclass_json import parse_dataclass
+from edgeblt.bundle.placement import parse_cache_formats
 from edgeblt.errors import EdgebltError
 from edgeblt.quant.formats.weight_format import BLOCK_SIZES, Codebook, Floating, Linear, WeightFormat
 from edgeblt.quant.methods.channels import kept_count, kept_percent
@@ -113,7 +114,8 @@ class Recipe:
 
     `tables` are the hash embeddings. `heads` (of patcher and decoder, next to the logits) and `embeddings` (of single
     bytes) are small and sensitive: where they are given, they override the stage's own. With `table_hits`, only the
-    most used rows of the tables are kept, up to this share of a text's lookups; the others become zeros.
+    most used rows of the tables are kept, up to this share of a text's lookups; the others become zeros. `kv_cache` is
+    the format of keys and values, fp32, fp16 or int8, for all stages or as in `patcher=fp32,global=int8`.
     """
 
     name: str
@@ -125,8 +127,10 @@ class Recipe:
     heads: WeightRecipe | None = None
     embeddings: WeightRecipe | None = None
     table_hits: float | None = None
+    kv_cache: str = "fp32"
 
     def __post_init__(self) -> None:
+        parse_cache_formats(self.kv_cache)
         if self.table_hits is not None and not 0 < self.table_hits <= 1:
             raise EdgebltError(f"table_hits is {self.table_hits}; it is a share of lookups, above 0 and at most 1")
         for name, part in (("tables", self.tables), ("embeddings", self.embeddings)):

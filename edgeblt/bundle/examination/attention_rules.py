@@ -62,6 +62,9 @@ def _group_query_attention(step: Step) -> list[Shape]:
     if step.has(1) or step.has(2):
         raise step.wrong("has keys and values of their own")
     with_spare_row = step.known.contract.target == "cpu"
+    cache = step.known.contract.cache
+    if cache is not None and cache.dtype != cache.angle_dtype:
+        raise step.wrong("attends to keys and values of another type")
     return _attention(step, (3, 4, 6, 7, 8), 5, (ONE,), with_spare_row)
 
 

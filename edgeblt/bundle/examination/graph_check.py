@@ -34,7 +34,7 @@ _PLACE = re.compile(r"(0|[1-9][0-9]{0,14})")
 _PACKED = re.compile(r"prepacked_[0-9]{1,6}")
 _PACKED_BUFFER = re.compile(rf"{_PLACE.pattern};{_PLACE.pattern};[0-9]{{1,20}}")
 _LONGEST_LIST = 64  # elements of a tensor that hold sizes or axes
-_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10}
+_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "int8": 3}
 
 
 def check_graph(
@@ -217,7 +217,7 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
         if location == following and offset + size > start:
             raise MalformedError(f"two of its tensors share bytes of {location}")
     cache = contract.cache
-    elements = 2 * cache.layer_count * cache.kv_head_count * cache.head_dim if cache else 0
+    elements = 2 * cache.layer_count * cache.kv_head_count * cache.slot_width if cache else 0
     for spec in (*contract.inputs, *contract.outputs):
         elements += math.prod(size for size in spec.shape if isinstance(size, int))
     if elements > max(FREE_ELEMENTS, sum(size for _, _, size in places)):

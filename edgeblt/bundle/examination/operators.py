@@ -165,16 +165,21 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 
 # Digests (`function_digest`) of the bodies of our own operators. Those on dense weights have one for each of
 # `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
+# Those with attention have all of these for each of `contract.CACHE_FORMATS`.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
-    (EDGEBLT, "DenseLayer"): ("2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7"),
+    (EDGEBLT, "DenseLayer"): (
+        "2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7",
+        "ba7344486bbc1936", "aeb3776efe6342c1", "e0a2ff64426d302d", "5e0cefe95d487d6a",
+        "47e0b6832fcffd0a", "a15814c9acd48997", "88cd858354eeb6dc", "31e83c6f981d83e2",
+    ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
     (EDGEBLT, "EntropyPatch"): ("3c692c284949e433", "6bd91a38255b18d9"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
-    (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0",),
-}
+    (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0", "f95708d052cfe04e", "7b2781a3833dc60e"),
+}  # fmt: skip
 
 
 def _also(domain: str, name: str, inputs: Count = 0, outputs: Count = 0, /, **attributes: Allowed) -> Operator:

@@ -24,7 +24,7 @@ def pieces(position: int, count: int) -> Iterator[slice]:
 
 
 class KeyValueCache:
-    """Key and value buffers [1, kv heads, capacity, head_dim] of one stage, one of each per layer.
+    """Key and value buffers [1, kv heads, capacity, slot width] of one stage, one of each per layer.
 
     Slot i holds position `first + i`. A cache without a window doubles its capacity when full. A windowed one is
     bounded: it shifts its content to the front where the text crosses a multiple of `PIECE_BYTES`, and back where it is
@@ -41,6 +41,7 @@ class KeyValueCache:
         self.length = 0
         self.replacements = 0  # how often other buffers took the place of these
         self._rollback = rollback
+        self._slot_bytes = spec.slot_bytes
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
         exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
         self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
@@ -54,6 +55,11 @@ class KeyValueCache:
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
+
+    def read_bytes(self, count: int) -> int:
+        """Bytes of keys and values in the windows of the last `count` positions."""
+        seen = self.length if self.spec.window is None else min(self.length, self.spec.window - 1 + count)
+        return seen * self._slot_bytes
 
     def _reserve(self, count: int) -> None:
         """Make room for `count` more positions, in larger buffers where these are too small."""
@@ -152,9 +158,9 @@ class KeyValueCache:
 
     def _placed(self, tables: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Array, Array]:
         """The tables in the cache's dtype and memory."""
-        if self._memory is None and self.spec.dtype == "float32":
+        if self._memory is None and self.spec.angle_dtype == "float32":
             return tables
-        placed = [empty(table.shape, self.spec.dtype, self._memory) for table in tables]
+        placed = [empty(table.shape, self.spec.angle_dtype, self._memory) for table in tables]
         for array, table in zip(placed, tables, strict=True):
             array[:] = table
         return placed[0], placed[1]
@@ -168,5 +174,5 @@ class KeyValueCache:
         self.replacements += 1
 
     def _allocate(self, capacity: int) -> Array:
-        shape = (1, self.spec.kv_head_count, capacity, self.spec.head_dim)
+        shape = (1, self.spec.kv_head_count, capacity, self.spec.slot_width)
         return zeros(shape, self.spec.dtype, self._memory)  # type: ignore[no-any-return]

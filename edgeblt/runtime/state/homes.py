@@ -24,4 +24,4 @@ class Homes(NamedTuple):
         encoder, global_, decoder = (memories[name] for name in ("encoder", "global", "decoder"))
         cache = contracts["decoder"].cache
         assert cache is not None
-        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.dtype)
+        return cls(encoder and decoder, encoder and global_, global_ and decoder, decoder, cache.angle_dtype)
