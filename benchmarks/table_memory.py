@@ -56,7 +56,7 @@ def read_random_rows(stage: StageRunner, config: ModelConfig, count: int) -> Non
         inputs: dict[str, np.ndarray] = {
             "windows": chance.integers(4, 260, (1, config.hashes.context + 1)),
             "patch_index": np.zeros(1, np.int64),
-            "total_length": np.array([stage.advance(1)], np.int32),
+            "total_length": np.array([cache.advance(1)], np.int32),
             "patches": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
         }

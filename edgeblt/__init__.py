@@ -16,15 +16,16 @@ TYPE_CHECKING = False  # a constant known to type checkers; the module typing wo
 if TYPE_CHECKING:
     from typing import Any
 
-    from edgeblt.model import Model, Scores, load
+    from edgeblt.model import Model, load
     from edgeblt.names import Name
     from edgeblt.runtime.session import Session
+    from edgeblt.scores import Scores
 
     __version__: str
 
 __all__ = ["EdgebltError", "Model", "Name", "Scores", "Session", "__version__", "load"]
 
-_PLACES = {"Model": "model", "Name": "names", "Scores": "model", "load": "model", "Session": "runtime.session"}
+_PLACES = {"Model": "model", "Name": "names", "Scores": "scores", "load": "model", "Session": "runtime.session"}
 
 
 def __getattr__(name: str) -> "Any":

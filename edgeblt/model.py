@@ -1,24 +1,22 @@
 """Opening a bundle and using it: generate, stream, score."""
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
+from edgeblt.batching.calls import BatchCalls
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
-from edgeblt.decoding.sampling import Sampler, Sampling, log_softmax
+from edgeblt.decoding.sampling import Sampler, Sampling
 from edgeblt.decoding.speculation import AUTO, DraftStatistics, check_draft, generate_ids, usable_drafters
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
@@ -33,32 +31,10 @@ from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
+from edgeblt.scores import Scores
 
 
-@dataclass(frozen=True, repr=False)
-class Scores:
-    """Scores of the bytes of a text; entry t is for byte t, given the bytes before it.
-
-    logprobs: float32 [T], nats: log-probability of the byte.
-    entropies: float32 [T], nats: the patcher's entropy before the byte; all 0 where the patching rule uses none.
-    patch_starts: bool [T], whether the byte starts a patch.
-    """
-
-    logprobs: NDArray[np.float32]  # [T] nats
-    entropies: NDArray[np.float32]  # [T] nats, of the patcher; all 0 where the patching rule uses none
-    patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Mean negative log2-probability of a byte; nan for an empty text."""
-        return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.logprobs)} bytes in {int(self.patch_starts.sum())} patches"
-        return f"<edgeblt.Scores of {sizes}: {self.bits_per_byte:.4f} bits per byte>"
-
-
-class Model:
+class Model(BatchCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
@@ -277,23 +253,11 @@ class Model:
         """
         data = as_bytes("data", data)
         with EnoughMemory("to score a text"):
-            return self._score(data)
-
-    def _score(self, data: bytes) -> Scores:
-        targets = encode(data)
-        scores = Scores(np.empty(len(data), np.float32), np.empty(len(data), np.float32), np.empty(len(data), np.bool_))
-        for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
-            rows = slice(chunk.position, chunk.position + len(chunk.logits))
-            scores.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
-            scores.entropies[rows] = chunk.entropies
-            scores.patch_starts[rows] = chunk.patch_starts
-        return scores
-
-
-def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:
-    """Cut `data` before each byte t with patch_starts[t]; the first and the last piece may be parts of a patch."""
-    cuts = [0, *(index for index, start in enumerate(patch_starts) if start and index), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
+            targets = encode(data)
+            scores = Scores.empty(len(targets))
+            for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
+                scores.store(chunk, targets)
+            return scores
 
 
 def load(

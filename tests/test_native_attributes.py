@@ -128,10 +128,11 @@ def test_an_index_beyond_the_rows_is_refused(operator: str, value: int | None) -
     assert index is not None
     assert rows is not None
     value = len(rows) + 1 if value is None else value
+    remedy = "it must be below their number"
     index = index.copy()
     index[-1] = value
     said = refusal(with_input(case, "latent_index", index))
-    assert said == f"{operator}: latent_index is {value} for {len(rows)} new rows; it must be 0 to their count"
+    assert said == f"{operator}: latent_index is {value} for 1 carried and {len(rows)} new rows; {remedy}"
 
 
 @pytest.mark.parametrize("operator", ["WindowAttention", "DenseLayer"])

@@ -38,6 +38,7 @@ class OpenedGraph:
         read_there: frozenset[str] = frozenset(),
     ) -> None:
         self.memory, self.read_there = memory, read_there
+        self.input_names = frozenset(value.name for value in few.get_inputs())
         self.is_closed = False
         self._graphs = [few, many]
         self._users: WeakSet[GraphUser] = WeakSet()
@@ -80,6 +81,7 @@ class OpenedGraphs:
     ) -> None:
         self.contracts = contracts
         self.is_closed = False
+        self.is_batchable: bool | None = None  # whether runs take rows of several sequences; None: not tried yet
         self._graphs, self._weights = graphs, weights
 
     def __getitem__(self, stage: StageName) -> OpenedGraph:

@@ -16,7 +16,7 @@ from edgeblt.arguments import checked_ids, whole_number
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.buffers import Buffers, PatchBuffers
+from edgeblt.runtime.buffers import Buffers, PatchBuffers, open_index
 from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
 from edgeblt.runtime.patch_reader import Patching, PatchReader
 from edgeblt.runtime.stage import StageRunner
@@ -294,9 +294,10 @@ class Session:
             np.cumsum(starts, out=buffers.latent_index)
             np.subtract(buffers.latent_index, starts, out=buffers.patch_index)
         stage = self._stages["encoder"]
-        buffers.total_length["encoder"][0] = stage.advance(buffers.count)
+        buffers.total_length["encoder"][0] = self.state.caches["encoder"].advance(buffers.count)
         if patches.count:
-            patches.encoder_inputs["open_vectors"] = self.state.open_vectors()
+            vectors = self.state.open_vectors()
+            patches.encoder_inputs |= {"open_vectors": vectors, "open_index": open_index(len(vectors))}
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
@@ -310,7 +311,7 @@ class Session:
                 end += piece.patches.count
         if patches.count:
             stage = self._stages["global"]
-            stage.advance(patches.count)
+            self.state.caches["global"].advance(patches.count)
             patches.total_length[0] = first_patch + patches.count
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
@@ -319,7 +320,7 @@ class Session:
         """Logits of a piece, given the latents of the patches it completes."""
         buffers, patches = piece.buffers, piece.patches
         stage = self._stages["decoder"]
-        buffers.total_length["decoder"][0] = stage.advance(buffers.count)
+        buffers.total_length["decoder"][0] = self.state.caches["decoder"].advance(buffers.count)
         patches.decoder_inputs["latents"] = latents
         patches.decoder_inputs["carried_row"] = self.state.carried_row(piece.first_patch)
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)

@@ -50,12 +50,10 @@ class Pooling:
         return [graph.float32(graph.op("Slice", rows, graph.constant([0]), graph.constant([-1])))]
 
     def _segments(self) -> tuple[ir.Value, ir.Value]:
-        """Vectors [S, width] of the open patch and of the chunk, S = N + T, and the patch of each."""
+        """Vectors [S, width] of open patches and of the chunk, S = N + T, and the patch of each."""
         graph = self.graph
         vectors = graph.op("Concat", graph.computed(graph.inputs["open_vectors"]), self.byte_vectors, axis=0)
-        open_count = graph.op("Shape", graph.inputs["open_vectors"], start=0, end=1)
-        earlier = graph.op("ConstantOfShape", open_count, value=ir.tensor([0], ir.DataType.INT64))
-        return vectors, graph.op("Concat", earlier, graph.inputs["patch_index"], axis=0)
+        return vectors, graph.op("Concat", graph.inputs["open_index"], graph.inputs["patch_index"], axis=0)
 
     def _attend_by_segment(self, query: ir.Value, key: ir.Value, value: ir.Value, index: ir.Value) -> ir.Value:
         """Softmax attention [(P + 1) * k, heads * head_dim] in O(S * k), the sums in the order of the bytes."""

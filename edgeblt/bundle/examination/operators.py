@@ -127,7 +127,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Relu"): _operator(1),
     ("", "Reshape"): _operator(2),
     ("", "ScatterElements"): _operator(3, axis=_one_of(0), reduction=_one_of("add", "max")),
-    ("", "Shape"): _operator(1, start=_maybe(_integer(0, 7)), end=_maybe(_integer(0, 7))),
+    ("", "Shape"): _operator(1, end=_maybe(_integer(0, 7))),
     ("", "SimplifiedLayerNormalization"): _operator(2, axis=_one_of(-1), epsilon=_POSITIVE, stash_type=_one_of(1)),
     ("", "Slice"): _operator((3, 4)),
     ("", "Softmax"): _operator(1, axis=_one_of(-1)),
@@ -152,15 +152,15 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         11, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
     ),
     (EDGEBLT, "DenseLayer"): _operator(
-        23, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
+        25, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
     (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
-    (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
+    (EDGEBLT, "EntropyPatch"): _operator((8, 10), 3, rule=_integer(0, 5)),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
-    (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
+    (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
 
 # Digests (`function_digest`) of the bodies of our own operators. Those on dense weights have one for each of
@@ -169,16 +169,16 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
     (EDGEBLT, "DenseLayer"): (
-        "2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7",
-        "ba7344486bbc1936", "aeb3776efe6342c1", "e0a2ff64426d302d", "5e0cefe95d487d6a",
-        "47e0b6832fcffd0a", "a15814c9acd48997", "88cd858354eeb6dc", "31e83c6f981d83e2",
+        "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
+        "6a5640323218570e", "043d01599e5e7b1a", "218e805174e4e56c", "de5defd767de1d70",
+        "d099e0a2ee731cd2", "590ec48fa287195d", "187c4c32aea6aa7c", "85315a3b931d5088",
     ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
-    (EDGEBLT, "EntropyPatch"): ("3c692c284949e433", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
-    (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0", "f95708d052cfe04e", "7b2781a3833dc60e"),
+    (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "65bb112b2346baf5", "1e6dcde46db5ca4a"),
 }  # fmt: skip
 
 
@@ -213,6 +213,7 @@ PREPARED: Mapping[tuple[str, str], Operator] = {
     ("", "ReduceMax"): _operator(2, **_REDUCTION),
     ("", "ReduceSum"): _operator(2, **_REDUCTION),
     ("", "Reshape"): _also("", "Reshape", allowzero=_ZERO),
+    ("", "Shape"): _also("", "Shape", start=_integer(0, 7)),
     ("", "Split"): _also("", "Split", (1, 2), (2, 1 << 12), num_outputs=_integer(2, 1 << 12)),
     (MICROSOFT, "FusedMatMul"): _also(
         MICROSOFT, "FusedMatMul", alpha=_ANY, transA=_ZERO, transB=_one_of(0, 1), transBatchA=_ZERO, transBatchB=_ZERO

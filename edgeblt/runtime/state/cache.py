@@ -23,6 +23,18 @@ def pieces(position: int, count: int) -> Iterator[slice]:
         start = end
 
 
+def capacity_of_window(spec: CacheSpec) -> int | None:
+    """Most slots that a cache on the host needs; None where attention has no window."""
+    return None if spec.window is None else spec.window - 1 + PIECE_BYTES + _SPARE
+
+
+def rotation_frequencies(spec: CacheSpec) -> NDArray[np.float32]:
+    """Angles from one position to the next of each pair of elements that RoPE rotates, float32 [rotary_dim / 2]."""
+    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
+    frequencies: NDArray[np.float32] = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+    return frequencies
+
+
 class KeyValueCache:
     """Key and value buffers [1, kv heads, capacity, slot width] of one stage, one of each per layer.
 
@@ -43,8 +55,7 @@ class KeyValueCache:
         self._rollback = rollback
         self._slot_bytes = spec.slot_bytes
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
-        exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
-        self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+        self._frequencies = rotation_frequencies(spec)
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
         self.buffers = [self._allocate(_INITIAL_CAPACITY) for _ in range(2 * spec.layer_count)]
 
@@ -54,7 +65,12 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
+        return sum(buffer.nbytes for buffer in self.buffers) + self.forgotten_bytes
+
+    @property
+    def forgotten_bytes(self) -> int:
+        """Bytes kept outside the buffers, for taking the last shift back."""
+        return sum(buffer.nbytes for buffer in self._forgotten)
 
     def read_bytes(self, count: int) -> int:
         """Bytes of keys and values in the windows of the last `count` positions."""
@@ -69,6 +85,14 @@ class KeyValueCache:
         needed = self.length + count + _SPARE
         if needed > self.capacity:
             self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
+
+    def growth(self, count: int) -> int:
+        """Bytes by which room for `count` more positions makes the buffers larger."""
+        needed = self.length + count + _SPARE
+        if needed <= self.capacity or (self._enough is not None and self.capacity >= self._enough):
+            return 0
+        larger = max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity))
+        return (larger - self.capacity) * sum(buffer.nbytes for buffer in self.buffers) // self.capacity
 
     def advance(self, count: int) -> int:
         """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""

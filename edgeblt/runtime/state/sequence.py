@@ -32,14 +32,19 @@ class SequenceState:
         contracts: Mapping[StageName, StageContract],
         memories: Mapping[StageName, DeviceMemory | None],
         rollback: int,
+        caches: Mapping[StageName, KeyValueCache] | None = None,
+        carried_row: Array | None = None,
     ) -> None:
-        """Start empty, each stage's arrays in its memory. Rolling back by `rollback` positions is to stay possible."""
+        """Start empty, each stage's arrays in its memory. Rolling back by `rollback` positions is to stay possible.
+
+        caches, carried_row: parts of memory that several sequences share, where they do.
+        """
         self.homes = homes = Homes.of(memories, contracts)
         row_width, self._rollback = cross_row_width(config), rollback
         self.position = 0
         self.patch_starts = [0]
         self.ids = IdHistory(config.hashes.context)
-        self.caches: dict[StageName, KeyValueCache] = {
+        self.caches: Mapping[StageName, KeyValueCache] = caches or {
             name: KeyValueCache(contract.cache, rollback, memories[name])
             for name, contract in contracts.items()
             if contract.cache
@@ -47,7 +52,9 @@ class SequenceState:
         self.patcher_states = RowHistory(STATE_WIDTH)
         self.byte_vectors = RowHistory(config.encoder.hidden_size, memory=homes.byte_vectors)
         self.cross_rows = RowHistory(row_width, homes.row_dtype, homes.rows)
-        self._carried_row: Array = zeros((1, row_width), homes.row_dtype, homes.rows)
+        self._carried_row: Array = (
+            zeros((1, row_width), homes.row_dtype, homes.rows) if carried_row is None else carried_row
+        )
         self._carried_patch = -1  # the patch whose cross row `_carried_row` is
 
     @property
@@ -65,6 +72,10 @@ class SequenceState:
         caches = [buffer for cache in self.caches.values() for buffer in cache.buffers]
         histories = [rows.rows(rows.first) for rows in (self.byte_vectors, self.cross_rows)]
         return [*caches, *histories, self._carried_row]
+
+    def growth(self, count: int) -> int:
+        """Bytes by which caches grow for `count` more ids, if each completes a patch."""
+        return sum(cache.growth(count) for cache in self.caches.values())
 
     def clear(self) -> None:
         """Return to an empty sequence."""

@@ -1,0 +1,126 @@
+"""What a model does with many texts at once: generate, stream, score, and engines."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from edgeblt.arguments import as_bytes, whole_number
+from edgeblt.batching.engine import Engine
+from edgeblt.batching.scheduler import Scheduler
+from edgeblt.batching.scoring import score_texts
+from edgeblt.batching.settings import text_samplers
+from edgeblt.batching.text import BatchText, End
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.ids import BOS, encode
+from edgeblt.runtime.batch.opening import open_stepper
+from edgeblt.runtime.batch.stepper import Stepper
+from edgeblt.runtime.opened_graphs import OpenedGraphs
+from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.session import Session
+from edgeblt.scores import Scores
+
+MOST_SEQUENCES = 16  # texts under way at once, by default
+
+
+class BatchCalls:
+    """Calls of a model for many texts. They share steps, in which weights are read once for all of them, and each
+    text's bytes are the same as alone."""
+
+    config: ModelConfig
+    threshold: float | None
+    _graphs: OpenedGraphs
+
+    def session(self) -> Session:
+        raise NotImplementedError
+
+    def engine(self, most_sequences: int = MOST_SEQUENCES, memory: int | None = None) -> Engine:
+        """An engine, whose thread generates any number of texts, which come and go: use it in a `with` block.
+
+        most_sequences: texts under way at once, 1 or more; others wait.
+        memory: bytes that the states of all of them may take; None, the default, is half of what is free now.
+
+        Raises EdgebltError for arguments out of range.
+        """
+        return Engine(self.config, self._stepper(most_sequences, memory))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[bytes | str],
+        max_new_bytes: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        *,
+        most_sequences: int = MOST_SEQUENCES,
+        memory: int | None = None,
+    ) -> list[bytes]:
+        """Generate what follows each prompt: the bytes that `generate` gives for it, in the order of the prompts.
+
+        most_sequences, memory: as `engine` takes them.
+
+        The other arguments are those of `generate`, for all prompts. Raises EdgebltError for arguments out of range,
+        and, naming the prompt, where the model fails on a text.
+        """
+        texts = [bytearray() for _ in prompts]
+        for index, piece in self.stream_batch(
+            prompts, max_new_bytes, temperature, top_k, top_p, seed, most_sequences=most_sequences, memory=memory
+        ):
+            texts[index] += piece
+        return [bytes(text) for text in texts]
+
+    def stream_batch(
+        self,
+        prompts: Sequence[bytes | str],
+        max_new_bytes: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        *,
+        most_sequences: int = MOST_SEQUENCES,
+        memory: int | None = None,
+    ) -> Iterator[tuple[int, bytes]]:
+        """Generate as `generate_batch` does; yields each byte, with the index of its prompt, as soon as it is there.
+
+        Takes the arguments of `generate_batch`, checks them at once, and raises as it does.
+        """
+        read = [np.concatenate([[BOS], encode(as_bytes("prompt", prompt))]) for prompt in prompts]
+        most = whole_number("max_new_bytes", max_new_bytes)
+        samplers = [text_samplers(self.config, 1, temperature, top_k, top_p, seed)[0] for _ in read]
+        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, bytes | End]]()
+        for index, (ids, sampler) in enumerate(zip(read, samplers, strict=True)):
+            scheduler.add(BatchText(ids, sampler, most, lambda piece, index=index: pieces.append((index, piece))))  # type: ignore[misc]
+        return _streamed(scheduler, pieces)
+
+    def score_batch(self, texts: Sequence[bytes | str]) -> list[Scores]:
+        """Scores of each text, as `score` gives them.
+
+        texts: bytes, or str, which are read as UTF-8; they may be empty.
+        """
+        data = [as_bytes("texts", text) for text in texts]
+        with EnoughMemory("to score texts"):
+            return score_texts(self._stepper(MOST_SEQUENCES, None), data)
+
+    def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
+        most = whole_number("most_sequences", most_sequences, 1)
+        bytes_allowed = None if memory is None else whole_number("memory", memory, 1)
+        return open_stepper(self.config, self._graphs, self.session, self.threshold, most, bytes_allowed)
+
+
+def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | End]]) -> Iterator[tuple[int, bytes]]:
+    with EnoughMemory("to generate texts"):
+        try:
+            while not scheduler.is_idle or pieces:
+                if not pieces:
+                    scheduler.step()
+                while pieces:
+                    index, piece = pieces.popleft()
+                    if isinstance(piece, bytes):
+                        yield index, piece
+                    elif piece.error:
+                        raise EdgebltError(f"prompt {index}: {piece.error}")
+        finally:
+            scheduler.end_all((), End("cancelled"))
