@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import onnxruntime
@@ -16,10 +16,11 @@ from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
-from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, DraftStatistics, check_draft, generate_ids, usable_drafters
+from edgeblt.decoding.settings import GenerationSettings, OtherSettings, check_draft, merged_settings
+from edgeblt.decoding.speculation import AUTO, DraftStatistics, usable_drafters
+from edgeblt.decoding.text_stream import TextStream
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, OFFSET, encode
+from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
 from edgeblt.runtime.cuda import gpu_memory
@@ -173,78 +174,65 @@ class Model(BatchCalls):
     def generate(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
+        max_new_bytes: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: DraftName | Name = AUTO,
+        draft: DraftName | Name | None = None,
+        *,
+        settings: GenerationSettings | None = None,
+        **others: Unpack[OtherSettings],
     ) -> bytes:
-        """Generate the bytes that follow a prompt, until the model ends the text or `max_new_bytes` are generated.
+        """Generate the bytes that follow a prompt, until the model or a setting ends the text.
 
         prompt: bytes, or str, which is read as UTF-8; may be empty.
-        max_new_bytes: 0 or more; default 256.
-        temperature: 0 takes the likeliest byte; above 0 bytes are sampled: at 1 from the model's distribution, below 1
-            from a sharper one. None, the default, is the checkpoint's own setting, or 0 if it has none.
-        top_k: sample from the k likeliest bytes only, 1 or more; None as for the temperature, 260 for all.
-        top_p: sample from the likeliest bytes that reach this share, above 0 and at most 1, of the probability that
-            top_k leaves; None as for the temperature, 1 for all.
-        seed: 0 or more; the same seed gives the same samples. None, the default, gives others every time.
-        draft: speculative decoding, which changes only the time it takes: none, patcher, decoder, ngram, or auto, the
-            default. Where `is_exact` is false, kinds other than auto may also decide a near tie differently.
+        max_new_bytes, temperature, top_k, top_p, seed, draft: as `GenerationSettings` has them; None, the default, is
+            the setting in `settings`.
+        settings: a `GenerationSettings`; None, the default, has the default of each.
+        others: any other setting of `GenerationSettings`, by its name.
 
         The id that ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model
         fails.
         """
-        return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
+        return b"".join(
+            self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft, settings=settings, **others)
+        )
 
     def stream(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
+        max_new_bytes: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: DraftName | Name = AUTO,
+        draft: DraftName | Name | None = None,
         *,
+        settings: GenerationSettings | None = None,
         reading: Callable[[Session], None] | None = None,
-    ) -> Iterator[bytes]:
-        """Generate as `generate` does, one byte at a time; `decoding.utf8.utf8_pieces` joins them into characters.
+        details: int | None = None,
+        **others: Unpack[OtherSettings],
+    ) -> TextStream:
+        """Generate as `generate` does, byte by byte; `TextStream` says why the text ended.
 
-        Takes the arguments of `generate`, checks them at once, and takes one more:
+        Takes the arguments of `generate`, checks them at once, and takes two more:
 
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
+        details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
         """
+        given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
-        sampling = Sampling(
-            stated.temperature if temperature is None else temperature,
-            stated.top_k if top_k is None else top_k,
-            stated.top_p if top_p is None else top_p,
-            seed,
+        return TextStream(
+            self.session,
+            self.draft_statistics,
+            as_bytes("prompt", prompt),
+            chosen.completed(stated),
+            stated.ends,
+            reading,
+            None if details is None else whole_number("details", details),
         )
-        most = whole_number("max_new_bytes", max_new_bytes)
-        check_draft(draft)
-        return self._stream(as_bytes("prompt", prompt), most, Sampler(sampling, ends=stated.ends), draft, reading)
-
-    def _stream(
-        self,
-        prompt: bytes,
-        max_new_bytes: int,
-        sampler: Sampler,
-        draft: str,
-        reading: Callable[[Session], None] | None,
-    ) -> Iterator[bytes]:
-        with EnoughMemory("to generate a text"):
-            session = self.session()
-            logits = np.empty(0, np.float32)
-            for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
-                logits = chunk.logits[-1]
-                if reading:
-                    reading(session)
-            for chosen in generate_ids(session, logits, sampler, self.draft_statistics(draft), max_new_bytes):
-                if chosen not in sampler.ends:
-                    yield bytes([chosen - OFFSET])
 
     def score(self, data: bytes | str) -> Scores:
         """Log-probability of each byte of a text, given those before it.

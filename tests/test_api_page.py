@@ -25,8 +25,9 @@ def test_every_argument_is_explained() -> None:
                 if function.name.startswith("_") or function.name == "stream":  # which takes what generate takes
                     continue
                 said = ast.get_docstring(function) or ""
-                names = {argument.arg for argument in function.args.args} - {"self"}
-                explained = {line.partition(":")[0] for line in said.splitlines()}
+                arguments = [*function.args.args, *function.args.kwonlyargs, function.args.kwarg]
+                names = {argument.arg for argument in arguments if argument} - {"self", "cls"}
+                explained = {name for line in said.splitlines() for name in line.partition(":")[0].split(", ")}
                 assert names <= explained, f"{name}.{function.name} does not explain {names - explained}"
 
 
