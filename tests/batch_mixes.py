@@ -82,9 +82,9 @@ def _step(stepper: Stepper, tracks: list[Track], rng: random.Random) -> None:
     for track in tracks:
         count = min(rng.choice(LENGTHS), room(len(track.ids)), LONGEST - len(track.ids))
         start = rng.randrange(len(VOCABULARY) - count)
-        ids = VOCABULARY[start : start + count] if track.ids else [1, *VOCABULARY[start : start + count - 1]]
+        some = VOCABULARY[start : start + count] if track.ids else [1, *VOCABULARY[start : start + count - 1]]
         if count:
-            parts.append((track, np.array(ids, np.int64)))
+            parts.append((track, np.array(some, np.int64)))
     assert stepper.fits([Part(track.sequence, ids) for track, ids in parts])
     results = stepper.run([Part(track.sequence, ids) for track, ids in parts])
     for (track, ids), result in zip(parts, results, strict=True):

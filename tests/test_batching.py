@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import tiny_models
 from batch_mixes import run_mix
 from conftest import Exported
 from edgeblt.batching.scheduler import Scheduler
-from edgeblt.batching.settings import text_samplers
-from edgeblt.batching.text import BatchText, End
+from edgeblt.batching.settings import completed_settings
+from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.ids import BOS, encode
+from edgeblt.ids import encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
-from edgeblt.runtime.batch.stepper import Stepper
+from edgeblt.runtime.batch.stepper import Part, Stepper, StepResult
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
@@ -86,10 +86,10 @@ def test_a_batch_generates_what_each_prompt_gives_alone(
 ) -> None:
     model = batch_models(case)
     alone = [model.generate(prompt, 60, draft="none", **sampling) for prompt in PROMPTS]
-    assert model.generate_batch(PROMPTS, 60, **sampling) == alone
-    assert model.generate_batch(PROMPTS, 60, most_sequences=2, **sampling) == alone
+    assert model.generate_batch(PROMPTS, max_new_bytes=60, **sampling) == alone
+    assert model.generate_batch(PROMPTS, max_new_bytes=60, most_sequences=2, **sampling) == alone
     pieces: list[bytes] = [b""] * len(PROMPTS)
-    for index, piece in model.stream_batch(PROMPTS, 60, **sampling):
+    for index, piece in model.stream_batch(PROMPTS, max_new_bytes=60, **sampling):
         pieces[index] += piece
     assert pieces == alone
 
@@ -109,7 +109,7 @@ def test_an_engine_answers_many_threads(batch_models: Callable[[str], Model]) ->
     alone = [model.generate(prompt, 40, draft="none") for prompt in PROMPTS]
 
     def ask(number: int) -> None:
-        found[number] = engine.submit(PROMPTS[number % len(PROMPTS)], 40)[0].read()
+        found[number] = engine.submit(PROMPTS[number % len(PROMPTS)], max_new_bytes=40)[0].read()
 
     with model.engine(most_sequences=4) as engine:
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(3 * len(PROMPTS))]
@@ -122,7 +122,7 @@ def test_an_engine_answers_many_threads(batch_models: Callable[[str], Model]) ->
 
 def test_answers_to_one_prompt_share_its_state(batch_models: Callable[[str], Model]) -> None:
     model = batch_models("int8-layers")
-    settings = {"temperature": 1.0, "max_new_bytes": 30}
+    settings: dict[str, Any] = {"temperature": 1.0, "max_new_bytes": 30}
     with model.engine() as engine:
         answers = [answer.read() for answer in engine.submit(PROMPTS[2], seed=5, answers=4, **settings)]
         few = engine.steps
@@ -135,7 +135,7 @@ def test_asyncio(batch_models: Callable[[str], Model]) -> None:
     model = batch_models("int8-layers")
 
     async def text(prompt: bytes) -> bytes:
-        return b"".join([piece async for piece in engine.stream(prompt, 40)])
+        return b"".join([piece async for piece in engine.stream(prompt, max_new_bytes=40)])
 
     async def all_texts() -> list[bytes]:
         return list(await asyncio.gather(*map(text, PROMPTS)))
@@ -148,28 +148,26 @@ def test_leaving_an_async_loop_cancels(batch_models: Callable[[str], Model]) -> 
     model = batch_models("int8-layers")
 
     async def first_byte() -> bytes:
-        stream = engine.stream(b"abc", 1 << 30)
+        stream = engine.stream(b"abc", max_new_bytes=1 << 30)
         piece = await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
         return piece
 
     with model.engine(most_sequences=1) as engine:
         assert len(asyncio.run(first_byte())) == 1
-        assert len(engine.submit(b"x", 5)[0].read()) <= 5  # there is room again
+        assert len(engine.submit(b"x", max_new_bytes=5)[0].read()) <= 5  # there is room again
 
 
 class Listener:
     """Collects what a scheduler delivers for one text."""
 
     def __init__(self, model: Model, prompt: bytes, most: int, **sampling: Any) -> None:
-        settings = {"temperature": None, "top_k": None, "top_p": None, "seed": None} | sampling
-        (sampler,) = text_samplers(model.config, 1, **settings)
-        self.bytes, self.end = b"", None
-        self.text = BatchText(np.concatenate([[BOS], encode(prompt)]), sampler, most, self.take)
+        settings = completed_settings(model.config, None, max_new_bytes=most, **sampling)
+        self.bytes = b""
+        self.end: BatchEnd | None = None
+        self.text = BatchText(prompt, settings, model.config.generation.ends, self.take)
 
-    end: End | None
-
-    def take(self, piece: bytes | End) -> None:
+    def take(self, piece: bytes | BatchEnd) -> None:
         assert self.end is None, "something comes after the end"
         if isinstance(piece, bytes):
             self.bytes += piece
@@ -194,7 +192,7 @@ def test_a_text_that_generates_takes_part_in_every_step_and_prompts_come_in_turn
         assert first.end or len(first.bytes) == before + 1
         if step >= 2 * 4 and not short.end:
             assert short.bytes, "four texts read, so each has its turn within four steps"
-    assert [listener.end for listener in long] == [End("length")] * 3
+    assert [listener.end for listener in long] == [BatchEnd("length")] * 3
 
 
 def test_cancelling_takes_effect_within_a_step(batch_models: Callable[[str], Model]) -> None:
@@ -209,7 +207,7 @@ def test_cancelling_takes_effect_within_a_step(batch_models: Callable[[str], Mod
     before = [listener.bytes for listener in listeners]
     listeners[1].text.is_cancelled = True
     scheduler.step()
-    assert listeners[1].end == End("cancelled") and listeners[1].bytes == before[1]
+    assert listeners[1].end == BatchEnd("cancelled") and listeners[1].bytes == before[1]
     for listener in listeners:
         listener.text.is_cancelled = True
     scheduler.step()
@@ -222,7 +220,7 @@ def test_where_memory_ends_the_newest_waits_and_nothing_changes(batch_models: Ca
     (needed,) = _states(model, 1)
     prompts = [b"prompt %d" % number for number in range(5)]
     for share in (1.05, 1.5, 2.5):
-        assert model.generate_batch(prompts, 120, memory=int(share * needed)) == alone
+        assert model.generate_batch(prompts, max_new_bytes=120, memory=int(share * needed)) == alone
 
 
 def _states(model: Model, count: int) -> list[int]:
@@ -242,7 +240,7 @@ def _states(model: Model, count: int) -> list[int]:
 def test_a_text_too_long_for_the_memory_alone_is_an_error(batch_models: Callable[[str], Model]) -> None:
     model = batch_models("fp32-10")
     with pytest.raises(EdgebltError, match="prompt 0: the state of one text takes more than the memory allowed"):
-        model.generate_batch([b"abc"], 10, memory=1000)
+        model.generate_batch([b"abc"], max_new_bytes=10, memory=1000)
 
 
 def test_a_text_whose_logits_are_no_numbers_ends_alone(
@@ -253,9 +251,10 @@ def test_a_text_whose_logits_are_no_numbers_ends_alone(
     stepper = stepper_of(model)
     run = stepper.run
 
-    def with_nan(parts: Any) -> Any:
+    def with_nan(parts: Sequence[Part]) -> list[StepResult]:
         results = run(parts)
         for part, result in zip(parts, results, strict=True):
+            assert not isinstance(result, EdgebltError)
             if part.sequence.position > 20 and part.sequence.ids[1:15].tolist() == encode(sick)[:14].tolist():
                 result.logits[:] = np.nan
         return results
@@ -306,14 +305,14 @@ def test_wrong_arguments(batch_models: Callable[[str], Model], arguments: dict[s
 def test_a_closed_engine_or_model_is_said(batch_models: Callable[[str], Model]) -> None:
     model = load(batch_models("int8-layers").bundle.path)
     engine = model.engine()
-    (answer,) = engine.submit(b"abc", 1 << 30)
+    (answer,) = engine.submit(b"abc", max_new_bytes=1 << 30)
     next(iter(answer))
     engine.close()
-    assert answer.read() is not None and answer.end == End("cancelled")
+    assert answer.read() is not None and answer.end == BatchEnd("cancelled")
     with pytest.raises(EdgebltError, match="this engine was closed"):
         engine.submit(b"abc")
     with model.engine() as other:
-        (answer,) = other.submit(b"abc", 1 << 30)
+        (answer,) = other.submit(b"abc", max_new_bytes=1 << 30)
         next(iter(answer))
         model.close()
         with pytest.raises(EdgebltError, match="this model was closed"):

@@ -2,18 +2,17 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-
-import numpy as np
+from typing import Unpack
 
 from edgeblt.arguments import as_bytes, whole_number
 from edgeblt.batching.engine import Engine
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
-from edgeblt.batching.settings import text_samplers
-from edgeblt.batching.text import BatchText, End
+from edgeblt.batching.settings import BatchSettings, completed_settings
+from edgeblt.batching.text import BatchEnd, BatchText, Deliver
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, encode
 from edgeblt.runtime.batch.opening import open_stepper
 from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.opened_graphs import OpenedGraphs
@@ -48,25 +47,24 @@ class BatchCalls:
     def generate_batch(
         self,
         prompts: Sequence[bytes | str],
-        max_new_bytes: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        settings: GenerationSettings | None = None,
         *,
         most_sequences: int = MOST_SEQUENCES,
         memory: int | None = None,
+        **changes: Unpack[BatchSettings],
     ) -> list[bytes]:
         """Generate what follows each prompt: the bytes that `generate` gives for it, in the order of the prompts.
 
+        prompts: bytes, or str, which are read as UTF-8; they may be empty.
+        settings: a `GenerationSettings` for all; None, the default, has the default of each. Nothing is drafted.
         most_sequences, memory: as `engine` takes them.
+        changes: any setting of `GenerationSettings` but `draft`, by its name.
 
-        The other arguments are those of `generate`, for all prompts. Raises EdgebltError for arguments out of range,
-        and, naming the prompt, where the model fails on a text.
+        Raises EdgebltError for arguments out of range, and, naming the prompt, where the model fails on a text.
         """
         texts = [bytearray() for _ in prompts]
         for index, piece in self.stream_batch(
-            prompts, max_new_bytes, temperature, top_k, top_p, seed, most_sequences=most_sequences, memory=memory
+            prompts, settings, most_sequences=most_sequences, memory=memory, **changes
         ):
             texts[index] += piece
         return [bytes(text) for text in texts]
@@ -74,25 +72,25 @@ class BatchCalls:
     def stream_batch(
         self,
         prompts: Sequence[bytes | str],
-        max_new_bytes: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        settings: GenerationSettings | None = None,
         *,
         most_sequences: int = MOST_SEQUENCES,
         memory: int | None = None,
+        **changes: Unpack[BatchSettings],
     ) -> Iterator[tuple[int, bytes]]:
-        """Generate as `generate_batch` does; yields each byte, with the index of its prompt, as soon as it is there.
+        """Generate as `generate_batch` does; yields each piece, with the index of its prompt, as soon as it is certain.
 
         Takes the arguments of `generate_batch`, checks them at once, and raises as it does.
         """
-        read = [np.concatenate([[BOS], encode(as_bytes("prompt", prompt))]) for prompt in prompts]
-        most = whole_number("max_new_bytes", max_new_bytes)
-        samplers = [text_samplers(self.config, 1, temperature, top_k, top_p, seed)[0] for _ in read]
-        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, bytes | End]]()
-        for index, (ids, sampler) in enumerate(zip(read, samplers, strict=True)):
-            scheduler.add(BatchText(ids, sampler, most, lambda piece, index=index: pieces.append((index, piece))))  # type: ignore[misc]
+        read = [as_bytes("prompt", prompt) for prompt in prompts]
+        chosen, ends = completed_settings(self.config, settings, **changes), self.config.generation.ends
+        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, bytes | BatchEnd]]()
+
+        def collector(index: int) -> Deliver:
+            return lambda piece: pieces.append((index, piece))
+
+        for index, prompt in enumerate(read):
+            scheduler.add(BatchText(prompt, chosen, ends, collector(index)))
         return _streamed(scheduler, pieces)
 
     def score_batch(self, texts: Sequence[bytes | str]) -> list[Scores]:
@@ -110,7 +108,7 @@ class BatchCalls:
         return open_stepper(self.config, self._graphs, self.session, self.threshold, most, bytes_allowed)
 
 
-def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | End]]) -> Iterator[tuple[int, bytes]]:
+def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | BatchEnd]]) -> Iterator[tuple[int, bytes]]:
     with EnoughMemory("to generate texts"):
         try:
             while not scheduler.is_idle or pieces:
@@ -123,4 +121,4 @@ def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | End]]) -> I
                     elif piece.error:
                         raise EdgebltError(f"prompt {index}: {piece.error}")
         finally:
-            scheduler.end_all((), End("cancelled"))
+            scheduler.end_all((), BatchEnd("cancelled"))

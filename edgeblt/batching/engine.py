@@ -6,28 +6,26 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Condition, Thread, get_ident
 from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
+from typing import Self, Unpack
 
 from edgeblt.arguments import as_bytes, whole_number
 from edgeblt.batching.scheduler import Scheduler
-from edgeblt.batching.settings import text_samplers
-from edgeblt.batching.text import BatchText, Deliver, End
+from edgeblt.batching.settings import BatchSettings, completed_settings, settings_of_answers
+from edgeblt.batching.text import BatchEnd, BatchText, Deliver
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, encode
 from edgeblt.runtime.batch.stepper import Stepper
 
 
 class Answer:
     """The bytes that an engine generates for one prompt: iterate over them, in any thread.
 
-    end: how the text ended, with its `reason` (eos, length, cancelled or error); None before its last byte was read.
+    end: how the text ended, a `BatchEnd`; None before its last byte was read.
     """
 
-    def __init__(self, cancel: "Callable[[], None]", pieces: "SimpleQueue[bytes | End]") -> None:
-        self.end: End | None = None
+    def __init__(self, cancel: "Callable[[], None]", pieces: "SimpleQueue[bytes | BatchEnd]") -> None:
+        self.end: BatchEnd | None = None
         self._cancel, self._pieces = cancel, pieces
 
     def __iter__(self) -> Iterator[bytes]:
@@ -82,47 +80,44 @@ class Engine:
     def submit(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        settings: GenerationSettings | None = None,
+        *,
         answers: int = 1,
+        **changes: Unpack[BatchSettings],
     ) -> list[Answer]:
         """Start generating what follows a prompt, and return at once.
 
+        prompt: bytes, or str, which is read as UTF-8; may be empty.
+        settings: a `GenerationSettings`, whose `draft` has no effect here; None, the default, has the default of each.
         answers: number of texts that follow the same prompt, which is read once for all; 1 or more, default 1. The seed
             of answer i is `seed` + i.
+        changes: any setting of `GenerationSettings` but `draft`, by its name.
 
-        The other arguments are those of `Model.generate`. Raises EdgebltError for arguments out of range, and where the
-        engine is closed.
+        Raises EdgebltError for arguments out of range, and where the engine is closed.
         """
-        pieces = [SimpleQueue[bytes | End]() for _ in range(whole_number("answers", answers, 1))]
-        texts = self._start([queue.put for queue in pieces], prompt, max_new_bytes, temperature, top_k, top_p, seed)
+        pieces = [SimpleQueue[bytes | BatchEnd]() for _ in range(whole_number("answers", answers, 1))]
+        texts = self._start([queue.put for queue in pieces], prompt, settings, changes)
         return [Answer(partial(self._cancel, text), queue) for text, queue in zip(texts, pieces, strict=True)]
 
     async def stream(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
+        settings: GenerationSettings | None = None,
+        **changes: Unpack[BatchSettings],
     ) -> AsyncIterator[bytes]:
         """Generate as `Model.stream` does, for `async for`; leaving the loop, or cancelling its task, cancels the text.
 
         Takes the arguments of `submit` but for `answers`, and raises as it does, and where the model fails.
         """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[bytes | End]()
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[bytes | BatchEnd]()
 
-        def deliver(piece: bytes | End) -> None:
+        def deliver(piece: bytes | BatchEnd) -> None:
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
             except RuntimeError:  # the loop was closed: nobody listens
                 text.is_cancelled = True
 
-        (text,) = self._start([deliver], prompt, max_new_bytes, temperature, top_k, top_p, seed)
+        (text,) = self._start([deliver], prompt, settings, changes)
         try:
             while isinstance(piece := await pieces.get(), bytes):
                 yield piece
@@ -148,12 +143,15 @@ class Engine:
         self.close()
 
     def _start(
-        self, deliver: Sequence[Deliver], prompt: bytes | str, max_new_bytes: int, *sampling: Any
+        self,
+        deliver: Sequence[Deliver],
+        prompt: bytes | str,
+        settings: GenerationSettings | None,
+        changes: BatchSettings,
     ) -> list[BatchText]:
-        ids = np.concatenate([[BOS], encode(as_bytes("prompt", prompt))])
-        most = whole_number("max_new_bytes", max_new_bytes)
-        samplers = text_samplers(self._config, len(deliver), *sampling)
-        texts = [BatchText(ids, sampler, most, take) for sampler, take in zip(samplers, deliver, strict=True)]
+        data, chosen = as_bytes("prompt", prompt), completed_settings(self._config, settings, **changes)
+        ends, own = self._config.generation.ends, settings_of_answers(chosen, len(deliver))
+        texts = [BatchText(data, each, ends, take) for each, take in zip(own, deliver, strict=True)]
         texts[0].forks = texts[1:]
         with self._changed:
             if self._is_closing:
@@ -181,7 +179,7 @@ class Engine:
             with self._changed:
                 self._is_closing = True
                 left, self._joining = self._joining, []
-            scheduler.end_all(left, End("error", error) if error else End("cancelled"))
+            scheduler.end_all(left, BatchEnd("error", error=error) if error else BatchEnd("cancelled"))
 
     def _take_in(self) -> bool:
         """Give new texts to the scheduler, waiting for some where it has none. False when the engine closes."""

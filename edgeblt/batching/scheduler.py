@@ -1,6 +1,7 @@
 """Which texts take part in a step, and with how many ids.
 
-A text that generates takes part in every step, with the one id it has just chosen: none waits for longer than a step.
+A text that generates takes part in every step, with the id it has just chosen and those that a constraint forced after
+it: none waits for longer than a step.
 Prompts are read in pieces beside them, at most `PROMPT_ROWS` ids a step, and the text that has waited longest is served
 first: where n texts read, each is served at least once in n steps. Texts that find no room wait in the order in which
 they came. Where memory ends, the newest text gives its state back, waits, and later reads again what it had read, which
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.batching.text import BatchText, End
+from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Part, Stepper, StepResult, room
 
@@ -41,7 +42,7 @@ class Scheduler:
     def add(self, text: BatchText) -> None:
         """Let a text join as soon as there is room for it."""
         if text.is_empty:
-            text.finish(End("length"))
+            text.finish(BatchEnd("length"))
             for fork in text.forks:
                 self.add(fork)
         else:
@@ -60,7 +61,7 @@ class Scheduler:
             self._advance(text, count, result)
         self._leave()
 
-    def end_all(self, others: Iterable[BatchText], end: End) -> None:
+    def end_all(self, others: Iterable[BatchText], end: BatchEnd) -> None:
         """End all texts, and others that were not added."""
         for text in (*self._active, *self._waiting, *others):
             for each in (text, *text.forks):
@@ -70,7 +71,7 @@ class Scheduler:
     def _leave(self) -> None:
         for text in (*self._active, *self._waiting):
             if text.is_cancelled:
-                text.finish(End("cancelled"))
+                text.finish(BatchEnd("cancelled"))
                 self._release_forks(text)
         self._active = [text for text in self._active if not text.end]
         if any(text.end for text in self._waiting):
@@ -87,11 +88,10 @@ class Scheduler:
 
     def _choose(self) -> list[tuple[BatchText, int]]:
         """Texts of the next step, each with the number of ids that it reads."""
-        counts = {id(text): 1 for text in self._active if not text.is_reading}
+        counts = {id(text): min(len(text.unread), _room(text)) for text in self._active if not text.is_reading}
         left = PROMPT_ROWS
         for text in sorted((text for text in self._active if text.is_reading), key=lambda text: text.turn):
-            assert text.sequence
-            count = min(len(text.unread), room(text.sequence.position), left)
+            count = min(len(text.unread), _room(text), left)
             if count:
                 counts[id(text)] = count
                 left -= count
@@ -106,13 +106,13 @@ class Scheduler:
                 newest.close()
                 self._waiting.appendleft(newest)
             else:
-                newest.finish(End("error", _too_long()))
+                newest.finish(BatchEnd("error", error=_too_long()))
                 self._release_forks(newest)
         return chosen
 
     def _advance(self, text: BatchText, count: int, result: StepResult) -> None:
         if isinstance(result, EdgebltError):
-            text.finish(End("error", result))
+            text.finish(BatchEnd("error", error=result))
             return self._release_forks(text)
         text.turn = self.steps
         del text.unread[:count]
@@ -127,7 +127,7 @@ class Scheduler:
         for other in text.forks:
             assert text.sequence
             if other.is_cancelled:
-                other.finish(End("cancelled"))
+                other.finish(BatchEnd("cancelled"))
                 continue
             other.sequence = text.sequence.fork()
             if other.sequence:
@@ -144,6 +144,11 @@ class Scheduler:
         for other in text.forks:
             self.add(other)
         text.forks = []
+
+
+def _room(text: BatchText) -> int:
+    assert text.sequence
+    return room(text.sequence.position)
 
 
 def _part(text: BatchText, count: int) -> Part:

@@ -1,32 +1,29 @@
-"""Settings of a text in a batch, made into its sampler: the one place that knows them."""
+"""Settings of texts in a batch."""
 
-from edgeblt.arguments import whole_number
+from dataclasses import replace
+from typing import Any
+
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.decoding.sampling import Sampler, Sampling
+from edgeblt.decoding.settings import GenerationSettings, OtherSettings, merged_settings
 
 
-def text_samplers(
-    config: ModelConfig,
-    count: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-) -> list[Sampler]:
-    """Samplers of `count` answers to one prompt; the seed of answer i is `seed` + i.
+class BatchSettings(OtherSettings, total=False):
+    """Settings that calls for batches take by keyword; `GenerationSettings` explains them. Nothing is drafted."""
 
-    The other arguments are those of `Model.generate`; None is the checkpoint's own setting. Raises EdgebltError for
-    values out of range.
-    """
-    stated = config.generation
-    first = None if seed is None else whole_number("seed", seed)
-    samplers = []
-    for index in range(count):
-        sampling = Sampling(
-            stated.temperature if temperature is None else temperature,
-            stated.top_k if top_k is None else top_k,
-            stated.top_p if top_p is None else top_p,
-            None if first is None else first + index,
-        )
-        samplers.append(Sampler(sampling, ends=stated.ends))
-    return samplers
+    max_new_bytes: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+
+
+def completed_settings(config: ModelConfig, settings: GenerationSettings | None, **changes: Any) -> GenerationSettings:
+    """`settings`, changed and completed by the checkpoint's own. Raises EdgebltError for values out of range."""
+    return merged_settings(settings, **changes).completed(config.generation)
+
+
+def settings_of_answers(settings: GenerationSettings, count: int) -> list[GenerationSettings]:
+    """Settings of `count` answers to one prompt: the seed of answer i is `seed` + i."""
+    if settings.seed is None:
+        return [settings] * count
+    return [replace(settings, seed=settings.seed + index) for index in range(count)]

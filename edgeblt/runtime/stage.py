@@ -32,6 +32,10 @@ class BoundCache(Protocol):
     sines: Array
     replacements: int
 
+    def read_bytes(self, count: int) -> int:
+        """Bytes of keys and values in the windows of the last `count` positions."""
+        ...
+
 
 class StageRunner:
     """Runs a graph on arrays given by name; the cache is shared between past and present, in place.

@@ -20,7 +20,7 @@ from edgeblt.runtime.session import Chunk, Session
 
 _MEMORY = 2 << 30  # bytes allowed where nothing says how many are free
 _TRIAL_MEMORY = 1 << 30
-_TRIAL_TEXTS = ((BOS, ord("a") + OFFSET, ord(" ") + OFFSET), (BOS, ord("é") + OFFSET))
+_TRIAL_TEXTS: tuple[tuple[int, ...], ...] = ((BOS, ord("a") + OFFSET, ord(" ") + OFFSET), (BOS, ord("é") + OFFSET))
 _TOLERANCE = 1e-3  # share of the largest logit
 
 

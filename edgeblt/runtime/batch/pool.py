@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.state.cache import KeyValueCache, capacity_of_window, rotation_frequencies
+from edgeblt.runtime.state.device_array import Array
 
 PAGE_SLOTS = 64  # a page of a cache without a window: a tile of attention lies in one page
 
@@ -26,8 +27,9 @@ class CachePool:
         self.page_slots = window or PAGE_SLOTS
         page_count = most_sequences if self.is_windowed else memory // self.page_bytes + 1
         shape = (page_count, spec.kv_head_count, self.page_slots, spec.slot_width)
-        self.buffers = [np.zeros(shape, spec.dtype) for _ in range(2 * spec.layer_count)]
-        self.cosines = self.sines = np.zeros((0, spec.head_dim // 2), np.float32)  # each step brings its own
+        self.buffers: list[Array] = [np.zeros(shape, spec.dtype) for _ in range(2 * spec.layer_count)]
+        self.cosines: Array = np.zeros((0, spec.head_dim // 2), np.float32)  # each step brings its own
+        self.sines: Array = self.cosines
         self._free = list(range(page_count - 1, -1, -1))
         self._users = np.zeros(page_count, np.int64)  # sequences that have a page
         self._rollback, self._frequencies = rollback, rotation_frequencies(spec)
@@ -35,6 +37,10 @@ class CachePool:
     @property
     def free_count(self) -> int:
         return len(self._free)
+
+    def read_bytes(self, count: int) -> int:
+        """0: what steps read is not counted."""
+        return 0
 
     @property
     def page_bytes(self) -> int:
@@ -62,7 +68,7 @@ class CachePool:
 
     def copy(self, source: int, target: int) -> None:
         for buffer in self.buffers:
-            buffer[target] = buffer[source]
+            buffer[target : target + 1] = buffer[source : source + 1]
 
     @property
     def used_bytes(self) -> int:
@@ -76,11 +82,12 @@ class CachePool:
         """The cache of a new sequence."""
         return WindowPage(self, self._rollback) if self.is_windowed else PagedCache(self)
 
-    def rotations(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """RoPE cosines and sines [T, head_dim / 2] of these positions, as `KeyValueCache` has them by slot."""
-        angles = np.zeros((len(positions), self.spec.head_dim // 2), np.float32)
+    def rotations(self, positions: NDArray[np.int64], cosines: NDArray[np.float32], sines: NDArray[np.float32]) -> None:
+        """Compute RoPE's factors [T, head_dim / 2] of these positions, as `KeyValueCache` has them by slot."""
+        angles = np.zeros(cosines.shape, np.float32)
         angles[:, : len(self._frequencies)] = positions.astype(np.float32)[:, None] * self._frequencies
-        return np.cos(angles), np.sin(angles)
+        np.cos(angles, out=cosines)
+        np.sin(angles, out=sines)
 
 
 class WindowPage(KeyValueCache):

@@ -1,16 +1,18 @@
 """The rows of one step, and their way through the four stages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, STATE_WIDTH, StageName, cross_row_width
+from edgeblt.bundle.contract import STAGES, STATE_WIDTH, StageName
 from edgeblt.runtime.batch.pool import CachePool, pooled
-from edgeblt.runtime.opened_graphs import OpenedGraphs
+from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
 from edgeblt.runtime.patch_reader import Patching
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
 from edgeblt.runtime.stage import StageRunner
@@ -34,20 +36,21 @@ class Rows:
     ids: Sequence[NDArray[np.int64]]
     slots: Sequence[int]
 
-    @property
+    @cached_property
+    def counts(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+    @cached_property
     def count(self) -> int:
-        return sum(map(len, self.ids))
+        return sum(self.counts)
 
-    @property
-    def firsts(self) -> list[int]:
-        """First row of each sequence, and the number of rows."""
-        return [0, *np.cumsum([len(ids) for ids in self.ids]).tolist()]
-
-    @property
-    def parts(self) -> Iterator[tuple[SequenceState, slice]]:
-        firsts = self.firsts
-        for state, first, end in zip(self.states, firsts[:-1], firsts[1:], strict=True):
-            yield state, slice(first, end)
+    @cached_property
+    def parts(self) -> list[tuple[SequenceState, slice]]:
+        """Each sequence with its rows."""
+        ends = itertools.accumulate(self.counts)
+        return [
+            (state, slice(end - count, end)) for state, count, end in zip(self.states, self.counts, ends, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,14 @@ class Completed:
     @classmethod
     def of(cls, rows: Rows, patch_starts: NDArray[np.bool_], carried_count: int) -> "Completed":
         """Patches completed where `patch_starts` says so, for decoders that have so many carried rows."""
-        counts = [int(np.count_nonzero(patch_starts[own])) for _, own in rows.parts]
-        firsts, total = [0, *np.cumsum(counts).tolist()], sum(counts)
-        patch_index, latent_index = np.empty((2, len(patch_starts)), np.int64)
-        for (_, own), slot, first, end in zip(rows.parts, rows.slots, firsts[:-1], firsts[1:], strict=True):
-            behind = first + np.cumsum(patch_starts[own])  # patches of the step before the next byte
-            before = behind - patch_starts[own]
-            patch_index[own] = np.where(before < end, before, total)
-            latent_index[own] = np.where(behind > first, carried_count + behind - 1, slot)
-        return cls(counts, firsts[:-1], patch_index, latent_index)
+        behind = np.cumsum(patch_starts)  # patches of the step before the next byte
+        ends = [int(behind[own.stop - 1]) for _, own in rows.parts]
+        firsts = [0, *ends[:-1]]
+        before: NDArray[np.int64] = behind - patch_starts
+        own_ends, own_firsts, slots = np.repeat(np.array([ends, firsts, rows.slots], np.int64), rows.counts, axis=1)
+        patch_index = np.where(before < own_ends, before, ends[-1])
+        latent_index = np.where(behind > own_firsts, carried_count - 1 + behind, slots)
+        return cls([end - first for first, end in zip(firsts, ends, strict=True)], firsts, patch_index, latent_index)
 
     @property
     def total(self) -> int:
@@ -93,7 +95,9 @@ class StepRunner:
         threshold: float | None,
     ) -> None:
         self._config, self._pools, self._carried_rows = config, pools, carried_rows
+        self._row_width = carried_rows.shape[1]
         self._stages = {name: StageRunner(name, graphs[name], pools.get(name)) for name in STAGES}
+        self._kept: dict[tuple[str, str, tuple[int, ...]], NDArray[Any]] = {}
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
 
     def run(self, rows: Rows) -> list[Chunk]:
@@ -119,21 +123,37 @@ class StepRunner:
         pool = self._pools.get(stage)
         if pool is None:
             return {}
-        places = np.empty((sum(counts), 3), np.int32)
-        positions, first = np.empty(len(places), np.int64), 0
         caches = [pooled(state.caches[stage]) for state in states]
-        for index, (cache, count) in enumerate(zip(caches, counts, strict=True)):
-            own = slice(first, first + count)
-            slots = np.arange(cache.advance(count) - count, cache.length)
-            places[own, 0], places[own, 1] = index, slots
-            positions[own] = cache.first + slots
-            first += count
-        places[:, 2] = np.arange(len(places))
-        pages = np.zeros((len(caches), max(len(cache.pages) for cache in caches)), np.int32)
+        total = sum(counts)
+        own = [(cache.first, cache.advance(count) - count) for cache, count in zip(caches, counts, strict=True)]
+        places = self._array((stage, "places"), (total, 3), np.int32)
+        if total == len(caches):  # a row each
+            slots = np.array([slot for _, slot in own])
+            places[:, 0], firsts = np.arange(total), np.array([cache.first for cache in caches])
+        else:
+            slots = np.concatenate(
+                [np.arange(cache.length - n, cache.length) for cache, n in zip(caches, counts, strict=True)]
+            )
+            places[:, 0] = np.repeat(np.arange(len(caches)), counts)
+            firsts = np.repeat([cache.first for cache in caches], counts)
+        places[:, 1], places[:, 2] = slots, np.arange(total)
+        most = max(len(cache.pages) for cache in caches)
+        pages = self._array((stage, "pages"), (len(caches), 1 << (most - 1).bit_length()), np.int32)
         for row, cache in zip(pages, caches, strict=True):
             row[: len(cache.pages)] = cache.pages
-        cosines, sines = pool.rotations(positions)
+        angles = (total, pool.spec.head_dim // 2)
+        cosines, sines = (self._array((stage, name), angles, np.float32) for name in ("cosines", "sines"))
+        pool.rotations(firsts + slots, cosines, sines)
         return {"places": places, "pages": pages, "cosines": cosines, "sines": sines, "total_length": _NO_LENGTH}
+
+    def _array(self, purpose: tuple[str, str], shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """An array of any content: the same one for each purpose and small shape, so that it stays bound."""
+        if shape[0] >= MANY:
+            return np.empty(shape, dtype)
+        key = (*purpose, shape)
+        if key not in self._kept:
+            self._kept[key] = np.zeros(shape, dtype)
+        return self._kept[key]
 
     def _patch(self, rows: Rows) -> Patching:
         found = Patching.empty(self._config, rows.count)
@@ -141,11 +161,10 @@ class StepRunner:
         for before, state in zip(states, rows.states, strict=True):
             if state.position:
                 before[:] = state.patcher_states.rows(state.position - 1, state.position)[0]
-        sequences = np.array([rows.firsts[:-1], [state.position for state in rows.states]], np.int64)
         inputs = {
             "ids": np.concatenate(rows.ids), "position": _NO_POSITION, "state": _NO_STATE,
-            "sequences": np.ascontiguousarray(sequences.T), "sequence_states": states, **self._settings,
-            **self._places("patcher", rows.states, [len(ids) for ids in rows.ids]),
+            "sequences": np.array([(own.start, state.position) for state, own in rows.parts], np.int64),
+            "sequence_states": states, **self._settings, **self._places("patcher", rows.states, rows.counts),
         }  # fmt: skip
         outputs = {"entropies": found.entropies, "patch_starts": found.patch_starts, "states": found.states}
         if self._config.patcher:
@@ -175,17 +194,17 @@ class StepRunner:
             "patches": np.arange(total + 1),
             "open_vectors": np.concatenate([np.empty((0, width), np.float32), *(vectors for vectors, _ in opened)]),
             "open_index": owners,
-            **self._places("encoder", rows.states, [len(ids) for ids in rows.ids]),
+            **self._places("encoder", rows.states, rows.counts),
         }  # fmt: skip
-        byte_vectors = np.empty((rows.count, width), np.float32)
-        patch_vectors = np.empty((total, config.patch_width), np.float32)
+        byte_vectors = self._array(("encoder", "byte_vectors"), (rows.count, width), np.float32)
+        patch_vectors = self._array(("encoder", "patch_vectors"), (total, config.patch_width), np.float32)
         outputs = {"byte_vectors": byte_vectors, "patch_vectors": patch_vectors}
         self._stages["encoder"].run(inputs, outputs, rows.count, total)
         return byte_vectors, patch_vectors
 
     def _run_global(self, rows: Rows, completed: Completed, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents [P, width] of the patches."""
-        latents = np.empty((completed.total, self._config.global_.hidden_size), np.float32)
+        latents = self._array(("global", "latents"), (completed.total, self._config.global_.hidden_size), np.float32)
         if completed.total:
             some = [(state, count) for state, count in zip(rows.states, completed.counts, strict=True) if count]
             places = self._places("global", [state for state, _ in some], [count for _, count in some])
@@ -207,11 +226,10 @@ class StepRunner:
             state.carried_row(patch)  # lies in `_carried_rows`
         inputs = {
             "byte_vectors": byte_vectors, "latents": latents, "latent_index": completed.latent_index,
-            "carried_row": self._carried_rows,
-            **self._places("decoder", rows.states, [len(ids) for ids in rows.ids]),
+            "carried_row": self._carried_rows, **self._places("decoder", rows.states, rows.counts),
         }  # fmt: skip
-        logits = np.empty((rows.count, self._config.vocab_size), np.float32)
-        cross_rows = np.empty((completed.total, cross_row_width(self._config)), np.float32)
+        logits = self._array(("decoder", "logits"), (rows.count, self._config.vocab_size), np.float32)
+        cross_rows = self._array(("decoder", "cross_rows"), (completed.total, self._row_width), np.float32)
         outputs = {"logits": logits, "cross_rows": cross_rows}
         self._stages["decoder"].run(inputs, outputs, rows.count, completed.total)
         for state, patch, first, count in zip(
