@@ -18,6 +18,7 @@ TOY = {
     "benchmarks/attention.py": ("--toy",),
     "benchmarks/byte_profile.py": (BUNDLE, "--bytes", "4", "--context", "8", "--threads", "1"),
     "benchmarks/caches.py": ("--toy",),
+    "benchmarks/constraints.py": (BUNDLE, "--rounds", "1"),
     "benchmarks/drafting.py": (BUNDLE, "--new-bytes", "4", "--repeats", "1", "--texts", "prose", "--drafts", "none"),
     "benchmarks/kernels.py": ("--toy",),
     "benchmarks/memory.py": (BUNDLE, "--bytes", "20"),

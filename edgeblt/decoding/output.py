@@ -85,6 +85,7 @@ class Output:
         self._utf8_state = utf8_state
         self._held, self._character = bytearray(), bytearray()
         self.stop: bytes | None = None
+        self.is_plain = self._matcher is None and utf8_state is None  # every byte is certain at once
 
     def take(self, byte: int) -> list[bytes]:
         """The pieces that are certain after `byte`; `stop` is set where it completes a stop sequence."""

@@ -116,7 +116,7 @@ class Sampler:
         rules: TextRules | None = None,
     ) -> None:
         self.ends = frozenset(() if endless else ends)
-        self.sampling, self._rules = sampling, rules
+        self.sampling, self._rules, self.has_rules = sampling, rules, rules is not None
         self._random = default_rng(sampling.seed)
         # A model may have more ids, which stand for no byte.
         self._width = max([VOCAB_SIZE, *(end + 1 for end in self.ends)])
@@ -211,17 +211,20 @@ class Sampler:
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of each id, float64, in what `choose` samples at a temperature above 0. Raises as `foresee`."""
         weights = _weights(self._allowed(logits), self._temperature)
-        order = np.argsort(-weights, kind="stable")
-        if self.sampling.top_k is not None:
-            weights[order[self.sampling.top_k :]] = 0
+        top_k, min_p = self.sampling.top_k, self.sampling.min_p
+        top_p = 1.0 if self.sampling.top_p is None else self.sampling.top_p
+        ordered = top_k is not None or top_p < 1
+        order = np.argsort(-weights, kind="stable") if ordered else np.empty(0, np.int64)
+        if top_k is not None:
+            weights[order[top_k:]] = 0
         weights /= weights.sum()
-        if self.sampling.top_p is not None and self.sampling.top_p < 1:
+        if top_p < 1:
             # Kept: the likeliest ids up to and including the one with which their sum reaches top_p.
             before = np.cumsum(weights[order]) - weights[order]
-            weights[order[before >= self.sampling.top_p]] = 0
+            weights[order[before >= top_p]] = 0
             weights /= weights.sum()
-        if self.sampling.min_p is not None:
-            weights[weights < self.sampling.min_p * weights.max()] = 0
+        if min_p is not None:
+            weights[weights < min_p * weights.max()] = 0
             weights /= weights.sum()
         return weights
 

@@ -108,7 +108,7 @@ def generate_ids(
             if id in sampler.ends:
                 return
         most -= len(chosen)
-        chosen = speculation.advance(most) if most > 0 and not sampler.is_complete else []
+        chosen = speculation.advance(most) if most > 0 else []
 
 
 class _Speculation:
@@ -139,17 +139,20 @@ class _Speculation:
         return forced or self._goes_on(self._check(logits[None], []), most)
 
     def advance(self, most: int) -> list[int]:
-        """Feed the newest ids with a draft; returns at most `most` ids that come next.
+        """Feed the newest ids with a draft; returns at most `most` ids that come next, none where the text is complete.
 
         These are the accepted ids, the model's own next one and those forced after it.
         """
-        return self._goes_on(self._pass(most), most)
+        return [] if self._sampler.is_complete else self._goes_on(self._pass(most), most)
 
     def _goes_on(self, chosen: list[int], most: int) -> list[int]:
         """The chosen ids, with those forced after them."""
         self._unfed = chosen[-1:]
-        self._untold += chosen
-        return chosen if chosen[-1] in self._sampler.ends else chosen + self._force(most - len(chosen))
+        if self._drafters:
+            self._untold += chosen
+        if not self._sampler.has_rules or chosen[-1] in self._sampler.ends:
+            return chosen
+        return chosen + self._force(most - len(chosen))
 
     def _force(self, most: int) -> list[int]:
         """Ids that must follow, at most `most`; where details are recorded they are fed at once, but for the last."""
@@ -230,7 +233,9 @@ class _Speculation:
             if self._details:
                 origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
                 self._details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)
-            if chosen[-1] != guess or guess in self._sampler.ends or self._sampler.is_complete:
+            if chosen[-1] != guess or guess in self._sampler.ends:
+                break
+            if self._sampler.has_rules and self._sampler.is_complete:
                 break
         return chosen
 

@@ -13,6 +13,8 @@ from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
 
+_SINGLE = [bytes([byte]) for byte in range(256)]
+
 
 class TextStream(Iterator[bytes]):
     """An iterator over the bytes that follow a prompt, made by `Model.stream`.
@@ -60,10 +62,14 @@ class TextStream(Iterator[bytes]):
             chosen = generate_ids(
                 session, logits, self._sampler, statistics(self._settings.draft), most, None, self._recorder
             )
+            ends, plain = self._sampler.ends, self._output.is_plain and self._recorder is None
             for id in chosen:
-                if id in self._sampler.ends:
+                if id in ends:
                     self.end = TextEnd("eos")
                     break
+                if plain:
+                    yield _SINGLE[id - OFFSET]
+                    continue
                 yield from self._given(self._output.take(id - OFFSET))
                 if self._output.stop is not None:
                     self.end = TextEnd("stop", self._output.stop)
