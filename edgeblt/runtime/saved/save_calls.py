@@ -1,0 +1,85 @@
+"""What a session does with its state as a whole: save it, copy it, start from a copy."""
+
+from pathlib import Path
+
+from edgeblt.arguments import as_path
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.errors import EdgebltError
+from edgeblt.runtime.opened_graphs import OpenedGraphs
+from edgeblt.runtime.patch_reader import PatchReader
+from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.saved.saved_state import TextState, restore_state, save_state
+from edgeblt.runtime.saved.session_file import Owner
+from edgeblt.runtime.state.sequence import SequenceState
+from edgeblt.runtime.state.snapshot import StateSnapshot
+from edgeblt.runtime.turn import Turn
+
+
+class SaveCalls:
+    """Calls of a session for its state as a whole."""
+
+    config: ModelConfig
+    state: SequenceState
+    _graphs: OpenedGraphs
+    _threshold: float | None
+    _patch_reader: PatchReader
+    _turn: Turn
+    _saved_text: TextState | None = None
+    _turns_of_text = 0  # turns begun when the saved text was the session's
+
+    def _settle(self) -> None:
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Save this session to a file, from which `Model.restore` makes one that goes on as this one would.
+
+        path: the file. A saved session that is there is replaced once the new one is complete, no other file is.
+
+        Raises EdgebltError where it cannot be written, and where the model has computed values that are not finite.
+        """
+        path, text = as_path("path", path), self.saved_text
+        with EnoughMemory("to save this session"):
+            save_state(path, self.snapshot(), text, self._owner)
+
+    def save_text(self, path: Path, text: TextState) -> None:
+        """Save this session as `save` does, with how far a text had come that was generated with it."""
+        with EnoughMemory("to save this text"):
+            save_state(path, self.snapshot(), text, self._owner)
+
+    def restore(self, path: Path) -> None:
+        """Become the session that was saved; for a new session only. Raises EdgebltError as `Model.restore`."""
+        with EnoughMemory("to restore a session"):
+            snapshot, self._saved_text = restore_state(path, self.state, self.config.vocab_size, self._owner)
+            self.state.load(snapshot)
+
+    @property
+    def saved_text(self) -> TextState | None:
+        """How far a generated text had come that was saved with this session; None once the session was used."""
+        return self._saved_text if self._turn.count == self._turns_of_text else None
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        """A copy of the state, from which any number of new sessions of the model start.
+
+        earlier: a copy after fewer ids of the same text, with which this one shares memory.
+        """
+        text = self.saved_text
+        with self._turn:
+            self._settle()
+            self._patch_reader.forget_ahead()
+            copy = self.state.snapshot(earlier)
+        if text:  # the session was looked at, not used
+            self._turns_of_text = self._turn.count
+        return copy
+
+    def start_from(self, snapshot: StateSnapshot) -> None:
+        """Become what the snapshot is a copy of; for a new session only."""
+        if self._turn.count:
+            raise EdgebltError("this session was used already; start from a copy with a new one")
+        self.state.load(snapshot)
+
+    @property
+    def _owner(self) -> Owner:
+        patching, threshold = self.config.patching, self._threshold
+        if threshold is None and patching.rule.needs_entropies:
+            threshold = patching.threshold
+        return Owner(self._graphs.bundle_id, threshold, self._graphs.provider_name)
