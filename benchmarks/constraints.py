@@ -51,10 +51,10 @@ def main() -> None:
     runs: dict[str, list[tuple[float, int, int]]] = {name: [] for name in CASES}
     for number in range(options.rounds + 1):
         for name in CASES if number % 2 else reversed(CASES):
-            found = timed(model, CASES[name], number)
+            run = timed(model, CASES[name], number)
             if number:  # the first round warms up
-                runs[name].append(found)
-    results = {name: summary(found) for name, found in runs.items()}
+                runs[name].append(run)
+    results = {name: summary(several) for name, several in runs.items()}
     free = results["free text"]
     print(f"{'':10} {'bytes':>6} {'passes':>7}" + "".join(f" {column:>18}" for column in TIMES) + "  (times free text)")
     for name, found in results.items():

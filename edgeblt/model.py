@@ -212,14 +212,17 @@ class Model(BatchCalls):
         settings: GenerationSettings | None = None,
         reading: Callable[[Session], None] | None = None,
         details: int | None = None,
+        session: Session | None = None,
         **others: Unpack[OtherSettings],
     ) -> TextStream:
         """Generate as `generate` does, byte by byte; `TextStream` says why the text ended.
 
-        Takes the arguments of `generate`, checks them at once, and takes two more:
+        Takes the arguments of `generate`, checks them at once, and takes three more:
 
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
         details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
+        session: a session of this model whose text the prompt goes on; after the end, or `close`, it has been fed the
+            prompt and the bytes yielded. Default None, a session of its own.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
@@ -232,6 +235,7 @@ class Model(BatchCalls):
             stated.ends,
             reading,
             None if details is None else whole_number("details", details),
+            session,
         )
 
     def score(self, data: bytes | str) -> Scores:

@@ -9,7 +9,7 @@ from edgeblt.decoding.details import ByteDetails, DetailRecorder
 from edgeblt.decoding.output import TextEnd
 from edgeblt.decoding.settings import GenerationSettings, text_output, text_sampler
 from edgeblt.decoding.speculation import DraftStatistics, generate_ids
-from edgeblt.ids import BOS, OFFSET, encode
+from edgeblt.ids import BOS, OFFSET, decode, encode
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import Session
 
@@ -35,15 +35,18 @@ class TextStream(Iterator[bytes]):
         ends: tuple[int, ...],
         reading: Callable[[Session], None] | None = None,
         alternatives: int | None = None,
+        session: Session | None = None,
     ) -> None:
         """Nothing is computed before the first byte is asked for; `Model.stream` says what the arguments are."""
         self.end: TextEnd | None = None
         self.details: tuple[ByteDetails, ...] = ()
-        self._sampler = text_sampler(settings, ends, prompt)
-        self._output = text_output(settings, prompt)
+        before = prompt if session is None else decode(session.ids) + prompt
+        self._sampler = text_sampler(settings, ends, before)
+        self._output = text_output(settings, before)
         self._recorder = None if alternatives is None else DetailRecorder(alternatives, ends)
-        self._settings, self._reading = settings, reading
-        self._pieces = self._generate(open_session, statistics, prompt)
+        self._settings, self._statistics, self._reading = settings, statistics, reading
+        ids = np.concatenate([[BOS], encode(prompt)])
+        self._pieces = self._generate(open_session, ids) if session is None else self._continue(session, ids)
 
     def __next__(self) -> bytes:
         return next(self._pieces)
@@ -52,18 +55,12 @@ class TextStream(Iterator[bytes]):
         """Stop generating; `end` stays None if the text had not ended."""
         self._pieces.close()
 
-    def _generate(
-        self, open_session: Callable[[], Session], statistics: Callable[[str], DraftStatistics], prompt: bytes
-    ) -> Generator[bytes, None, None]:
+    def _generate(self, open_session: Callable[[], Session], prompt: NDArray[np.int64]) -> Generator[bytes, None, None]:
         with EnoughMemory("to generate a text"):
             session = open_session()
             logits = self._read(session, prompt)
-            most = self._settings.max_new_bytes
-            chosen = generate_ids(
-                session, logits, self._sampler, statistics(self._settings.draft), most, None, self._recorder
-            )
             ends, plain = self._sampler.ends, self._output.is_plain and self._recorder is None
-            for id in chosen:
+            for id in self._ids(session, logits):
                 if id in ends:
                     self.end = TextEnd("eos")
                     break
@@ -77,10 +74,35 @@ class TextStream(Iterator[bytes]):
             yield from self._given(self._output.finish())
             self.end = self.end or TextEnd("constraint" if self._sampler.is_complete else "length")
 
-    def _read(self, session: Session, prompt: bytes) -> NDArray[np.float32]:
-        """Logits after the prompt."""
+    def _continue(self, session: Session, prompt: NDArray[np.int64]) -> Generator[bytes, None, None]:
+        """Generate on a session, which has in the end been fed the prompt and the bytes yielded, and no more."""
+        start, yielded = session.position, bytearray()
+        if start:
+            prompt = prompt[1:]  # BOS begins a text
+        if not len(prompt):  # the last id is fed again for its logits
+            start, prompt = start - 1, session.ids[-1:]
+            session.rollback(start)
+        pieces = self._generate(lambda: session, prompt)
+        try:
+            for piece in pieces:
+                yielded += piece
+                yield piece
+        finally:
+            pieces.close()
+            was_read = session.position >= start + len(prompt)
+            text = np.concatenate([prompt, encode(bytes(yielded))]) if was_read else prompt[:0]
+            session.rollback(min(session.position, start + len(text)))
+            if session.position < start + len(text):
+                session.feed(text[session.position - start :])
+
+    def _ids(self, session: Session, logits: NDArray[np.float32]) -> Iterator[int]:
+        settings, statistics = self._settings, self._statistics(self._settings.draft)
+        return generate_ids(session, logits, self._sampler, statistics, settings.max_new_bytes, details=self._recorder)
+
+    def _read(self, session: Session, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits after the prompt's ids."""
         logits = np.empty(0, np.float32)
-        for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
+        for chunk in session.run(ids):
             logits = chunk.logits[-1]
             if self._recorder:
                 self._recorder.read(chunk)
