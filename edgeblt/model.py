@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.batching.calls import BatchCalls
@@ -31,6 +32,7 @@ from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache, PromptReader
 from edgeblt.runtime.session import Session
 from edgeblt.scores import Scores
 
@@ -39,8 +41,9 @@ class Model(BatchCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
-    again. `prepared` says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
-    `gpu_memory_before` are the bytes in use before it, the latter None without a GPU.
+    again. `prefix_cache` holds states of recent prompts. `prepared` says which stages use prepared weights,
+    `load_seconds` how long opening took; `memory_before` and `gpu_memory_before` are the bytes in use before it, the
+    latter None without a GPU.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class Model(BatchCalls):
         verify: bool = False,
         prepared: Prepared | None = None,
         threshold: float | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Open a bundle as `load` does; `prepared` replaces the prepared weights beside the bundle."""
+        self.prefix_cache = PrefixCache(whole_number("prefix_cache_bytes", prefix_cache_bytes))
         path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
@@ -111,6 +116,7 @@ class Model(BatchCalls):
         again does nothing; leaving a `with` block closes too.
         """
         self._graphs.close()
+        self.prefix_cache.clear()
 
     def __enter__(self) -> Self:
         self._graphs.check()
@@ -139,7 +145,7 @@ class Model(BatchCalls):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle, and `copy.deepcopy`, as path and settings: the bundle is opened again, in any process."""
-        return _opened_again, (*self._opened, self.threshold)
+        return _opened_again, (*self._opened, self.threshold, self.prefix_cache.limit)
 
     def session(self) -> Session:
         """A new, empty sequence.
@@ -148,6 +154,24 @@ class Model(BatchCalls):
         """
         self._graphs.refuse_changes()
         return Session(self.config, self._graphs, self.threshold)
+
+    def restore(self, path: str | Path) -> Session:
+        """The session that `Session.save` wrote to a file, as if it had never stopped.
+
+        path: the file. It may come from anybody: all of it is checked.
+
+        Raises EdgebltError for a damaged file, for one saved with another bundle, patching threshold or provider, and
+        as `session` does.
+        """
+        session = self.session()
+        session.restore(as_path("path", path))
+        return session
+
+    def _begin_text(self, ids: NDArray[np.int64]) -> PromptReader:
+        """A reader of a new text's ids, on a session that has read what a kept state spares it."""
+        return self.prefix_cache.begin(
+            ids, self.session, self.threshold, bool(self.prefix_cache.limit) and self.is_exact
+        )
 
     def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
@@ -222,13 +246,14 @@ class Model(BatchCalls):
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
         details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
         session: a session of this model whose text the prompt goes on; after the end, or `close`, it has been fed the
-            prompt and the bytes yielded. Default None, a session of its own.
+            prompt and the bytes yielded. Without a prompt the text generated on it before goes on, as if it had not
+            ended. Default None, a session of its own.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
         return TextStream(
-            self.session,
+            self._begin_text,
             self.draft_statistics,
             as_bytes("prompt", prompt),
             chosen.completed(stated),
@@ -258,6 +283,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle.
 
@@ -270,10 +296,13 @@ def load(
     threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
         longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
 
+    prefix_cache_bytes: most bytes for states of recent prompts, from which prompts that begin alike start; 0 keeps
+        none. Default 268,435,456 (256 MiB). They are taken as texts are generated, on the GPU where stages run there.
+
     Weights that `edgeblt prepare` packed on this machine are used; `Model.prepared` says whether, or why not. Raises
     EdgebltError for a damaged bundle, damaged prepared weights, an unavailable provider, or a rule without threshold.
     """
-    return open_model(path, provider, threads, verify, threshold)
+    return open_model(path, provider, threads, verify, threshold, prefix_cache_bytes)
 
 
 def open_model(
@@ -282,10 +311,11 @@ def open_model(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle as `load` does, for unchecked names from a command line or a file."""
     with EnoughMemory("to open the bundle"):
-        return Model(path, provider, threads, verify=verify, threshold=threshold)
+        return Model(path, provider, threads, verify=verify, threshold=threshold, prefix_cache_bytes=prefix_cache_bytes)
 
 
 def _opened_again(
@@ -296,9 +326,18 @@ def _opened_again(
     verify: bool,
     prepared: Prepared | None,
     threshold: float | None,
+    prefix_cache_bytes: int,
 ) -> Model:
     """Open a pickled model again. Raises EdgebltError as `load`, and if another bundle is in its place."""
-    model = Model(path, provider, threads, verify=verify, prepared=prepared, threshold=threshold)
+    model = Model(
+        path,
+        provider,
+        threads,
+        verify=verify,
+        prepared=prepared,
+        threshold=threshold,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
     if model.bundle.id != bundle_id:
         raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
     return model

@@ -10,8 +10,9 @@ from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.utf8 import utf8_pieces
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import decode
-from edgeblt.model import Model, cut_into_patches
+from edgeblt.model import Model
 from edgeblt.printable import printable
+from edgeblt.scores import cut_into_patches
 
 HELP = """What you type is appended to the text, and the model goes on with it.
   a line that ends with \\   goes on in the next line, after a newline

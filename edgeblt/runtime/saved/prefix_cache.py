@@ -74,7 +74,9 @@ class PrefixCache:
 
     def __repr__(self) -> str:
         found = self.statistics
-        return f"<edgeblt.PrefixCache: {found.hits} of {found.texts} texts, {found.states} states, {found.nbytes} bytes>"
+        return (
+            f"<edgeblt.PrefixCache: {found.hits} of {found.texts} texts, {found.states} states, {found.nbytes} bytes>"
+        )
 
     def clear(self) -> None:
         """Drop all states; the counts stay."""
@@ -100,7 +102,8 @@ class PrefixCache:
 
         At least one id is left to read: what follows it is not kept.
         """
-        best, best_start, common = None, 0, 0
+        best: _Kept | None = None
+        best_start = common = 0
         with self._lock:
             for kept in self._kept:
                 if kept.key != key:
@@ -115,7 +118,7 @@ class PrefixCache:
                 self._kept.append(best)
             self._texts, self._hits = self._texts + 1, self._hits + bool(best)
             self._read, self._saved = self._read + len(ids), self._saved + best_start
-        return best and best.snapshot, best_start, common
+        return best.snapshot if best else None, best_start, common
 
     def keep(self, session: Session, key: object, exact: bool) -> None:
         """Keep the state of a session, as far as there is room."""

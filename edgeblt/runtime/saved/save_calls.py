@@ -41,10 +41,9 @@ class SaveCalls:
         with EnoughMemory("to save this session"):
             save_state(path, self.snapshot(), text, self._owner)
 
-    def save_text(self, path: Path, text: TextState) -> None:
-        """Save this session as `save` does, with how far a text had come that was generated with it."""
-        with EnoughMemory("to save this text"):
-            save_state(path, self.snapshot(), text, self._owner)
+    def note_text(self, text: TextState) -> None:
+        """Remember until the session is used again that the newest ids are a generated text, which may go on."""
+        self._saved_text, self._turns_of_text = text, self._turn.count
 
     def restore(self, path: Path) -> None:
         """Become the session that was saved; for a new session only. Raises EdgebltError as `Model.restore`."""
@@ -54,7 +53,8 @@ class SaveCalls:
 
     @property
     def saved_text(self) -> TextState | None:
-        """How far a generated text had come that was saved with this session; None once the session was used."""
+        """The generated text that ends the session's, and that `Model.stream` goes on with; None once the session was
+        used otherwise."""
         return self._saved_text if self._turn.count == self._turns_of_text else None
 
     def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:

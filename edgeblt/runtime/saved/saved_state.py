@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
+from edgeblt.ids import OFFSET, VOCAB_SIZE
 from edgeblt.runtime.saved.session_file import (
     CacheCounts,
     CacheShape,
@@ -37,24 +38,22 @@ _NOT_FINITE = 127  # last code of a slot in int8 that had a value that is not fi
 
 @dataclass(frozen=True)
 class TextState:
-    """How far a generated text had come when its session was saved.
+    """Text that was generated on a session and may go on.
 
-    unread: its newest ids, which the session has not read.
-    generated: number of its bytes that were generated, the others being its prompt.
+    generated: number of its bytes, the newest that the session has read.
     entropy: what its random numbers were made from, as `numpy.random.SeedSequence` takes it.
     """
 
-    unread: tuple[int, ...]
     generated: int
     entropy: int
 
 
 def _form(state: SequenceState) -> Form:
-    caches = {
+    caches: dict[str, CacheShape] = {
         name: CacheShape(2 * cache.spec.layer_count, cache.spec.kv_head_count, cache.spec.slot_width, cache.spec.dtype)
         for name, cache in state.caches.items()
     }
-    return Form({name: history.form for name, history in state.histories.items()}, {**caches})
+    return Form({name: history.form for name, history in state.histories.items()}, caches)
 
 
 def save_state(path: Path, snapshot: StateSnapshot, text: TextState | None, owner: Owner) -> None:
@@ -68,11 +67,11 @@ def save_state(path: Path, snapshot: StateSnapshot, text: TextState | None, owne
         snapshot.patch_count,
         {name: RowCounts(rows.first, rows.end) for name, rows in snapshot.histories.items()},
         {name: _counts(cache) for name, cache in snapshot.caches.items()},
-        text and SavedText(len(text.unread), text.generated, f"{text.entropy:x}"),
+        SavedText(text.generated, f"{text.entropy:x}") if text else None,
     )
     if text and not _ENTROPY.fullmatch(f"{text.entropy:x}"):
         raise EdgebltError("the seed has too many digits to be saved; use a smaller one")
-    write_session_file(path, header, _host_arrays(snapshot, text))
+    write_session_file(path, header, _host_arrays(snapshot))
 
 
 def restore_state(
@@ -99,17 +98,16 @@ def restore_state(
     snapshot = StateSnapshot(arrays["ids"], arrays["patch_starts"], caches, histories)
     if header.text is None:
         return snapshot, None
-    return snapshot, TextState(tuple(arrays["unread"].tolist()), header.text.generated, int(header.text.entropy, 16))
+    return snapshot, TextState(header.text.generated, int(header.text.entropy, 16))
 
 
 def _counts(cache: CacheSnapshot) -> CacheCounts:
     return CacheCounts(cache.first, cache.length, cache.forgotten[0].shape[2] if cache.forgotten else 0)
 
 
-def _host_arrays(snapshot: StateSnapshot, text: TextState | None) -> Iterator[NDArray[Any]]:
+def _host_arrays(snapshot: StateSnapshot) -> Iterator[NDArray[Any]]:
     """Arrays in the file's order. Raises EdgebltError for values that are not finite."""
     yield snapshot.ids
-    yield np.array(text.unread if text else (), np.int32)
     yield snapshot.patch_starts
     for rows in snapshot.histories.values():
         yield _saved(rows.rows)
@@ -141,31 +139,33 @@ def _is_finite(array: NDArray[Any]) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _fault(
-    header: Header, arrays: Mapping[str, NDArray[Any]], state: SequenceState, vocab_size: int
-) -> str | None:
+def _fault(header: Header, arrays: Mapping[str, NDArray[Any]], state: SequenceState, vocab_size: int) -> str | None:
     """Why no session can have been saved so; None where one can."""
-    ids, unread, starts = arrays["ids"], arrays["unread"], arrays["patch_starts"]
-    for read in (ids, unread):
-        if read.size and (read.min() < 0 or read.max() >= vocab_size):
-            return "an id is not in the vocabulary"
-    if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] > header.position:
+    ids, starts = arrays["ids"], arrays["patch_starts"]
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        return "an id is not in the vocabulary"
+    if starts[0] != 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] > header.position:
         return "patches start at impossible positions"
-    if header.text and not (
-        header.text.unread > 0
-        and 0 <= header.text.generated <= header.position + header.text.unread
-        and _ENTROPY.fullmatch(header.text.entropy)
-    ):
-        return "its text has impossible counts"
+    if header.text and not _is_text(header.text, ids):
+        return "its generated text is impossible"
     return (
         _rows_fault(header, starts.tolist())
         or _cache_fault(header, state)
-        or next((f"{name} holds values that are not finite" for name, value in arrays.items() if not _plain(value)), None)
+        or next(
+            (f"{name} holds values that are not finite" for name, value in arrays.items() if not _plain(value)), None
+        )
     )
 
 
+def _is_text(text: SavedText, ids: NDArray[np.int32]) -> bool:
+    if not 0 <= text.generated <= len(ids) or not _ENTROPY.fullmatch(text.entropy):
+        return False
+    newest = ids[len(ids) - text.generated :]
+    return bool(((newest >= OFFSET) & (newest < VOCAB_SIZE)).all())
+
+
 def _plain(array: NDArray[Any]) -> bool:
-    return array.dtype.kind == "i" and array.dtype != np.int8 or _is_finite(array)
+    return array.dtype in (np.int32, np.int64) or _is_finite(array)
 
 
 def _rows_fault(header: Header, starts: list[int]) -> str | None:

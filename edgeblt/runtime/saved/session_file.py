@@ -69,14 +69,12 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class SavedText:
-    """How far a generated text had come.
+    """Part of the ids that was generated as one text.
 
-    unread: number of its newest ids that the session has not read.
-    generated: number of its bytes that were generated.
+    generated: number of its bytes, the newest of the session.
     entropy: what its random numbers were made from, in hexadecimal digits.
     """
 
-    unread: int
     generated: int
     entropy: str
 
@@ -125,10 +123,9 @@ class Form:
 
 
 def array_places(header: Header, form: Form) -> list[ArrayPlace]:
-    """The arrays of a file in order: ids, those not yet read, patch starts, histories, then caches stage by stage."""
+    """The arrays of a file in order: ids, patch starts, histories, then caches stage by stage."""
     places = [
         ArrayPlace("ids", "int32", (header.position,)),
-        ArrayPlace("unread", "int32", (header.text.unread if header.text else 0,)),
         ArrayPlace("patch_starts", "int64", (header.patch_count + 1,)),
     ]
     for name, (width, dtype) in form.histories.items():
@@ -254,7 +251,7 @@ def _check_names(header: Header, form: Form, path: Path) -> None:
 
 def _read_array(file: BinaryIO, place: ArrayPlace, digest: Any, path: Path) -> NDArray[Any]:
     array = np.empty(place.shape, np.dtype(place.dtype).newbyteorder("<"))
-    view = memoryview(array.reshape(-1)).cast("B")
+    view = array.reshape(-1).view(np.uint8).data
     for start in range(0, len(view), _MOST_BYTES):
         part = view[start : start + _MOST_BYTES]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]

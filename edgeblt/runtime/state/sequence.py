@@ -111,7 +111,7 @@ class SequenceState:
         return StateSnapshot(
             self.ids.ids(self.position).astype(np.int32),
             np.array(self.patch_starts, np.int64),
-            {name: cache.snapshot(earlier and earlier.caches[name]) for name, cache in self.caches.items()},
+            {name: cache.snapshot(earlier.caches[name] if earlier else None) for name, cache in self.caches.items()},
             {name: history.snapshot() for name, history in self.histories.items()},
         )
 
