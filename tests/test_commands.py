@@ -46,7 +46,7 @@ OPTIONS = {
     "report": ["RESULTS", "--out"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--min-p", "--seed",
                  "--draft", "--stop", "--ignore-eos", "--utf8", "--dry-multiplier", "--json-schema", "--regex",
-                 "--grammar", "--settings", "--provider", "--threads", "--threshold", "--verify", "--prompt-file",
+                 "--grammar", "--settings", "--load-state", "--save-state", "--provider", "--threads", "--threshold", "--verify", "--prompt-file",
                  "--prompts", "--out", "--interactive", "--echo", "--raw", "--json", "--details", "--quiet"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher",
                 "--strict"],

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
-from edgeblt.bundle.whole_files import whole_file
+from edgeblt.bundle.whole_files import check_writable, whole_file
 from edgeblt.errors import EdgebltError
 
 MAGIC, FORMAT_VERSION = b"EBLTSESS", 1
@@ -161,6 +161,12 @@ def write_session_file(path: Path, header: Header, arrays: Iterator[NDArray[Any]
         for array in arrays:
             write(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B"))  # type: ignore[arg-type]
         file.write(digest.digest())
+
+
+def check_session_file(path: Path) -> None:
+    """Raises EdgebltError where `write_session_file` would, as far as can be known beforehand."""
+    _refuse_others(path)
+    check_writable(path, replace=True)
 
 
 def _refuse_others(path: Path) -> None:
