@@ -159,7 +159,7 @@ def write_session_file(path: Path, header: Header, arrays: Iterator[NDArray[Any]
         write(_START.pack(MAGIC, FORMAT_VERSION, len(document)))
         write(document)
         for array in arrays:
-            write(memoryview(np.ascontiguousarray(array, array.dtype.newbyteorder("<"))).cast("B"))  # type: ignore[arg-type]
+            write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
         file.write(digest.digest())
 
 
