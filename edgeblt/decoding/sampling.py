@@ -148,10 +148,8 @@ class Sampler:
         return sequence.entropy
 
     def resume(self, ids: Sequence[int], entropy: int) -> None:
-        """Go on after `ids` of this text, which a sampler with this `entropy` sampled; a seed in the settings counts
-        more. For a new sampler only."""
-        if self.sampling.seed is None:
-            self._random = default_rng(entropy)
+        """Go on after `ids` of this text, which a sampler with this `entropy` sampled; for a new sampler only."""
+        self._random = default_rng(entropy)
         for id in ids:
             if self._temperature:
                 self._random.standard_exponential(self._width)

@@ -44,6 +44,8 @@ class TextStream(Iterator[bytes]):
         self.details: tuple[ByteDetails, ...] = ()
         before = prompt if session is None else decode(session.ids) + prompt
         text = None if session is None or prompt else session.saved_text
+        if text and settings.seed not in (None, text.entropy):  # another seed: another text
+            text = None
         self._generated = before[len(before) - text.generated :] if text else b""
         self._sampler = text_sampler(settings, ends, before[: len(before) - len(self._generated)])
         if text:

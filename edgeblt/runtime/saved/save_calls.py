@@ -1,4 +1,4 @@
-"""What a session does with its state as a whole: save it, copy it, start from a copy."""
+"""Calls of a session for its state as a whole: save it, copy it, start from a copy."""
 
 from pathlib import Path
 
