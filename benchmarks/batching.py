@@ -19,7 +19,7 @@ import edgeblt
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.texts import held_out_text
-from edgeblt.runtime.batch.stepper import Part, room
+from edgeblt.runtime.batch.stepper import StepPart, room
 
 APART = 311  # bytes from the beginning of one text to that of the next
 MEMORY = 8 << 30
@@ -54,10 +54,11 @@ def sequences(model: edgeblt.Model, count: int, context: int, steps: int) -> tup
         sequence = stepper.open(len(text))
         assert sequence
         while (place := sequence.position) < context:
-            stepper.run([Part(sequence, text[place : min(place + room(place), context)])])
+            stepper.run([StepPart(sequence, text[place : min(place + room(place), context)])])
         read.append((sequence, text))
     return timed(
-        lambda step: stepper.run([Part(own, text[context + step : context + step + 1]) for own, text in read]), steps
+        lambda step: stepper.run([StepPart(own, text[context + step : context + step + 1]) for own, text in read]),
+        steps,
     )
 
 

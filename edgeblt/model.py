@@ -8,7 +8,6 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.batching.calls import BatchCalls
@@ -24,6 +23,8 @@ from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
+from edgeblt.runtime.batch.opening import open_stepper
+from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
@@ -32,12 +33,13 @@ from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
-from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache, PromptReader
+from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
+from edgeblt.runtime.saved.restore_calls import RestoreCalls
 from edgeblt.runtime.session import Session
-from edgeblt.scores import Scores
+from edgeblt.scores import Scores, empty_scores, store_scores
 
 
-class Model(BatchCalls):
+class Model(BatchCalls, RestoreCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
@@ -155,23 +157,10 @@ class Model(BatchCalls):
         self._graphs.refuse_changes()
         return Session(self.config, self._graphs, self.threshold)
 
-    def restore(self, path: str | Path) -> Session:
-        """The session that `Session.save` wrote to a file, as if it had never stopped.
-
-        path: the file. It may come from anybody: all of it is checked.
-
-        Raises EdgebltError for a damaged file, for one saved with another bundle, patching threshold or provider, and
-        as `session` does.
-        """
-        session = self.session()
-        session.restore(as_path("path", path))
-        return session
-
-    def _begin_text(self, ids: NDArray[np.int64]) -> PromptReader:
-        """A reader of a new text's ids, on a session that has read what a kept state spares it."""
-        return self.prefix_cache.begin(
-            ids, self.session, self.threshold, bool(self.prefix_cache.limit) and self.is_exact
-        )
+    def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
+        most = whole_number("most_sequences", most_sequences, 1)
+        allowed = None if memory is None else whole_number("memory", memory, 1)
+        return open_stepper(self.config, self._graphs, self.session, self.threshold, most, allowed)
 
     def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
@@ -271,9 +260,9 @@ class Model(BatchCalls):
         data = as_bytes("data", data)
         with EnoughMemory("to score a text"):
             targets = encode(data)
-            scores = Scores.empty(len(targets))
+            scores = empty_scores(len(targets))
             for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
-                scores.store(chunk, targets)
+                store_scores(scores, chunk, targets)
             return scores
 
 

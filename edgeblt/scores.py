@@ -24,18 +24,6 @@ class Scores:
     entropies: NDArray[np.float32]  # [T] nats, of the patcher; all 0 where the patching rule uses none
     patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
 
-    @classmethod
-    def empty(cls, count: int) -> "Scores":
-        """Scores of `count` bytes, to be stored."""
-        return cls(np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.bool_))
-
-    def store(self, chunk: Chunk, targets: NDArray[np.int64]) -> None:
-        """Store the scores of a chunk's next bytes; `targets` are the ids of all bytes of the text."""
-        rows = slice(chunk.position, chunk.position + len(chunk.logits))
-        self.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
-        self.entropies[rows] = chunk.entropies
-        self.patch_starts[rows] = chunk.patch_starts
-
     @property
     def bits_per_byte(self) -> float:
         """Mean negative log2-probability of a byte; nan for an empty text."""
@@ -44,6 +32,19 @@ class Scores:
     def __repr__(self) -> str:
         sizes = f"{len(self.logprobs)} bytes in {int(self.patch_starts.sum())} patches"
         return f"<edgeblt.Scores of {sizes}: {self.bits_per_byte:.4f} bits per byte>"
+
+
+def empty_scores(count: int) -> Scores:
+    """Scores of `count` bytes, to be stored."""
+    return Scores(np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.bool_))
+
+
+def store_scores(scores: Scores, chunk: Chunk, targets: NDArray[np.int64]) -> None:
+    """Store the scores of a chunk's next bytes; `targets` are the ids of all bytes of the text."""
+    rows = slice(chunk.position, chunk.position + len(chunk.logits))
+    scores.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
+    scores.entropies[rows] = chunk.entropies
+    scores.patch_starts[rows] = chunk.patch_starts
 
 
 def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:

@@ -10,7 +10,7 @@ import tiny_models
 from conftest import PROMISED
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model
-from edgeblt.runtime.batch.stepper import BatchSequence, Part, Stepper, room
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
 
 LENGTHS = (1, 1, 1, 1, 2, 3, 5, 9, 20, 60, 128)
 LONGEST = 420
@@ -85,8 +85,8 @@ def _step(stepper: Stepper, tracks: list[Track], rng: random.Random) -> None:
         some = VOCABULARY[start : start + count] if track.ids else [1, *VOCABULARY[start : start + count - 1]]
         if count:
             parts.append((track, np.array(some, np.int64)))
-    assert stepper.fits([Part(track.sequence, ids) for track, ids in parts])
-    results = stepper.run([Part(track.sequence, ids) for track, ids in parts])
+    assert stepper.fits([StepPart(track.sequence, ids) for track, ids in parts])
+    results = stepper.run([StepPart(track.sequence, ids) for track, ids in parts])
     for (track, ids), result in zip(parts, results, strict=True):
         assert not isinstance(result, EdgebltError), result
         assert result.position == len(track.ids) and len(result.logits) == len(ids)

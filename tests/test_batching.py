@@ -21,7 +21,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
-from edgeblt.runtime.batch.stepper import Part, Stepper, StepResult
+from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
@@ -251,7 +251,7 @@ def test_a_text_whose_logits_are_no_numbers_ends_alone(
     stepper = stepper_of(model)
     run = stepper.run
 
-    def with_nan(parts: Sequence[Part]) -> list[StepResult]:
+    def with_nan(parts: Sequence[StepPart]) -> list[StepResult]:
         results = run(parts)
         for part, result in zip(parts, results, strict=True):
             assert not isinstance(result, EdgebltError)

@@ -27,8 +27,14 @@ SECTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {  # heading: (what a pr
         ("edgeblt.decoding.output.TextEnd", "edgeblt/decoding/output.py", "TextEnd"),
         ("edgeblt.decoding.details.ByteDetails", "edgeblt/decoding/details.py", "ByteDetails"),
         ("edgeblt.Session", "edgeblt/runtime/session.py", "Session"),
-        ("edgeblt.Scores", "edgeblt/model.py", "Scores"),
+        ("edgeblt.Scores", "edgeblt/scores.py", "Scores"),
         ("edgeblt.EdgebltError", "edgeblt/errors.py", "EdgebltError"),
+    ),
+    "Many texts at once": (
+        ("edgeblt.Model, for many texts", "edgeblt/batching/calls.py", "BatchCalls"),
+        ("edgeblt.batching.engine.Engine", "edgeblt/batching/engine.py", "Engine"),
+        ("edgeblt.batching.engine.Answer", "edgeblt/batching/engine.py", "Answer"),
+        ("edgeblt.batching.text.BatchEnd", "edgeblt/batching/text.py", "BatchEnd"),
     ),
     "Making and judging bundles": (
         ("edgeblt.quant.compress.quantize_checkpoint", "quant/compress.py", "quantize_checkpoint"),
@@ -58,7 +64,7 @@ checked when it is used.
 Made by `tools/api_page.py` from the sources' docstrings.
 """
 
-Function = ast.FunctionDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 PARAMETER = re.compile(r"(\w+(?:, \w+)*): (.*)", re.DOTALL)
 
 
@@ -97,7 +103,7 @@ def _signature(name: str, node: Function, is_method: bool) -> str:
     if any(isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list):
         return f"    .{name}: {result}\n"
     arguments = _arguments(node.args, skip=int(is_method))
-    start = f"{'.' if is_method else ''}{name}("
+    start = f"{'async ' if isinstance(node, ast.AsyncFunctionDef) else ''}{'.' if is_method else ''}{name}("
     line = f"{start}{', '.join(arguments)}) -> {result}"
     if len(line) > WIDTH - 4:
         line = start + "\n" + "".join(f"    {argument},\n" for argument in arguments) + f") -> {result}"
@@ -123,7 +129,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
 
 def _default(node: ast.expr) -> str:
     """A default value; constants by their values, as a reader cannot look them up."""
-    known = {"AUTO": "'auto'", "DEFAULT_LIMIT": "1500000000"}
+    known = {"AUTO": "'auto'", "MOST_SEQUENCES": "16", "DEFAULT_LIMIT": "1500000000"}
     text = ast.unparse(node)
     return known.get(text, text)
 

@@ -1,10 +1,10 @@
-"""What a model does with many texts at once: generate, stream, score, and engines."""
+"""Calls of a model for many texts at once: generate, stream, score, and engines."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
-from edgeblt.arguments import as_bytes, whole_number
+from edgeblt.arguments import as_bytes
 from edgeblt.batching.engine import Engine
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
@@ -13,11 +13,8 @@ from edgeblt.batching.text import BatchEnd, BatchText, Deliver
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.batch.opening import open_stepper
 from edgeblt.runtime.batch.stepper import Stepper
-from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
-from edgeblt.runtime.session import Session
 from edgeblt.scores import Scores
 
 MOST_SEQUENCES = 16  # texts under way at once, by default
@@ -28,11 +25,6 @@ class BatchCalls:
     text's bytes are the same as alone."""
 
     config: ModelConfig
-    threshold: float | None
-    _graphs: OpenedGraphs
-
-    def session(self) -> Session:
-        raise NotImplementedError
 
     def engine(self, most_sequences: int = MOST_SEQUENCES, memory: int | None = None) -> Engine:
         """An engine, whose thread generates any number of texts, which come and go: use it in a `with` block.
@@ -103,9 +95,8 @@ class BatchCalls:
             return score_texts(self._stepper(MOST_SEQUENCES, None), data)
 
     def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
-        most = whole_number("most_sequences", most_sequences, 1)
-        bytes_allowed = None if memory is None else whole_number("memory", memory, 1)
-        return open_stepper(self.config, self._graphs, self.session, self.threshold, most, bytes_allowed)
+        """A stepper for as many sequences. Raises EdgebltError for arguments out of range, and for a closed model."""
+        raise NotImplementedError
 
 
 def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | BatchEnd]]) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.batch.stepper import Part, Stepper, StepResult, room
+from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult, room
 
 PROMPT_ROWS = 128  # most ids of prompts in a step
 
@@ -27,7 +27,7 @@ class Scheduler:
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._waiting: deque[BatchText] = deque()
-        self._active: list[BatchText] = []  # those with a sequence, oldest first
+        self._active: list[BatchText] = []  # texts with a sequence, oldest first
         self.steps = 0
 
     @property
@@ -151,9 +151,9 @@ def _room(text: BatchText) -> int:
     return room(text.sequence.position)
 
 
-def _part(text: BatchText, count: int) -> Part:
+def _part(text: BatchText, count: int) -> StepPart:
     assert text.sequence
-    return Part(text.sequence, np.array(text.unread[:count], np.int64))
+    return StepPart(text.sequence, np.array(text.unread[:count], np.int64))
 
 
 def _too_long() -> EdgebltError:

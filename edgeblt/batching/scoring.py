@@ -7,9 +7,9 @@ import numpy as np
 
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
-from edgeblt.runtime.batch.stepper import BatchSequence, Part, Stepper, room
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
 from edgeblt.runtime.session import CHUNK_BYTES
-from edgeblt.scores import Scores
+from edgeblt.scores import Scores, empty_scores, store_scores
 
 
 class _ScoredText:
@@ -18,15 +18,15 @@ class _ScoredText:
     def __init__(self, data: bytes) -> None:
         self.targets = encode(data)
         self.ids = np.concatenate([[BOS], self.targets])[: len(self.targets)]
-        self.scores = Scores.empty(len(self.targets))
+        self.scores = empty_scores(len(self.targets))
         self.sequence: BatchSequence | None = None
 
-    def next_part(self, most: int) -> Part | None:
+    def next_part(self, most: int) -> StepPart | None:
         """Its next ids, at most so many; None at its end."""
         assert self.sequence
         position = self.sequence.position
         ids = self.ids[position : position + min(room(position), most)]
-        return Part(self.sequence, ids) if len(ids) else None
+        return StepPart(self.sequence, ids) if len(ids) else None
 
 
 def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
@@ -38,7 +38,7 @@ def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
     waiting = deque((number, text) for number, text in enumerate(scored) if len(text.targets))
     active: list[tuple[int, _ScoredText]] = []
     while waiting or active:
-        left, chosen = CHUNK_BYTES, list[tuple[int, _ScoredText, Part]]()
+        left, chosen = CHUNK_BYTES, list[tuple[int, _ScoredText, StepPart]]()
         for number, text in active:
             if part := text.next_part(left):
                 chosen.append((number, text, part))
@@ -55,7 +55,7 @@ def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
         for (number, text, _), result in zip(chosen, stepper.run([part for _, _, part in chosen]), strict=True):
             if isinstance(result, EdgebltError):
                 raise EdgebltError(f"text {number}: {result}")
-            text.scores.store(result, text.targets)
+            store_scores(text.scores, result, text.targets)
         active = _unfinished(active)
     return [text.scores for text in scored]
 

@@ -85,7 +85,7 @@ class CacheSpec:
     """
 
     format: CacheFormat
-    angle_dtype: DType  # of `cosines` and `sines`
+    angle_dtype: DType  # type of `cosines` and `sines`
     layer_count: int
     kv_head_count: int
     head_dim: int
@@ -213,7 +213,9 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
             *_attention(config.encoder, target),
             TensorSpec("patch_index", "int64", ("T",)),  # patch of each byte; P: one that stays open
             TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
-            TensorSpec("open_vectors", "float32", ("N", width)),  # of patches completed now; may be empty where P is 0
+            TensorSpec(
+                "open_vectors", "float32", ("N", width)
+            ),  # bytes of patches completed now; may be empty where P is 0
             TensorSpec("open_index", "int64", ("N",)),  # their patches
         ),
         settings=(),

@@ -87,7 +87,7 @@ class OpenedGraphs:
     ) -> None:
         self.contracts, self.bundle_id, self.provider_name = contracts, bundle_id, provider_name
         self.is_closed = False
-        self.is_batchable: bool | None = None  # whether runs take rows of several sequences; None: not tried yet
+        self.is_batchable: bool | None = None  # a run may take rows of several sequences; None before a trial
         self._graphs, self._weights = graphs, weights
 
     def __getitem__(self, stage: StageName) -> OpenedGraph:

@@ -1,4 +1,4 @@
-"""Attention over a cache in float16 or int8, in standard operators: slots are decoded, and attended to as float32.
+"""Attention over a cache in fp16 or int8, in standard operators: slots are decoded, and attended to as float32.
 
 Keys are rotated and, as values, encoded and decoded again before any row attends to them, so a row reads the same
 numbers whether they come with it or were stored before. The format is that of `edgeblt.bundle.contract.CacheSpec`.
@@ -12,10 +12,11 @@ import onnx_ir as ir
 from edgeblt.bundle.contract import MICROSOFT, CacheFormat
 from edgeblt.export.operators.function_writer import FLOAT, FunctionWriter, reference
 
-LARGEST_HALF = 65504.0
+LARGEST_HALF, LARGEST_FLOAT = 65504.0, 3.4e38
 LARGEST_CODE = 127.0
-EXPONENTS = np.arange(-128, 127)
-SCALES = np.append(2.0 ** (EXPONENTS / 4), np.nan).astype(np.float32)  # by exponent + 128
+LOWEST, HIGHEST, NOT_FINITE = -128.0, 126.0, 127.0  # exponents: of the smallest scale, of the largest, of none
+_EXPONENTS = np.arange(256).astype(np.int8)  # 0 .. 127, -128 .. -1: a place counts from the end where it is negative
+SCALES = np.where(_EXPONENTS == NOT_FINITE, np.nan, 2.0 ** (_EXPONENTS / 4)).astype(np.float32)
 
 
 class CompactCache:
@@ -38,76 +39,67 @@ class CompactCache:
         both = writer.op("Add", heads, kv_heads)
         count = writer.op("Add", both, kv_heads)
         by_head = writer.op("Reshape", projected, writer.op("Concat", writer.ints(0), count, writer.ints(-1), axis=0))
-        rotated = self._rotate(self._cut(by_head, writer.ints(0), both, 1), begin)
-        query = self._cut(rotated, writer.ints(0), heads, 1)
-        new = [self._cut(rotated, heads, both, 1), self._cut(by_head, both, count, 1)]
-        stored = [self._encode(value) for value in new]
+        to_rotate, values = self._parts(by_head, both, kv_heads)
+        query, keys = self._parts(self._rotate(to_rotate, begin), heads, kv_heads)
+        stored = self._encode(writer.op("Concat", keys, values, axis=1))
         past = [self._cache["past_key"], self._cache["past_value"]]
-        presents = [self._replaced(old, value, begin, rows) for old, value in zip(past, stored, strict=True)]
-        packed = writer.op("Concat", query, *(self._decode(value) for value in stored), axis=1)
-        shape = writer.op("Concat", writer.ints(1), writer.op("Add", rows, writer.ints(1)), writer.ints(-1), axis=0)
-        flat = writer.op("Reshape", packed, shape)
+        new = self._parts(stored, kv_heads, kv_heads)
+        presents = [self._replaced(old, slots, begin, rows) for old, slots in zip(past, new, strict=True)]
+        packed = self._rows(writer.op("Concat", query, self._decode(stored), axis=1))
         attended, _, _ = writer.ops(
-            "GroupQueryAttention", flat, None, None, *(self._decode(value) for value in past),
+            "GroupQueryAttention", packed, None, None, *(self._decode(slots) for slots in past),
             self._cache["total_length"], self._total_and_spare,
             outputs=3, domain=MICROSOFT, num_heads=reference("num_heads"), kv_num_heads=reference("kv_num_heads"),
             scale=reference("scale", kind=FLOAT), local_window_size=reference("window", "local_window_size"),
         )  # fmt: skip
         return [writer.op("Squeeze", attended, writer.ints(0)), *presents]
 
-    def _cut(self, value: ir.Value, begin: ir.Value, end: ir.Value, axis: int) -> ir.Value:
-        return self._writer.op("Slice", value, begin, end, self._writer.ints(axis))
+    def _parts(self, value: ir.Value, first: ir.Value, second: ir.Value) -> list[ir.Value]:
+        """The first heads of [T + 1, heads, ..], and the others."""
+        writer = self._writer
+        return list(writer.ops("Split", value, writer.op("Concat", first, second, axis=0), outputs=2, axis=1))
+
+    def _rows(self, heads: ir.Value) -> ir.Value:
+        """[1, T + 1, all elements] of [T + 1, heads, head_dim]"""
+        writer = self._writer
+        return writer.op("Unsqueeze", writer.op("Flatten", heads, axis=1), writer.ints(0))
 
     def _rotate(self, heads: ir.Value, begin: ir.Value) -> ir.Value:
-        """Heads [T + 1, heads, head_dim], adjacent pairs rotated by the angles of their slots."""
+        """Heads [T + 1, heads, head_dim], adjacent pairs rotated by the angles of their slots, the first of `begin`."""
         writer = self._writer
-        last = writer.op("Add", self._end, writer.ints(1))
-        cosine, sine = (
-            writer.op("Unsqueeze", self._cut(self._cache[name], begin, last, 0), writer.ints(1))
-            for name in ("cosines", "sines")
-        )
-        pairs = writer.op("Reshape", heads, writer.ints(0, 0, -1, 2))
-        first, second = (
-            writer.op("Squeeze", self._cut(pairs, writer.ints(place), writer.ints(place + 1), 3), writer.ints(3))
-            for place in (0, 1)
-        )
-        even = writer.op("Sub", writer.op("Mul", first, cosine), writer.op("Mul", second, sine))
-        odd = writer.op("Add", writer.op("Mul", first, sine), writer.op("Mul", second, cosine))
-        turned = writer.op("Concat", *(writer.op("Unsqueeze", part, writer.ints(3)) for part in (even, odd)), axis=3)
-        return writer.op("Reshape", turned, writer.op("Shape", heads))
+        angles = (self._cache[name] for name in ("cosines", "sines"))
+        rotated = writer.op("RotaryEmbedding", self._rows(heads), begin, *angles, domain=MICROSOFT, interleaved=1)
+        return writer.op("Reshape", rotated, writer.op("Shape", heads))
 
     def _encode(self, value: ir.Value) -> ir.Value:
-        """Keys or values [T + 1, kv heads, head_dim] as slots."""
+        """Keys or values [T + 1, heads, head_dim] as slots."""
         writer = self._writer
         if self._format == "fp16":
-            limits = (writer.constant(np.array(sign * LARGEST_HALF, np.float32)) for sign in (-1, 1))
-            return writer.op("Cast", writer.op("Clip", value, *limits), to=ir.DataType.FLOAT16)
+            halves = self._clipped(value, -LARGEST_HALF, LARGEST_HALF)
+            return writer.op("Cast", halves, to=ir.DataType.FLOAT16)
         largest = writer.op("ReduceMax", writer.op("Abs", value), writer.ints(2), keepdims=1)
-        steps = writer.op("Div", largest, writer.constant(np.array(LARGEST_CODE, np.float32)))
-        octaves = writer.op("Mul", writer.op("Log", steps), writer.constant(np.array(4 / np.log(2), np.float32)))
-        limits = (writer.constant(np.array(limit, np.float32)) for limit in (EXPONENTS[0], EXPONENTS[-1]))
-        exponent = writer.op("Clip", writer.op("Ceil", octaves), *limits)
+        octaves = writer.op("Log", writer.op("Div", largest, self._number(LARGEST_CODE)))
+        quarters = writer.op("Ceil", writer.op("Mul", octaves, self._number(4 / np.log(2))))
+        is_finite = writer.op("LessOrEqual", largest, self._number(LARGEST_FLOAT))
+        exponent = writer.op("Where", is_finite, self._clipped(quarters, LOWEST, HIGHEST), self._number(NOT_FINITE))
         codes = writer.op("Round", writer.op("Div", value, self._scales(exponent)))
-        limits = (writer.constant(np.array(sign * LARGEST_CODE, np.float32)) for sign in (-1, 1))
-        codes = writer.op("Clip", codes, *limits)
+        codes = self._clipped(codes, -LARGEST_CODE, LARGEST_CODE)
         return writer.op("Cast", writer.op("Concat", codes, exponent, axis=2), to=ir.DataType.INT8)
 
     def _decode(self, slots: ir.Value) -> ir.Value:
-        """The inverse of `_encode`, of slots of any leading dimensions."""
+        """The inverse of `_encode`, for slots of any leading dimensions."""
         writer = self._writer
-        wide = writer.op("Cast", slots, to=ir.DataType.FLOAT)
         if self._format == "fp16":
-            return wide
-        last, far = writer.ints(-1), writer.ints(1 << 30)
-        codes = writer.op("Slice", wide, writer.ints(0), last, last)
-        return writer.op("Mul", codes, self._scales(writer.op("Slice", wide, last, far, last)))
+            return writer.op("Cast", slots, to=ir.DataType.FLOAT)
+        flat, last = writer.op("Flatten", slots, axis=-1), writer.ints(-1)
+        codes = self._cut(flat, writer.ints(0), last, 1)
+        exponents = writer.op("Reshape", self._cut(flat, last, writer.ints(1 << 30), 1), last)
+        wide = writer.op("DequantizeLinear", codes, self._scales(exponents), axis=0)
+        return writer.op("Reshape", wide, writer.op("Concat", writer.op("Shape", slots, end=-1), last, axis=0))
 
-    def _scales(self, exponent: ir.Value) -> ir.Value:
+    def _scales(self, exponents: ir.Value) -> ir.Value:
         writer = self._writer
-        place = writer.op(
-            "Cast", writer.op("Add", exponent, writer.constant(np.array(128, np.float32))), to=ir.DataType.INT64
-        )
-        return writer.op("Gather", writer.constant(SCALES), place)
+        return writer.op("Gather", writer.constant(SCALES), writer.op("Cast", exponents, to=ir.DataType.INT32))
 
     def _replaced(self, past: ir.Value, slots: ir.Value, begin: ir.Value, rows: ir.Value) -> ir.Value:
         """The cache [1, kv heads, C, ..] with the slots of all rows but the spare one."""
@@ -116,3 +108,12 @@ class CompactCache:
         new = writer.op("Unsqueeze", writer.op("Transpose", new, perm=[1, 0, 2]), writer.ints(0))
         before = self._cut(past, writer.ints(0), begin, 2)
         return writer.op("Concat", before, new, self._cut(past, self._end, writer.ints(1 << 30), 2), axis=2)
+
+    def _cut(self, value: ir.Value, begin: ir.Value, end: ir.Value, axis: int) -> ir.Value:
+        return self._writer.op("Slice", value, begin, end, self._writer.ints(axis))
+
+    def _clipped(self, value: ir.Value, least: float, most: float) -> ir.Value:
+        return self._writer.op("Clip", value, self._number(least), self._number(most))
+
+    def _number(self, number: float) -> ir.Value:
+        return self._writer.constant(np.array(number, np.float32))

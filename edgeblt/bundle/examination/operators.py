@@ -170,15 +170,15 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
     (EDGEBLT, "DenseLayer"): (
         "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
-        "6a5640323218570e", "043d01599e5e7b1a", "218e805174e4e56c", "de5defd767de1d70",
-        "d099e0a2ee731cd2", "590ec48fa287195d", "187c4c32aea6aa7c", "85315a3b931d5088",
+        "bb95aa7b1bad79f4", "5348cfc1ecccafe4", "cb475f4b2776b03c", "6b443d6a4f254d96",
+        "d84e9767dd19ac2a", "1867d94b1e12f1f9", "e379af27b3a8507c", "62a5eeedf5854031",
     ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
     (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
-    (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "65bb112b2346baf5", "1e6dcde46db5ca4a"),
+    (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.batch.stepper import BatchSequence, Part, StepResult, expected_patches
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, StepResult, expected_patches
 from edgeblt.runtime.session import Session
 
 
@@ -69,14 +69,14 @@ class OneByOneStepper:
         if sequence in self._sequences:
             self._sequences.remove(sequence)
 
-    def fits(self, parts: Sequence[Part]) -> bool:
+    def fits(self, parts: Sequence[StepPart]) -> bool:
         growth = 0
         for sequence, ids in parts:
             assert isinstance(sequence, SessionSequence)
             growth += sequence.session.state.growth(len(ids))
         return self.state_bytes + growth <= self._memory
 
-    def run(self, parts: Sequence[Part]) -> list[StepResult]:
+    def run(self, parts: Sequence[StepPart]) -> list[StepResult]:
         return [_fed(sequence, ids) for sequence, ids in parts]
 
 

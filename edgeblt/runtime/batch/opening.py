@@ -13,7 +13,7 @@ from edgeblt.ids import BOS, OFFSET
 from edgeblt.runtime import native
 from edgeblt.runtime.batch.one_by_one import OneByOneStepper
 from edgeblt.runtime.batch.ragged import RaggedStepper
-from edgeblt.runtime.batch.stepper import Part, Stepper
+from edgeblt.runtime.batch.stepper import StepPart, Stepper
 from edgeblt.runtime.machine.memory import available_memory
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.session import Chunk, Session
@@ -70,7 +70,7 @@ def _failure(
     for text in _TRIAL_TEXTS:
         sequence = stepper.open(len(text))
         assert sequence
-        parts.append(Part(sequence, np.array(text, np.int64)))
+        parts.append(StepPart(sequence, np.array(text, np.int64)))
     for text, found in zip(_TRIAL_TEXTS, stepper.run(parts), strict=True):
         if isinstance(found, EdgebltError):
             return str(found)

@@ -21,14 +21,14 @@ class CachePool:
     def __init__(self, spec: CacheSpec, most_sequences: int, memory: int, rollback: int) -> None:
         """Room for so many sequences, or where attention has no window for pages in so many bytes of memory."""
         self.spec = spec
-        self.replacements = 0  # these buffers are never replaced
+        self.replacements = 0  # the buffers are never replaced
         window = capacity_of_window(spec)
         self.is_windowed = window is not None
         self.page_slots = window or PAGE_SLOTS
         page_count = most_sequences if self.is_windowed else memory // self.page_bytes + 1
         shape = (page_count, spec.kv_head_count, self.page_slots, spec.slot_width)
         self.buffers: list[Array] = [np.zeros(shape, spec.dtype) for _ in range(2 * spec.layer_count)]
-        self.cosines: Array = np.zeros((0, spec.head_dim // 2), np.float32)  # each step brings its own
+        self.cosines: Array = np.zeros((0, spec.head_dim // 2), np.float32)  # steps bring their own
         self.sines: Array = self.cosines
         self._free = list(range(page_count - 1, -1, -1))
         self._users = np.zeros(page_count, np.int64)  # sequences that have a page
@@ -126,7 +126,7 @@ class PagedCache(KeyValueCache):
     def __init__(self, pool: CachePool) -> None:
         self.spec, self._pool = pool.spec, pool
         self.first = self.length = self.replacements = 0
-        self.buffers, self._forgotten = [], []  # the pool's hold those of all
+        self.buffers, self._forgotten = [], []  # all keys and values lie in the pool's
         self.pages: list[int] = []
 
     @property

@@ -14,8 +14,8 @@ from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName, cross_row_width
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.pool import CachePool, PagedCache, pooled
-from edgeblt.runtime.batch.rows import Rows, StepRunner
-from edgeblt.runtime.batch.stepper import BatchSequence, Part, StepResult, expected_patches, room
+from edgeblt.runtime.batch.rows import StepRows, StepRunner
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, StepResult, expected_patches, room
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
@@ -118,7 +118,7 @@ class RaggedStepper:
         for cache in sequence.state.caches.values():
             pooled(cache).close()
 
-    def fits(self, parts: Sequence[Part]) -> bool:
+    def fits(self, parts: Sequence[StepPart]) -> bool:
         growth = 0
         for name, pool in self._pools.items():
             missing = 0
@@ -130,7 +130,7 @@ class RaggedStepper:
             growth += missing * pool.page_bytes
         return self.state_bytes + growth <= self._memory
 
-    def run(self, parts: Sequence[Part]) -> list[StepResult]:
+    def run(self, parts: Sequence[StepPart]) -> list[StepResult]:
         if not parts:
             return []
         try:
@@ -138,9 +138,10 @@ class RaggedStepper:
         except EdgebltError as error:
             if len(parts) == 1:
                 return [error]
-        return [_copied(result) for part in parts for result in self.run([part])]  # which of them is it?
+        # One by one, to find whose error it is.
+        return [_copied(result) for part in parts for result in self.run([part])]
 
-    def _run(self, parts: Sequence[Part]) -> list[Chunk]:
+    def _run(self, parts: Sequence[StepPart]) -> list[Chunk]:
         sequences = [_ragged(sequence) for sequence, _ in parts]
         for sequence in sequences:
             self.settle(sequence)
@@ -148,7 +149,7 @@ class RaggedStepper:
         with EnoughMemory("to run a step"):
             for sequence in sequences:
                 sequence.unsettled = sequence.state.position
-            chunks = self._runner.run(Rows([sequence.state for sequence in sequences], [ids for _, ids in parts],
+            chunks = self._runner.run(StepRows([sequence.state for sequence in sequences], [ids for _, ids in parts],
                                            [sequence.slot for sequence in sequences]))  # fmt: skip
             for sequence in sequences:
                 sequence.unsettled = None
@@ -163,7 +164,7 @@ class RaggedStepper:
         while sequence.state.position < position:
             start = sequence.state.position
             some = ids[start : min(start + room(start), position)]
-            self._runner.run(Rows([sequence.state], [some], [sequence.slot]))
+            self._runner.run(StepRows([sequence.state], [some], [sequence.slot]))
         sequence.unsettled = None
 
 

@@ -24,7 +24,7 @@ _NO_STATE = np.zeros(STATE_WIDTH, np.float32)
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepRows:
     """The next ids of several sequences: T rows, each sequence's one after the other.
 
     states: of the sequences.
@@ -67,7 +67,7 @@ class Completed:
     latent_index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Rows, patch_starts: NDArray[np.bool_], carried_count: int) -> "Completed":
+    def of(cls, rows: StepRows, patch_starts: NDArray[np.bool_], carried_count: int) -> "Completed":
         """Patches completed where `patch_starts` says so, for decoders that have so many carried rows."""
         behind = np.cumsum(patch_starts)  # patches of the step before the next byte
         ends = [int(behind[own.stop - 1]) for _, own in rows.parts]
@@ -100,7 +100,7 @@ class StepRunner:
         self._kept: dict[tuple[str, str, tuple[int, ...]], NDArray[Any]] = {}
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
 
-    def run(self, rows: Rows) -> list[Chunk]:
+    def run(self, rows: StepRows) -> list[Chunk]:
         """Results of each sequence's rows, whose states then hold them."""
         positions = [state.position for state in rows.states]
         for state, ids in zip(rows.states, rows.ids, strict=True):
@@ -155,7 +155,7 @@ class StepRunner:
             self._kept[key] = np.zeros(shape, dtype)
         return self._kept[key]
 
-    def _patch(self, rows: Rows) -> Patching:
+    def _patch(self, rows: StepRows) -> Patching:
         found = Patching.empty(self._config, rows.count)
         states = np.zeros((len(rows.states), STATE_WIDTH), np.float32)
         for before, state in zip(states, rows.states, strict=True):
@@ -175,7 +175,7 @@ class StepRunner:
             state.patcher_states.append(found.states[own], max(end - 2 * ROLLBACK_BYTES, 0) - 1)
         return found
 
-    def _encode(self, rows: Rows, completed: Completed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _encode(self, rows: StepRows, completed: Completed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Byte vectors [T, width] and patch vectors [P, patch width]."""
         config, total = self._config, completed.total
         opened = [
@@ -202,7 +202,7 @@ class StepRunner:
         self._stages["encoder"].run(inputs, outputs, rows.count, total)
         return byte_vectors, patch_vectors
 
-    def _run_global(self, rows: Rows, completed: Completed, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run_global(self, rows: StepRows, completed: Completed, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Latents [P, width] of the patches."""
         latents = self._array(("global", "latents"), (completed.total, self._config.global_.hidden_size), np.float32)
         if completed.total:
@@ -215,7 +215,7 @@ class StepRunner:
 
     def _decode(
         self,
-        rows: Rows,
+        rows: StepRows,
         completed: Completed,
         byte_vectors: NDArray[np.float32],
         latents: NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""What a scheduler asks of the runtime: sequences, and steps that take the next ids of any of them."""
+"""Interface of the runtime to schedulers: sequences, and steps that take the next ids of any of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -39,7 +39,7 @@ class BatchSequence(Protocol):
         ...
 
 
-class Part(NamedTuple):
+class StepPart(NamedTuple):
     """The next ids of one sequence, int64 [T], T being 1 to `room(sequence.position)`."""
 
     sequence: BatchSequence
@@ -63,11 +63,11 @@ class Stepper(Protocol):
         """A new, empty sequence; None where there is no room for one that reads so many ids. The first gets room."""
         ...
 
-    def fits(self, parts: Sequence[Part]) -> bool:
+    def fits(self, parts: Sequence[StepPart]) -> bool:
         """Whether there is memory for these parts, even if each of their ids completes a patch."""
         ...
 
-    def run(self, parts: Sequence[Part]) -> list[StepResult]:
+    def run(self, parts: Sequence[StepPart]) -> list[StepResult]:
         """Read the ids of all parts, which are of different sequences.
 
         Gives for each part its results, valid until the next step, or the error that only its sequence has; that
