@@ -218,15 +218,38 @@ def test_ends_only_where_the_constraint_is_met() -> None:
     assert rule.is_complete
 
 
+@pytest.mark.parametrize("pattern", ["[ab]*", "ab?(é|ü)+c", "(a|é){2}b"])
+def test_drafts_are_cut_where_the_rules_say(pattern: str) -> None:
+    """As many ids as a walk through the masks allows, alone and with UTF-8."""
+    chance = random.Random(pattern)
+    for utf8 in (False, True):
+        chosen = GenerationSettings(constraint=Constraint.regex(pattern), utf8=utf8, ignore_eos=True)
+        for _ in range(30):
+            ids = [byte + OFFSET for byte in chance.choices("abcéü".encode(), k=6)]
+            sampler, count = text_sampler(chosen, [EOS], b""), 0
+            logits = np.full(VOCAB_SIZE, -np.inf, np.float32)
+            while count < len(ids) and not sampler.is_complete:
+                logits[:] = -np.inf
+                logits[ids[count]] = 0
+                try:
+                    sampler.choose(logits)
+                except EdgebltError:
+                    break
+                count += 1
+            assert text_sampler(chosen, [EOS], b"").allowed_ids(ids) == count
+        assert text_sampler(chosen, [EOS], b"").allowed_ids([]) == 0
+
+
 def test_rules_that_contradict_each_other(tiny: Model) -> None:
     with pytest.raises(EdgebltError, match="logit_bias, utf8 and constraint together forbid every byte"):
         tiny.generate("x", constraint=Constraint.regex("abc"), logit_bias={"b": -math.inf})
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: Constraint.regex("("), "the regular expression '(' cannot be used (unclosed group); mend it"),
+    (lambda: Constraint.regex("("), "the regular expression '(' cannot be used (unclosed group); correct it"),
     (lambda: Constraint.regex(r"[^\x00-\U0010ffff]"), "the regular expression"),
     (lambda: Constraint.regex(3), "the regular expression is 3; it must be a str"),  # type: ignore[arg-type]
+    (lambda: Constraint.regex("\udcff"), r"the regular expression is '\udcff', which has no UTF-8 form; give bytes"),
     (lambda: Constraint.json_schema("{"), "the JSON schema '{' cannot be used (EOF while parsing"),
     (lambda: Constraint.json_schema({"a": {1, 2}}), "the JSON schema is {'a': {1, 2}}; it must be JSON text or a dict"),
     (lambda: Constraint.json_schema({"type": "integer", "minimum": 5, "maximum": 3}),

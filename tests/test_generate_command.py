@@ -163,6 +163,10 @@ def test_answers_to_other_prompts(
     for text, said in (
         ("{", "prompts, prompt 1: b'{' is no JSON; write one JSON object to a line"),
         ('{"prompt": 3}', "prompts, prompt 1: prompt is 3; it must be bytes or str"),
+        (
+            '{"prompt": "a", "settings": {"regex": "ab", "logit_bias": {"b": -Infinity}}}',
+            "prompt 1: logit_bias, utf8 and",
+        ),
         ('{"text": "a"}', "give an object with prompt, and maybe id and settings"),
         (
             '{"prompt": "a"}\n{"prompt": "a", "settings": {"top_k": 0}}',

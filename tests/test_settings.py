@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,12 @@ def test_biases_move_greedy_choices_too() -> None:
     everything = dict.fromkeys([EOS, *range(OFFSET, VOCAB_SIZE)], -INF)
     with pytest.raises(EdgebltError, match="together forbid every byte that the model gives a probability"):
         Sampler(GenerationSettings(logit_bias=everything)).choose(logits)
+
+
+def test_the_page_has_every_setting() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "generation.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(field.name for field in fields(GenerationSettings))
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -140,7 +140,9 @@ def generate(
 
         others = prompt_file or interactive or json_file or echo or load_state or save_state
         if not (prompts and out) or prompt is not None or others:
-            raise EdgebltError("--prompts FILE needs -o FILE for the answers, and goes with no other prompt or output")
+            raise EdgebltError(
+                "--prompts FILE needs -o FILE for the answers, and cannot be combined with another prompt or output"
+            )
         lines = read_prompt_lines(prompts, chosen)
         answer_prompts(open_model(bundle, provider, threads, verify, threshold), lines, out)
         return

@@ -39,7 +39,7 @@ class Conversation:
         return decode(self._session.ids)
 
     def go_on(self, typed: bytes) -> Iterator[str]:
-        """What the model writes after `typed`, in whole characters; the text has it when the iterator ends."""
+        """Whole characters that the model writes after `typed`; the text has them when the iterator ends."""
         settings, self._turns = self._settings, [*self._turns, self._session.position]
         if settings.seed is not None:  # or every turn would have the same random numbers
             settings = replace(settings, seed=settings.seed + len(self._turns) - 1)

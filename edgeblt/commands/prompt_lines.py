@@ -58,7 +58,8 @@ def _prompt_line(line: bytes, base: GenerationSettings) -> PromptLine:
         raise EdgebltError(f"{shown(line)} is no JSON; write one JSON object to a line") from None
     if not isinstance(document, dict) or "prompt" not in document or not document.keys() <= set(_FIELDS):
         raise EdgebltError(f"the line is {shown(document)}; give an object with prompt, and maybe id and settings")
-    settings = settings_from_json(document.get("settings") or {}, base)
+    given = document.get("settings")
+    settings = base if given is None else settings_from_json(given, base)
     return PromptLine(as_bytes("prompt", document["prompt"]), document.get("id"), settings)
 
 
@@ -71,9 +72,12 @@ def answer_prompts(model: Model, prompts: list[PromptLine], out: Path) -> None:
     with _opened(out) as file, progress("answering", len(prompts), "prompts") as advance:
         done = _completed_lines(file, out, keys)
         advance(done)
-        for prompt, key in zip(prompts[done:], keys[done:], strict=True):
+        for number, (prompt, key) in enumerate(zip(prompts[done:], keys[done:], strict=True), done + 1):
             stream = model.stream(prompt.prompt, settings=prompt.settings)
-            text = b"".join(stream)
+            try:
+                text = b"".join(stream)
+            except EdgebltError as error:
+                raise EdgebltError(f"prompt {number}: {error}") from None
             assert stream.end
             file.write(_answer(prompt, text, stream.end, key))
             file.flush()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.arguments import as_bytes
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import OFFSET
 from edgeblt.installing import install_hint
@@ -44,6 +45,7 @@ class Constraint:
             )
         if not isinstance(self.text, str):
             raise EdgebltError(f"{_CALLED[self.kind]} is {shown(self.text)}; it must be a str")
+        as_bytes(_CALLED[self.kind], self.text)  # refuses lone surrogates
         _compiled(self.kind, self.text)
 
     @classmethod
@@ -85,10 +87,11 @@ class ConstraintRule:
         self._called, self._ends = _CALLED[constraint.kind], list(ends)
         self._mask: int | None = None  # the bytes that may follow; None is not computed yet
         self._ended = False
+        self._allows_none = not self._bytes()  # not even the first
 
     @property
     def is_complete(self) -> bool:
-        return not self._ended and not self._bytes() and self._matcher.is_accepting()
+        return self._allows_none or (self._matcher.is_stopped() and self._matcher.is_accepting())
 
     def _bytes(self) -> int:
         if self._mask is None:
@@ -111,9 +114,17 @@ class ConstraintRule:
             )
 
     def forced(self) -> Sequence[int]:
-        if self._ended or self._bytes().bit_count() != 1:
+        if self._ended or self._allows_none:
             return ()
         return [byte + OFFSET for byte in self._matcher.compute_ff_bytes()]
+
+    def permitted(self, ids: Sequence[int]) -> int:
+        if self._ended:
+            return 0
+        if len(ids) == 1 and not OFFSET <= ids[0] < OFFSET + 256:
+            return int(self._matcher.is_accepting())
+        found = next((place for place, id in enumerate(ids) if not OFFSET <= id < OFFSET + 256), len(ids))
+        return self._matcher.validate_tokens([id - OFFSET for id in ids[:found]])
 
     def fork(self) -> Self:
         other = object.__new__(type(self))
@@ -151,16 +162,16 @@ def _compiled(kind: ConstraintKind, text: str) -> "LLMatcher":
             grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
-            raise EdgebltError(f"the JSON schema {shown(text)} cannot be used ({reason}); mend it") from None
+            raise EdgebltError(f"the JSON schema {shown(text)} cannot be used ({reason}); correct it") from None
     else:
         grammar = LLMatcher.grammar_from_regex(text) if kind == "regex" else LLMatcher.grammar_from_lark(text)
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise EdgebltError(f"{_CALLED[kind]} {shown(text)} cannot be used ({_reason(matcher)}); mend it")
+        raise EdgebltError(f"{_CALLED[kind]} {shown(text)} cannot be used ({_reason(matcher)}); correct it")
     try:
         _allowed_bytes(matcher, _CALLED[kind])
     except EdgebltError:
-        raise EdgebltError(f"{_CALLED[kind]} {shown(text)} allows no text; mend it") from None
+        raise EdgebltError(f"{_CALLED[kind]} {shown(text)} matches no text; give another") from None
     return matcher
 
 

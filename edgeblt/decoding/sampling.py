@@ -19,11 +19,12 @@ from numpy.random import SeedSequence, default_rng  # imported by name, or numpy
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, whole_number
-from edgeblt.decoding.rules import TextRules
+from edgeblt.decoding.rules import ForcingRule, TextRules
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 
 Float = TypeVar("Float", np.float32, np.float64)
+_SMALLEST_WEIGHT = 1e-100  # beside 1: smaller ones are near where float64 loses digits
 
 
 LogitBias = Mapping[Any, float] | tuple[tuple[int | bytes | str, float], ...]
@@ -129,6 +130,7 @@ class Sampler:
         self._biased, self._nats = list(finite), np.array(list(finite.values()), np.float64)
         self._is_plain = not finite and rules is None
         self._temperature = sampling.temperature or 0.0
+        self._has_cuts = not (sampling.top_k is None and sampling.min_p is None and sampling.top_p in (None, 1.0))
         self._times: deque[NDArray[np.float64]] = deque()  # for each coming position, exponential random times by id
 
     def choose(self, logits: NDArray[np.float32]) -> int:
@@ -194,29 +196,54 @@ class Sampler:
         """How many of `ids`, one after the other, the rules allow."""
         if self._rules is None:
             return len(ids)
-        rules, logits = self._rules.fork(), np.empty(self._width)
-        for count, id in enumerate(ids):
-            logits[:] = 0
-            rules.adjust(logits)
-            if logits[id] == -math.inf:
-                return count
-            rules.take(id)
-        return len(ids)
+        return self._rules.permitted(ids)
 
     def foresee(self, logits: NDArray[np.float32], ahead: int) -> int:
         """Id that `choose` would give for these logits after `ahead` other ids.
 
         Raises EdgebltError where an id that may be sampled has NaN, or all have -inf.
         """
+        if self._temperature:
+            while len(self._times) <= ahead:
+                self._times.append(self._random.standard_exponential(self._width))
+        if self._rules and self._rules.forcing and (self._temperature == 0 or not self._has_cuts):
+            chosen = self._permitted(self._rules.forcing, logits, ahead)
+            if chosen is not None:
+                return chosen
         if self._temperature == 0:
             return self._likeliest(logits)
-        while len(self._times) <= ahead:
-            self._times.append(self._random.standard_exponential(self._width))
-        weights = self.distribution(logits)
+        return int(self._arrivals(self.distribution(logits), ahead).argmin())
+
+    def _arrivals(self, weights: NDArray[np.float64], ahead: int) -> NDArray[np.float64]:
+        """Times of exponential events with these rates; the first of them is a sample."""
         times = np.full(self._width, np.inf)
-        with np.errstate(all="ignore"):  # the first of exponential events with these rates is a sample
+        with np.errstate(all="ignore"):
             np.divide(self._times[ahead], weights, out=times, where=weights > 0)
-        return int(times.argmin())
+        return times
+
+    def _permitted(self, forcing: ForcingRule, logits: NDArray[np.float32], ahead: int) -> int | None:
+        """The id that is sampled from what `forcing` permits; None where float64 cannot tell.
+
+        Without cuts the id sampled from all is the one sampled from fewer, if it is among them: mostly it need only be
+        asked whether that id is permitted, not which ids are.
+        """
+        try:
+            allowed = self._allowed(logits, with_forcing=False)
+        except EdgebltError:  # perhaps because of ids that are not permitted
+            return None
+        if self._temperature == 0:
+            scores = allowed
+        else:
+            weights = _weights(allowed, self._temperature)
+            scores = -self._arrivals(weights, ahead)
+        chosen = int(scores.argmax())
+        if forcing.permitted([chosen]):
+            return chosen
+        scores = scores.astype(np.float64)
+        forcing.adjust(scores)
+        chosen = int(scores.argmax())
+        certain = scores[chosen] > -math.inf and (self._temperature == 0 or weights[chosen] > _SMALLEST_WEIGHT)
+        return chosen if certain else None
 
     def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
         """Heuristic probability that the model's logits give `id`, which `foresee` gave for a drafter's `logits`."""
@@ -227,10 +254,12 @@ class Sampler:
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of each id, float64, in what `choose` samples at a temperature above 0. Raises as `foresee`."""
         weights = _weights(self._allowed(logits), self._temperature)
+        if not self._has_cuts:
+            weights /= weights.sum()
+            return weights
         top_k, min_p = self.sampling.top_k, self.sampling.min_p
         top_p = 1.0 if self.sampling.top_p is None else self.sampling.top_p
-        ordered = top_k is not None or top_p < 1
-        order = np.argsort(-weights, kind="stable") if ordered else np.empty(0, np.int64)
+        order = np.argsort(-weights, kind="stable")
         if top_k is not None:
             weights[order[top_k:]] = 0
         weights /= weights.sum()
@@ -250,13 +279,13 @@ class Sampler:
             return likeliest
         return int(self._allowed(logits).argmax())
 
-    def _allowed(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+    def _allowed(self, logits: NDArray[np.float32], with_forcing: bool = True) -> NDArray[Any]:
         """Logits, biased in float64, with -inf at ids that are never sampled. Raises EdgebltError as `foresee`."""
         allowed: NDArray[Any] = logits[: self._width].astype(np.float32 if self._is_plain else np.float64)
         if self._biased:
             allowed[self._biased] += self._nats
         if self._rules:
-            self._rules.adjust(allowed)
+            self._rules.adjust(allowed, with_forcing)
         allowed[self._never] = -np.inf
         largest = allowed[allowed.argmax()]
         if math.isnan(largest):
