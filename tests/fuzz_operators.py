@@ -136,17 +136,21 @@ def model_of(case: Case) -> bytes:
         else:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
             inputs.append(helper.make_tensor_value_info(name, kind, [f"{name}_{i}" for i in range(array.ndim)]))
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.BOOL if name == "patch_starts" else TensorProto.FLOAT, None)
-        for name in case.outputs
-        if name
-    ]
+    outputs = [helper.make_tensor_value_info(name, output_type(case, name), None) for name in case.outputs if name]
     node = helper.make_node(case.operator, names, list(case.outputs), domain="edgeblt")
     node.attribute.extend(helper.make_attribute(name, value) for name, value in case.attributes.items())
     graph = helper.make_graph([node], "case", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("edgeblt", 1)]
     serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
     return serialized
+
+
+def output_type(case: Case, name: str) -> int:
+    """ONNX's number of an output's type: a cache's is that of its past."""
+    past = case.inputs.get(name.replace("present", "past")) if name.startswith("present") else None
+    if past is not None:
+        return helper.np_dtype_to_tensor_dtype(past.dtype)
+    return TensorProto.BOOL if name == "patch_starts" else TensorProto.FLOAT
 
 
 def answer(case: Case, library: Path, threads: int) -> list[np.ndarray[Any, Any]]:

@@ -13,6 +13,7 @@ Attributes = dict[str, Any]
 EDGES = (0, 1, 2**20, 2**31, 2**32, 2**40, 2**53, 2**60, 2**61, 2**62, 2**63 - 1)
 BLOCKS = (16, 32, 64, 128, 256)
 TYPES = (np.float32, np.float16, np.float64, np.int32, np.int64, np.uint8, np.int8, np.bool_)
+CACHE_TYPES = (np.float32, np.float16, np.int8)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ def cache_of(chance: Chance, kv_heads: int, width: int, rows: int) -> dict[str, 
     total = rows + int(chance.integers(0, 40))
     capacity = total + int(chance.integers(0, 5))
     angles = floats(chance, capacity + int(chance.integers(0, 3)), width // 2)
-    past = {name: floats(chance, 1, kv_heads, capacity, width) for name in ("past_key", "past_value")}
+    kind = CACHE_TYPES[int(chance.integers(len(CACHE_TYPES)))]
+    shape = (1, kv_heads, capacity, width + (kind is np.int8))
+    past = {name: (20 * floats(chance, *shape)).astype(kind) for name in ("past_key", "past_value")}
     return {**past, "total_length": np.array([total], np.int32), "cosines": np.cos(angles), "sines": np.sin(angles)}
 
 

@@ -85,7 +85,7 @@ class CacheSpec:
     """
 
     format: CacheFormat
-    angle_dtype: DType  # type of `cosines` and `sines`
+    angle_dtype: DType  # dtype of `cosines` and `sines`
     layer_count: int
     kv_head_count: int
     head_dim: int

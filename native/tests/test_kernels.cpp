@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../cache_format.h"
 #include "../input_tile.h"
 
 namespace edgeblt {
@@ -250,15 +251,43 @@ void one_round(const char* level, const Kernels& table) {
   }
 }
 
+// Slots of elements around 1, as a cache of this format has them.
+void fill_slots(const Block<char>& slots, CacheFormat format, int64_t width) {
+  const int64_t bytes = slot_bytes(format, width);
+  std::vector<float> elements(static_cast<size_t>(width));
+  for (char* slot = slots.data; slot < slots.data + slots.count; slot += bytes) {
+    for (float& element : elements) element = std::normal_distribution<float>()(chance);
+    switch (format) {
+      case kFloatCache: std::memcpy(slot, elements.data(), static_cast<size_t>(bytes)); break;
+      case kHalfCache: store_slot(elements.data(), width, reinterpret_cast<Half*>(slot)); break;
+      case kByteCache: store_slot(elements.data(), width, reinterpret_cast<int8_t*>(slot)); break;
+    }
+  }
+}
+
+// The element of a slot, and half of the step to the next one.
+std::pair<double, double> element_of(const void* slot, CacheFormat format, int64_t width, int64_t i) {
+  if (format == kFloatCache) return {static_cast<const float*>(slot)[i], 0};
+  if (format == kHalfCache) {
+    const double value = half_to_float(static_cast<const Half*>(slot)[i].bits);
+    return {value, std::ldexp(std::fabs(value), -11) + 1e-7};
+  }
+  const auto* codes = static_cast<const int8_t*>(slot);
+  const double scale = std::exp2(codes[width] / 4.0);
+  return {codes[i] * scale, scale / 2};
+}
+
 void attention_round(const char* level, const Kernels& table) {
   const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = any(0, 1) ? 8 * any(1, 17) : 32 << any(0, 2);
   const int64_t rows = any(1, 40), past = any(0, 200), capacity = past + rows, window = any(0, 2) ? any(1, 150) : -1;
-  Block<float> queries(rows * heads * width), keys(kv_heads * capacity * width), values(keys.count);
-  for (Block<float>* block : {&queries, &keys, &values}) {
-    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
-  }
+  const auto format = static_cast<CacheFormat>(any(0, 2));
+  Block<float> queries(rows * heads * width);
+  for (int64_t i = 0; i < queries.count; ++i) queries.data[i] = std::normal_distribution<float>()(chance);
+  Block<char> keys(kv_heads * capacity * slot_bytes(format, width)), values(keys.count);
+  fill_slots(keys, format, width);
+  fill_slots(values, format, width);
   Block<float> expected(queries.count), actual(queries.count), single(queries.count);
-  Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, kFloatCache, keys.data, values.data, nullptr};
+  Attention call{rows, heads, kv_heads, width, capacity, past, window, 0.2F, queries.data, format, keys.data, values.data, nullptr};
   for (int64_t head = 0; head < kv_heads; ++head) {
     call.out = expected.data;
     kScalarKernels.attend(call, head, 0, rows);
@@ -278,22 +307,26 @@ void attention_round(const char* level, const Kernels& table) {
 void store_round(const char* level, const Kernels& table) {
   const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), capacity = any(1, 5);
   Block<float> projected((heads + 2 * kv_heads) * width), cosines(width / 2), sines(width / 2);
-  Block<float> queries(heads * width), keys(kv_heads * capacity * width), values(keys.count);
+  const auto format = static_cast<CacheFormat>(any(0, 2));
+  const int64_t bytes = slot_bytes(format, width);
+  Block<float> queries(heads * width);
+  Block<char> keys(kv_heads * capacity * bytes), values(keys.count);
   for (Block<float>* block : {&projected, &cosines, &sines}) {
     for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
   }
-  const Attention call{1, heads, kv_heads, width, capacity, capacity - 1, -1, 0.2F, queries.data, kFloatCache, keys.data,
+  const Attention call{1, heads, kv_heads, width, capacity, capacity - 1, -1, 0.2F, queries.data, format, keys.data,
                        values.data, nullptr};
   table.store_row(call, projected.data, cosines.data, sines.data, 0);
   for (int64_t head = 0; head < heads + 2 * kv_heads; ++head) {
     const float* in = projected.data + head * width;
-    const float* out = queries.data + head * width;
+    const void* out = queries.data + head * width;
     const int64_t kv_head = (head - heads) % kv_heads;
-    if (head >= heads) out = (head < heads + kv_heads ? keys : values).data + (kv_head * capacity + capacity - 1) * width;
+    if (head >= heads) out = (head < heads + kv_heads ? keys : values).data + (kv_head * capacity + capacity - 1) * bytes;
     for (int64_t i = 0; i < width; ++i) {
       const double cosine = cosines.data[i / 2], sine = i % 2 ? sines.data[i / 2] : -sines.data[i / 2];
       const double exact = head < heads + kv_heads ? in[i] * cosine + in[i ^ 1] * sine : in[i];
-      if (!(std::fabs(exact - out[i]) <= 2e-6)) fail("rotation", level, head, width, i, exact - out[i]);
+      const auto [found, step] = element_of(out, head < heads ? kFloatCache : format, width, i);
+      if (!(std::fabs(exact - found) <= step * 1.001 + 2e-6)) fail("rotation", level, head, width, i, exact - found);
     }
   }
 }
