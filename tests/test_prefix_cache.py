@@ -52,9 +52,10 @@ def ids_of(prompt: bytes) -> NDArray[np.int64]:
 
 def read(reader: PromptReader) -> NDArray[np.float32]:
     """Logits after a prompt, which the cache has read."""
-    logits = [chunk.logits[-1].copy() for chunk in reader.run()]
+    logits = np.stack([chunk.logits[-1] for chunk in reader.run()])
     reader.end()
-    return logits[-1]
+    last: NDArray[np.float32] = logits[-1]
+    return last
 
 
 def began(cache: PrefixCache, model: Model, prompt: bytes, exact: bool = True) -> PromptReader:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import session_states
 import tiny_bundles
@@ -56,7 +57,8 @@ def models(exported: Callable[[int], Exported], tmp_path_factory: pytest.TempPat
                 rule = PatchingRule(Rule.MONOTONIC, 0.1, max_patch_length=4)
                 opened[kind] = exported(WINDOWS).with_rule(rule, folder / "bundle")
             else:
-                opened[kind] = load(*tiny_bundles.small_bundles(folder, (("int8", "cpu", None),)).values())
+                (bundle,) = tiny_bundles.small_bundles(folder, (("int8", "cpu", None),)).values()
+                opened[kind] = load(bundle)
         return opened[kind]
 
     return model
@@ -216,7 +218,7 @@ HEADER = Header(
     {"global": CacheCounts(0, 1, 0), "encoder": CacheCounts(1, 1, 1)},
     SavedText(1, "ff"),
 )
-ARRAYS = {
+ARRAYS: dict[str, NDArray[Any]] = {
     "ids": np.array([1, 70], np.int32),
     "patch_starts": np.array([0, 2], np.int64),
     "rows": np.array([[1.0, -2.0]], np.float32),
@@ -319,7 +321,9 @@ def test_what_is_no_saved_session(models: Models, tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite_are_not_saved(models: Models, tmp_path: Path) -> None:
     session = wandered(models("fp32"), 3)
-    session.state.caches["global"].buffers[0][0, 0, 0, 0] = np.nan
+    buffer = session.state.caches["global"].buffers[0]
+    assert isinstance(buffer, np.ndarray)
+    buffer[0, 0, 0, 0] = np.nan
     with pytest.raises(EdgebltError, match="holds values that are not finite numbers, so it cannot be saved"):
         session.save(tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
@@ -338,7 +342,25 @@ def signed(content: bytes) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
-NUMBERS = (-1, 0, 1, 2, 127, 128, 129, 255, 1 << 31, (1 << 63) - 1, -(1 << 63), 10**30, 1.5, None, "a", [], {})
+NUMBERS: tuple[object, ...] = (
+    -1,
+    0,
+    1,
+    2,
+    127,
+    128,
+    129,
+    255,
+    1 << 31,
+    (1 << 63) - 1,
+    -(1 << 63),
+    10**30,
+    1.5,
+    None,
+    "a",
+    [],
+    {},
+)
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
