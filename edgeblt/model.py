@@ -43,9 +43,9 @@ class Model(BatchCalls, RestoreCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
-    again. `prefix_cache` holds states of recent prompts. `prepared` says which stages use prepared weights,
-    `load_seconds` how long opening took; `memory_before` and `gpu_memory_before` are the bytes in use before it, the
-    latter None without a GPU.
+    again. `prefix_cache` keeps states of recent prompts: `.statistics` says what, `.clear()` drops them. `prepared`
+    says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
+    `gpu_memory_before` are the bytes in use before it, the latter None without a GPU.
     """
 
     def __init__(

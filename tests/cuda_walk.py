@@ -7,9 +7,12 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import STAGES
 from edgeblt.decoding.sampling import log_softmax
@@ -17,7 +20,7 @@ from edgeblt.model import open_model
 from edgeblt.node_providers import node_providers
 from edgeblt.runtime import native
 from edgeblt.runtime.state import cache
-from edgeblt.runtime.state.device_array import DeviceArray
+from edgeblt.runtime.state.device_array import Array, DeviceArray
 
 LENGTH = 400
 SHAPES = {
@@ -80,12 +83,14 @@ def keep(bundle: str, provider: str, path: str) -> None:
         pairs = zip(session.snapshot().arrays(), other.snapshot().arrays(), strict=True)
         for own, its in pairs:
             assert type(own) is type(its)
-            np.testing.assert_array_equal(
-                *(each.numpy() if isinstance(each, DeviceArray) else each for each in (own, its))
-            )
+            np.testing.assert_array_equal(on_host(own), on_host(its))
             compared.append(type(own).__name__)
         other.feed([70, 71])
     print(json.dumps(Counter(compared)))
+
+
+def on_host(array: Array) -> NDArray[Any]:
+    return array.numpy() if isinstance(array, DeviceArray) else array
 
 
 def patch(bundle: str, library: str) -> None:
@@ -107,4 +112,5 @@ def patch(bundle: str, library: str) -> None:
 
 
 def main() -> None:
-    {"walk": walk, "patch": patch, "keep": keep}[sys.argv[1]](*sys.argv[2:])
+    tasks: dict[str, Callable[..., None]] = {"walk": walk, "patch": patch, "keep": keep}
+    tasks[sys.argv[1]](*sys.argv[2:])

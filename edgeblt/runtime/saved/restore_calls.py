@@ -1,6 +1,7 @@
 """Calls of a model for sessions that start from a saved or a kept state."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,12 @@ class RestoreCalls:
     prefix_cache: PrefixCache
     threshold: float | None
 
-    def session(self) -> Session:
-        raise NotImplementedError
+    if TYPE_CHECKING:
 
-    @property
-    def is_exact(self) -> bool:
-        raise NotImplementedError
+        def session(self) -> Session: ...
+
+        @property
+        def is_exact(self) -> bool: ...
 
     def restore(self, path: str | Path) -> Session:
         """Make the session that `Session.save` wrote to a file, as if it had never stopped.

@@ -42,11 +42,19 @@ class SaveCalls:
             save_state(path, self.snapshot(), text, self._owner)
 
     def note_text(self, text: TextState) -> None:
-        """Remember until the session is used again that the newest ids are a generated text, which may go on."""
+        """Remember until the session is used again that its newest ids are a generated text, which may go on.
+
+        text: their number, and what their random numbers were made from.
+        """
         self._saved_text, self._turns_of_text = text, self._turn.count
 
     def restore(self, path: Path) -> None:
-        """Become the session that was saved; for a new session only. Raises EdgebltError as `Model.restore`."""
+        """Become the session that was saved to a file; for a new session only.
+
+        path: the file, as `Model.restore` takes it.
+
+        Raises EdgebltError as `Model.restore`.
+        """
         with EnoughMemory("to restore a session"):
             snapshot, self._saved_text = restore_state(path, self.state, self.config.vocab_size, self._owner)
             self.state.load(snapshot)
@@ -72,7 +80,12 @@ class SaveCalls:
         return copy
 
     def start_from(self, snapshot: StateSnapshot) -> None:
-        """Become what the snapshot is a copy of; for a new session only."""
+        """Become what a snapshot is a copy of; for a new session only.
+
+        snapshot: of any session of the same model; it does not change.
+
+        Raises EdgebltError where this session was used.
+        """
         if self._turn.count:
             raise EdgebltError("this session was used already; start from a copy with a new one")
         self.state.load(snapshot)
