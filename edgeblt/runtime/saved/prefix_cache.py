@@ -23,7 +23,7 @@ LEAST_IDS = 64  # a shorter beginning is read as fast as a state is copied
 
 @dataclass(frozen=True)
 class PrefixCacheStatistics:
-    """What a model's prefix cache holds, and what it has saved.
+    """Contents and savings of a model's prefix cache.
 
     texts: number of texts that were looked up.
     hits: number of those that started from a kept state.
@@ -65,7 +65,7 @@ class PrefixCache:
 
     @property
     def statistics(self) -> PrefixCacheStatistics:
-        """What the cache holds, and what it has saved so far."""
+        """Contents of the cache, and what it has saved so far."""
         with self._lock:
             nbytes = sum(_sizes(self._kept).values())
             return PrefixCacheStatistics(

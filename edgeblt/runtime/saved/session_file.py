@@ -32,13 +32,13 @@ MAGIC, FORMAT_VERSION = b"EBLTSESS", 1
 _START = struct.Struct("<8sII")
 _HEADER_LIMIT = 1 << 20
 _DIGEST_BYTES = 32
-_MOST_BYTES = 1 << 20  # of an array in one piece, as it is written and hashed
+_PIECE_BYTES = 1 << 20  # bytes read and hashed at once
 REMEDY = "save the session again"
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What a saved session belongs to; it is of no use to another.
+    """Bundle, threshold and provider that a saved session belongs to; it is of no use to another.
 
     bundle: the bundle's identifier.
     threshold: patching threshold in nats; None where the patching rule has none.
@@ -116,7 +116,7 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Form:
-    """What of the arrays' shapes follows from the model: width and dtype of histories, form of caches by stage."""
+    """Part of the arrays' shapes that follows from the model: width and dtype of histories, form of caches by stage."""
 
     histories: Mapping[str, tuple[int, str]]
     caches: Mapping[str, CacheShape]
@@ -258,8 +258,8 @@ def _check_names(header: Header, form: Form, path: Path) -> None:
 def _read_array(file: BinaryIO, place: ArrayPlace, digest: Any, path: Path) -> NDArray[Any]:
     array = np.empty(place.shape, np.dtype(place.dtype).newbyteorder("<"))
     view = array.reshape(-1).view(np.uint8).data
-    for start in range(0, len(view), _MOST_BYTES):
-        part = view[start : start + _MOST_BYTES]
+    for start in range(0, len(view), _PIECE_BYTES):
+        part = view[start : start + _PIECE_BYTES]
         if file.readinto(part) != len(part):  # type: ignore[attr-defined]
             raise damaged(path, "it has become shorter")
         digest.update(part)
