@@ -65,7 +65,7 @@ class Row:
     free_ms: float  # a byte, as all others
     constrained_ms: float
     ratio: float  # median of the rounds' ratios
-    least_ratio: float  # of the least times
+    least_ratio: float  # ratio of the least times
 
 
 def main() -> None:

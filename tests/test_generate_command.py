@@ -3,12 +3,13 @@
 import base64
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeblt.commands.interactive import Conversation
+from edgeblt.commands.interactive import Conversation, converse
 from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
 from edgeblt.decoding.constraints import Constraint
 from edgeblt.decoding.settings import GenerationSettings
@@ -114,6 +115,7 @@ def test_lines_of_details(bundle: Path, model: Model, tmp_path: Path, capfd: pyt
     }  # fmt: skip
     both = run_command(capfd, "generate", bundle, "hello", *options, "--json", tmp_path / "lines")
     assert both.stdout == shown(text) and (tmp_path / "lines").read_text() == printed.stdout
+    assert "give --json FILE, too" in sentence(run_command(capfd, "generate", bundle, "hello", "--details", 1))
     stopped = run_command(capfd, "generate", bundle, "x", "--regex", "ab", "--stop", "b", "--json", "-")
     assert json.loads(stopped.stdout.splitlines()[-1]) == {"end": "stop", "stop": [98]}
 
@@ -163,10 +165,6 @@ def test_answers_to_other_prompts(
     for text, said in (
         ("{", "prompts, prompt 1: b'{' is no JSON; write one JSON object to a line"),
         ('{"prompt": 3}', "prompts, prompt 1: prompt is 3; it must be bytes or str"),
-        (
-            '{"prompt": "a", "settings": {"regex": "ab", "logit_bias": {"b": -Infinity}}}',
-            "prompt 1: logit_bias, utf8 and",
-        ),
         ('{"text": "a"}', "give an object with prompt, and maybe id and settings"),
         (
             '{"prompt": "a"}\n{"prompt": "a", "settings": {"top_k": 0}}',
@@ -175,6 +173,10 @@ def test_answers_to_other_prompts(
     ):
         (tmp_path / "prompts").write_text(text)
         assert said in sentence(run_command(capfd, *command))
+    dead_end = {"regex": "ab", "logit_bias": {"b": -math.inf}}
+    (tmp_path / "prompts").write_text(json.dumps({"prompt": "a", "settings": dead_end}))
+    said = sentence(run_command(capfd, *command[:4], "-o", tmp_path / "other"))
+    assert said.startswith("prompt 1: logit_bias, utf8 and constraint together forbid every byte")
     assert "needs -o FILE" in sentence(run_command(capfd, *command[:4]))
     assert "needs -o FILE" in sentence(run_command(capfd, *command, "--echo"))
     (tmp_path / "prompts").write_text(json.dumps(PROMPTS[0]))
@@ -209,6 +211,34 @@ def test_an_answer_cut_short_stays_as_far_as_it_was_shown(model: Model) -> None:
     shown_so_far = [next(pieces), next(pieces)]
     pieces.close()  # type: ignore[attr-defined]
     assert conversation.text().startswith(b"Once") and len(conversation.text()) <= 4 + 4 * len(shown_so_far)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the model writes, and while a line is typed."""
+    go_on = Conversation.go_on
+    lines: list[str | BaseException] = ["Once", KeyboardInterrupt(), "/text", EOFError()]
+    typed = iter(lines)
+
+    def interrupted(conversation: Conversation, line: bytes) -> Iterator[str]:
+        pieces = go_on(conversation, line)
+        yield next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    def read(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr(Conversation, "go_on", interrupted)
+    monkeypatch.setattr("builtins.input", read)
+    chosen = GenerationSettings(max_new_bytes=50, temperature=0.0, ignore_eos=True, utf8=True)
+    converse(model, b"", chosen)
+    first = model.generate("Once", settings=chosen).decode()[0]
+    assert capsys.readouterr().out == f"{first}\n\nOnce{first}\n"
 
 
 @pytest.mark.parametrize("stop", [(), ("a", "e", "\x00")])

@@ -133,6 +133,8 @@ def generate(
         draft=draft,
     )
     check_results(json_file)
+    if details is not None and json_file is None:
+        raise EdgebltError("--details N counts alternatives in the lines of --json; give --json FILE, too")
     if save_state:
         check_session_file(save_state)
     if prompts or out:

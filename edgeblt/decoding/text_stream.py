@@ -53,8 +53,7 @@ class TextStream(Iterator[bytes]):
         self._output = text_output(settings, before)
         self._recorder = None if alternatives is None else DetailRecorder(alternatives, ends)
         self._settings, self._statistics, self._reading = settings, statistics, reading
-        ids = np.concatenate([[BOS], encode(prompt)])
-        self._pieces = self._generate(begin, ids) if session is None else self._continue(session, ids)
+        self._pieces = self._begin(begin, prompt) if session is None else self._continue(session, prompt)
 
     def __next__(self) -> bytes:
         return next(self._pieces)
@@ -63,51 +62,53 @@ class TextStream(Iterator[bytes]):
         """Stop generating; `end` stays None if the text had not ended."""
         self._pieces.close()
 
-    def _generate(
-        self, begin: Callable[[NDArray[np.int64]], PromptReader], prompt: NDArray[np.int64]
-    ) -> Generator[bytes, None, None]:
+    def _begin(self, begin: Callable[[NDArray[np.int64]], PromptReader], prompt: bytes) -> Generator[bytes, None, None]:
         with EnoughMemory("to generate a text"):
-            reader = begin(prompt)
-            session, logits = reader.session, self._read(reader)
-            ends, plain = self._sampler.ends, self._output.is_plain and self._recorder is None
-            for id in self._ids(session, logits):
-                if id in ends:
-                    self.end = TextEnd("eos")
-                    break
-                if plain:
-                    yield _SINGLE[id - OFFSET]
-                    continue
-                yield from self._given(self._output.take(id - OFFSET))
-                if self._output.stop is not None:
-                    self.end = TextEnd("stop", self._output.stop)
-                    break
-            reader.end()
-            if self._output.stop is None:
-                yield from self._given(self._output.finish())
-            self.end = self.end or TextEnd("constraint" if self._sampler.is_complete else "length")
+            yield from self._generate(begin(np.concatenate([[BOS], encode(prompt)])))
 
-    def _continue(self, session: Session, prompt: NDArray[np.int64]) -> Generator[bytes, None, None]:
+    def _generate(self, reader: PromptReader) -> Generator[bytes, None, None]:
+        session, logits = reader.session, self._read(reader)
+        ends, plain = self._sampler.ends, self._output.is_plain and self._recorder is None
+        for id in self._ids(session, logits):
+            if id in ends:
+                self.end = TextEnd("eos")
+                break
+            if plain:
+                yield _SINGLE[id - OFFSET]
+                continue
+            yield from self._given(self._output.take(id - OFFSET))
+            if self._output.stop is not None:
+                self.end = TextEnd("stop", self._output.stop)
+                break
+        reader.end()
+        if self._output.stop is None:
+            yield from self._given(self._output.finish())
+        self.end = self.end or TextEnd("constraint" if self._sampler.is_complete else "length")
+
+    def _continue(self, session: Session, prompt: bytes) -> Generator[bytes, None, None]:
         """Generate on a session, which has in the end been fed the prompt and the bytes yielded, and no more."""
-        start, yielded = session.position, bytearray()
-        if start:
-            prompt = prompt[1:]  # BOS begins a text
-        if not len(prompt):  # the last id is fed again for its logits
-            start, prompt = start - 1, session.ids[-1:]
-            session.rollback(start)
-        pieces = self._generate(lambda ids: PromptReader(session, ids), prompt)
-        try:
-            for piece in pieces:
-                yielded += piece
-                yield piece
-        finally:
-            pieces.close()
-            was_read = session.position >= start + len(prompt)
-            text = np.concatenate([prompt, encode(bytes(yielded))]) if was_read else prompt[:0]
-            session.rollback(min(session.position, start + len(text)))
-            if session.position < start + len(text):
-                session.feed(text[session.position - start :])
-            if was_read:
-                session.note_text(TextState(len(self._generated) + len(yielded), self._sampler.entropy))
+        with EnoughMemory("to generate a text"):
+            start, yielded = session.position, bytearray()
+            ids = encode(prompt) if start else np.concatenate([[BOS], encode(prompt)])
+            read_before = ids[:0]
+            if not len(ids):  # the last id is fed again for its logits
+                start, read_before = start - 1, session.ids[-1:]
+                ids = read_before
+                session.rollback(start)
+            pieces = self._generate(PromptReader(session, ids))
+            try:
+                for piece in pieces:
+                    yielded += piece
+                    yield piece
+            finally:
+                pieces.close()
+                was_read = session.position >= start + len(ids)
+                text = np.concatenate([ids, encode(bytes(yielded))]) if was_read else read_before
+                session.rollback(min(session.position, start + len(text)))
+                if session.position < start + len(text):
+                    session.feed(text[session.position - start :])
+                if was_read:
+                    session.note_text(TextState(len(self._generated) + len(yielded), self._sampler.entropy))
 
     def _ids(self, session: Session, logits: NDArray[np.float32]) -> Iterator[int]:
         settings, statistics = self._settings, self._statistics(self._settings.draft)
