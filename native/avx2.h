@@ -24,6 +24,9 @@ void normalize_avx2(
 void gate_avx2(const float* gate, const float* up, int64_t width, float* out);
 void attend_latent_avx2(
     const LatentAttention& call, const float* queries, const float* row, int64_t bytes, float* out);
+void attend_bytes_avx2(
+    const LatentAttention& call, const float* queries, const float* rows, int64_t count, float* out);
+void add_table_row_avx2(const Table& table, int64_t row, float* out);
 
 namespace {
 

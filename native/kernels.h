@@ -109,6 +109,16 @@ struct LatentAttention {
   float scale;
 };
 
+// Rows that are looked up: floats as they are stored, or codes in blocks of columns. A code less its zero point, times
+// its block's scale, is the element.
+struct Table {
+  int64_t rows, width, block_size, blocks;
+  int bits;                    // 4 or 8: codes, 16 or 32: floats
+  const void* values;          // [rows, width] floats, or [rows, ceil(width * bits / 8)] bytes, the first code in the low bits
+  const uint8_t* zero_points;  // [rows, ceil(blocks * bits / 8)], packed as codes; null: 2 ** (bits - 1)
+  Scales scales;               // [rows, blocks]
+};
+
 struct Kernels {
   // Rows of inputs that `dense` takes side by side, and how many of so many, from the first on, it takes row by row.
   int64_t tile_rows;
@@ -137,6 +147,11 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, int64_t width, float* out);
   // The queries [bytes, heads, width] of bytes that have the same latent, and what they attend to.
   void (*attend_latent)(const LatentAttention&, const float* queries, const float* row, int64_t bytes, float* out);
+  // The queries [count, heads, width] of a patch, and what they attend to: `vectors` rows of its bytes' keys and values
+  // [2, kv_heads, width].
+  void (*attend_bytes)(const LatentAttention&, const float* queries, const float* rows, int64_t count, float* out);
+  // Adds a row of a table to `out` [width].
+  void (*add_table_row)(const Table&, int64_t row, float* out);
 };
 
 void dense_scalar(const DenseWeights& weights, const Inputs& inputs, int64_t first, int64_t last, float* out);

@@ -12,7 +12,7 @@
 namespace edgeblt {
 namespace {
 
-constexpr int kOperators = 8;
+constexpr int kOperators = 11;
 std::atomic<unsigned long long> runs[kOperators];
 
 // ONNX Runtime's errors carry a status that we pass on as it is.

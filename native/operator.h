@@ -160,6 +160,9 @@ std::vector<const Operator*> window_attention_operators();  // one for each type
 std::vector<const Operator*> dense_layer_operators();
 const Operator& latent_attention_operator();
 const Operator& dense_cross_attention_operator();
+const Operator& hash_embedding_operator();
+const Operator& patch_attention_operator();
+const Operator& dense_pooling_operator();
 
 }  // namespace edgeblt
 

@@ -3,8 +3,10 @@
 #ifndef EDGEBLT_ROWS_H
 #define EDGEBLT_ROWS_H
 
+#include <algorithm>
 #include <vector>
 
+#include "common.h"
 #include "entropies.h"
 
 namespace edgeblt {
@@ -77,14 +79,14 @@ inline float exponentials(float* scores, int64_t count) {
   return sum_of<kLanes>(total);
 }
 
-// One head's query of one byte: keys and values [vectors, width].
+// One head's query: keys and values [vectors, width], `stride` elements from one to the next.
 inline void attend_to_few(
-    const LatentAttention& call, const float* query, const float* keys, const float* values, float* scores,
-    float* out) {
+    const LatentAttention& call, const float* query, const float* keys, const float* values, int64_t stride,
+    float* scores, float* out) {
   for (int64_t vector = 0; vector < call.vectors; ++vector) {
     Lanes sums = {};
     for (int64_t i = 0; i < call.width; i += kLanes) {
-      sums = load_floats<kLanes>(query + i) * load_floats<kLanes>(keys + vector * call.width + i) + sums;
+      sums = load_floats<kLanes>(query + i) * load_floats<kLanes>(keys + vector * stride + i) + sums;
     }
     scores[vector] = sum_of<kLanes>(sums) * call.scale;
   }
@@ -92,20 +94,24 @@ inline void attend_to_few(
   for (int64_t i = 0; i < call.width; i += kLanes) {
     Lanes mixed = {};
     for (int64_t vector = 0; vector < call.vectors; ++vector) {
-      mixed = scores[vector] * load_floats<kLanes>(values + vector * call.width + i) + mixed;
+      mixed = scores[vector] * load_floats<kLanes>(values + vector * stride + i) + mixed;
     }
     store_floats<kLanes>(mixed / total, out + i);
   }
 }
 
+// `count` floats of the calling thread.
+inline float* few_floats(int64_t count) {
+  thread_local std::vector<float> buffer;
+  if (buffer.size() < static_cast<size_t>(count)) buffer.resize(static_cast<size_t>(count));
+  return buffer.data();
+}
+
 // See Kernels::attend_latent. Keys are turned round once for all bytes.
 inline void attend_vectors(
     const LatentAttention& call, const float* queries, const float* keys, int64_t bytes, float* out) {
-  thread_local std::vector<float> buffer;
   const int64_t size = call.width * call.vectors, group = call.heads / call.kv_heads, row = call.heads * call.width;
-  const auto needed = static_cast<size_t>(size + call.vectors + kLanes);
-  if (buffer.size() < needed) buffer.resize(needed);
-  float *turned = buffer.data(), *shares = turned + size;
+  float *turned = few_floats(size + call.vectors + kLanes), *shares = turned + size;
   const float* values = keys + call.kv_heads * size;
   for (int64_t kv_head = 0; kv_head < call.kv_heads; ++kv_head, keys += size, values += size) {
     for (int64_t vector = 0; vector < call.vectors; ++vector) {
@@ -113,9 +119,46 @@ inline void attend_vectors(
     }
     for (int64_t line = 0; line < bytes * group; ++line) {
       const int64_t place = line / group * row + (kv_head * group + line % group) * call.width;
-      attend_to_few(call, queries + place, turned, values, shares, out + place);
+      attend_to_few(call, queries + place, turned, values, call.width, shares, out + place);
     }
   }
+}
+
+// See Kernels::attend_bytes.
+inline void attend_patch(
+    const LatentAttention& call, const float* queries, const float* rows, int64_t count, float* out) {
+  const int64_t group = call.heads / call.kv_heads, width = call.kv_heads * call.width;
+  float* shares = few_floats(call.vectors + kLanes);
+  for (int64_t line = 0; line < count * call.heads; ++line) {
+    const float* keys = rows + line % call.heads / group * call.width;
+    attend_to_few(call, queries + line * call.width, keys, keys + width, 2 * width, shares, out + line * call.width);
+  }
+}
+
+// See Kernels::add_table_row, for codes of 4 or 8 bits.
+template <int kBits>
+inline void add_codes(const Table& table, int64_t row, float* out) {
+  constexpr int64_t kPerByte = 8 / kBits;
+  const auto* codes = static_cast<const uint8_t*>(table.values) + row * ((table.width + kPerByte - 1) / kPerByte);
+  const uint8_t* points = table.zero_points;
+  if (points) points += row * ((table.blocks + kPerByte - 1) / kPerByte);
+  for (int64_t block = 0; block < table.blocks; ++block) {
+    const float scale = read_scale(table.scales, row * table.blocks + block);
+    const auto code = [](const uint8_t* bytes, int64_t i) {
+      return kBits == 8 ? int32_t{bytes[i]} : bytes[i / 2] >> (i % 2 * 4) & 15;
+    };
+    const int32_t point = points ? code(points, block) : 1 << (kBits - 1);
+    const int64_t begin = block * table.block_size, end = std::min(table.width, begin + table.block_size);
+    for (int64_t i = begin; i < end; ++i) out[i] += static_cast<float>(code(codes, i) - point) * scale;
+  }
+}
+
+// See Kernels::add_table_row.
+inline void add_row(const Table& table, int64_t row, float* out) {
+  if (table.bits == 4) return add_codes<4>(table, row, out);
+  if (table.bits == 8) return add_codes<8>(table, row, out);
+  const Scales floats{table.values, table.bits == 16, table.width, 1};
+  for (int64_t i = 0; i < table.width; ++i) out[i] += read_scale(floats, row * table.width + i);
 }
 
 }  // namespace

@@ -16,4 +16,11 @@ void attend_latent_avx2(
   attend_vectors(call, queries, row, bytes, out);
 }
 
+void attend_bytes_avx2(
+    const LatentAttention& call, const float* queries, const float* rows, int64_t count, float* out) {
+  attend_patch(call, queries, rows, count, out);
+}
+
+void add_table_row_avx2(const Table& table, int64_t row, float* out) { add_row(table, row, out); }
+
 }  // namespace edgeblt

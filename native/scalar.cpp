@@ -134,6 +134,6 @@ int64_t all_rows(int64_t rows, int64_t) { return rows; }
 }  // namespace
 
 const Kernels kScalarKernels = {16, all_rows, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows<4>, store_row,
-                                normalize_row, gate_row, attend_vectors};
+                                normalize_row, gate_row, attend_vectors, attend_patch, add_row};
 
 }  // namespace edgeblt

@@ -235,6 +235,74 @@ def dense_cross_attention(chance: Chance) -> Case:
     return Case("DenseCrossAttention", attributes | sizes | rounding, inputs, fixed, ("y",))
 
 
+def table_of(chance: Chance, name: str, rows: int, width: int) -> tuple[Attributes, dict[str, Array | None]]:
+    """Attributes and inputs of a table that HashEmbedding looks up in."""
+    bits, block = int(chance.choice([4, 8, 16, 32])), int(chance.choice(BLOCKS))
+    blocks = up(width, block)
+    values, scales, points = octets(chance, rows, up(width * bits, 8)), floats(chance, rows, blocks), None
+    if chance.random() < 0.5:
+        points = octets(chance, rows, up(blocks * bits, 8))
+    if bits > 8:
+        values = floats(chance, rows, width).astype(np.float16 if bits == 16 else np.float32)
+    parts = {"values": values, "scales": None if bits > 8 else scales, "zero_points": None if bits > 8 else points}
+    return {f"{name}_bits": bits, f"{name}_block_size": block}, {f"{name}_{part}": parts[part] for part in parts}
+
+
+def hash_embedding(chance: Chance) -> Case:
+    width, tables, vocab = int(chance.integers(1, 300)), int(chance.integers(1, 5)), int(chance.integers(1, 20))
+    count, context = int(chance.integers(0, 6)), int(chance.integers(1, 9))
+    some, bytes = table_of(chance, "byte", 260, width)
+    others, hashes = table_of(chance, "hash", tables * vocab + int(chance.integers(0, 3)), width)
+    inputs: dict[str, Array | None] = {
+        "windows": chance.integers(0, 260, (count, context), dtype=np.int64),
+        "coefficients": chance.integers(-(2**62), 2**62, (context, tables), dtype=np.int64), **bytes, **hashes,
+    }  # fmt: skip
+    attributes = {"width": width, "vocab_size": vocab, **some, **others}
+    return Case("HashEmbedding", attributes, inputs, frozenset(["coefficients", *bytes, *hashes]), ("vectors",))
+
+
+def patch_attributes(chance: Chance) -> Attributes:
+    heads, kv_heads, width = heads_of(chance)
+    vectors = int(chance.integers(1, 4))
+    return {"num_heads": heads, "kv_num_heads": kv_heads, "head_dim": width, "vectors": vectors, "scale": 0.2}
+
+
+def patch_indices(chance: Chance, completed: int, *counts: int) -> list[Array]:
+    return [chance.integers(0, completed + 1, count, dtype=np.int64) for count in counts]
+
+
+def patch_attention(chance: Chance) -> Case:
+    attributes, completed, bytes = patch_attributes(chance), int(chance.integers(0, 4)), int(chance.integers(0, 12))
+    attended = attributes["num_heads"] * attributes["head_dim"]
+    (index,) = patch_indices(chance, completed, bytes)
+    inputs: dict[str, Array | None] = {
+        "query": floats(chance, (completed + 1) * attributes["vectors"], attended),
+        "projected": floats(chance, bytes, 2 * attributes["kv_num_heads"] * attributes["head_dim"]),
+        "patch_index": index, "patches": np.arange(completed + 1, dtype=np.int64),
+    }  # fmt: skip
+    return Case("PatchAttention", attributes, inputs, frozenset(), ("attended",))
+
+
+def dense_pooling(chance: Chance) -> Case:
+    attributes, completed, width = patch_attributes(chance), int(chance.integers(0, 4)), int(chance.integers(1, 70))
+    attended, pooled = attributes["num_heads"] * attributes["head_dim"], attributes["vectors"] * width
+    projected, bytes, opened = 2 * attributes["kv_num_heads"] * attributes["head_dim"], *chance.integers(0, 9, 2)
+    rounding, weights = weights_of(chance, {
+        "projection": (pooled, width), "query": (attended, width), "key": (projected, width),
+        "output": (width, attended),
+    })  # fmt: skip
+    index, open_index = patch_indices(chance, completed, int(bytes), int(opened))
+    norms = {name: floats(chance, width) for name in ("query_norm", "key_norm")}
+    inputs: dict[str, Array | None] = {
+        "byte_vectors": floats(chance, int(bytes), width), "open_vectors": floats(chance, int(opened), width),
+        "patch_index": index, "open_index": open_index, "patches": np.arange(completed + 1, dtype=np.int64),
+        **norms, **weights,
+    }  # fmt: skip
+    sizes = {"width": width, "pooled": pooled, "attended": attended, "projected": projected, "epsilon": 1e-5}
+    fixed = frozenset([*norms, *weights])
+    return Case("DensePooling", attributes | sizes | rounding, inputs, fixed, ("patch_vectors",))
+
+
 def entropy_patch(chance: Chance) -> Case:
     length, width = int(chance.integers(0, 40)), int(chance.integers(1, 270))
     numbers = {"max_patch_length": int(chance.choice([0, 1, 7])), "patch_size": int(chance.integers(1, 9))}
@@ -256,6 +324,7 @@ OPERATORS: dict[str, Callable[[Chance], Case]] = {
     "EntropyPatch": entropy_patch, "DenseMatMul": dense_matmul, "SparseMatMul": sparse_matmul,
     "MaskedMatMul": masked_matmul, "WindowAttention": window_attention, "DenseLayer": dense_layer,
     "LatentAttention": latent_attention, "DenseCrossAttention": dense_cross_attention,
+    "HashEmbedding": hash_embedding, "PatchAttention": patch_attention, "DensePooling": dense_pooling,
 }  # fmt: skip
 
 

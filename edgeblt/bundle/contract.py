@@ -213,9 +213,7 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
             *_attention(config.encoder, target),
             TensorSpec("patch_index", "int64", ("T",)),  # patch of each byte; P: one that stays open
             TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
-            TensorSpec(
-                "open_vectors", "float32", ("N", width)
-            ),  # bytes of patches completed now; may be empty where P is 0
+            TensorSpec("open_vectors", "float32", ("N", width)),  # bytes of patches completed now; none if P is 0
             TensorSpec("open_index", "int64", ("N",)),  # their patches
         ),
         settings=(),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from operator import is_
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,6 +132,7 @@ class _Binding:
         self._binding = graph.io_binding()
         self._inputs: dict[str, tuple[Array, _Place]] = {}
         self._outputs: dict[str, Array] = {}
+        self._arrays: list[Array] = []  # arrays of the last call
 
     def bind_value(self, name: str, value: "onnxruntime.OrtValue | DeviceArray", is_input: bool) -> None:
         binding = self._binding
@@ -148,6 +150,10 @@ class _Binding:
         self._graph.run_with_iobinding(self._binding)
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        arrays = [*inputs.values(), *outputs.values()]
+        if not self._read_there and len(arrays) == len(self._arrays) and all(map(is_, arrays, self._arrays)):
+            return
+        self._arrays = arrays
         for name, array in inputs.items():
             bound = self._inputs.get(name)
             if bound is None or bound[0] is not array:

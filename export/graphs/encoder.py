@@ -4,13 +4,20 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import HashConfig, ModelConfig
-from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.contract import EDGEBLT, StageContract
 from edgeblt.bundle.hashing import hash_coefficients
-from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.pooling import Pooling
 from edgeblt.export.graphs.weight_source import WeightSource
-from edgeblt.export.graphs.weights import Weights
+from edgeblt.export.graphs.weights import LookupTable, Weights
+from edgeblt.export.operators.hash_embedding import (
+    HASHED,
+    TABLE_PARTS,
+    TABLES,
+    TableForm,
+    hash_embedding_function,
+)
 
 
 def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
@@ -23,26 +30,39 @@ def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
         hidden = stack.layer(layer, hidden)
     byte_vectors = stack.leave(stack.total(hidden))
 
-    def no_patches() -> list[ir.Value]:
-        return [graph.constant(np.zeros((0, config.patch_width), np.float32))]
-
-    pooling = Pooling(graph, stack.weights, config, byte_vectors)
-    any_completed = graph.op("Greater", graph.op("Shape", graph.inputs["patches"]), graph.constant([1]))
-    (patch_vectors,) = graph.branch(any_completed, pooling.patch_vectors, no_patches)
+    patch_vectors = Pooling(graph, stack.weights, config, byte_vectors).patch_vectors()
     return graph.finish({"byte_vectors": graph.float32(byte_vectors), "patch_vectors": patch_vectors, **stack.presents})
 
 
 def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> ir.Value:
     """Byte embedding plus one row of each hash table [T, width]."""
-    windows = graph.inputs["windows"]
+    windows, names = graph.inputs["windows"], ("encoder.embedding", "encoder.hash_tables")
+    if graph.is_for_cpu and all(map(weights.is_table, names)):
+        return _embeddings_as_one(graph, [weights.table(name) for name in names], config)
     ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
     if graph.is_for_cpu:  # a spare row, as ReduceSum adds up a single row in another order
         windows = graph.with_spare_row(windows)
-    hashed = weights.lookup("encoder.hash_tables", table_rows(graph, config.hashes, windows))
+    hashed = weights.lookup(names[1], table_rows(graph, config.hashes, windows))
     total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)
     if graph.is_for_cpu:
         total = graph.without_spare_row(total)
-    return graph.op("Add", weights.lookup("encoder.embedding", ids), total)
+    return graph.op("Add", weights.lookup(names[0], ids), total)
+
+
+def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], config: ModelConfig) -> ir.Value:
+    """The same as one operator."""
+    forms = [TableForm(len(table.inputs)) for table in tables]
+    graph.uses(hash_embedding_function(OPSET, *forms))
+    inputs = [part for table in tables for part in (*table.inputs, None, None)[: len(TABLE_PARTS)]]
+    attributes = {
+        f"{name}_{attribute}": value
+        for name, table in zip(TABLES, tables, strict=True)
+        for attribute, value in table.attributes.items()
+    }
+    return graph.op(
+        HASHED, graph.inputs["windows"], graph.constant(hash_coefficients(config.hashes)), *inputs, domain=EDGEBLT,
+        width=config.encoder.hidden_size, vocab_size=config.hashes.vocab_size, **attributes,
+    )  # fmt: skip
 
 
 def table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir.Value:

@@ -6,14 +6,27 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.export.graphs.graph import GraphBuilder
-from edgeblt.export.graphs.layers import Heads, rms_norm
+from edgeblt.bundle.contract import EDGEBLT
+from edgeblt.export.graphs.graph import OPSET, GraphBuilder
+from edgeblt.export.graphs.layers import Heads, named_attributes, rms_norm, side_by_side
 from edgeblt.export.graphs.weights import Weights
+from edgeblt.export.operators.pooling import (
+    PATCH,
+    POOLING,
+    POOLING_PRODUCTS,
+    dense_pooling_function,
+    patch_attention_function,
+)
+
+PRODUCTS = [
+    ["encoder.patch_projection"], ["encoder.cross.query"], ["encoder.cross.key", "encoder.cross.value"],
+    ["encoder.cross.output"],
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Each of the k vectors of a patch attends to the patch's own bytes, which are consecutive.
+    """Each of the k vectors of a patch attends to the patch's own bytes.
 
     Rows are computed for P + 1 patches, as the last bytes may belong to the one still open.
     """
@@ -23,65 +36,84 @@ class Pooling:
     config: ModelConfig
     byte_vectors: ir.Value  # [T, width]
 
-    def patch_vectors(self) -> list[ir.Value]:
+    def patch_vectors(self) -> ir.Value:
         """Vectors of the completed patches: [P, k * width]."""
-        graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
+        graph, width = self.graph, self.config.patch_width
+        heads = Heads.of(graph, self.config.encoder)
+        if graph.is_for_cpu and heads.head_dim == heads.padded and all(map(self.weights.is_dense, PRODUCTS)):
+            return self._dense()
+
+        def nothing() -> list[ir.Value]:
+            return [graph.constant(np.zeros((0, width), np.float32))]
+
+        any_completed = graph.op("Greater", graph.op("Shape", graph.inputs["patches"]), graph.constant([1]))
+        (vectors,) = graph.branch(any_completed, self._pool, nothing)
+        return vectors
+
+    def _dense(self) -> ir.Value:
+        """The whole pooling as one operator."""
+        graph, encoder, weights = self.graph, self.config.encoder, self.weights
+        graph.uses(patch_attention_function(OPSET))
+        graph.uses_dense(POOLING, dense_pooling_function)
+        rows = (graph.inputs[name] for name in ("open_vectors", "patch_index", "open_index", "patches"))
+        norms = (weights.vector(f"encoder.cross.{name}") for name in ("query_norm", "key_norm"))
+        dense = [weights.dense(names) for names in PRODUCTS]
+        return graph.op(
+            POOLING, self.byte_vectors, *rows, *norms, *side_by_side(dense), domain=EDGEBLT, **self._attributes,
+            **named_attributes(POOLING_PRODUCTS, dense), epsilon=encoder.norm_epsilon, width=encoder.hidden_size,
+            pooled=dense[0].shape[0], attended=dense[1].shape[0], projected=dense[2].shape[0],
+        )  # fmt: skip
+
+    def _pool(self) -> list[ir.Value]:
+        graph, encoder = self.graph, self.config.encoder
         heads = Heads.of(graph, encoder)
-        vectors, index = self._segments()
-        pooled = self._scatter(self._filled(encoder.hidden_size, self._lowest), index, vectors, "max")
-        queries = graph.op("Reshape", self.weights.linear(pooled, ["encoder.patch_projection"]),
+        vectors = graph.op("Concat", graph.computed(graph.inputs["open_vectors"]), self.byte_vectors, axis=0)
+        index = graph.op("Concat", graph.inputs["open_index"], graph.inputs["patch_index"], axis=0)
+        projection, query, keys, output = PRODUCTS
+        queries = graph.op("Reshape", self.weights.linear(self._largest(index, vectors), projection),
                            graph.constant([-1, encoder.hidden_size]))  # fmt: skip
-
         normed = rms_norm(graph, queries, self.weights.vector("encoder.cross.query_norm"), encoder.norm_epsilon)
-        query = self.weights.linear(normed, ["encoder.cross.query"])
-        query = heads.pad(query, [-1, encoder.head_count * heads.padded])
-        scaled = graph.op("Mul", query, graph.number(encoder.head_dim**-0.5))
+        query_rows = heads.pad(self.weights.linear(normed, query), [-1, encoder.head_count * heads.padded])
         normed = rms_norm(graph, vectors, self.weights.vector("encoder.cross.key_norm"), encoder.norm_epsilon)
-        both = self.weights.linear(normed, ["encoder.cross.key", "encoder.cross.value"])
-        both = heads.pad(both, [-1, 2 * encoder.kv_head_count * heads.padded])
-        key, value = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
-
-        attend = self._attend_by_segment if graph.is_for_cpu else self._attend_by_mask
-        attended = heads.unpad(attend(scaled, key, value, index), [-1, encoder.head_count * encoder.head_dim])
-        output = self.weights.linear(attended, ["encoder.cross.output"])
+        both = heads.pad(self.weights.linear(normed, keys), [-1, 2 * encoder.kv_head_count * heads.padded])
+        attended = self._attend(query_rows, both, index)
+        attended = heads.unpad(attended, [-1, encoder.head_count * encoder.head_dim])
         # The module adds its query input and its caller adds it again.
-        total = graph.op("Add", output, graph.op("Add", queries, queries))
-        rows = graph.op("Reshape", total, graph.constant([-1, k * encoder.hidden_size]))
+        total = graph.op("Add", self.weights.linear(attended, output), graph.op("Add", queries, queries))
+        rows = graph.op("Reshape", total, graph.constant([-1, self.config.patch_width]))
         return [graph.float32(graph.op("Slice", rows, graph.constant([0]), graph.constant([-1])))]
 
-    def _segments(self) -> tuple[ir.Value, ir.Value]:
-        """Vectors [S, width] of open patches and of the chunk, S = N + T, and the patch of each."""
+    def _largest(self, index: ir.Value, vectors: ir.Value) -> ir.Value:
+        """The maximum of each patch's bytes in each column [P + 1, width]."""
+        graph, width = self.graph, self.config.encoder.hidden_size
+        shape = graph.op("Concat", graph.op("Shape", graph.inputs["patches"]), graph.constant([width]), axis=0)
+        lowest = graph.op("ConstantOfShape", shape, value=ir.Tensor(np.array([self._lowest], graph.computed_in)))
+        wide = graph.op("Expand", graph.op("Unsqueeze", index, graph.constant([1])), graph.op("Shape", vectors))
+        return graph.op("ScatterElements", lowest, wide, vectors, axis=0, reduction="max")
+
+    def _attend(self, query: ir.Value, both: ir.Value, index: ir.Value) -> ir.Value:
+        """Attention [(P + 1) * k, heads * head_dim] of each patch's queries to its bytes."""
         graph = self.graph
-        vectors = graph.op("Concat", graph.computed(graph.inputs["open_vectors"]), self.byte_vectors, axis=0)
-        return vectors, graph.op("Concat", graph.inputs["open_index"], graph.inputs["patch_index"], axis=0)
+        if graph.is_for_cpu:
+            graph.uses(patch_attention_function(OPSET))
+            return graph.op(PATCH, query, both, index, graph.inputs["patches"], domain=EDGEBLT, **self._attributes)
+        scaled = graph.op("Mul", query, graph.number(self._attributes["scale"]))
+        key, value = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
+        return self._attend_by_mask(scaled, key, value, index)
 
-    def _attend_by_segment(self, query: ir.Value, key: ir.Value, value: ir.Value, index: ir.Value) -> ir.Value:
-        """Softmax attention [(P + 1) * k, heads * head_dim] in O(S * k), the sums in the order of the bytes."""
-        graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
-        padded = Heads.of(graph, encoder).padded
-        group = encoder.head_count // encoder.kv_head_count
-        heads, width = k * encoder.head_count, k * encoder.head_count * padded
-        grid = graph.constant([-1, k, encoder.kv_head_count, group, padded])
-        single = graph.constant([-1, 1, encoder.kv_head_count, 1, padded])
-        key, value = graph.op("Reshape", key, single), graph.op("Reshape", value, single)
-
-        products = graph.op("Mul", graph.op("Gather", graph.op("Reshape", query, grid), index, axis=0), key)
-        scores = graph.op("Reshape", graph.op("ReduceSum", products, graph.constant([-1]), keepdims=0),
-                          graph.constant([-1, heads]))  # fmt: skip
-        highest = self._scatter(self._filled(heads, self._lowest), index, scores, "max")
-        weight = graph.op("Exp", graph.op("Sub", scores, graph.op("Gather", highest, index, axis=0)))
-        normalizer = self._scatter(self._filled(heads, 0.0), index, weight, "add")
-
-        shape = graph.constant([-1, k, encoder.kv_head_count, group, 1])
-        weighted = graph.op("Mul", graph.op("Reshape", weight, shape), value)
-        weighted = graph.op("Reshape", weighted, graph.constant([-1, width]))
-        summed = self._scatter(self._filled(width, 0.0), index, weighted, "add")
-        per_head = graph.op("Reshape", summed, graph.constant([-1, heads, padded]))
-        divided = graph.op("Div", per_head, graph.op("Unsqueeze", normalizer, graph.constant([-1])))
-        return graph.op("Reshape", divided, graph.constant([-1, encoder.head_count * padded]))
+    @property
+    def _attributes(self) -> dict[str, int | float]:
+        encoder = self.config.encoder
+        return {
+            "num_heads": encoder.head_count,
+            "kv_num_heads": encoder.kv_head_count,
+            "head_dim": Heads.of(self.graph, encoder).padded,
+            "vectors": self.config.cross_attention_k,
+            "scale": encoder.head_dim**-0.5,
+        }
 
     def _attend_by_mask(self, query: ir.Value, key: ir.Value, value: ir.Value, index: ir.Value) -> ir.Value:
-        """The same by dense products [kv heads, group, P + 1, k, S], masked to the bytes of each patch."""
+        """The same for cuda by dense products [kv heads, group, P + 1, k, S], masked to the bytes of each patch."""
         graph, encoder, k = self.graph, self.config.encoder, self.config.cross_attention_k
         padded, kv_heads = Heads.of(graph, encoder).padded, encoder.kv_head_count
         group = encoder.head_count // kv_heads
@@ -101,19 +133,6 @@ class Pooling:
         attended = graph.op("MatMul", graph.op("Reshape", weight, flat), value)
         attended = graph.op("Transpose", attended, perm=[2, 0, 1, 3])
         return graph.op("Reshape", attended, graph.constant([-1, encoder.head_count * padded]))
-
-    def _scatter(self, data: ir.Value, index: ir.Value, updates: ir.Value, reduction: str) -> ir.Value:
-        """Rows of `updates` [S, width] reduced into the rows of `data` that `index` names."""
-        graph = self.graph
-        column = graph.op("Unsqueeze", index, graph.constant([1]))
-        wide = graph.op("Expand", column, graph.op("Shape", updates))
-        return graph.op("ScatterElements", data, wide, updates, axis=0, reduction=reduction)
-
-    def _filled(self, width: int, value: float) -> ir.Value:
-        """A constant `value`: [P + 1, width]."""
-        graph = self.graph
-        shape = graph.op("Concat", graph.op("Shape", graph.inputs["patches"]), graph.constant([width]), axis=0)
-        return graph.op("ConstantOfShape", shape, value=ir.Tensor(np.array([value], graph.computed_in)))
 
     @property
     def _lowest(self) -> float:

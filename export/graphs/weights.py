@@ -46,6 +46,14 @@ BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 
 @dataclass(frozen=True)
+class LookupTable:
+    """An embedding as inputs of an operator (`operators/hash_embedding.py`)."""
+
+    inputs: tuple[ir.Value, ...]  # the first of TABLE_PARTS
+    attributes: dict[str, int]  # TABLE_ATTRIBUTES
+
+
+@dataclass(frozen=True)
 class Weights:
     """Weights of a source as initializers of a graph, under their canonical names."""
 
@@ -58,29 +66,54 @@ class Weights:
 
     def lookup(self, name: str, ids: ir.Value) -> ir.Value:
         """Rows `ids` of the embedding `name` [rows, width]: [.., width]. Tables stay where they are mapped."""
-        format, (rows, width) = self.source.format(name), self.source.shape(name)
-        if isinstance(format, Codebook):
-            raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
+        format, width = self._table_format(name), self.source.shape(name)[1]
         index = self.source.row_index(name)
         if index is not None:
             ids = self.graph.op("Gather", self._index(f"{name}.index", index), ids)
         if isinstance(format, Floating):
             dtype = self._stored_in(format.bits)
             return self._computed(self.graph.op("Gather", self._floating_rows(name, dtype), ids), dtype)
-        # One block for a row of any width; else the format's own blocks.
-        block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
-        code_shape = (-(-width * format.bits // 8),)
-        stored = LinearStored(
-            self.source, (name,), format, (rows, width), block, code_shape, self._stored_in(format.scale_bits)
-        )
+        stored = self._stored_codes(name, format)
         codes, *parameters = stored.initializers(self.graph)
         found = self.graph.op(
             "GatherBlockQuantized", codes, ids, *parameters, domain=MICROSOFT,
-            bits=format.bits, block_size=block, gather_axis=0, quantize_axis=1,
+            bits=format.bits, block_size=stored.block_size, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        if width * format.bits % 8:  # an odd number of 4-bit codes
+        if not self.has_whole_bytes(name):
             found = self.graph.op("Slice", found, *(self.graph.constant([value]) for value in (0, width, -1)))
         return self._computed(found, stored.scale_dtype)
+
+    def has_whole_bytes(self, name: str) -> bool:
+        """Whether the rows of an embedding end with a byte: not where they have an odd number of 4-bit codes."""
+        format = self._table_format(name)
+        return isinstance(format, Floating) or self.source.shape(name)[1] * format.bits % 8 == 0
+
+    def is_table(self, name: str) -> bool:
+        """Whether an operator can look rows of the embedding `name` up by itself."""
+        return self.source.row_index(name) is None and self.has_whole_bytes(name)
+
+    def table(self, name: str) -> LookupTable:
+        """The embedding `name` as inputs of `edgeblt::HashEmbedding`."""
+        format = self._table_format(name)
+        if isinstance(format, Floating):
+            values = self._floating_rows(name, self._stored_in(format.bits))
+            return LookupTable((values,), {"bits": format.bits, "block_size": BLOCK_SIZES[0]})
+        stored = self._stored_codes(name, format)
+        attributes = {"bits": format.bits, "block_size": stored.block_size}
+        return LookupTable(tuple(stored.initializers(self.graph)), attributes)
+
+    def _table_format(self, name: str) -> Floating | Linear:
+        format = self.source.format(name)
+        if isinstance(format, Codebook):
+            raise EdgebltError(f"{name} is {format.describe()}, which has no lookup; choose int8 or int4 for it")
+        return format
+
+    def _stored_codes(self, name: str, format: Linear) -> LinearStored:
+        """An embedding's codes; one block for a row of any width, else the format's own blocks."""
+        rows, width = self.source.shape(name)
+        block = format.block_size or max(1 << (width - 1).bit_length(), BLOCK_SIZES[0])
+        code_shape, scales = (-(-width * format.bits // 8),), self._stored_in(format.scale_bits)
+        return LinearStored(self.source, (name,), format, (rows, width), block, code_shape, scales)
 
     def linear(self, value: ir.Value, names: list[str]) -> ir.Value:
         """`value` [.., in] times the named weights [out, in], side by side: [.., sum of out]."""

@@ -65,8 +65,8 @@ def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS, kv_cach
     names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS), *BATCH_CACHE_INPUTS)
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = _Products(writer, forms, inputs)
-    projected = products.of("query", _norm(writer, x, inputs["attention_norm"]), "width", "projected")
+    products = BodyProducts(writer, forms, inputs)
+    projected = products.of("query", norm(writer, x, inputs["attention_norm"]), "width", "projected")
     attended, *presents = attention(writer, projected, inputs, kv_cache)
     output = products.of("output", attended, "attended", "width")
     normed, _, _, total = writer.ops(
@@ -80,7 +80,7 @@ def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS, kv_cach
     y = without_spare_row(writer, y)
     sizes = dict.fromkeys(LAYER_SIZES, INT)
     attributes = {**ATTENTION_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(LAYER_PRODUCTS)}
-    return function((EDGEBLT, LAYER), attributes, inputs, [y, *presents], writer, _opsets(opset))
+    return function((EDGEBLT, LAYER), attributes, inputs, [y, *presents], writer, opsets(opset))
 
 
 def latent_attention_function(opset: int = 23) -> ir.Function:
@@ -108,7 +108,7 @@ def latent_attention_function(opset: int = 23) -> ir.Function:
     attended = writer.op("MatMul", writer.op("Softmax", scores, axis=-1), part(middle, vectors, head_dim))
     flat = writer.op("Concat", writer.ints(-1), writer.op("Mul", heads, head_dim), axis=0)
     outputs = [writer.op("Reshape", attended, flat)]
-    return function((EDGEBLT, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, _opsets(opset))
+    return function((EDGEBLT, LATENT), LATENT_ATTRIBUTES, inputs, outputs, writer, opsets(opset))
 
 
 def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
@@ -116,8 +116,8 @@ def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORM
     names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = _Products(writer, forms, inputs)
-    query = products.of("query", _norm(writer, x, inputs["query_norm"]), "width", "attended")
+    products = BodyProducts(writer, forms, inputs)
+    query = products.of("query", norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
         LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=EDGEBLT,
@@ -127,18 +127,18 @@ def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORM
     y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
     sizes = dict.fromkeys(("width", "attended"), INT)
     attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
-    return function((EDGEBLT, CROSS), attributes, inputs, [y], writer, _opsets(opset))
+    return function((EDGEBLT, CROSS), attributes, inputs, [y], writer, opsets(opset))
 
 
-def _norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
+def norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
     return writer.op(
         "SimplifiedLayerNormalization", value, weight, axis=-1, epsilon=reference("epsilon", kind=FLOAT), stash_type=1
     )
 
 
 @dataclass(frozen=True)
-class _Products:
-    """Products of a body whose inputs are their weights."""
+class BodyProducts:
+    """BodyProducts of a body whose inputs are their weights."""
 
     writer: FunctionWriter
     forms: DenseForms
@@ -150,6 +150,10 @@ class _Products:
         rounding = {name: f"{product}_{name}" for name in ROUNDING_ATTRIBUTES}
         return dense_product(self.writer, self.forms, value, weights, {"K": columns, "N": rows, **rounding})
 
+    def with_spare_row(self, product: str, value: ir.Value, columns: str, rows: str) -> ir.Value:
+        """The same of a value that no spare row follows."""
+        return without_spare_row(self.writer, self.of(product, with_spare_row(self.writer, value), columns, rows))
 
-def _opsets(opset: int) -> dict[str, int]:
+
+def opsets(opset: int) -> dict[str, int]:
     return {"": opset, MICROSOFT: 1, EDGEBLT: 1}

@@ -130,6 +130,39 @@ def _cross_attention(step: Step) -> list[Shape]:
     return [step.shape(0)]
 
 
+def _patch_attention(step: Step) -> list[Shape]:
+    heads, kv_heads, head_dim, vectors = _patch_heads(step)
+    rows, bytes = step.rows(0, heads * head_dim), step.rows(1, 2 * kv_heads * head_dim)
+    step.expect(2, bytes)
+    if len(step.shape(3)) != 1 or rows != (step.shape(3)[0].times(vectors),):
+        raise step.wrong(f"attends for {written(rows)}")
+    return [step.shape(0)]
+
+
+def _patch_heads(step: Step) -> tuple[int, int, int, int]:
+    """Heads, heads of keys, elements of a head, and vectors of a patch."""
+    heads, kv_heads = step.number("num_heads"), step.number("kv_num_heads")
+    if heads % kv_heads:
+        raise step.wrong(f"has {heads} heads for {kv_heads} of keys")
+    return heads, kv_heads, step.number("head_dim"), step.number("vectors")
+
+
+def _pooling(step: Step) -> list[Shape]:
+    heads, kv_heads, head_dim, vectors = _patch_heads(step)
+    width, pooled, attended, projected = (step.number(name) for name in ("width", "pooled", "attended", "projected"))
+    if (pooled, attended, projected) != (vectors * width, heads * head_dim, 2 * kv_heads * head_dim):
+        raise step.wrong("has heads or vectors of other sizes")
+    step.expect(2, step.rows(0, width))
+    step.expect(3, step.rows(1, width))
+    step.expect_named(4, "patches")
+    for index in (5, 6):
+        step.expect(index, fixed((width,)), FLOATS)
+    products = {"projection": (pooled, width), "query": (attended, width), "key": (projected, width),
+                "output": (width, attended)}  # fmt: skip
+    _side_by_side(step, 7, products)
+    return [(Size.named("P"), Size(pooled))]
+
+
 def _entropy_patch(step: Step) -> list[Shape]:
     logits = step.shape(0)
     rows = logits[:1]
@@ -144,8 +177,10 @@ def _entropy_patch(step: Step) -> list[Shape]:
 RULES: Mapping[tuple[str, str], ShapeRule] = {
     (EDGEBLT, "DenseCrossAttention"): _cross_attention,
     (EDGEBLT, "DenseLayer"): _layer,
+    (EDGEBLT, "DensePooling"): _pooling,
     (EDGEBLT, "EntropyPatch"): _entropy_patch,
     (EDGEBLT, "LatentAttention"): _latent_attention,
+    (EDGEBLT, "PatchAttention"): _patch_attention,
     (EDGEBLT, "WindowAttention"): _window_attention,
     (MICROSOFT, "GroupQueryAttention"): _group_query_attention,
 }

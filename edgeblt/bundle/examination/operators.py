@@ -96,7 +96,11 @@ _ROUNDING = {"bits": _BITS, "block_size": _BLOCK, "blocks_per_scale": _COUNT}
 _PRODUCT = {"K": _COUNT, "N": _COUNT, **_ROUNDING}
 _WINDOW = _integer(-1, _MOST)
 _HEADS = {"num_heads": _COUNT, "kv_num_heads": _COUNT, "scale": _POSITIVE}
-_LATENTS = {**_HEADS, "head_dim": _COUNT, "vectors": _COUNT, "offset": _integer(0, _MOST)}
+_PATCHES = {**_HEADS, "head_dim": _COUNT, "vectors": _COUNT}
+_LATENTS = {**_PATCHES, "offset": _integer(0, _MOST)}
+
+
+_TABLE = {"bits": _one_of(4, 8, 16, 32), "block_size": _integer(16, _MOST)}
 
 
 def _products(*names: str) -> dict[str, Allowed]:
@@ -110,9 +114,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Concat"): _operator((2, 1 << 12), axis=_AXIS),
     ("", "ConstantOfShape"): _operator(1, value=_maybe(_ONE_ELEMENT)),
     ("", "CumSum"): _operator(2),
-    ("", "Div"): _operator(2),
     ("", "Equal"): _operator(2),
-    ("", "Exp"): _operator(1),
     ("", "Expand"): _operator(2),
     ("", "Gather"): _operator(2, axis=_maybe(_AXIS)),
     ("", "Gelu"): _operator(1, approximate=_one_of("none", "tanh")),
@@ -156,12 +158,28 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
     (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
+    (EDGEBLT, "DensePooling"): _operator(
+        19, **_PATCHES, epsilon=_POSITIVE, width=_COUNT, pooled=_COUNT, attended=_COUNT, projected=_COUNT,
+        **_products("projection", "query", "key", "output"),
+    ),
     (EDGEBLT, "EntropyPatch"): _operator((8, 10), 3, rule=_integer(0, 5)),
+    (EDGEBLT, "HashEmbedding"): _operator(
+        (6, 8), width=_COUNT, vocab_size=_COUNT, **{f"{table}_{name}": allowed for table in ("byte", "hash")
+                                                for name, allowed in _TABLE.items()},
+    ),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
+    (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
     (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
+
+# Digests of HashEmbedding's bodies, by what the bytes' table holds (floats, symmetric codes, codes), then the hashes'.
+_TABLE_LOOKUPS = """
+    1dc3461bf25c9453 1c363f75644c1741 4532cc10e5c99ef0
+    ce8674ecf4aa4277 2536ccc08e6626c4 5687074b23066a8a
+    3558826ebb123e24 537430114131ed0a a122482de3eab58a
+"""
 
 # Digests (`function_digest`) of the bodies of our own operators. Those on dense weights have one for each of
 # `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
@@ -174,9 +192,12 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
         "d84e9767dd19ac2a", "1867d94b1e12f1f9", "e379af27b3a8507c", "62a5eeedf5854031",
     ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
+    (EDGEBLT, "DensePooling"): ("b2d7be71e7286555", "74d5ccd0835ba132", "05c0ea0381cdd3a0", "924f1c0eb97f832a"),
     (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "HashEmbedding"): tuple(_TABLE_LOOKUPS.split()),
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
+    (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip
@@ -199,8 +220,8 @@ _REDUCTION = {"keepdims": _one_of(0, 1), "noop_with_empty_axes": _ZERO}
 # ONNX Runtime writes defaults out, puts the bodies of functions in place of their nodes, and fuses.
 PREPARED: Mapping[tuple[str, str], Operator] = {
     **OPERATORS,
-    **{("", name): _operator(2) for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
-    **{("", name): _operator(1) for name in ("Erf", "Sigmoid", "Sqrt", "Tanh")},
+    **{("", name): _operator(2) for name in ("And", "Div", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
+    **{("", name): _operator(1) for name in ("Erf", "Exp", "Sigmoid", "Sqrt", "Tanh")},
     ("", "Cast"): _operator(1, to=_one_of(FLOAT, INT64, BOOL, FLOAT16), saturate=_ONE),
     ("", "Compress"): _operator(2, axis=_ZERO),
     ("", "CumSum"): _operator(2, exclusive=_one_of(0, 1), reverse=_ZERO),

@@ -60,8 +60,8 @@ def _split(step: Step) -> list[Shape]:
 
 PREPARED_RULES: Mapping[tuple[str, str], ShapeRule] = {
     **RULES,
-    **{("", name): broadcast_rule for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
-    **{("", name): same_rule for name in ("Erf", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},
+    **{("", name): broadcast_rule for name in ("And", "Div", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
+    **{("", name): same_rule for name in ("Erf", "Exp", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},
     **{("", name): _reduce_kept for name in ("ReduceL1", "ReduceMax", "ReduceSum")},
     ("", "Compress"): _compress,
     ("", "Gemm"): _gemm,

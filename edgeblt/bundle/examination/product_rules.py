@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from edgeblt.bundle.contract import EDGEBLT, GROUP, MICROSOFT
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step, Types
-from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, UINT8
+from edgeblt.bundle.examination.onnx_graph import FLOAT, FLOAT16, INT32, INT64, UINT8
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
 
 FLOATS: Types = (FLOAT, FLOAT16)
@@ -84,6 +84,37 @@ def _lookup(step: Step) -> None:
         step.expect(3, fixed((rows, -(-blocks * bits // 8))), (UINT8,))
 
 
+def _hash_embedding(step: Step) -> list[Shape]:
+    context, tables = _constants(step, 1, 2)
+    width = step.number("width")
+    step.expect(1, fixed((context, tables)), (INT64,))
+    if context < 1:
+        raise step.wrong("reads no ids")
+    _table(step, 2, "byte", width)
+    if _table(step, 5, "hash", width) < tables * step.number("vocab_size"):
+        raise step.wrong("has too few rows for its hashes")
+    return [(*step.rows(0, context), Size(width))]
+
+
+def _table(step: Step, first: int, name: str, width: int) -> int:
+    """Checks values, scales and zero points of a table, the inputs from `first` on; returns its number of rows."""
+    bits, block = step.number(f"{name}_bits"), step.number(f"{name}_block_size")
+    rows, _ = _constants(step, first, 2)
+    if bits > 8:
+        step.expect(first, fixed((rows, width)), (FLOAT16 if bits == 16 else FLOAT,))
+        if step.has(first + 1) or step.has(first + 2):
+            raise step.wrong("has scales for floats")
+        return rows
+    blocks = -(-width // block)
+    if block & (block - 1) or width * bits % 8:
+        raise step.wrong(f"has blocks of {block} in rows of {width}")
+    step.expect(first, fixed((rows, width * bits // 8)), (UINT8,))
+    step.expect(first + 1, fixed((rows, blocks)), FLOATS)
+    if step.has(first + 2):
+        step.expect(first + 2, fixed((rows, -(-blocks * bits // 8))), (UINT8,))
+    return rows
+
+
 def _constants(step: Step, index: int, rank: int) -> list[int]:
     shape = step.shape(index)
     if len(shape) != rank or not all(size.is_constant for size in shape):
@@ -113,5 +144,6 @@ def _product(step: Step) -> list[Shape]:
 
 RULES: Mapping[tuple[str, str], ShapeRule] = {
     **dict.fromkeys(_WEIGHTS, _product),
+    (EDGEBLT, "HashEmbedding"): _hash_embedding,
     (MICROSOFT, "GatherBlockQuantized"): _looked_up,
 }

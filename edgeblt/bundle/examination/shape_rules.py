@@ -192,8 +192,8 @@ def _unsqueeze(step: Step) -> list[Shape]:
 RULES: Mapping[tuple[str, str], ShapeRule] = {
     **product_rules.RULES,
     **attention_rules.RULES,
-    **{("", name): broadcast_rule for name in ("Div", "Equal", "Greater", "Mod", "Mul", "Where")},
-    **{("", name): same_rule for name in ("Cast", "CumSum", "Exp", "Gelu", "Identity", "Relu", "Softmax")},
+    **{("", name): broadcast_rule for name in ("Equal", "Greater", "Mod", "Mul", "Where")},
+    **{("", name): same_rule for name in ("Cast", "CumSum", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Expand"): _expand,
