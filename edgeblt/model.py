@@ -33,15 +33,18 @@ from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
+from edgeblt.runtime.saved.restore_calls import RestoreCalls
 from edgeblt.runtime.session import Session
 from edgeblt.scores import Scores, empty_scores, store_scores
 
 
-class Model(BatchCalls):
+class Model(BatchCalls, RestoreCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
-    again. `prepared` says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
+    again. `prefix_cache` keeps states of recent prompts: `.statistics` says what, `.clear()` drops them. `prepared`
+    says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
     `gpu_memory_before` are the bytes in use before it, the latter None without a GPU.
     """
 
@@ -54,8 +57,10 @@ class Model(BatchCalls):
         verify: bool = False,
         prepared: Prepared | None = None,
         threshold: float | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Open a bundle as `load` does; `prepared` replaces the prepared weights beside the bundle."""
+        self.prefix_cache = PrefixCache(whole_number("prefix_cache_bytes", prefix_cache_bytes))
         path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
@@ -113,6 +118,7 @@ class Model(BatchCalls):
         again does nothing; leaving a `with` block closes too.
         """
         self._graphs.close()
+        self.prefix_cache.clear()
 
     def __enter__(self) -> Self:
         self._graphs.check()
@@ -141,7 +147,7 @@ class Model(BatchCalls):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle, and `copy.deepcopy`, as path and settings: the bundle is opened again, in any process."""
-        return _opened_again, (*self._opened, self.threshold)
+        return _opened_again, (*self._opened, self.threshold, self.prefix_cache.limit)
 
     def session(self) -> Session:
         """A new, empty sequence.
@@ -229,13 +235,14 @@ class Model(BatchCalls):
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
         details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
         session: a session of this model whose text the prompt goes on; after the end, or `close`, it has been fed the
-            prompt and the bytes yielded. Default None, a session of its own.
+            prompt and the bytes yielded. Without a prompt the text generated on it before goes on, as if it had not
+            ended. Default None, a session of its own.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
         return TextStream(
-            self.session,
+            self._begin_text,
             self.draft_statistics,
             as_bytes("prompt", prompt),
             chosen.completed(stated),
@@ -265,6 +272,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle.
 
@@ -277,10 +285,13 @@ def load(
     threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
         longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
 
+    prefix_cache_bytes: most bytes for states of recent prompts, from which prompts that begin alike start; 0 keeps
+        none. Default 268,435,456 (256 MiB). They are taken as texts are generated, on the GPU where stages run there.
+
     Weights that `edgeblt prepare` packed on this machine are used; `Model.prepared` says whether, or why not. Raises
     EdgebltError for a damaged bundle, damaged prepared weights, an unavailable provider, or a rule without threshold.
     """
-    return open_model(path, provider, threads, verify, threshold)
+    return open_model(path, provider, threads, verify, threshold, prefix_cache_bytes)
 
 
 def open_model(
@@ -289,10 +300,11 @@ def open_model(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle as `load` does, for unchecked names from a command line or a file."""
     with EnoughMemory("to open the bundle"):
-        return Model(path, provider, threads, verify=verify, threshold=threshold)
+        return Model(path, provider, threads, verify=verify, threshold=threshold, prefix_cache_bytes=prefix_cache_bytes)
 
 
 def _opened_again(
@@ -303,9 +315,18 @@ def _opened_again(
     verify: bool,
     prepared: Prepared | None,
     threshold: float | None,
+    prefix_cache_bytes: int,
 ) -> Model:
     """Open a pickled model again. Raises EdgebltError as `load`, and if another bundle is in its place."""
-    model = Model(path, provider, threads, verify=verify, prepared=prepared, threshold=threshold)
+    model = Model(
+        path,
+        provider,
+        threads,
+        verify=verify,
+        prepared=prepared,
+        threshold=threshold,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
     if model.bundle.id != bundle_id:
         raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
     return model

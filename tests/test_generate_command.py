@@ -15,7 +15,7 @@ from edgeblt.decoding.constraints import Constraint
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.settings_json import NAMES, settings_from_json
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import OFFSET
+from edgeblt.ids import OFFSET, decode
 from edgeblt.model import Model, load
 from test_commands import run_command, run_process, sentence
 
@@ -261,3 +261,44 @@ def test_the_interactive_command(bundle: Path, model: Model) -> None:
     assert said.startswith(once + "\n") and "taken back\nthere is nothing to take back\n" in said
     assert f"first\nsecond{both}\n" in said and "there is no /what; /help says what there is" in said
     assert "never" not in said and result.stderr == b""
+
+
+# Saved sessions.
+
+
+def test_a_text_goes_on_from_a_file(
+    bundle: Path, model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs write what one writes; the file may be replaced by the next."""
+    state, sampled = tmp_path / "text.state", ("--temperature", 1, "--seed", 2, "--ignore-eos", "--raw")
+    whole = model.generate("hello", 40, 1.0, seed=2, ignore_eos=True)
+    first = run_process("generate", bundle, "hello", "--max-new-bytes", 15, *sampled, "--save-state", state)
+    goes_on = ("--max-new-bytes", 25, *sampled, "--load-state", state, "--save-state", state)
+    second = run_process("generate", bundle, *goes_on)
+    assert first.stdout + second.stdout == whole
+    assert decode(model.restore(state).ids) == b"hello" + whole
+    again = model.generate(b"hello" + whole + b" again", max_new_bytes=9)
+    ran = run_command(capfd, "generate", bundle, " again", "--max-new-bytes", 9, "--load-state", state)
+    assert ran.stdout == shown(again)
+
+
+def test_states_that_cannot_be(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text("hello")
+    said = sentence(run_command(capfd, "generate", bundle, "a", "--save-state", tmp_path / "text"))
+    assert said.endswith("exists already and is not a saved session; remove it or choose another name")
+    said = sentence(run_command(capfd, "generate", bundle, "--load-state", tmp_path / "text"))
+    assert said.endswith("is not a saved session; give a file that Session.save or --save-state wrote")
+    said = sentence(run_command(capfd, "generate", bundle, "--prompts", "a", "-o", "b", "--load-state", tmp_path / "t"))
+    assert said.startswith("--prompts FILE needs -o FILE for the answers")
+
+
+def test_a_conversation_is_saved(model: Model, tmp_path: Path) -> None:
+    chosen = GenerationSettings(max_new_bytes=12)
+    conversation = Conversation(model, chosen)
+    list(conversation.go_on(b"Once "))
+    conversation.save(str(tmp_path / "state"))
+    text = conversation.text()
+    other = Conversation(model, chosen)
+    other.load(str(tmp_path / "state"))
+    assert other.text() == text
+    assert [*other.go_on(b"and ")] == [*conversation.go_on(b"and ")]

@@ -21,6 +21,7 @@ TOY = {
     "benchmarks/constraints.py": (BUNDLE, "--rounds", "1"),
     "benchmarks/drafting.py": (BUNDLE, "--new-bytes", "4", "--repeats", "1", "--texts", "prose", "--drafts", "none"),
     "benchmarks/kernels.py": ("--toy",),
+    "benchmarks/prefixes.py": (BUNDLE, "--prompt-bytes", "300", "--known-bytes", "280", "--rounds", "1"),
     "benchmarks/memory.py": (BUNDLE, "--bytes", "20"),
     "benchmarks/operators.py": ("--inputs", "32", "--outputs", "16", "--repeats", "1"),
     "benchmarks/prepared.py": (BUNDLE, "--new-bytes", "1", "--repeats", "1"),

@@ -19,11 +19,13 @@ from edgeblt.commands.generation_options import (
     IgnoreEos,
     Interactive,
     JsonSchema,
+    LoadState,
     MaxNewBytes,
     MinP,
     Raw,
     Regex,
     RepetitionPenalty,
+    SaveState,
     Seed,
     SettingsFile,
     Stop,
@@ -84,6 +86,8 @@ def generate(
     grammar: Grammar = None,
     settings: SettingsFile = None,
     draft: Draft = None,
+    load_state: LoadState = None,
+    save_state: SaveState = None,
     provider: Provider = None,
     threads: Threads = None,
     threshold: Threshold = None,
@@ -104,8 +108,11 @@ def generate(
     edgeblt generate my-bundle --prompt-file start.bin --raw > more.bin
     edgeblt generate my-bundle "A record: " --json-schema record.json
     edgeblt generate my-bundle --prompts prompts.jsonl -o answers.jsonl
+    edgeblt generate my-bundle --prompt-file manual.txt --max-new-bytes 0 --save-state manual.state
+    edgeblt generate my-bundle "In short: " --load-state manual.state
     """
     from edgeblt.model import open_model
+    from edgeblt.runtime.saved.session_file import check_session_file
 
     chosen = chosen_settings(
         settings,
@@ -128,10 +135,13 @@ def generate(
     check_results(json_file)
     if details is not None and json_file is None:
         raise EdgebltError("--details N counts alternatives in the lines of --json; give --json FILE, too")
+    if save_state:
+        check_session_file(save_state)
     if prompts or out:
         from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
 
-        if not (prompts and out) or prompt is not None or prompt_file or interactive or json_file or echo:
+        others = prompt_file or interactive or json_file or echo or load_state or save_state
+        if not (prompts and out) or prompt is not None or others:
             raise EdgebltError(
                 "--prompts FILE needs -o FILE for the answers, and cannot be combined with another prompt or output"
             )
@@ -142,16 +152,20 @@ def generate(
         from edgeblt.commands.interactive import converse
 
         start = _prompt(prompt, prompt_file) if prompt is not None or prompt_file else b""
-        converse(open_model(bundle, provider, threads, verify, threshold), start, chosen)
+        model = open_model(bundle, provider, threads, verify, threshold)
+        conversation = converse(model, start, chosen, model.restore(load_state) if load_state else None)
+        if save_state:
+            conversation.save(str(save_state))
         return
-    start = _prompt(prompt, prompt_file)
+    start = b"" if load_state and prompt is None and not prompt_file else _prompt(prompt, prompt_file)
     with stopped_at_once():
         from edgeblt.commands.reading import shown_reading
 
-        model = open_model(bundle, provider, threads, verify, threshold)
+        model = open_model(bundle, provider, threads, verify, threshold, prefix_cache_bytes=0)
+        session = model.restore(load_state) if load_state else model.session() if save_state else None
         with shown_reading(len(start)) as reading:
             alternatives = (details or 0) if json_file else None
-            stream = model.stream(start, settings=chosen, reading=reading, details=alternatives)
+            stream = model.stream(start, settings=chosen, reading=reading, details=alternatives, session=session)
             first = list(itertools.islice(stream, 1))  # the prompt is read before the first byte
         pieces: Iterable[bytes] = itertools.chain(first, stream)
         if json_file:
@@ -161,6 +175,8 @@ def generate(
                 pass
         else:
             _print_bytes(itertools.chain([start] if echo else [], pieces), raw)
+    if session and save_state:
+        session.save(save_state)
 
 
 def _with_details(pieces: Iterable[bytes], stream: "TextStream", file: Path) -> Iterator[bytes]:

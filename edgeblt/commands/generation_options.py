@@ -63,6 +63,16 @@ Echo = Annotated[bool, typer.Option("--echo", help="Write the prompt before its 
 Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Read a line, continue the text, and so on; /help says what else.")
 ]
+SaveState = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="After the text, save its session, which --load-state goes on with."),
+]
+LoadState = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Go on with a saved session and its text: PROMPT, which may be left out, comes after it."
+    ),
+]
 Alternatives = Annotated[
     int | None, typer.Option(metavar="N", help="Likeliest bytes in each line that --json writes; 0 by default.")
 ]

@@ -10,8 +10,10 @@ from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.utf8 import utf8_pieces
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import decode
-from edgeblt.model import Model, cut_into_patches
+from edgeblt.model import Model
 from edgeblt.printable import printable
+from edgeblt.runtime.session import Session
+from edgeblt.scores import cut_into_patches
 
 HELP = """What you type is appended to the text, and the model goes on with it.
   a line that ends with \\   goes on in the next line, after a newline
@@ -19,6 +21,7 @@ HELP = """What you type is appended to the text, and the model goes on with it.
   /undo                    takes back the last line and what followed it
   /patches                 shows the text cut into patches
   /text                    shows the whole text
+  /save FILE, /load FILE   saves the session, goes on with a saved one
   /help, /quit             this help; the end (Ctrl-D, too)
   Ctrl-C                   stops the model; what it has written stays
 A line that begins with // is text that begins with /."""
@@ -27,9 +30,9 @@ A line that begins with // is text that begins with /."""
 class Conversation:
     """One text and its session."""
 
-    def __init__(self, model: Model, settings: GenerationSettings) -> None:
+    def __init__(self, model: Model, settings: GenerationSettings, session: Session | None = None) -> None:
         self._model, self._settings = model, settings
-        self._session = model.session()
+        self._session = session or model.session()
         self._turns: list[int] = []  # the session's position before each
 
     def text(self) -> bytes:
@@ -53,6 +56,14 @@ class Conversation:
             return True
         return False
 
+    def save(self, path: str) -> None:
+        """Save the session to a file."""
+        self._session.save(path)
+
+    def load(self, path: str) -> None:
+        """Go on with a saved session instead of this one."""
+        self._session, self._turns = self._model.restore(path), []
+
     def patches(self) -> str:
         """The text with a bar between patches."""
         text = self.text()
@@ -60,12 +71,13 @@ class Conversation:
         return "|".join(printable(piece.decode(errors="replace")) for piece in pieces)
 
 
-def converse(model: Model, start: bytes, settings: GenerationSettings) -> None:
+def converse(model: Model, start: bytes, settings: GenerationSettings, session: Session | None = None) -> Conversation:
     """Reads lines until the end of stdin or /quit, and prints what the model makes of each.
 
     start: goes before the first line typed; if there is any, the model goes on with it at once.
+    session: the text to go on with; None starts one.
     """
-    conversation, is_terminal = Conversation(model, settings), sys.stdin.isatty()
+    conversation, is_terminal = Conversation(model, settings, session), sys.stdin.isatty()
     if is_terminal and importlib.util.find_spec("readline"):
         importlib.import_module("readline")  # gives input() line editing and a history
     if is_terminal:
@@ -75,11 +87,12 @@ def converse(model: Model, start: bytes, settings: GenerationSettings) -> None:
     while (line := _line("> " if is_terminal else "")) is not None:
         if line.startswith("/") and not line.startswith("//"):
             if line.strip() == "/quit":
-                return
+                break
             _obey(conversation, line.strip())
             continue
         text = line[1:] if line.startswith("//") else line
         _answer(conversation, text.encode(errors="surrogateescape"))
+    return conversation
 
 
 def _line(prompt: str) -> str | None:
@@ -111,6 +124,19 @@ def _answer(conversation: Conversation, typed: bytes) -> None:
     print(flush=True)
 
 
+def _keep(conversation: Conversation, command: str, path: str) -> None:
+    """Save or load a session."""
+    try:
+        if command == "/save":
+            conversation.save(path)
+            print("saved")
+        else:
+            conversation.load(path)
+            print(conversation.text().decode(errors="replace"))
+    except EdgebltError as error:
+        print(f"edgeblt: {printable(str(error))}", file=sys.stderr)
+
+
 def _obey(conversation: Conversation, command: str) -> None:
     if command == "/undo":
         print("taken back" if conversation.undo() else "there is nothing to take back")
@@ -118,6 +144,8 @@ def _obey(conversation: Conversation, command: str) -> None:
         print(conversation.patches())
     elif command == "/text":
         print(conversation.text().decode(errors="replace"))
+    elif command.startswith(("/save ", "/load ")):
+        _keep(conversation, *command.split(maxsplit=1))
     elif command == "/help":
         print(HELP)
     else:

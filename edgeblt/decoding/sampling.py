@@ -10,12 +10,12 @@ top-p, min-p; each sees the distribution that those before it leave. docs/genera
 import copy
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.random import default_rng  # imported by name, or numpy would load it only with the first text
+from numpy.random import SeedSequence, default_rng  # imported by name, or numpy would load it only with the first text
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, whole_number
@@ -141,6 +141,22 @@ class Sampler:
         if self._rules:
             self._rules.take(chosen)
         return chosen
+
+    @property
+    def entropy(self) -> int:
+        """The number that the random numbers are made from: the seed, or another one."""
+        sequence = self._random.bit_generator.seed_seq
+        assert isinstance(sequence, SeedSequence) and isinstance(sequence.entropy, int)
+        return sequence.entropy
+
+    def resume(self, ids: Sequence[int], entropy: int) -> None:
+        """Go on after `ids` of this text, which a sampler with this `entropy` sampled; for a new sampler only."""
+        self._random = default_rng(entropy)
+        for id in ids:
+            if self._temperature:
+                self._random.standard_exponential(self._width)
+            if self._rules:
+                self._rules.take(id)
 
     @property
     def is_complete(self) -> bool:

@@ -71,15 +71,21 @@ class OpenedGraph:
 
 
 class OpenedGraphs:
-    """The graphs of all stages, with their contracts and the mapped files of their weights."""
+    """The graphs of all stages, with their contracts and the mapped files of their weights.
+
+    bundle_id: identifier of the bundle.
+    provider_name: execution provider of all stages, as `Model.provider_name` has it.
+    """
 
     def __init__(
         self,
         graphs: Mapping[StageName, OpenedGraph],
         contracts: Mapping[StageName, StageContract],
         weights: Sequence[HeldFile] = (),
+        bundle_id: str = "",
+        provider_name: str = "",
     ) -> None:
-        self.contracts = contracts
+        self.contracts, self.bundle_id, self.provider_name = contracts, bundle_id, provider_name
         self.is_closed = False
         self.is_batchable: bool | None = None  # a run may take rows of several sequences; None before a trial
         self._graphs, self._weights = graphs, weights

@@ -19,6 +19,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.runtime.buffers import Buffers, PatchBuffers, open_index
 from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
 from edgeblt.runtime.patch_reader import Patching, PatchReader
+from edgeblt.runtime.saved.save_calls import SaveCalls
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.cache import pieces
@@ -46,7 +47,7 @@ class Chunk(NamedTuple):
     patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
 
 
-class Session:
+class Session(SaveCalls):
     """One sequence on one model, made by `Model.session`. Sessions are independent of each other.
 
     A session is used by one thread at a time: EdgebltError is raised where two use it at once, and where it is used

@@ -49,13 +49,3 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(ctypes.c_size_t(0))
-
-
-def available_memory() -> int | None:
-    """Bytes that processes may still take before the system runs short: MemAvailable of /proc/meminfo, else None."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    sizes = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines) if value.strip()}
-    return int(sizes["MemAvailable"]) << 10 if "MemAvailable" in sizes else None

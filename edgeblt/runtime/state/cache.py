@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.runtime.state.device_array import Array, DeviceMemory, empty, zeros
+from edgeblt.runtime.state.snapshot import CacheSnapshot
 
 PIECE_BYTES = 128  # positions between two shifts of a windowed cache; no run of a graph crosses one
 DEVICE_SLACK = 1024  # on a GPU: slots filled beyond the necessary ones before a shift, which takes long there
@@ -168,6 +169,44 @@ class KeyValueCache:
         self.cosines, self.sines = other.cosines.copy(), other.sines.copy()
         self.buffers = [buffer.copy() for buffer in other.buffers]
         self.replacements += 1
+
+    def snapshot(self, earlier: CacheSnapshot | None = None) -> CacheSnapshot:
+        """A copy of the filled slots.
+
+        earlier: one of the same text after fewer positions, whose arrays are shared where this cache has no window.
+        """
+        shared = earlier.segments if earlier and self.spec.window is None else ()
+        start = earlier.length if earlier and self.spec.window is None else 0
+        newest = tuple(buffer[:, :, start : self.length].copy() for buffer in self.buffers)
+        segments = (*shared, newest) if self.length > start else shared
+        return CacheSnapshot(self.first, self.length, segments, tuple(self._forgotten))
+
+    def can_hold(self, first: int, length: int, forgotten: int, end: int) -> bool:
+        """Whether this cache can hold, after `end` positions, the last `length` from `first` on, and can keep as many
+        forgotten slots before them."""
+        if first < 0 or length < 0 or first + length != end:
+            return False
+        if self.spec.window is None:
+            return first == forgotten == 0
+        if self._memory is None:
+            possible = self._first_slot(end), self._first_slot(max(end - 1, 0))
+            return first in possible and forgotten in (0, min(first, PIECE_BYTES))
+        most = self.spec.window - 1 + self._rollback + max(DEVICE_SLACK, PIECE_BYTES)
+        return forgotten == 0 and first <= max(end - (self.spec.window - 1), 0) and length <= most
+
+    def load(self, snapshot: CacheSnapshot) -> None:
+        """Become what the snapshot is a copy of."""
+        self.clear()
+        if snapshot.length + _SPARE > self.capacity:
+            needed = snapshot.length + PIECE_BYTES + _SPARE
+            self._grow(needed if self._enough is None else min(needed, max(self._enough, snapshot.length + _SPARE)))
+        end = 0
+        for segment in snapshot.segments:
+            start, end = end, end + segment[0].shape[2]
+            for buffer, slots in zip(self.buffers, segment, strict=True):
+                buffer[:, :, start:end] = slots
+        self.first, self.length, self._forgotten = snapshot.first, snapshot.length, list(snapshot.forgotten)
+        self._rotate_from(self.first)
 
     def _rotate_from(self, first: int) -> None:
         """Update the RoPE tables, in place as they are bound: slot 0 now holds position `first`."""

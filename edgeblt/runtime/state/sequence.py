@@ -12,6 +12,7 @@ from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.device_array import Array, DeviceMemory, zeros
 from edgeblt.runtime.state.histories import IdHistory, RowHistory
 from edgeblt.runtime.state.homes import Homes
+from edgeblt.runtime.state.snapshot import StateSnapshot
 
 
 class SequenceState:
@@ -67,6 +68,12 @@ class SequenceState:
         return self.patcher_states, self.byte_vectors, self.cross_rows
 
     @property
+    def histories(self) -> dict[str, RowHistory]:
+        """Histories of rows by name."""
+        names = ("patcher_states", "byte_vectors", "cross_rows")
+        return dict(zip(names, self._histories, strict=True))
+
+    @property
     def stage_arrays(self) -> list[Array]:
         """Arrays in the memory of the stages that read or write them, as views."""
         caches = [buffer for cache in self.caches.values() for buffer in cache.buffers]
@@ -95,6 +102,28 @@ class SequenceState:
             own.copy_from(theirs)
         for name, cache in self.caches.items():
             cache.copy_from(other.caches[name])
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        """A copy of a state that has read nothing ahead.
+
+        earlier: one of the same text after fewer ids, with which the copy shares arrays.
+        """
+        return StateSnapshot(
+            self.ids.ids(self.position).astype(np.int32),
+            np.array(self.patch_starts, np.int64),
+            {name: cache.snapshot(earlier.caches[name] if earlier else None) for name, cache in self.caches.items()},
+            {name: history.snapshot() for name, history in self.histories.items()},
+        )
+
+    def load(self, snapshot: StateSnapshot) -> None:
+        """Become what the snapshot, of the same model, is a copy of."""
+        self.clear()
+        self.ids.store(0, snapshot.ids.astype(np.int64))
+        for name, history in self.histories.items():
+            history.load(snapshot.histories[name])
+        for name, cache in self.caches.items():
+            cache.load(snapshot.caches[name])
+        self.position, self.patch_starts = snapshot.position, snapshot.patch_starts.tolist()
 
     def can_rewind(self, position: int) -> bool:
         """Whether `rewind` can shorten the sequence to `position`: all that its next id needs is still there."""
