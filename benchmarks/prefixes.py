@@ -42,7 +42,7 @@ class Figures:
     restore_ms: float  # without what follows
     keep_ms: float  # a copy for the cache
     file_bytes: int
-    state_bytes: int  # of the copy
+    state_bytes: int  # size of the kept copy
     device: str
 
 

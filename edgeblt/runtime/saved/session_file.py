@@ -96,7 +96,7 @@ class ArrayPlace:
     """One array in the file."""
 
     name: str
-    dtype: str  # as numpy names it
+    dtype: str  # numpy name of the type
     shape: tuple[int, ...]
 
     @property
