@@ -51,6 +51,8 @@ class Work(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("length", "width", "position")),
         ("state", State),
         ("settings", Settings),
+        *((name, ctypes.c_void_p) for name in ("sequences", "sequence_states")),
+        ("sequence_count", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("entropies", "patch_starts", "states")),
     ]
 
@@ -110,7 +112,7 @@ class Emulation:
         defaults = setting_defaults(rule)
         knobs = Settings(int(rule.rule), *(value[0] for value in defaults.values()))
         work = Work(
-            logits.ctypes.data, ids.ctypes.data, length, width, position, State(*state.tolist()), knobs,
+            logits.ctypes.data, ids.ctypes.data, length, width, position, State(*state.tolist()), knobs, None, None, 0,
             entropies.ctypes.data, starts.ctypes.data, states.ctypes.data,
         )  # fmt: skip
         error = self.library.run_entropy_patch(ctypes.byref(work), self.stream, self.order)
