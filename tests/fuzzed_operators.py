@@ -138,16 +138,16 @@ def in_pages(
     chance: Chance, cache: dict[str, Array | None], rows: int
 ) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
     """Half the time the cache as one of several sequences, in pages, with `places` and `pages` of the rows."""
-    keys = cache["past_key"]
-    if chance.random() < 0.5 or keys is None or not rows:
+    keys, cosines = cache["past_key"], cache["cosines"]
+    if chance.random() < 0.5 or keys is None or cosines is None or not rows or not keys.size:
         return cache, {}
     count, columns = int(chance.integers(1, 6)), int(chance.integers(1, 4))
     slots = 64 * int(chance.integers(1, 3)) if columns > 1 else int(chance.integers(1, 150))
     sequences, angles = int(chance.integers(1, 4)), int(chance.integers(1, 9))
     own: dict[str, Array | None] = {
-        name: floats(chance, count, keys.shape[1], slots, keys.shape[3]) for name in ("past_key", "past_value")
+        name: np.resize(keys, (count, keys.shape[1], slots, keys.shape[3])) for name in ("past_key", "past_value")
     }
-    own |= {name: floats(chance, angles, keys.shape[3] // 2) for name in ("cosines", "sines")}
+    own |= {name: floats(chance, angles, cosines.shape[1]) for name in ("cosines", "sines")}
     limits = [sequences, slots * columns, angles]
     places = np.stack([chance.integers(0, limit, rows) for limit in limits], axis=1).astype(np.int32)
     if chance.random() < 0.5:  # a run of rows
