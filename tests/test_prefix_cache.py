@@ -210,6 +210,18 @@ def test_no_memory_for_copies(model: Model, plain: Model, monkeypatch: pytest.Mo
     assert model.prefix_cache.statistics.states == 0
 
 
+def test_no_memory_to_start_from_a_copy(model: Model, plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is read instead."""
+    prompt = text(1, 300)
+    wanted = [model.generate(prompt, settings=SAMPLED), plain.generate(prompt, settings=SAMPLED)]
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("edgeblt.runtime.state.sequence.SequenceState.load", full)
+    assert {model.generate(prompt, settings=SAMPLED), *wanted} == {wanted[0]}
+
+
 def test_the_limit_goes_with_the_model(bundle: Path) -> None:
     with load(bundle, prefix_cache_bytes=12345) as model:
         assert pickle.loads(pickle.dumps(model)).prefix_cache.limit == 12345

@@ -92,8 +92,12 @@ class PrefixCache:
             return PromptReader(session, ids)
         found, start, common = self.find(ids, key, exact)
         if found:
-            session.start_from(found)
-            session.rollback(start)
+            try:
+                session.start_from(found)
+                session.rollback(start)
+            except (EdgebltError, MemoryError):  # there is no room for both; all is read instead
+                self.clear()
+                session, start = new_session(), 0
         marks = [mark - start for mark in _marks(len(ids), start, common, exact) if mark > start]
         return PromptReader(session, ids[start:], marks, lambda: self.keep(session, key, exact))
 
