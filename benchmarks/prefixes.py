@@ -40,9 +40,9 @@ class Figures:
     begin_ms: float  # reading the beginning alone
     save_ms: float
     restore_ms: float  # without what follows
-    keep_ms: float  # a copy for the cache
+    keep_ms: float  # time to make a copy for the cache
     file_bytes: int
-    state_bytes: int  # size of the kept copy
+    state_bytes: int  # size of that copy
     device: str
 
 

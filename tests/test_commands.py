@@ -30,10 +30,10 @@ COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune"
             "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
-    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--memory-limit", "--patcher",
-                 "--strict", "--force", "--quiet"],
-    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--target", "--memory-limit",
-               "--patcher", "--strict", "--force", "--quiet"],
+    "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
+                 "--patcher", "--strict", "--force", "--quiet"],
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--target",
+               "--memory-limit", "--patcher", "--strict", "--force", "--quiet"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",
                  "--min-boundary-agreement", "--min-top1", "--min-greedy-agreement", "--threshold", "--strict",

@@ -113,15 +113,15 @@ def test_where_texts_start(plain: Model) -> None:
     assert (
         started_at(began(cache, plain, beginning[: 1000 - ROLLBACK_BYTES + 1] + b"more")) == 1001 - ROLLBACK_BYTES + 1
     )
-    assert started_at(began(cache, plain, beginning[:900] + b"\0more")) == 768  # 768 and 512 were kept on the way
+    assert started_at(began(cache, plain, beginning[:900] + b"\0more")) == 512  # kept on the way
     other = began(cache, plain, beginning[:960] + text(2, 200))
-    assert started_at(other) == 768
+    assert started_at(other) == 512
     read(other)
     assert started_at(began(cache, plain, beginning[:960] + text(3, 200))) == 961  # where two texts parted
     found = cache.statistics
     assert (found.texts, found.hits) == (7, 6)
     assert found.ids_read == 1001 * 2 + 1005 + 974 + 906 + 1161 * 2
-    assert found.ids_saved == 1000 + 1001 + 970 + 768 + 768 + 961
+    assert found.ids_saved == 1000 + 1001 + 970 + 512 + 512 + 961
 
 
 def test_without_exact_results_texts_start_at_chunks(plain: Model) -> None:
@@ -208,6 +208,18 @@ def test_no_memory_for_copies(model: Model, plain: Model, monkeypatch: pytest.Mo
     monkeypatch.setattr("edgeblt.runtime.state.sequence.SequenceState.snapshot", full)
     assert model.generate(prompt + b"a", settings=SAMPLED) == plain.generate(prompt + b"a", settings=SAMPLED)
     assert model.prefix_cache.statistics.states == 0
+
+
+def test_no_memory_to_start_from_a_copy(model: Model, plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is read instead."""
+    prompt = text(1, 300)
+    wanted = [model.generate(prompt, settings=SAMPLED), plain.generate(prompt, settings=SAMPLED)]
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("edgeblt.runtime.state.sequence.SequenceState.load", full)
+    assert {model.generate(prompt, settings=SAMPLED), *wanted} == {wanted[0]}
 
 
 def test_the_limit_goes_with_the_model(bundle: Path) -> None:

@@ -205,6 +205,22 @@ def test_a_session_that_was_used_is_no_text(models: Models) -> None:
     assert session.saved_text is None
 
 
+def test_a_text_that_is_interrupted_leaves_the_session(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the last id was about to be read again for its logits."""
+    session = models("int8").session()
+    list(models("int8").stream("ab", max_new_bytes=3, session=session))
+    ids = session.ids
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeblt.runtime.saved.prefix_cache.PromptReader.run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(models("int8").stream("", max_new_bytes=3, session=session))
+    np.testing.assert_array_equal(session.ids, ids)
+
+
 # The file.
 
 FORM = Form(

@@ -4,6 +4,7 @@ A state is kept where a prompt ended, where its text ended, where it parted from
 end at distances that double: of an earlier prompt, about as much is read again as it had after the part in common.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES, Chunk, Session
-from edgeblt.runtime.state.device_array import Array
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
 PREFIX_CACHE_BYTES = 256 << 20
 LEAST_IDS = 64  # a shorter beginning is read as fast as a state is copied
+LEAST_MARK = 2 * CHUNK_BYTES  # least position on the way to a prompt's end
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class PrefixCacheStatistics:
 class _Kept:
     key: object
     snapshot: StateSnapshot
+    sizes: Mapping[int, int]  # bytes of each of its arrays, by identity
 
 
 class PrefixCache:
@@ -60,6 +62,8 @@ class PrefixCache:
     def __init__(self, limit: int = PREFIX_CACHE_BYTES) -> None:
         self.limit = limit
         self._kept: list[_Kept] = []  # the one used last at the end
+        self._users: Counter[int] = Counter()  # number of kept states that have an array, by its identity
+        self._nbytes = 0  # bytes of all these arrays
         self._texts = self._hits = self._read = self._saved = 0
         self._lock = Lock()
 
@@ -67,9 +71,8 @@ class PrefixCache:
     def statistics(self) -> PrefixCacheStatistics:
         """Contents of the cache, and what it has saved so far."""
         with self._lock:
-            nbytes = sum(_sizes(self._kept).values())
             return PrefixCacheStatistics(
-                self._texts, self._hits, self._read, self._saved, len(self._kept), nbytes, self.limit
+                self._texts, self._hits, self._read, self._saved, len(self._kept), self._nbytes, self.limit
             )
 
     def __repr__(self) -> str:
@@ -82,6 +85,8 @@ class PrefixCache:
         """Drop all states; the counts stay."""
         with self._lock:
             self._kept.clear()
+            self._users.clear()
+            self._nbytes = 0
 
     def begin(
         self, ids: NDArray[np.int64], new_session: Callable[[], Session], key: object, exact: bool
@@ -92,10 +97,14 @@ class PrefixCache:
             return PromptReader(session, ids)
         found, start, common = self.find(ids, key, exact)
         if found:
-            session.start_from(found)
-            session.rollback(start)
+            try:
+                session.start_from(found)
+                session.rollback(start)
+            except (EdgebltError, MemoryError):  # there is no room for both; all is read instead
+                self.clear()
+                session, start = new_session(), 0
         marks = [mark - start for mark in _marks(len(ids), start, common, exact) if mark > start]
-        return PromptReader(session, ids[start:], marks, lambda: self.keep(session, key, exact))
+        return PromptReader(session, ids[start:], marks, lambda least: self.keep(session, key, exact, least))
 
     def find(self, ids: NDArray[np.int64], key: object, exact: bool) -> tuple[StateSnapshot | None, int, int]:
         """The state to start `ids` from, the position to roll it back to, and how many ids some text has in common.
@@ -120,8 +129,8 @@ class PrefixCache:
             self._read, self._saved = self._read + len(ids), self._saved + best_start
         return best.snapshot if best else None, best_start, common
 
-    def keep(self, session: Session, key: object, exact: bool) -> None:
-        """Keep the state of a session, as far as there is room."""
+    def keep(self, session: Session, key: object, exact: bool, least: int = 1) -> None:
+        """Keep the state of a session, as far as there is room, if none is kept of `least` ids less or fewer."""
         position = session.position
         if not self.limit or position < LEAST_IDS or not (exact or position % CHUNK_BYTES == 0):
             return
@@ -133,19 +142,30 @@ class PrefixCache:
                 if kept.key == key and _common(kept.snapshot.ids, ids) == kept.snapshot.position
             ]
         nearest = max(earlier, key=lambda snapshot: snapshot.position, default=None)
-        if nearest is None or nearest.position < position:
+        if nearest is None or nearest.position + least <= position:
             try:
-                self._add(_Kept(key, session.snapshot(nearest)))
+                snapshot = session.snapshot(nearest)
+                self._add(_Kept(key, snapshot, {id(array): array.nbytes for array in snapshot.arrays()}))
             except (EdgebltError, MemoryError):  # there is no room for copies; the text itself goes on without
                 self.clear()
 
     def _add(self, new: _Kept) -> None:
         with self._lock:
-            if sum(_sizes([new]).values()) > self.limit:
+            if sum(new.sizes.values()) > self.limit:
                 return
             self._kept.append(new)
-            while sum(_sizes(self._kept).values()) > self.limit:
-                del self._kept[0]
+            self._nbytes += sum(size for array, size in new.sizes.items() if not self._users[array])
+            self._users.update(new.sizes.keys())
+            while self._nbytes > self.limit:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self._kept.pop(0)
+        self._users.subtract(oldest.sizes.keys())
+        for array, size in oldest.sizes.items():
+            if not self._users[array]:
+                del self._users[array]
+                self._nbytes -= size
 
 
 class PromptReader:
@@ -156,9 +176,10 @@ class PromptReader:
         session: Session,
         ids: NDArray[np.int64],
         marks: "list[int] | tuple[int, ...]" = (),
-        keep: Callable[[], None] | None = None,
+        keep: Callable[[int], None] | None = None,
     ) -> None:
-        """`keep` is called where as many of the ids are fed as `marks`, in ascending order, say."""
+        """`keep` is called where as many of the ids are fed as `marks`, in ascending order, say; it gets the number of
+        ids by which a state must be further on than those kept before."""
         self.session = session
         self._ids, self._marks, self._keep = ids, marks, keep
 
@@ -168,12 +189,12 @@ class PromptReader:
         for start, end in pairwise(cuts):
             yield from self.session.run(self._ids[start:end])
             if self._keep and end in self._marks:
-                self._keep()
+                self._keep(1)
 
     def end(self) -> None:
         """Keep the state at the end of the text that followed."""
         if self._keep:
-            self._keep()
+            self._keep(LEAST_IDS)
 
 
 def _common(kept: NDArray[np.int32], ids: NDArray[np.int64]) -> int:
@@ -186,18 +207,10 @@ def _common(kept: NDArray[np.int32], ids: NDArray[np.int64]) -> int:
 
 def _marks(count: int, start: int, common: int, exact: bool) -> list[int]:
     """Positions, ascending, after which the state is kept while `count` ids are read from `start` on."""
-    marks, distance = {count - count % CHUNK_BYTES}, CHUNK_BYTES
-    while distance < count:
+    marks, distance = {count if exact else count - count % CHUNK_BYTES}, CHUNK_BYTES
+    while count - distance >= LEAST_MARK:
         marks.add((count - distance) // CHUNK_BYTES * CHUNK_BYTES)
         distance *= 2
-    if exact:
-        marks.add(count)
     if common - start >= LEAST_IDS:
         marks.add(common if exact else common - common % CHUNK_BYTES)
     return sorted(mark for mark in marks if mark >= LEAST_IDS)
-
-
-def _sizes(kept: list[_Kept]) -> Mapping[int, int]:
-    """Bytes of every array once, by its identity."""
-    arrays: list[Array] = [array for each in kept for array in each.snapshot.arrays()]
-    return {id(array): array.nbytes for array in arrays}

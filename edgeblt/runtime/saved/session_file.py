@@ -96,7 +96,7 @@ class ArrayPlace:
     """One array in the file."""
 
     name: str
-    dtype: str  # numpy name of the type
+    dtype: str  # name of a numpy dtype
     shape: tuple[int, ...]
 
     @property
