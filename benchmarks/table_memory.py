@@ -39,14 +39,15 @@ def main() -> None:
     result["opened"] = show("opened")
     config = bundle.manifest.config
     spec = stage_contracts(config)["encoder"].cache
-    cache = KeyValueCache(spec, rollback=0) if spec else None
-    read_random_rows(StageRunner("encoder", OpenedGraph(graph, graph), cache), config, arguments.bytes)
+    assert spec
+    read_random_rows(OpenedGraph(graph, graph), KeyValueCache(spec, rollback=0), config, arguments.bytes)
     result["used"] = show(f"after {arguments.bytes} bytes")
     print(json.dumps(result))
 
 
-def read_random_rows(stage: StageRunner, config: ModelConfig, count: int) -> None:
+def read_random_rows(graph: OpenedGraph, cache: KeyValueCache, config: ModelConfig, count: int) -> None:
     """Run the encoder byte by byte, each behind random context."""
+    stage = StageRunner("encoder", graph, cache)
     chance = np.random.default_rng(0)
     outputs = {
         "byte_vectors": np.zeros((1, config.encoder.hidden_size), np.float32),
@@ -56,7 +57,7 @@ def read_random_rows(stage: StageRunner, config: ModelConfig, count: int) -> Non
         inputs: dict[str, np.ndarray] = {
             "windows": chance.integers(4, 260, (1, config.hashes.context + 1)),
             "patch_index": np.zeros(1, np.int64),
-            "total_length": np.array([stage.advance(1)], np.int32),
+            "total_length": np.array([cache.advance(1)], np.int32),
             "patches": np.zeros(1, np.int64),
             "open_vectors": outputs["byte_vectors"][:0],
             "open_index": np.zeros(0, np.int64),

@@ -16,15 +16,36 @@ TYPE_CHECKING = False  # a constant known to type checkers; the module typing wo
 if TYPE_CHECKING:
     from typing import Any
 
-    from edgeblt.model import Model, Scores, load
+    from edgeblt.decoding.constraints import Constraint
+    from edgeblt.decoding.settings import GenerationSettings
+    from edgeblt.model import Model, load
     from edgeblt.names import Name
     from edgeblt.runtime.session import Session
+    from edgeblt.scores import Scores
 
     __version__: str
 
-__all__ = ["EdgebltError", "Model", "Name", "Scores", "Session", "__version__", "load"]
+__all__ = [
+    "Constraint",
+    "EdgebltError",
+    "GenerationSettings",
+    "Model",
+    "Name",
+    "Scores",
+    "Session",
+    "__version__",
+    "load",
+]
 
-_PLACES = {"Model": "model", "Name": "names", "Scores": "model", "load": "model", "Session": "runtime.session"}
+_PLACES = {
+    "Constraint": "decoding.constraints",
+    "GenerationSettings": "decoding.settings",
+    "Model": "model",
+    "Name": "names",
+    "Scores": "scores",
+    "Session": "runtime.session",
+    "load": "model",
+}
 
 
 def __getattr__(name: str) -> "Any":

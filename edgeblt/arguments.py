@@ -70,6 +70,8 @@ def checked_ids(ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise EdgebltError(f"ids must be a sequence of integers, not {array.dtype} of shape {array.shape}")
     whole = array.astype(np.int64, copy=False)
+    if len(whole) == 1 and 0 <= whole[0] < vocab_size:  # while decoding, where a reduction takes longer than all else
+        return whole
     if whole.view(np.uint64).max() >= vocab_size:  # negative ones are the largest then
         raise EdgebltError(f"ids must lie in 0..{vocab_size - 1}, not {array.min()}..{array.max()}")
     return whole

@@ -11,3 +11,8 @@ VOCAB_SIZE = 256 + OFFSET
 def encode(data: bytes) -> NDArray[np.int64]:
     """Ids of `data`, int64 [len(data)], without BOS."""
     return np.frombuffer(data, np.uint8).astype(np.int64) + OFFSET
+
+
+def decode(ids: NDArray[np.int64]) -> bytes:
+    """Bytes of those `ids` that stand for bytes."""
+    return (ids[(ids >= OFFSET) & (ids < VOCAB_SIZE)] - OFFSET).astype(np.uint8).tobytes()

@@ -1,29 +1,30 @@
 """Opening a bundle and using it: generate, stream, score."""
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
+from edgeblt.batching.calls import BatchCalls
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
-from edgeblt.decoding.sampling import Sampler, Sampling, log_softmax
-from edgeblt.decoding.speculation import AUTO, DraftStatistics, check_draft, generate_ids, usable_drafters
+from edgeblt.decoding.settings import GenerationSettings, OtherSettings, check_draft, merged_settings
+from edgeblt.decoding.speculation import AUTO, DraftStatistics, usable_drafters
+from edgeblt.decoding.text_stream import TextStream
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import BOS, OFFSET, encode
+from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.names import DraftName, Name, ProviderName
+from edgeblt.runtime.batch.opening import open_stepper
+from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.cuda import gpu_memory
 from edgeblt.runtime.exactness import is_exact
 from edgeblt.runtime.machine.cores import check_threads
@@ -32,37 +33,18 @@ from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
 from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
+from edgeblt.runtime.saved.restore_calls import RestoreCalls
 from edgeblt.runtime.session import Session
+from edgeblt.scores import Scores, empty_scores, store_scores
 
 
-@dataclass(frozen=True, repr=False)
-class Scores:
-    """Scores of the bytes of a text; entry t is for byte t, given the bytes before it.
-
-    logprobs: float32 [T], nats: log-probability of the byte.
-    entropies: float32 [T], nats: the patcher's entropy before the byte; all 0 where the patching rule uses none.
-    patch_starts: bool [T], whether the byte starts a patch.
-    """
-
-    logprobs: NDArray[np.float32]  # [T] nats
-    entropies: NDArray[np.float32]  # [T] nats, of the patcher; all 0 where the patching rule uses none
-    patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Mean negative log2-probability of a byte; nan for an empty text."""
-        return float(-self.logprobs.mean(dtype=np.float64) / np.log(2)) if len(self.logprobs) else float("nan")
-
-    def __repr__(self) -> str:
-        sizes = f"{len(self.logprobs)} bytes in {int(self.patch_starts.sum())} patches"
-        return f"<edgeblt.Scores of {sizes}: {self.bits_per_byte:.4f} bits per byte>"
-
-
-class Model:
+class Model(BatchCalls, RestoreCalls):
     """A bundle opened on an execution provider, by `load`. Its sessions may run in several threads.
 
     It is pickled as its path and settings: another process, such as one that `multiprocessing` spawns, opens the bundle
-    again. `prepared` says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
+    again. `prefix_cache` keeps states of recent prompts: `.statistics` says what, `.clear()` drops them. `prepared`
+    says which stages use prepared weights, `load_seconds` how long opening took; `memory_before` and
     `gpu_memory_before` are the bytes in use before it, the latter None without a GPU.
     """
 
@@ -75,8 +57,10 @@ class Model:
         verify: bool = False,
         prepared: Prepared | None = None,
         threshold: float | None = None,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Open a bundle as `load` does; `prepared` replaces the prepared weights beside the bundle."""
+        self.prefix_cache = PrefixCache(whole_number("prefix_cache_bytes", prefix_cache_bytes))
         path, threads = as_path("path", path), None if threads is None else whole_number("threads", threads, 1)
         check_threads(threads)
         self.memory_before, started = resident_memory(), time.perf_counter()
@@ -134,6 +118,7 @@ class Model:
         again does nothing; leaving a `with` block closes too.
         """
         self._graphs.close()
+        self.prefix_cache.clear()
 
     def __enter__(self) -> Self:
         self._graphs.check()
@@ -162,7 +147,7 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle, and `copy.deepcopy`, as path and settings: the bundle is opened again, in any process."""
-        return _opened_again, (*self._opened, self.threshold)
+        return _opened_again, (*self._opened, self.threshold, self.prefix_cache.limit)
 
     def session(self) -> Session:
         """A new, empty sequence.
@@ -171,6 +156,11 @@ class Model:
         """
         self._graphs.refuse_changes()
         return Session(self.config, self._graphs, self.threshold)
+
+    def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
+        most = whole_number("most_sequences", most_sequences, 1)
+        allowed = None if memory is None else whole_number("memory", memory, 1)
+        return open_stepper(self.config, self._graphs, self.session, self.threshold, most, allowed)
 
     def draft_statistics(self, draft: str) -> DraftStatistics:
         """Acceptance rates and costs of one kind of drafts on this model so far, which `generate` uses and updates.
@@ -197,78 +187,70 @@ class Model:
     def generate(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
+        max_new_bytes: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: DraftName | Name = AUTO,
+        draft: DraftName | Name | None = None,
+        *,
+        settings: GenerationSettings | None = None,
+        **others: Unpack[OtherSettings],
     ) -> bytes:
-        """Generate the bytes that follow a prompt, until the model ends the text or `max_new_bytes` are generated.
+        """Generate the bytes that follow a prompt, until the model or a setting ends the text.
 
         prompt: bytes, or str, which is read as UTF-8; may be empty.
-        max_new_bytes: 0 or more; default 256.
-        temperature: 0 takes the likeliest byte; above 0 bytes are sampled: at 1 from the model's distribution, below 1
-            from a sharper one. None, the default, is the checkpoint's own setting, or 0 if it has none.
-        top_k: sample from the k likeliest bytes only, 1 or more; None as for the temperature, 260 for all.
-        top_p: sample from the likeliest bytes that reach this share, above 0 and at most 1, of the probability that
-            top_k leaves; None as for the temperature, 1 for all.
-        seed: 0 or more; the same seed gives the same samples. None, the default, gives others every time.
-        draft: speculative decoding, which changes only the time it takes: none, patcher, decoder, ngram, or auto, the
-            default. Where `is_exact` is false, kinds other than auto may also decide a near tie differently.
+        max_new_bytes, temperature, top_k, top_p, seed, draft: as `GenerationSettings` has them; None, the default, is
+            the setting in `settings`.
+        settings: a `GenerationSettings`; None, the default, has the default of each.
+        others: any other setting of `GenerationSettings`, by its name.
 
         The id that ends a text is no part of it. Raises EdgebltError for arguments out of range, and where the model
         fails.
         """
-        return b"".join(self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft))
+        return b"".join(
+            self.stream(prompt, max_new_bytes, temperature, top_k, top_p, seed, draft, settings=settings, **others)
+        )
 
     def stream(
         self,
         prompt: bytes | str,
-        max_new_bytes: int = 256,
+        max_new_bytes: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        draft: DraftName | Name = AUTO,
+        draft: DraftName | Name | None = None,
         *,
+        settings: GenerationSettings | None = None,
         reading: Callable[[Session], None] | None = None,
-    ) -> Iterator[bytes]:
-        """Generate as `generate` does, one byte at a time; `decoding.utf8.utf8_pieces` joins them into characters.
+        details: int | None = None,
+        session: Session | None = None,
+        **others: Unpack[OtherSettings],
+    ) -> TextStream:
+        """Generate as `generate` does, byte by byte; `TextStream` says why the text ended.
 
-        Takes the arguments of `generate`, checks them at once, and takes one more:
+        Takes the arguments of `generate`, checks them at once, and takes three more:
 
         reading: called with the session after each chunk of the prompt, to show its position. Default None.
+        details: records the details of each byte, with so many likeliest alternatives; None, the default, records none.
+        session: a session of this model whose text the prompt goes on; after the end, or `close`, it has been fed the
+            prompt and the bytes yielded. Without a prompt the text generated on it before goes on, as if it had not
+            ended. Default None, a session of its own.
         """
+        given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
-        sampling = Sampling(
-            stated.temperature if temperature is None else temperature,
-            stated.top_k if top_k is None else top_k,
-            stated.top_p if top_p is None else top_p,
-            seed,
+        return TextStream(
+            self._begin_text,
+            self.draft_statistics,
+            as_bytes("prompt", prompt),
+            chosen.completed(stated),
+            stated.ends,
+            reading,
+            None if details is None else whole_number("details", details),
+            session,
         )
-        most = whole_number("max_new_bytes", max_new_bytes)
-        check_draft(draft)
-        return self._stream(as_bytes("prompt", prompt), most, Sampler(sampling, ends=stated.ends), draft, reading)
-
-    def _stream(
-        self,
-        prompt: bytes,
-        max_new_bytes: int,
-        sampler: Sampler,
-        draft: str,
-        reading: Callable[[Session], None] | None,
-    ) -> Iterator[bytes]:
-        with EnoughMemory("to generate a text"):
-            session = self.session()
-            logits = np.empty(0, np.float32)
-            for chunk in session.run(np.concatenate([[BOS], encode(prompt)])):
-                logits = chunk.logits[-1]
-                if reading:
-                    reading(session)
-            for chosen in generate_ids(session, logits, sampler, self.draft_statistics(draft), max_new_bytes):
-                if chosen not in sampler.ends:
-                    yield bytes([chosen - OFFSET])
 
     def score(self, data: bytes | str) -> Scores:
         """Log-probability of each byte of a text, given those before it.
@@ -277,23 +259,11 @@ class Model:
         """
         data = as_bytes("data", data)
         with EnoughMemory("to score a text"):
-            return self._score(data)
-
-    def _score(self, data: bytes) -> Scores:
-        targets = encode(data)
-        scores = Scores(np.empty(len(data), np.float32), np.empty(len(data), np.float32), np.empty(len(data), np.bool_))
-        for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
-            rows = slice(chunk.position, chunk.position + len(chunk.logits))
-            scores.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
-            scores.entropies[rows] = chunk.entropies
-            scores.patch_starts[rows] = chunk.patch_starts
-        return scores
-
-
-def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:
-    """Cut `data` before each byte t with patch_starts[t]; the first and the last piece may be parts of a patch."""
-    cuts = [0, *(index for index, start in enumerate(patch_starts) if start and index), len(data)]
-    return [data[start:end] for start, end in itertools.pairwise(cuts)] if data else []
+            targets = encode(data)
+            scores = empty_scores(len(targets))
+            for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
+                store_scores(scores, chunk, targets)
+            return scores
 
 
 def load(
@@ -302,6 +272,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle.
 
@@ -314,10 +285,13 @@ def load(
     threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
         longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
 
+    prefix_cache_bytes: most bytes for states of recent prompts, from which prompts that begin alike start; 0 keeps
+        none. Default 268,435,456 (256 MiB). They are taken as texts are generated, on the GPU where stages run there.
+
     Weights that `edgeblt prepare` packed on this machine are used; `Model.prepared` says whether, or why not. Raises
     EdgebltError for a damaged bundle, damaged prepared weights, an unavailable provider, or a rule without threshold.
     """
-    return open_model(path, provider, threads, verify, threshold)
+    return open_model(path, provider, threads, verify, threshold, prefix_cache_bytes)
 
 
 def open_model(
@@ -326,10 +300,11 @@ def open_model(
     threads: int | None = None,
     verify: bool = False,
     threshold: float | None = None,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
 ) -> Model:
     """Open a bundle as `load` does, for unchecked names from a command line or a file."""
     with EnoughMemory("to open the bundle"):
-        return Model(path, provider, threads, verify=verify, threshold=threshold)
+        return Model(path, provider, threads, verify=verify, threshold=threshold, prefix_cache_bytes=prefix_cache_bytes)
 
 
 def _opened_again(
@@ -340,9 +315,18 @@ def _opened_again(
     verify: bool,
     prepared: Prepared | None,
     threshold: float | None,
+    prefix_cache_bytes: int,
 ) -> Model:
     """Open a pickled model again. Raises EdgebltError as `load`, and if another bundle is in its place."""
-    model = Model(path, provider, threads, verify=verify, prepared=prepared, threshold=threshold)
+    model = Model(
+        path,
+        provider,
+        threads,
+        verify=verify,
+        prepared=prepared,
+        threshold=threshold,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
     if model.bundle.id != bundle_id:
         raise EdgebltError(f"{path} holds another bundle than when the model was pickled; load it and pickle it again")
     return model

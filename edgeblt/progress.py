@@ -27,10 +27,13 @@ def progress_is_shown() -> bool:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str, even: bool = True) -> Iterator[Advance]:
+def progress(
+    description: str, total: int, unit: str, even: bool = True, note: Callable[[], str] | None = None
+) -> Iterator[Advance]:
     """Yields a function to call with the number of units done since the last call; bytes are shown as kB, MB, GB.
 
-    `even`: each unit takes about as long as any other, so that the time left may be told.
+    even: each unit takes about as long as any other, so that the time left may be told.
+    note: gives a few words to show behind the counts.
     """
     if not _shown:
         yield lambda count: None
@@ -39,20 +42,23 @@ def progress(description: str, total: int, unit: str, even: bool = True) -> Iter
     if console.is_terminal:
         counts = (DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))
         left = (TimeRemainingColumn(),) if even else ()
-        columns = (TextColumn("{task.description}"), BarColumn(), *counts, *left)
+        noted = (TextColumn("{task.fields[note]}"),) if note else ()
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts, *left, *noted)
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(description, total=total, note="")
+            yield lambda count: bar.update(task, advance=count, note=note() if note else "")
         return
-    lines = _Lines(console, description, total, unit, even)
+    lines = _Lines(console, description, total, unit, even, note)
     yield lines.advance
 
 
 class _Lines:
     """Prints a line every few seconds and one at the end; none for short work."""
 
-    def __init__(self, console: Console, description: str, total: int, unit: str, even: bool) -> None:
-        self._even = even
+    def __init__(
+        self, console: Console, description: str, total: int, unit: str, even: bool, note: Callable[[], str] | None
+    ) -> None:
+        self._even, self._note = even, note
         self._console, self._description, self._total, self._unit = console, description, total, unit
         self._done = 0
         self._started = time.monotonic()
@@ -70,5 +76,7 @@ class _Lines:
         if self._unit != BYTES:
             return f"{self._description}: {self._done}/{self._total} {self._unit}"
         line = f"{self._description}: {decimal(self._done)} of {decimal(self._total)}"
+        if self._note:
+            return f"{line}, {self._note()}"
         left = (now - self._started) * (self._total - self._done) / self._done
         return f"{line}, {left:.0f} s left" if self._even else line

@@ -15,8 +15,9 @@ from edgeblt.measure.benchmark import Benchmark, bench_model
 from edgeblt.measure.reference import ComputedRows
 from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_text, held_out_texts
 from edgeblt.measure.validation import Report, validate
-from edgeblt.model import Model, cut_into_patches, load
+from edgeblt.model import Model, load
 from edgeblt.names import Name
+from edgeblt.scores import cut_into_patches
 
 PROMPT_BYTES = 1024
 NEW_BYTES = 128

@@ -473,8 +473,8 @@ inline void attend_block(
   for (int64_t tile = block.first[0] / kTileSlots * kTileSlots; tile < block.end[lines - 1]; tile += kTileSlots) {
     while (block.end[begin] <= tile) ++begin;
     while (seen < lines && block.first[seen] < tile + kTileSlots) ++seen;
-    const int64_t stride = slot_elements<Element>(width), place = (kv_head * call.capacity + tile) * stride;
-    const int64_t count = std::min<int64_t>(call.capacity - tile, kTileSlots);
+    const int64_t stride = slot_elements<Element>(width), place = call.place(kv_head, tile) * stride;
+    const int64_t count = std::min<int64_t>(call.left(tile), kTileSlots);
     const Slots<Element> keys{static_cast<const Element*>(call.keys) + place, stride, count};
     const Slots<Element> values{static_cast<const Element*>(call.values) + place, stride, count};
     attend_tile(block, keys, values, tile, begin, seen, call.scale);
@@ -555,7 +555,7 @@ inline void store_row_as(
   }
   const float *keys = projected + call.heads * width, *values = keys + call.kv_heads * width;
   for (int64_t head = 0; head < call.kv_heads; ++head) {
-    const int64_t place = (head * call.capacity + call.past + row) * stride;
+    const int64_t place = call.place(head, call.past + row) * stride;
     rotate(keys + head * width, key);
     store_slot(key, width, static_cast<Element*>(call.keys) + place);
     store_slot(values + head * width, width, static_cast<Element*>(call.values) + place);

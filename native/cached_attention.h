@@ -24,9 +24,14 @@ inline std::vector<const Operator*> addresses(const std::vector<Operator>& opera
   return places;
 }
 
-// Inputs: a cache, how many of its slots are filled in the end, and the angles of all.
+// Inputs: a cache of pages, and the angles by which queries and keys are rotated. Rows of one sequence, consecutive, have
+// its only page, of which so many slots are filled in the end, and the angles of their slots. Rows of several sequences
+// say in `places` [rows, 3] which sequence, slot and angles are theirs; `pages` [sequences, most pages] has each
+// sequence's pages in the order of its slots. For one sequence both are absent, or `places` has no rows.
 struct CacheInputs {
-  Tensor keys, values, total_length, cosines, sines;
+  Tensor keys, values, total_length, cosines, sines, places, pages;
+
+  bool is_single() const { return !places || places.shape[0] == 0; }
 };
 
 class CachedAttention {
@@ -46,7 +51,18 @@ class CachedAttention {
   void run(const Call& call, const CacheInputs& cache, int64_t rows, const float* projected, float* attended) const;
 
  private:
+  // Rows that follow each other in a sequence, as one attention with its part of queries and results.
+  struct Run {
+    Attention attention;
+    int64_t first;          // row
+    const int32_t* places;  // of its rows; null: the angles are those of the slots
+  };
+
   static CacheFormat format(const Tensor& keys);
+  void check_places(const CacheInputs& cache, int64_t rows) const;
+  void find_runs(const CacheInputs& cache, const Attention& all, std::vector<Run>& runs) const;
+  static void store(const Call& call, const CacheInputs& cache, const std::vector<Run>& runs, const float* projected);
+  static void attend(const Call& call, const std::vector<Run>& runs);
   void keep_past(const Tensor& past, int64_t filled, int64_t stride, char* present) const;
 
   int64_t heads_, kv_heads_, window_;

@@ -21,7 +21,8 @@ class DenseLayer final : public Kernel {
     const Tensor x = call.input(0);
     require(x, "x", ort::kFloat, {-1, width_});
     const int64_t rows = x.shape[0];
-    const CacheInputs cache{call.input(1), call.input(2), call.input(3), call.input(4), call.input(5)};
+    const CacheInputs cache{call.input(1), call.input(2), call.input(3), call.input(4), call.input(5), call.input(23),
+                            call.input(24)};
     const int64_t head_width = attention_.check(cache, rows);
     if (attention_.attended_width(head_width) != attended_ || attention_.projected_width(head_width) != projected_) {
       throw OperatorError("past_key is " + describe(cache.keys.shape) + ", which are not the heads of " +
@@ -100,7 +101,8 @@ std::vector<const Operator*> dense_layer_operators() {
     return Operator(
         "DenseLayer", 5,
         {kFloat, cache, cache, kInt32, kFloat, kFloat, kFloat, kFloat,  // x, cache, norms
-         kUint8, kUint8, kUint8, kUint8, kUint8, kAny, kAny, kAny, kAny, kAny, kUint8, kUint8, kUint8, kUint8, kUint8},
+         kUint8, kUint8, kUint8, kUint8, kUint8, kAny, kAny, kAny, kAny, kAny, kUint8, kUint8, kUint8, kUint8, kUint8,
+         kInt32, kInt32},  // places, pages
         23, {kFloat, cache, cache}, [](const Node& node) -> Kernel* { return new DenseLayer(node); });
   });
   return addresses(ops);

@@ -75,16 +75,27 @@ constexpr int64_t slot_bytes(CacheFormat format, int64_t width) {
   return format == kFloatCache ? 4 * width : format == kHalfCache ? 2 * width : width + 1;
 }
 
-// Queries, rotated, and a cache that holds them all: slot `past` + r belongs to row r of the queries.
+// Queries, rotated, and a cache that holds them all: slot `past` + r belongs to row r of the queries. The cache is one
+// page of `capacity` slots, or as many as there are; then their slots are a multiple of 64.
 struct Attention {
   int64_t rows, heads, kv_heads, width, capacity, past;
   int64_t window;  // slots a row sees, its own among them; -1 for all
   float scale;
   float* queries;  // [rows, heads, width]
   CacheFormat format;
-  void* keys;      // [kv_heads, capacity], slots of `slot_bytes`
+  void* keys;      // [pages, kv_heads, capacity], slots of `slot_bytes`
   void* values;    // the same
   float* out;      // [rows, heads, width]
+  const int32_t* pages = nullptr;  // page of each `capacity` slots in turn; null: all are in the first
+
+  // Where a slot of a head lies, in slots.
+  int64_t place(int64_t kv_head, int64_t slot) const {
+    if (!pages) return kv_head * capacity + slot;
+    return (pages[slot / capacity] * kv_heads + kv_head) * capacity + slot % capacity;
+  }
+
+  // The number of slots from this one to the end of its page.
+  int64_t left(int64_t slot) const { return capacity - (pages ? slot % capacity : slot); }
 
   int64_t first_slot(int64_t row) const {
     const int64_t slot = past + row;

@@ -21,7 +21,7 @@ LatentRows::LatentRows(const Node& node)
 }
 
 void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
-  require(inputs.carried, "carried_row", ort::kFloat, {1, -1});
+  require(inputs.carried, "carried_row", ort::kFloat, {-1, -1});
   require(inputs.rows, "new_rows", ort::kFloat, {-1, inputs.carried.shape[1]});
   require(inputs.index, "latent_index", ort::kInt64, {bytes});
   if (inputs.carried.shape[1] < end_) {
@@ -30,9 +30,10 @@ void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
   }
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   for (int64_t byte = 0; byte < bytes; ++byte) {
-    if (index[byte] < 0 || index[byte] > inputs.rows.shape[0]) {
+    if (index[byte] < 0 || index[byte] >= sum_of({inputs.carried.shape[0], inputs.rows.shape[0]})) {
       throw OperatorError("latent_index is " + std::to_string(index[byte]) + " for " +
-                          std::to_string(inputs.rows.shape[0]) + " new rows; it must be 0 to their count");
+                          std::to_string(inputs.carried.shape[0]) + " carried and " +
+                          std::to_string(inputs.rows.shape[0]) + " new rows; it must be below their number");
     }
   }
 }
@@ -52,7 +53,8 @@ void LatentRows::run(
     const int64_t end = std::min(bytes, begin + portions.size);
     for (int64_t byte = begin, next; byte < end; byte = next) {
       for (next = byte + 1; next < end && index[next] == index[byte]; ++next) {}
-      const float* row = index[byte] ? rows + (index[byte] - 1) * row_width : carried;
+      const int64_t before = inputs.carried.shape[0];
+      const float* row = index[byte] < before ? carried + index[byte] * row_width : rows + (index[byte] - before) * row_width;
       table.attend_latent(attention_, queries + byte * width, row + offset_, next - byte, attended + byte * width);
     }
   });

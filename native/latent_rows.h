@@ -7,7 +7,7 @@
 
 namespace edgeblt {
 
-// Inputs: a latent's keys and values for all layers as one row. The first row is carried over, the others are new.
+// Inputs: a latent's keys and values for all layers as one row. The first rows are carried over, the others are new.
 struct LatentInputs {
   Tensor carried, rows, index;  // the row of each byte
 };

@@ -80,6 +80,10 @@ struct PatchInputs {
   int64_t length, width, position;
   State state;  // before ids[0]
   Settings settings;
+  // Of several sequences: the first row of each and its position, [sequences, 2], and the states before them.
+  const int64_t* sequences = nullptr;
+  const State* states = nullptr;
+  int64_t sequence_count = 0;  // 0: all rows are of one, at `position` and `state`
 };
 
 }  // namespace edgeblt

@@ -13,7 +13,8 @@ class WindowAttention final : public Kernel {
     const Tensor projected = call.input(0);
     const bool batch = projected.shape.size() == 3;  // of one, in bundles of earlier versions
     require(projected, "projected", ort::kFloat, batch ? Shape{1, -1, -1} : Shape{-1, -1});
-    const CacheInputs cache{call.input(1), call.input(2), call.input(4), call.input(5), call.input(6)};
+    const CacheInputs cache{call.input(1), call.input(2), call.input(4), call.input(5), call.input(6), call.input(7),
+                            call.input(8)};
     Shape shape = projected.shape;
     const int64_t rows = shape[batch], width = attention_.check(cache, rows);
     shape.back() = attention_.projected_width(width);
@@ -32,7 +33,7 @@ class WindowAttention final : public Kernel {
 std::vector<const Operator*> window_attention_operators() {
   using namespace ort;
   static const std::vector<Operator> ops = for_caches([](ElementType cache) {
-    return Operator("WindowAttention", 4, {kFloat, cache, cache, kInt32, kInt32, kFloat, kFloat}, 7,
+    return Operator("WindowAttention", 4, {kFloat, cache, cache, kInt32, kInt32, kFloat, kFloat, kInt32, kInt32}, 7,
                     {kFloat, cache, cache}, [](const Node& node) -> Kernel* { return new WindowAttention(node); });
   });
   return addresses(ops);

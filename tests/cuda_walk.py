@@ -6,9 +6,13 @@ Nothing here imports torch: the processes are many.
 import json
 import random
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import STAGES
 from edgeblt.decoding.sampling import log_softmax
@@ -16,6 +20,7 @@ from edgeblt.model import open_model
 from edgeblt.node_providers import node_providers
 from edgeblt.runtime import native
 from edgeblt.runtime.state import cache
+from edgeblt.runtime.state.device_array import Array, DeviceArray
 
 LENGTH = 400
 SHAPES = {
@@ -55,6 +60,39 @@ def walk(bundle: str, provider: str) -> None:
     )
 
 
+def keep(bundle: str, provider: str, path: str) -> None:
+    """Saves and restores a session and copies it, and prints how many arrays were compared, on the device or not.
+
+    What kernels leave is whatever the memory held, so some values are set to be numbers.
+    """
+    cache.DEVICE_SLACK = 40
+    model = open_model(bundle, provider)
+    session, rng = model.session(), random.Random(0)
+    for count in (300, 1, 1, 70, 140):
+        session.feed([1 if not session.position else 4] + [rng.randrange(4, 260) for _ in range(count - 1)])
+    for array in session.state.stage_arrays:
+        if isinstance(array, DeviceArray):
+            array[:] = np.full(array.shape, rng.random(), array.dtype)
+    session.save(path)
+    restored, copied = model.restore(path), model.session()
+    copied.start_from(session.snapshot())
+    compared = []
+    for other in (restored, copied):
+        assert (other.position, other.patch_count) == (session.position, session.patch_count)
+        assert other.state.can_rewind(other.position - 32)
+        pairs = zip(session.snapshot().arrays(), other.snapshot().arrays(), strict=True)
+        for own, its in pairs:
+            assert type(own) is type(its)
+            np.testing.assert_array_equal(on_host(own), on_host(its))
+            compared.append(type(own).__name__)
+        other.feed([70, 71])
+    print(json.dumps(Counter(compared)))
+
+
+def on_host(array: Array) -> NDArray[Any]:
+    return array.numpy() if isinstance(array, DeviceArray) else array
+
+
 def patch(bundle: str, library: str) -> None:
     """Opens a bundle with this library of kernels for CUDA, and prints what its EntropyPatch makes of its logits."""
     found = native.NativeStatus(Path(library), "emulated", None)
@@ -74,4 +112,5 @@ def patch(bundle: str, library: str) -> None:
 
 
 def main() -> None:
-    {"walk": walk, "patch": patch}[sys.argv[1]](*sys.argv[2:])
+    tasks: dict[str, Callable[..., None]] = {"walk": walk, "patch": patch, "keep": keep}
+    tasks[sys.argv[1]](*sys.argv[2:])

@@ -134,6 +134,28 @@ def cache_of(chance: Chance, kv_heads: int, width: int, rows: int) -> dict[str, 
     return {**past, "total_length": np.array([total], np.int32), "cosines": np.cos(angles), "sines": np.sin(angles)}
 
 
+def in_pages(
+    chance: Chance, cache: dict[str, Array | None], rows: int
+) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
+    """Half the time the cache as one of several sequences, in pages, with `places` and `pages` of the rows."""
+    keys, cosines = cache["past_key"], cache["cosines"]
+    if chance.random() < 0.5 or keys is None or cosines is None or not rows or not keys.size:
+        return cache, {}
+    count, columns = int(chance.integers(1, 6)), int(chance.integers(1, 4))
+    slots = 64 * int(chance.integers(1, 3)) if columns > 1 else int(chance.integers(1, 150))
+    sequences, angles = int(chance.integers(1, 4)), int(chance.integers(1, 9))
+    own: dict[str, Array | None] = {
+        name: np.resize(keys, (count, keys.shape[1], slots, keys.shape[3])) for name in ("past_key", "past_value")
+    }
+    own |= {name: floats(chance, angles, cosines.shape[1]) for name in ("cosines", "sines")}
+    limits = [sequences, slots * columns, angles]
+    places = np.stack([chance.integers(0, limit, rows) for limit in limits], axis=1).astype(np.int32)
+    if chance.random() < 0.5:  # a run of rows
+        places[:, 0], places[:, 1] = 0, np.arange(rows) % limits[1]
+    pages = chance.integers(0, count, (sequences, columns)).astype(np.int32)
+    return cache | own, {"places": places, "pages": pages}
+
+
 def attention_attributes(chance: Chance, heads: int, kv_heads: int) -> Attributes:
     window = int(chance.choice([-1, 1, 7, 1000]))
     return {"num_heads": heads, "kv_num_heads": kv_heads, "window": window, "scale": 0.2}
@@ -142,14 +164,14 @@ def attention_attributes(chance: Chance, heads: int, kv_heads: int) -> Attribute
 def window_attention(chance: Chance) -> Case:
     heads, kv_heads, width = heads_of(chance)
     rows = int(chance.integers(0, 9))
-    cache = cache_of(chance, kv_heads, width, rows)
+    cache, batch = in_pages(chance, cache_of(chance, kv_heads, width, rows), rows)
     total = cache.pop("total_length")
     leading = (1, rows) if chance.random() < 0.2 else (rows,)
     inputs: dict[str, Array | None] = {
         "projected": floats(chance, *leading, (heads + 2 * kv_heads) * width),
         "past_key": cache["past_key"], "past_value": cache["past_value"],
         "last_slot": None if total is None else total - np.int32(1), "total_length": total,
-        "cosines": cache["cosines"], "sines": cache["sines"],
+        "cosines": cache["cosines"], "sines": cache["sines"], **batch,
     }  # fmt: skip
     outputs = ("attended", "present_key", "present_value")
     attributes = attention_attributes(chance, heads, kv_heads)
@@ -162,9 +184,10 @@ def latent_inputs(chance: Chance, count: int) -> tuple[Attributes, dict[str, Arr
     row = offset + 2 * kv_heads * width * vectors + int(chance.integers(0, 5))
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "head_dim": width, "vectors": vectors,
                   "offset": offset, "scale": 0.2}  # fmt: skip
-    index = chance.integers(0, new + 1, count, dtype=np.int64)
+    carried = int(chance.integers(1, 4))
+    index = chance.integers(0, new + carried, count, dtype=np.int64)
     return attributes, {
-        "carried_row": floats(chance, 1, row), "new_rows": floats(chance, new, row), "latent_index": index,
+        "carried_row": floats(chance, carried, row), "new_rows": floats(chance, new, row), "latent_index": index,
     }  # fmt: skip
 
 
@@ -194,7 +217,8 @@ def dense_layer(chance: Chance) -> Case:
     })  # fmt: skip
     sizes = {"width": width, "projected": projected, "attended": attended, "intermediate": inner, "epsilon": 1e-5}
     norms = {name: floats(chance, width) for name in ("attention_norm", "mlp_norm")}
-    inputs = {"x": floats(chance, rows, width), **cache_of(chance, kv_heads, head_width, rows), **norms, **weights}
+    cache, batch = in_pages(chance, cache_of(chance, kv_heads, head_width, rows), rows)
+    inputs = {"x": floats(chance, rows, width), **cache, **norms, **weights, **batch}
     attributes = attention_attributes(chance, heads, kv_heads) | sizes | rounding
     outputs = ("y", "present_key", "present_value")
     return Case("DenseLayer", attributes, inputs, frozenset([*norms, *weights]), outputs, bool(chance.random() < 0.5))
@@ -288,6 +312,10 @@ def entropy_patch(chance: Chance) -> Case:
         "threshold": floats(chance, 1), "threshold_add": floats(chance, 1),
         **{name: np.array([value], np.int64) for name, value in numbers.items()},
     }  # fmt: skip
+    if chance.random() < 0.5 and length:
+        firsts = np.unique([0, *chance.integers(0, length, int(chance.integers(0, 4)))])
+        inputs["sequences"] = np.stack([firsts, chance.integers(0, 100, len(firsts))], axis=1)
+        inputs["sequence_states"] = floats(chance, len(firsts), 3)
     outputs = ("entropies", "patch_starts", "states")
     return Case("EntropyPatch", {"rule": int(chance.integers(0, 6))}, dict(inputs), frozenset(), outputs)
 

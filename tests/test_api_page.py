@@ -22,11 +22,12 @@ def test_every_argument_is_explained() -> None:
             found = api_page.find_definition(file, name)
             members = [node for node in found.body if isinstance(node, ast.FunctionDef)]
             for function in [found] if isinstance(found, ast.FunctionDef) else members:
-                if function.name.startswith("_") or function.name == "stream":  # which takes what generate takes
+                if function.name.startswith("_") or function.name.startswith("stream"):  # as generate or submit
                     continue
                 said = ast.get_docstring(function) or ""
-                names = {argument.arg for argument in function.args.args} - {"self"}
-                explained = {line.partition(":")[0] for line in said.splitlines()}
+                arguments = [*function.args.args, *function.args.kwonlyargs, function.args.kwarg]
+                names = {argument.arg for argument in arguments if argument} - {"self", "cls"}
+                explained = {name for line in said.splitlines() for name in line.partition(":")[0].split(", ")}
                 assert names <= explained, f"{name}.{function.name} does not explain {names - explained}"
 
 

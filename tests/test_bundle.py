@@ -187,7 +187,7 @@ INITIALIZERS = {
         "layers.0.gate layers.0.up layers.0.down norm head"
     ),
     "encoder": (
-        "hash_tables embedding layers.0.attention_norm layers.0.query_key_value layers.0.output layers.0.mlp_norm "
+        "embedding hash_tables layers.0.attention_norm layers.0.query_key_value layers.0.output layers.0.mlp_norm "
         "layers.0.gate layers.0.up layers.0.down patch_projection cross.query_norm cross.query cross.key_norm "
         "cross.key_value cross.output"
     ),

@@ -97,6 +97,16 @@ def test_stages_on_both(stand_in: StandIn, for_cuda: Callable[..., Path], provid
     assert all((stage, "CUDAExecutionProvider") not in providers for stage in on_cpu)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "patcher=cpu,encoder=cpu"])
+def test_sessions_are_saved(stand_in: StandIn, for_cuda: Callable[..., Path], provider: str, tmp_path: Path) -> None:
+    """Arrays on the device go to a file, to copies, and back."""
+    arguments = ("keep", str(for_cuda(10)), provider, str(tmp_path / "state"))
+    output = cuda_stand_in.python(WALK, *arguments, environment=stand_in.environment() | PORTABLE)
+    assert (output.returncode, output.stderr) == (0, "")
+    found = json.loads(output.stdout)
+    assert found["DeviceArray"] > 4 and found["ndarray"] > 4
+
+
 def test_a_bundle_of_two_targets(stand_in: StandIn, for_cuda: Callable[..., Path]) -> None:
     """Without a word about providers, each stage runs where it was exported for."""
     bundle = for_cuda(10, "int8", "global=cuda")

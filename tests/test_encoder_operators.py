@@ -46,7 +46,7 @@ def opened(case: Case, kernel: bool, functions: list[ir.Function]) -> Any:
         ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
         for name, value in case.attributes.items()
     ]
-    operands = [values.get(formal.name) for formal in functions[0].inputs]
+    operands = [values.get(formal.name or "") for formal in functions[0].inputs]
     node = ir.Node(EDGEBLT, case.operator, operands, attributes, outputs=outputs)
     graph = ir.Graph(
         [value for name, value in values.items() if name not in case.initializers], outputs, nodes=[node],

@@ -30,9 +30,10 @@ EDGES = (0, -1, 2**20, 2**20 + 1, 2**31, 2**32, 2**40 + 1, 2**60, 2**62, 2**63 -
 
 
 def legal(operator: str, seed: int = 0) -> Case:
-    """The first such case with something to compute."""
+    """The first such case with something to compute, of one sequence."""
     cases = (OPERATORS[operator](np.random.default_rng([seed, number])) for number in range(100))
-    return next(case for case in cases if all(a is None or a.size for a in case.inputs.values()))
+    whole = (case for case in cases if all(a is None or a.size for a in case.inputs.values()))
+    return next(case for case in whole if not case.inputs.keys() & {"places", "sequences"})
 
 
 def answer(case: Case) -> Any:
@@ -124,14 +125,14 @@ def with_input(case: Case, name: str, array: Any) -> Case:
 @pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1, 2**31, None])
 def test_an_index_beyond_the_rows_is_refused(operator: str, value: int | None) -> None:
     case = legal(operator)
-    index, rows = case.inputs["latent_index"], case.inputs["new_rows"]
-    assert index is not None
-    assert rows is not None
-    value = len(rows) + 1 if value is None else value
+    index, rows, carried = (case.inputs[name] for name in ("latent_index", "new_rows", "carried_row"))
+    assert index is not None and rows is not None and carried is not None
+    value = len(rows) + len(carried) if value is None else value
+    remedy = "it must be below their number"
     index = index.copy()
     index[-1] = value
     said = refusal(with_input(case, "latent_index", index))
-    assert said == f"{operator}: latent_index is {value} for {len(rows)} new rows; it must be 0 to their count"
+    assert said == f"{operator}: latent_index is {value} for {len(carried)} carried and {len(rows)} new rows; {remedy}"
 
 
 @pytest.mark.parametrize("operator", ["WindowAttention", "DenseLayer"])

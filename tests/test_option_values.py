@@ -118,7 +118,7 @@ def open_once() -> Callable[..., object]:
 def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> None:
     """What is allowed and would take long ends soon."""
     monkeypatch.setattr("edgeblt.runtime.opening.open_stage", open_once)
-    monkeypatch.setattr("edgeblt.model.generate_ids", lambda *_: itertools.repeat(70, 3))
+    monkeypatch.setattr("edgeblt.decoding.text_stream.generate_ids", lambda *_, **__: itertools.repeat(70, 3))
     monkeypatch.setattr("edgeblt.export.demo.run_demo", lambda *_: exit(0))
     monkeypatch.setattr("edgeblt.measure.tuning.LENGTHS", (2.0,))
     monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)

@@ -58,6 +58,13 @@ def test_bytes_with_the_time_left(capsys: pytest.CaptureFixture[str], clock: "Cl
         ]
 
 
+def test_a_note_behind_the_counts(capsys: pytest.CaptureFixture[str], clock: "Clock") -> None:
+    with progress("reading", 2_000_000, BYTES, even=False, note=lambda: "at full speed") as advance:
+        clock.now += 6
+        advance(2_000_000)
+    assert capsys.readouterr().err.splitlines() == ["reading: 2.0 MB of 2.0 MB, at full speed"]
+
+
 def test_quiet(capsys: pytest.CaptureFixture[str], clock: "Clock") -> None:
     show_progress(False)
     try:

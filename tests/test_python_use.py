@@ -57,13 +57,11 @@ GENERATE: list[tuple[dict[str, Any], str]] = [
     ({"max_new_bytes": 2.5}, "max_new_bytes is 2.5; it must be a whole number"),
     ({"max_new_bytes": "9"}, "max_new_bytes is '9'; it must be a whole number"),
     ({"max_new_bytes": True}, "max_new_bytes is True; it must be a whole number"),
-    ({"max_new_bytes": None}, "max_new_bytes is None; it must be a whole number"),
     ({"temperature": "x"}, "temperature is 'x'; it must be 0 (greedy) or a positive number"),
     ({"top_k": "9"}, "top_k is '9'; it must be a whole number"),
     ({"top_p": [1]}, "top_p is [1]; it must be above 0 and at most 1"),
     ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
     ({"draft": 3}, "draft is 3; use one of none, patcher, decoder, ngram, auto"),
-    ({"draft": None}, "draft is None; use one of none, patcher, decoder, ngram, auto"),
     ({"draft": ["auto"]}, "draft is ['auto']; use one of none, patcher, decoder, ngram, auto"),
     ({"draft": "atuo"}, "draft is 'atuo'; use one of none, patcher, decoder, ngram, auto"),
 ]

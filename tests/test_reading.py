@@ -1,5 +1,6 @@
 """What reading a long prompt will cost, told beforehand."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,34 @@ def test_it_is_said_once(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgeblt: ")]
     assert len(said) == 1
     assert said[0].startswith("edgeblt: reading this prompt of 1,500 bytes will take about ")
+
+
+def test_memory_is_said_beforehand(
+    tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, after the first chunk, and only where the keys and values will not fit."""
+    prompt, model = b"The quick brown fox. " * 100, load(tiny_bundle[1])
+    for available, expected in ((1 << 40, 0), (None, 0), (1000, 1)):
+        monkeypatch.setattr("edgeblt.commands.reading.available_memory", lambda available=available: available)
+        with shown_reading(len(prompt)) as reading:
+            next(model.stream(prompt, 1, ignore_eos=True, reading=reading))
+        said = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("edgeblt: the keys and values")
+        ]
+        assert len(said) == expected
+    assert said[0].endswith(" and 1.0 kB of memory are free; end other processes, or use a shorter prompt")
+
+
+def test_speed_and_time_left(
+    tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("edgeblt.commands.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    prompt = b"a" * 1500
+    with shown_reading(len(prompt)) as reading:
+        next(load(tiny_bundle[1]).stream(prompt, 1, ignore_eos=True, reading=reading))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reading the prompt: ")]
+    assert lines and all(re.search(r" of 1\.5 kB, [\d.]+ \w+/s, \d+ s left$", line) for line in lines)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(61.0, "61 seconds"), (720.0, "12 minutes"), (9000.0, "2 hours")])

@@ -20,6 +20,8 @@ STOREYS = (
     ("bundle",),
     ("runtime",),
     ("decoding", "doctor", "inspection"),
+    ("scores",),
+    ("batching",),
     ("model",),
     ("node_providers", "measure"),
     ("prepare", "report"),

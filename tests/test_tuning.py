@@ -23,7 +23,8 @@ from edgeblt.measure import tuning
 from edgeblt.measure.reference import Text
 from edgeblt.measure.tuning import Point, Tuning, candidates, choose, compared_values, tune
 from edgeblt.measure.weight_traffic import weight_bytes_read
-from edgeblt.model import Model, Scores, load
+from edgeblt.model import Model, load
+from edgeblt.scores import Scores
 from test_commands import run_command, sentence
 from test_exactness import thresholds
 

@@ -21,9 +21,23 @@ SECTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {  # heading: (what a pr
     "Running a bundle": (
         ("edgeblt.load", "edgeblt/model.py", "load"),
         ("edgeblt.Model", "edgeblt/model.py", "Model"),
+        ("edgeblt.GenerationSettings", "edgeblt/decoding/settings.py", "GenerationSettings"),
+        ("edgeblt.Constraint", "edgeblt/decoding/constraints.py", "Constraint"),
+        ("edgeblt.decoding.text_stream.TextStream", "edgeblt/decoding/text_stream.py", "TextStream"),
+        ("edgeblt.decoding.output.TextEnd", "edgeblt/decoding/output.py", "TextEnd"),
+        ("edgeblt.decoding.details.ByteDetails", "edgeblt/decoding/details.py", "ByteDetails"),
         ("edgeblt.Session", "edgeblt/runtime/session.py", "Session"),
-        ("edgeblt.Scores", "edgeblt/model.py", "Scores"),
+        ("edgeblt.Session, saved and restored", "edgeblt/runtime/saved/save_calls.py", "SaveCalls"),
+        ("edgeblt.Model, for saved sessions", "edgeblt/runtime/saved/restore_calls.py", "RestoreCalls"),
+        ("edgeblt.Model.prefix_cache.statistics", "edgeblt/runtime/saved/prefix_cache.py", "PrefixCacheStatistics"),
+        ("edgeblt.Scores", "edgeblt/scores.py", "Scores"),
         ("edgeblt.EdgebltError", "edgeblt/errors.py", "EdgebltError"),
+    ),
+    "Many texts at once": (
+        ("edgeblt.Model, for many texts", "edgeblt/batching/calls.py", "BatchCalls"),
+        ("edgeblt.batching.engine.Engine", "edgeblt/batching/engine.py", "Engine"),
+        ("edgeblt.batching.engine.Answer", "edgeblt/batching/engine.py", "Answer"),
+        ("edgeblt.batching.text.BatchEnd", "edgeblt/batching/text.py", "BatchEnd"),
     ),
     "Making and judging bundles": (
         ("edgeblt.quant.compress.quantize_checkpoint", "quant/compress.py", "quantize_checkpoint"),
@@ -53,8 +67,8 @@ checked when it is used.
 Made by `tools/api_page.py` from the sources' docstrings.
 """
 
-Function = ast.FunctionDef
-PARAMETER = re.compile(r"(\w+): (.*)", re.DOTALL)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+PARAMETER = re.compile(r"(\w+(?:, \w+)*): (.*)", re.DOTALL)
 
 
 def page() -> str:
@@ -92,7 +106,7 @@ def _signature(name: str, node: Function, is_method: bool) -> str:
     if any(isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list):
         return f"    .{name}: {result}\n"
     arguments = _arguments(node.args, skip=int(is_method))
-    start = f"{'.' if is_method else ''}{name}("
+    start = f"{'async ' if isinstance(node, ast.AsyncFunctionDef) else ''}{'.' if is_method else ''}{name}("
     line = f"{start}{', '.join(arguments)}) -> {result}"
     if len(line) > WIDTH - 4:
         line = start + "\n" + "".join(f"    {argument},\n" for argument in arguments) + f") -> {result}"
@@ -103,14 +117,22 @@ def _arguments(arguments: ast.arguments, skip: int) -> list[str]:
     defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + list(arguments.defaults)
     shown = []
     for argument, default in list(zip(arguments.args, defaults, strict=True))[skip:]:
-        text = f"{argument.arg}: {ast.unparse(argument.annotation)}" if argument.annotation else argument.arg
-        shown.append(text + (f" = {_default(default)}" if default else ""))
-    return shown
+        shown.append(_argument(argument, default))
+    if arguments.kwonlyargs:
+        shown.append("*")
+        pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        shown += [_argument(argument, default) for argument, default in pairs]
+    return shown + ([f"**{_argument(arguments.kwarg, None)}"] if arguments.kwarg else [])
+
+
+def _argument(argument: ast.arg, default: ast.expr | None) -> str:
+    text = f"{argument.arg}: {ast.unparse(argument.annotation)}" if argument.annotation else argument.arg
+    return text + (f" = {_default(default)}" if default else "")
 
 
 def _default(node: ast.expr) -> str:
     """A default value; constants by their values, as a reader cannot look them up."""
-    known = {"AUTO": "'auto'", "DEFAULT_LIMIT": "1500000000"}
+    known = {"AUTO": "'auto'", "MOST_SEQUENCES": "16", "DEFAULT_LIMIT": "1500000000"}
     text = ast.unparse(node)
     return known.get(text, text)
 
@@ -125,7 +147,7 @@ def _described(node: ast.ClassDef | Function) -> str:
 def _blocks(text: str) -> Iterator[str]:
     """Paragraphs as they are; a paragraph of lines `name: what it is` as a list."""
     for block in text.split("\n\n"):
-        items = re.split(r"\n(?=\w+: )", block)
+        items = re.split(r"\n(?=\w+(?:, \w+)*: )", block)
         if all(PARAMETER.match(item) for item in items):
             yield "\n".join(_item(item) for item in items) + "\n"
         elif block.startswith("    "):
@@ -137,7 +159,8 @@ def _blocks(text: str) -> Iterator[str]:
 def _item(item: str) -> str:
     match = PARAMETER.match(" ".join(item.split()))
     assert match
-    text = f"- `{match[1]}`: {match[2]}"
+    names = ", ".join(f"`{name}`" for name in match[1].split(", "))
+    text = f"- {names}: {match[2]}"
     return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 

@@ -1,8 +1,12 @@
 """The contract between graphs and runtime: name, type and shape of every input and output of each stage.
 
 `export/` builds every graph from these specifications and the runtime binds and checks every graph against them.
-Symbolic dimensions: T bytes of the chunk, P patches completed in it, N bytes of the open patch before it,
-L new latents, C key-value cache slots.
+Symbolic dimensions: T bytes of the chunk, P patches completed in it, N bytes of the open patches before it,
+L new latents, C key-value cache slots of each of B pages, K carried rows, Q sequences, M pages of the longest of them,
+R rows whose places are given.
+
+With kernels of the native library, stages for the cpu take rows of several sequences in one run (docs/batching.md).
+Their inputs for that are empty where all rows are of one sequence: `BATCH_INPUTS`.
 
 Values that pass from stage to stage are float32, whatever type a stage computes in, so stages of different targets fit
 together. Only state that stays within a stage, its cache and the decoder's rows, has the stage's own type.
@@ -51,6 +55,12 @@ PATCHING_SETTINGS = (
     TensorSpec("max_patch_length", "int64", (1,)),
     TensorSpec("patch_size", "int64", (1,)),
 )
+# For the cpu only, empty where all rows are of one sequence: the first row of each sequence with its position, and the
+# state before it.
+SEQUENCE_INPUTS = (
+    TensorSpec("sequences", "int64", ("Q", 2)),
+    TensorSpec("sequence_states", "float32", ("Q", STATE_WIDTH)),
+)
 PATCHING_INPUTS = (TensorSpec("logits", "float32", ("T", "V")), _IDS, _POSITION, _STATE, *PATCHING_SETTINGS)
 PATCHING_OUTPUTS = (
     TensorSpec("entropies", "float32", ("T",)),
@@ -61,7 +71,10 @@ PATCHING_OUTPUTS = (
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The key-value cache of one stage: per layer a key and a value buffer [1, kv_head_count, C, slot_width].
+    """The key-value cache of one stage: per layer a key and a value buffer [B, kv_head_count, C, slot_width].
+
+    Of one sequence there is one page, B being 1. Of several, `places` says for each row which sequence, slot and row of
+    `cosines` and `sines` are its own, and `pages` which pages hold each sequence's slots, C in each.
 
     A slot is a head's head_dim elements in float32 or float16. In int8 it is codes from -127 to 127, then k, for the
     scale 2 ** (k / 4): the smallest, k from -128 to 126, for which no code is larger; 127 if a value is not finite.
@@ -100,7 +113,7 @@ class CacheSpec:
             yield f"{direction}_value_{layer}"
 
     def specs(self, direction: Literal["past", "present"]) -> tuple[TensorSpec, ...]:
-        shape = (1, self.kv_head_count, "C", self.slot_width)
+        shape = ("B", self.kv_head_count, "C", self.slot_width)
         return tuple(TensorSpec(name, self.dtype, shape) for name in self.names(direction))
 
 
@@ -157,6 +170,10 @@ def _with_cache(contract: StageContract, format: CacheFormat) -> StageContract:
     return replace(contract, cache=replace(contract.cache, format=format))
 
 
+PLACE_INPUTS = (TensorSpec("places", "int32", ("R", 3)), TensorSpec("pages", "int32", ("Q", "M")))
+BATCH_INPUTS = (*PLACE_INPUTS, *SEQUENCE_INPUTS)
+
+
 def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
     """Inputs of every stage with self-attention: cache slots filled after the chunk, and RoPE's angles."""
     angles = ("C", padded_head_dim(config) // 2)
@@ -164,6 +181,7 @@ def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, .
         TensorSpec("total_length", "int32", (1,)),
         TensorSpec("cosines", COMPUTED_IN[target], angles),
         TensorSpec("sines", COMPUTED_IN[target], angles),
+        *(PLACE_INPUTS if target == "cpu" else ()),
     )
 
 
@@ -177,6 +195,7 @@ def _patcher(config: ModelConfig, target: Target) -> StageContract:
             _POSITION,
             *(_attention(config.patcher, target) if config.patcher else ()),
             _STATE,
+            *(SEQUENCE_INPUTS if target == "cpu" else ()),
         ),
         settings=PATCHING_SETTINGS,
         outputs=(*(logits if config.patcher else ()), *PATCHING_OUTPUTS),
@@ -192,10 +211,10 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
         inputs=(
             TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id, after the ids its hashes read
             *_attention(config.encoder, target),
-            TensorSpec("patch_index", "int64", ("T",)),  # patches completed in the chunk before each byte
-            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values that patch_index and open_index can take
-            TensorSpec("open_vectors", "float32", ("N", width)),  # may be empty where P is 0
-            TensorSpec("open_index", "int64", ("N",)),  # the completed patch of each: 0, there is one open patch
+            TensorSpec("patch_index", "int64", ("T",)),  # patch of each byte; P: one that stays open
+            TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
+            TensorSpec("open_vectors", "float32", ("N", width)),  # bytes of patches completed now; none if P is 0
+            TensorSpec("open_index", "int64", ("N",)),  # their patches
         ),
         settings=(),
         outputs=(
@@ -229,8 +248,8 @@ def _decoder(config: ModelConfig, target: Target) -> StageContract:
             TensorSpec("byte_vectors", "float32", ("T", config.encoder.hidden_size)),
             *_attention(config.decoder, target),
             TensorSpec("latents", "float32", ("L", config.global_.hidden_size)),
-            TensorSpec("latent_index", "int64", ("T",)),  # 0: the carried row; j: latents[j - 1]
-            TensorSpec("carried_row", COMPUTED_IN[target], (1, row)),  # the newest earlier latent's row of `cross_rows`
+            TensorSpec("latent_index", "int64", ("T",)),  # below K: a carried row; K + j: latents[j]
+            TensorSpec("carried_row", COMPUTED_IN[target], ("K", row)),  # a newest earlier latent's row of `cross_rows`
         ),
         settings=(),
         outputs=(

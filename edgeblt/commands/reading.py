@@ -1,17 +1,22 @@
-"""An estimate of how long a prompt takes to read, shown while it is read.
+"""An estimate of how long a prompt takes to read, and of the memory it will take, shown while it is read.
 
 Most of the time that a byte takes does not depend on its position. That of the global stage's attention does: each
 patch attends to all patches before it, so its total grows with the square of their number. The estimate for the whole
 prompt is extrapolated from the time that the bytes read so far have taken.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from edgeblt.progress import BYTES, progress, progress_is_shown
+import numpy as np
+from rich.filesize import decimal
+
+from edgeblt.progress import BYTES, Advance, progress, progress_is_shown
+from edgeblt.runtime.machine.memory import available_memory
 from edgeblt.runtime.session import Session
 
 SHOWN_AFTER, JUDGED_AFTER = 0.5, 2.0  # seconds of reading, until a bar is shown and until the estimate is trusted
@@ -77,22 +82,46 @@ def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
     If reading all of it will take more than a minute, a sentence on stderr says so as soon as that is known.
     """
     cost, started, done = PromptCost(size), time.monotonic(), 0
-    said, advance = not progress_is_shown(), None
+    said = said_memory = not progress_is_shown()
+    advance: Advance | None = None
     with ExitStack() as bar:
 
+        def note() -> str:
+            seconds = time.monotonic() - started
+            return f"{decimal(round(done / seconds))}/s, {max(cost.seconds - seconds, 0):.0f} s left"
+
         def show(session: Session) -> None:
-            nonlocal advance, done, said
+            nonlocal advance, done, said, said_memory
             read, seconds = session.position, time.monotonic() - started
-            if seconds >= SHOWN_AFTER:
-                advance = advance or bar.enter_context(progress("reading the prompt", size, BYTES, even=False))
-                advance(min(read, size) - done)
-                done = min(read, size)
             cost.add(read, session.patch_count, seconds, session.work["global"].seconds)
+            if seconds >= SHOWN_AFTER:
+                if advance is None:
+                    advance = bar.enter_context(progress("reading the prompt", size, BYTES, even=False, note=note))
+                more, done = min(read, size) - done, min(read, size)
+                advance(more)
+            if not said_memory and (sentence := memory_sentence(cost, session)):
+                said_memory = True
+                print(f"edgeblt: {sentence}", file=sys.stderr, flush=True)
             if not said and seconds >= JUDGED_AFTER and cost.seconds >= SAID_FROM:
                 said = True
                 print(f"edgeblt: {cost_sentence(cost)}", file=sys.stderr, flush=True)
 
         yield show
+
+
+def memory_sentence(cost: PromptCost, session: Session) -> str | None:
+    """The sentence that announces more keys and values than there is memory for; None where they will fit."""
+    cache = session.state.caches["global"]
+    if not isinstance(cache.buffers[0], np.ndarray):  # in a GPU's memory
+        return None
+    slots = 2 ** math.ceil(math.log2(max(cost.size / cost.bytes_per_patch, 1)))  # the cache doubles as it fills
+    needed, available = slots * cache.nbytes // cache.capacity, available_memory()
+    if available is None or needed - cache.nbytes <= available:
+        return None
+    return (
+        f"the keys and values of this prompt's patches will take about {decimal(needed)}, and {decimal(available)} of"
+        " memory are free; end other processes, or use a shorter prompt"
+    )
 
 
 def cost_sentence(cost: PromptCost) -> str:

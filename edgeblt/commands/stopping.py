@@ -21,6 +21,11 @@ def was_stopped() -> int | None:
     return _received[0] if _received else None
 
 
+def forget_signals() -> None:
+    """Go on after a signal that stopped only part of a command."""
+    _received.clear()
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Lets signals end the command by an exception, so that half-written files are removed."""

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import WeightPlan
+from edgeblt.decoding.details import DetailRecorder, Origin
 from edgeblt.decoding.draft_costs import DraftSelector, PassCosts
-from edgeblt.decoding.drafters import DRAFTERS, Drafter, initial_rates
+from edgeblt.decoding.drafters import DRAFTERS, Drafter, Pick, initial_rates
 from edgeblt.decoding.sampling import Sampler
-from edgeblt.errors import EdgebltError, shown
+from edgeblt.errors import EdgebltError
 from edgeblt.ids import OFFSET
 from edgeblt.runtime.session import Session
 
@@ -62,12 +63,6 @@ class DraftStatistics:
         self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
-def check_draft(draft: object) -> None:
-    """Raises EdgebltError unless `draft` is one of DRAFTS."""
-    if not isinstance(draft, str) or draft not in DRAFTS:
-        raise EdgebltError(f"draft is {shown(draft)}; use one of {', '.join(DRAFTS)}")
-
-
 def usable_drafters(draft: str, has_patcher: bool, plan: WeightPlan | None) -> list[str]:
     """Names of the drafters that work on a model; for `auto`, only those that can save time.
 
@@ -91,53 +86,105 @@ def generate_ids(
     statistics: DraftStatistics,
     most: int,
     counts: AcceptanceCounts | None = None,
+    details: DetailRecorder | None = None,
 ) -> Iterator[int]:
     """Generate at most `most` ids after the text the session has been fed.
 
-    Stops after one of the sampler's `ends`. The session is not fed the last id generated.
+    Stops after one of the sampler's `ends`, and where its rules allow no more. The session is not fed the last id
+    generated, nor those forced after it.
 
     logits: [vocab], after the last id fed.
     statistics: choose the drafts, and learn from them.
     counts: numbers to which those of this text are added.
+    details: gets those of each id before it is generated.
 
     Raises EdgebltError where the model fails (`Sampler.choose`).
     """
-    left, pending = most, 0
-    chosen = [sampler.choose(logits)]
-    speculation = _Speculation(session, sampler, statistics, counts or AcceptanceCounts()) if most > 1 else None
-    while True:
-        for pending in chosen[:left]:
-            yield pending
-            if pending in sampler.ends:
+    speculation = _Speculation(session, sampler, statistics, counts or AcceptanceCounts(), details)
+    chosen = speculation.begin(logits, most)
+    while chosen:
+        for id in chosen:
+            yield id
+            if id in sampler.ends:
                 return
-        left -= len(chosen)
-        if left <= 0 or speculation is None:
-            return
-        chosen = speculation.advance(pending, left)
+        most -= len(chosen)
+        chosen = speculation.advance(most) if most > 0 else []
 
 
 class _Speculation:
     """Speculation on one text: the n-gram drafter is asked first, then the smaller model that has been fastest."""
 
     def __init__(
-        self, session: Session, sampler: Sampler, statistics: DraftStatistics, counts: AcceptanceCounts
+        self,
+        session: Session,
+        sampler: Sampler,
+        statistics: DraftStatistics,
+        counts: AcceptanceCounts,
+        details: DetailRecorder | None,
     ) -> None:
-        self._session, self._sampler, self._counts = session, sampler, counts
+        self._session, self._sampler, self._counts, self._details = session, sampler, counts, details
         self._costs, self._selector, self._clock = statistics.costs, statistics.selector, statistics.clock
         self._drafters: dict[str, Drafter] = {name: DRAFTERS[name](rates) for name, rates in statistics.rates.items()}
         self._asked_first = [NGRAM] if NGRAM in self._drafters else []
-        self._extend(session.ids.tolist())
+        self._unfed: list[int] = []  # the newest id, and those forced after it
+        self._untold: list[int] = []  # ids of the text that the drafters do not know
 
-    def advance(self, pending: int, most: int) -> list[int]:
-        """Feed `pending` with a draft; returns the accepted ids and the model's own next one, at most `most` in all."""
+    def begin(self, logits: NDArray[np.float32], most: int) -> list[int]:
+        """The first ids, at most `most`, chosen from the logits after the prompt."""
+        if most <= 0 or self._sampler.is_complete:
+            return []
+        if most > 1 and self._drafters:
+            self._untold = self._session.ids.tolist()
+        forced = self._force(most)
+        return forced or self._goes_on(self._check(logits[None], []), most)
+
+    def advance(self, most: int) -> list[int]:
+        """Feed the newest ids with a draft; returns at most `most` ids that come next, none where the text is complete.
+
+        These are the accepted ids, the model's own next one and those forced after it.
+        """
+        return [] if self._sampler.is_complete else self._goes_on(self._pass(most), most)
+
+    def _goes_on(self, chosen: list[int], most: int) -> list[int]:
+        """The chosen ids, with those forced after them."""
+        self._unfed = chosen[-1:]
+        if self._drafters:
+            self._untold += chosen
+        if not self._sampler.has_rules or chosen[-1] in self._sampler.ends:
+            return chosen
+        return chosen + self._force(most - len(chosen))
+
+    def _force(self, most: int) -> list[int]:
+        """Ids that must follow, at most `most`; where details are recorded they are fed at once, but for the last."""
+        forced = self._sampler.forced(most)
+        if not forced:
+            return forced
+        self._untold += forced
+        before, details = [*self._unfed, *forced[:-1]], self._details
+        if details is None:
+            self._unfed += forced
+            return forced
+        first = [] if self._unfed else forced[:1]
+        for id in first:
+            details.add(-1, id, "forced")
+        if before:
+            details.feed(self._session, before)
+        for row, id in enumerate(forced[len(first) :], max(len(self._unfed) - 1, 0)):
+            details.add(row, id, "forced")
+        self._unfed = forced[-1:]
+        return forced
+
+    def _pass(self, most: int) -> list[int]:
         self._counts.passes += 1
-        if not self._drafters:
-            return [self._sampler.choose(self._session.feed([pending])[0])]
-        self._extend([pending])
+        if len(self._unfed) > 1 or not self._drafters:  # a pass with forced ids is no measure of others
+            return self._check(self._feed(self._unfed)[-1:], [])
+        pending = self._unfed[0]
+        self._extend(self._untold)
+        self._untold = []
         began = self._clock()
         name, drafted = self._draft(pending, most - 1)
         start = self._session.position
-        rows = self._session.feed([pending, *drafted])
+        rows = self._feed([pending, *drafted])
         seconds = self._clock() - began
         chosen = self._check(rows, drafted)
         if drafted:
@@ -147,11 +194,13 @@ class _Speculation:
         self._selector.add(name, len(chosen), seconds)
         return chosen
 
+    def _feed(self, ids: list[int]) -> NDArray[np.float32]:
+        return self._details.feed(self._session, ids) if self._details else self._session.feed(ids)
+
     def _judge(self, name: str, drafted: list[int], chosen: list[int], position: int) -> None:
         """Roll back to the last accepted id and record the acceptance."""
         accepted = len(chosen) - 1
         self._session.rollback(position)
-        self._extend(chosen[:-1])
         self._drafters[name].judge(len(drafted), accepted)
         self._counts.drafted += len(drafted)
         self._counts.accepted += accepted
@@ -165,10 +214,11 @@ class _Speculation:
             break_even = self._costs.break_even(name)
             if break_even is None:
                 continue
-            draft = self._drafters[name].draft(self._session, pending, self._pick, break_even.per_id)
+            draft = self._drafters[name].draft(self._session, pending, self._picker(), break_even.per_id)
             asked = asked if name == NGRAM else name  # n-gram drafts take no time
-            if draft.ids and draft.expected - break_even.per_id * len(draft.ids) >= break_even.per_draft:
-                return name, draft.ids[:most]
+            ids = draft.ids[: self._sampler.allowed_ids(draft.ids)] if name == NGRAM else draft.ids
+            if ids and draft.expected - break_even.per_id * len(ids) >= break_even.per_draft:
+                return name, ids[:most]
         return asked, []
 
     def _extend(self, ids: list[int]) -> None:
@@ -176,17 +226,32 @@ class _Speculation:
             drafter.extend(ids)
 
     def _check(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
-        """Sampled ids, up to and including the first that was not drafted or ends the text."""
+        """Sampled ids, up to and including the first that was not drafted or ends the text, or allows no more."""
         chosen: list[int] = []
         for row, guess in zip(rows, [*drafted, None], strict=True):
             chosen.append(self._sampler.choose(row))
+            if self._details:
+                origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
+                self._details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)
             if chosen[-1] != guess or guess in self._sampler.ends:
+                break
+            if self._sampler.has_rules and self._sampler.is_complete:
                 break
         return chosen
 
-    def _pick(self, logits: NDArray[np.float32], ahead: int) -> tuple[int, float]:
-        try:
-            guess = self._sampler.foresee(logits, ahead)
-        except EdgebltError:  # a drafter's logits are unusable: only the draft is lost
-            return OFFSET, 0.0
-        return guess, self._sampler.likelihood(logits, guess)
+    def _picker(self) -> Pick:
+        """A function that guesses one id after the other as the sampler will choose."""
+        trial: Sampler | None = None
+
+        def pick(logits: NDArray[np.float32], ahead: int) -> tuple[int, float]:
+            nonlocal trial
+            trial = trial or self._sampler.trial()
+            try:
+                guess = trial.foresee(logits, ahead)
+                likelihood = trial.likelihood(logits, guess)
+            except EdgebltError:  # a drafter's logits are unusable, or the text is complete: only the draft is lost
+                return OFFSET, 0.0
+            trial.suppose(guess)
+            return guess, likelihood
+
+        return pick

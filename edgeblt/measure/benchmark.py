@@ -7,7 +7,8 @@ from pathlib import Path
 
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import AUTO, check_draft
+from edgeblt.decoding.settings import check_draft
+from edgeblt.decoding.speculation import AUTO
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan

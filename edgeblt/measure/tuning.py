@@ -17,8 +17,9 @@ from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.reference import Text
 from edgeblt.measure.texts import held_out_text
-from edgeblt.model import Model, Scores, open_model
+from edgeblt.model import Model, open_model
 from edgeblt.progress import progress
+from edgeblt.scores import Scores
 
 SHORTEST_TEXT = 500  # bytes
 LENGTHS = tuple(2 ** (step / 2) for step in range(-1, 9) if step)  # patch lengths to try, relative to the present one

@@ -15,9 +15,10 @@ from edgeblt.bundle.config import Rule
 from edgeblt.decoding.sampling import log_softmax
 from edgeblt.errors import EdgebltError
 from edgeblt.measure.reference import ReferenceRow, Rows, TextRow, greedy_continuation
-from edgeblt.model import Model, cut_into_patches
+from edgeblt.model import Model
 from edgeblt.progress import progress
 from edgeblt.runtime.session import Chunk
+from edgeblt.scores import cut_into_patches
 
 PASSAGE_BYTES = 400
 

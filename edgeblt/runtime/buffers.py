@@ -1,6 +1,9 @@
 """Buffers between the stages of a session: allocated once for short chunks, each in host or device memory."""
 
+import functools
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import cross_row_width
@@ -31,6 +34,14 @@ class Buffers:
         return self._patches[count]
 
 
+@functools.cache
+def open_index(count: int) -> NDArray[np.int64]:
+    """Patches of the bytes of one open patch, which is the first of a chunk: int64 [count]."""
+    index = np.zeros(count, np.int64)
+    index.flags.writeable = False
+    return index
+
+
 class PatchBuffers:
     """Inputs and outputs of the stages for chunks that complete `count` patches, grouped by stage."""
 
@@ -52,7 +63,7 @@ class PatchBuffers:
             "total_length": buffers.total_length["encoder"],
             "patches": patches,
             "open_vectors": empty((0, config.encoder.hidden_size), np.float32, homes.byte_vectors),
-            "open_index": np.zeros(0, np.int64),
+            "open_index": open_index(0),
         }
         self.encoder_outputs: Arrays = {"byte_vectors": buffers.byte_vectors, "patch_vectors": self.vectors}
         self.decoder_inputs: Arrays = {

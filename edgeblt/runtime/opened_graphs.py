@@ -38,6 +38,7 @@ class OpenedGraph:
         read_there: frozenset[str] = frozenset(),
     ) -> None:
         self.memory, self.read_there = memory, read_there
+        self.input_names = frozenset(value.name for value in few.get_inputs())
         self.is_closed = False
         self._graphs = [few, many]
         self._users: WeakSet[GraphUser] = WeakSet()
@@ -70,16 +71,23 @@ class OpenedGraph:
 
 
 class OpenedGraphs:
-    """The graphs of all stages, with their contracts and the mapped files of their weights."""
+    """The graphs of all stages, with their contracts and the mapped files of their weights.
+
+    bundle_id: identifier of the bundle.
+    provider_name: execution provider of all stages, as `Model.provider_name` has it.
+    """
 
     def __init__(
         self,
         graphs: Mapping[StageName, OpenedGraph],
         contracts: Mapping[StageName, StageContract],
         weights: Sequence[HeldFile] = (),
+        bundle_id: str = "",
+        provider_name: str = "",
     ) -> None:
-        self.contracts = contracts
+        self.contracts, self.bundle_id, self.provider_name = contracts, bundle_id, provider_name
         self.is_closed = False
+        self.is_batchable: bool | None = None  # a run may take rows of several sequences; None before a trial
         self._graphs, self._weights = graphs, weights
 
     def __getitem__(self, stage: StageName) -> OpenedGraph:

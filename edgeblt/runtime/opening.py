@@ -11,7 +11,7 @@ from edgeblt.arguments import real_number
 from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
-from edgeblt.bundle.placement import parse_placement
+from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.runtime.cuda import explained
 from edgeblt.runtime.opened_graphs import OpenedGraph, OpenedGraphs
@@ -63,7 +63,8 @@ def open_graphs(
         used.append(packed or own)
         graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
     refuse_replacement(used)  # ONNX Runtime opened the weights by their names
-    return OpenedGraphs(graphs, contracts, [file for stage in used for file in stage.weights])
+    weights = [file for stage in used for file in stage.weights]
+    return OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement))
 
 
 def open_stage(

@@ -127,7 +127,8 @@ class PatchReader:
         buffers.inputs["position"][0] = position
         if position:
             buffers.inputs["state"][:] = states.rows(position - 1, position)[0]
-        buffers.total_length[0] = self._stage.advance(count)
+        if cache := self._state.caches.get("patcher"):
+            buffers.total_length[0] = cache.advance(count)
         self._stage.run(buffers.inputs, buffers.outputs, count, 0)
         states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found

@@ -16,9 +16,10 @@ from edgeblt.arguments import checked_ids, whole_number
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.buffers import Buffers, PatchBuffers
+from edgeblt.runtime.buffers import Buffers, PatchBuffers, open_index
 from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
 from edgeblt.runtime.patch_reader import Patching, PatchReader
+from edgeblt.runtime.saved.save_calls import SaveCalls
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.cache import pieces
@@ -46,7 +47,7 @@ class Chunk(NamedTuple):
     patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
 
 
-class Session:
+class Session(SaveCalls):
     """One sequence on one model, made by `Model.session`. Sessions are independent of each other.
 
     A session is used by one thread at a time: EdgebltError is raised where two use it at once, and where it is used
@@ -294,10 +295,10 @@ class Session:
             np.cumsum(starts, out=buffers.latent_index)
             np.subtract(buffers.latent_index, starts, out=buffers.patch_index)
         stage = self._stages["encoder"]
-        buffers.total_length["encoder"][0] = stage.advance(buffers.count)
+        buffers.total_length["encoder"][0] = self.state.caches["encoder"].advance(buffers.count)
         if patches.count:
-            patches.encoder_inputs["open_vectors"] = vectors = self.state.open_vectors()
-            patches.encoder_inputs["open_index"] = np.zeros(len(vectors), np.int64)
+            vectors = self.state.open_vectors()
+            patches.encoder_inputs |= {"open_vectors": vectors, "open_index": open_index(len(vectors))}
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
     def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
@@ -311,7 +312,7 @@ class Session:
                 end += piece.patches.count
         if patches.count:
             stage = self._stages["global"]
-            stage.advance(patches.count)
+            self.state.caches["global"].advance(patches.count)
             patches.total_length[0] = first_patch + patches.count
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
@@ -320,7 +321,7 @@ class Session:
         """Logits of a piece, given the latents of the patches it completes."""
         buffers, patches = piece.buffers, piece.patches
         stage = self._stages["decoder"]
-        buffers.total_length["decoder"][0] = stage.advance(buffers.count)
+        buffers.total_length["decoder"][0] = self.state.caches["decoder"].advance(buffers.count)
         patches.decoder_inputs["latents"] = latents
         patches.decoder_inputs["carried_row"] = self.state.carried_row(piece.first_patch)
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)

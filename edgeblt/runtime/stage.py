@@ -2,38 +2,55 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from operator import is_
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.contract import BATCH_INPUTS, CacheSpec, StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.cuda import explained
 from edgeblt.runtime.opened_graphs import MANY, OpenedGraph, closed
 from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
-from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.device_array import Array, DeviceArray
 
 _OF_MANY = (MANY, 0)
+_OF_ONE_SEQUENCE = {
+    spec.name: np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], spec.dtype)
+    for spec in BATCH_INPUTS
+}
+
+
+class BoundCache(Protocol):
+    """Buffers of keys and values, and tables of angles, that are bound to a graph until they are replaced."""
+
+    spec: CacheSpec
+    buffers: list[Array]
+    cosines: Array
+    sines: Array
+    replacements: int
+
+    def read_bytes(self, count: int) -> int:
+        """Bytes of keys and values in the windows of the last `count` positions."""
+        ...
 
 
 class StageRunner:
-    """Runs a graph on arrays given by name; the cache is shared between past and present, in place."""
+    """Runs a graph on arrays given by name; the cache is shared between past and present, in place.
 
-    def __init__(self, name: StageName, graph: OpenedGraph, cache: KeyValueCache | None) -> None:
+    Rows are those of one sequence unless a run's inputs say otherwise.
+    """
+
+    def __init__(self, name: StageName, graph: OpenedGraph, cache: "BoundCache | None") -> None:
         self.name = name
         self.work = StageWork()
         self._graph, self._cache = graph, cache
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
         graph.add_user(self)
-
-    def advance(self, count: int) -> int:
-        """Extend the cache by the `count` positions of the next run; returns its filled slots, 0 without a cache."""
-        return self._cache.advance(count) if self._cache else 0
 
     def run(
         self,
@@ -73,6 +90,8 @@ class StageRunner:
         binding = self._bindings.get(key)
         if binding is None:
             binding = _Binding(self._graph.for_positions(positions), self._graph.read_there)
+            for name in self._graph.input_names & _OF_ONE_SEQUENCE.keys():
+                binding.bind_array(name, _OF_ONE_SEQUENCE[name])
             if values:
                 values.bind(binding)
             self._bindings[key] = binding
@@ -90,7 +109,7 @@ _Place = tuple[str, int, type, tuple[int, ...], int]  # device, index, dtype, sh
 class _CacheValues:
     """Buffers of a cache as ONNX Runtime values, made once for all bindings; they share the arrays' memory."""
 
-    def __init__(self, cache: KeyValueCache) -> None:
+    def __init__(self, cache: BoundCache) -> None:
         self.replacements = cache.replacements
         self._arrays = [*cache.buffers, cache.cosines, cache.sines]  # the values do not keep them alive
         *buffers, cosines, sines = map(_value, self._arrays)
@@ -113,6 +132,7 @@ class _Binding:
         self._binding = graph.io_binding()
         self._inputs: dict[str, tuple[Array, _Place]] = {}
         self._outputs: dict[str, Array] = {}
+        self._arrays: list[Array] = []  # arrays of the last call
 
     def bind_value(self, name: str, value: "onnxruntime.OrtValue | DeviceArray", is_input: bool) -> None:
         binding = self._binding
@@ -121,11 +141,19 @@ class _Binding:
         else:
             (binding.bind_ortvalue_input if is_input else binding.bind_ortvalue_output)(name, value)
 
+    def bind_array(self, name: str, array: Array) -> None:
+        """Bind an input that stays as it is, unless a run names another."""
+        self._binding.bind_input(name, *_place(array))
+
     def run(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._bind(inputs, outputs)
         self._graph.run_with_iobinding(self._binding)
 
     def _bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        arrays = [*inputs.values(), *outputs.values()]
+        if not self._read_there and len(arrays) == len(self._arrays) and all(map(is_, arrays, self._arrays)):
+            return
+        self._arrays = arrays
         for name, array in inputs.items():
             bound = self._inputs.get(name)
             if bound is None or bound[0] is not array:

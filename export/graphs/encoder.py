@@ -10,7 +10,7 @@ from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.pooling import Pooling
 from edgeblt.export.graphs.weight_source import WeightSource
-from edgeblt.export.graphs.weights import Table, Weights
+from edgeblt.export.graphs.weights import LookupTable, Weights
 from edgeblt.export.operators.hash_embedding import (
     HASHED,
     TABLE_PARTS,
@@ -49,7 +49,7 @@ def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> i
     return graph.op("Add", weights.lookup(names[0], ids), total)
 
 
-def _embeddings_as_one(graph: GraphBuilder, tables: list[Table], config: ModelConfig) -> ir.Value:
+def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], config: ModelConfig) -> ir.Value:
     """The same as one operator."""
     forms = [TableForm(len(table.inputs)) for table in tables]
     graph.uses(hash_embedding_function(OPSET, *forms))

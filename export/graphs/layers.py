@@ -25,7 +25,7 @@ from edgeblt.export.operators.layers import (
     LAYER_PRODUCTS,
     dense_layer_function,
 )
-from edgeblt.export.operators.matmuls import ATTENTION, window_attention_function
+from edgeblt.export.operators.matmuls import ATTENTION, BATCH_CACHE_INPUTS, window_attention_function
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ class TransformerStack:
         cache = (graph.inputs[name if name in graph.inputs else f"{name}_{index}"] for name in CACHE_INPUTS)
         norms = [self.weights.vector(f"{prefix}.{name}") for name in ("attention_norm", "mlp_norm")]
         dense = [self.weights.dense(names) for names in products]
+        places = (graph.inputs[name] for name in BATCH_CACHE_INPUTS)
         y, present_key, present_value = graph.ops(
-            LAYER, value, *cache, *norms, *side_by_side(dense), outputs=3, domain=EDGEBLT,
+            LAYER, value, *cache, *norms, *side_by_side(dense), *places, outputs=3, domain=EDGEBLT,
             **self._attention_attributes, **named_attributes(LAYER_PRODUCTS, dense), epsilon=config.norm_epsilon,
             width=config.hidden_size, projected=dense[0].shape[0], attended=dense[1].shape[1],
             intermediate=dense[2].shape[0],
@@ -167,8 +168,9 @@ class TransformerStack:
         attributes = self._attention_attributes
         if graph.is_for_cpu:
             graph.uses(window_attention_function(OPSET, self._cache_format))
+            places = [graph.inputs[name] for name in BATCH_CACHE_INPUTS]
             attended, present_key, present_value = graph.ops(
-                ATTENTION, projected, *cache, outputs=3, domain=EDGEBLT, **attributes
+                ATTENTION, projected, *cache, *places, outputs=3, domain=EDGEBLT, **attributes
             )
         else:  # the same, in one node of ONNX Runtime's
             window = attributes.pop("window")

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
-from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, StageContract
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, SEQUENCE_INPUTS, StageContract
 from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.weight_source import WeightSource
@@ -32,6 +32,7 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     entropies, patch_starts, states = graph.ops(
         OP_TYPE,
         *(inputs[spec.name] for spec in PATCHING_INPUTS),
+        *(graph.inputs[spec.name] for spec in SEQUENCE_INPUTS if graph.is_for_cpu),
         outputs=3,
         domain=EDGEBLT,
         rule=int(config.patching.rule),

@@ -54,7 +54,7 @@ class Pooling:
         """The whole pooling as one operator."""
         graph, encoder, weights = self.graph, self.config.encoder, self.weights
         graph.uses(patch_attention_function(OPSET))
-        graph.uses_dense(dense_pooling_function)
+        graph.uses_dense(POOLING, dense_pooling_function)
         rows = (graph.inputs[name] for name in ("open_vectors", "patch_index", "open_index", "patches"))
         norms = (weights.vector(f"encoder.cross.{name}") for name in ("query_norm", "key_norm"))
         dense = [weights.dense(names) for names in PRODUCTS]

@@ -46,7 +46,7 @@ BNB4_TYPES = {"fp4": 0, "nf4": 1}
 
 
 @dataclass(frozen=True)
-class Table:
+class LookupTable:
     """An embedding as inputs of an operator (`operators/hash_embedding.py`)."""
 
     inputs: tuple[ir.Value, ...]  # the first of TABLE_PARTS
@@ -92,15 +92,15 @@ class Weights:
         """Whether an operator can look rows of the embedding `name` up by itself."""
         return self.source.row_index(name) is None and self.has_whole_bytes(name)
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str) -> LookupTable:
         """The embedding `name` as inputs of `edgeblt::HashEmbedding`."""
         format = self._table_format(name)
         if isinstance(format, Floating):
             values = self._floating_rows(name, self._stored_in(format.bits))
-            return Table((values,), {"bits": format.bits, "block_size": BLOCK_SIZES[0]})
+            return LookupTable((values,), {"bits": format.bits, "block_size": BLOCK_SIZES[0]})
         stored = self._stored_codes(name, format)
         attributes = {"bits": format.bits, "block_size": stored.block_size}
-        return Table(tuple(stored.initializers(self.graph)), attributes)
+        return LookupTable(tuple(stored.initializers(self.graph)), attributes)
 
     def _table_format(self, name: str) -> Floating | Linear:
         format = self.source.format(name)

@@ -15,6 +15,9 @@ an id (BOS is t = 0); H[t] is the entropy of the distribution for id t + 1.
                threshold_add     float32 [1]     nats; THRESHOLD_AND_RISE only
                max_patch_length  int64 [1]       0: no maximum; at most 2**24
                patch_size        int64 [1]       at least 1; STATIC only
+               sequences         int64 [Q, 2]    for the target cpu: first row and position of each of several
+               sequence_states   float32 [Q, 3]  sequences, and the state before it; empty where all rows are of one, at
+                                                 `position`. Only kernels take several
     attribute  rule              int             a value of `bundle.config.Rule`; no default, write it on every node
     outputs    entropies         float32 [T]     nats
                patch_starts      bool [T]        patch_starts[i]: position + i + 1 starts a patch
@@ -37,7 +40,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, Target
+from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, SEQUENCE_INPUTS, Target
 from edgeblt.errors import EdgebltError
 from edgeblt.export.operators.function_writer import FunctionWriter
 from edgeblt.ids import OFFSET, VOCAB_SIZE
@@ -48,7 +51,8 @@ LONGEST_MAXIMUM = 1 << 24  # float32 holds every count below it
 
 def entropy_patch_function(opset: int = 23, target: Target = "cpu") -> ir.Function:
     """The operator's portable body; `opset`, 21 to 23, must be the one of the model that carries it."""
-    inputs = {spec.name: ir.Value(name=spec.name) for spec in PATCHING_INPUTS}
+    more = SEQUENCE_INPUTS if target == "cpu" else ()
+    inputs = {spec.name: ir.Value(name=spec.name) for spec in (*PATCHING_INPUTS, *more)}
     writer = FunctionWriter()
     outputs = _write_body(writer, inputs, target)
     for name, value in outputs.items():

@@ -31,7 +31,7 @@ Inputs = dict[str, ir.Value]
 
 
 class TableForm(IntEnum):
-    """What a table holds, by the number of its inputs."""
+    """Contents of a table, by the number of its inputs."""
 
     FLOATS = 1
     SYMMETRIC_CODES = 2

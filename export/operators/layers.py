@@ -6,11 +6,11 @@ are [T, width], float32. Weights, `product_inputs` in the order of the products,
 
     DenseLayer           x, past_key, past_value, total_length, cosines, sines    as WindowAttention
                          attention_norm, mlp_norm [width], weights of query (with key and value below it), output,
-                         gate, up, down
+                         gate, up, down, and places, pages as WindowAttention
                          gives y, present_key, present_value
     LatentAttention      query [T, heads * head_dim]
-                         carried_row [1, R], new_rows [L, R]     keys and values of latents, of all layers
-                         latent_index int64 [T]                  0: the carried row; j: new_rows[j - 1]
+                         carried_row [K, R], new_rows [L, R]     keys and values of latents, of all layers
+                         latent_index int64 [T]                  below K: a carried row; K + j: new_rows[j]
                          gives attended, as query
     DenseCrossAttention  x, the three above, query_norm [width], weights of query, output
                          gives 2 * x + output(attended)
@@ -29,6 +29,7 @@ from edgeblt.export.operators.interleaved_weights import DenseForms
 from edgeblt.export.operators.matmuls import (
     ALL_FORMS,
     ATTENTION_ATTRIBUTES,
+    BATCH_CACHE_INPUTS,
     ROUNDING_ATTRIBUTES,
     attention,
     dense_product,
@@ -61,10 +62,10 @@ def product_attributes(products: Sequence[str]) -> dict[str, str]:
 
 def dense_layer_function(opset: int = 23, forms: DenseForms = ALL_FORMS, kv_cache: CacheFormat = "fp32") -> ir.Function:
     """`DenseLayer` in the operators it is made of."""
-    names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS))
+    names = ("x", *CACHE_INPUTS, "attention_norm", "mlp_norm", *product_inputs(LAYER_PRODUCTS), *BATCH_CACHE_INPUTS)
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = Products(writer, forms, inputs)
+    products = BodyProducts(writer, forms, inputs)
     projected = products.of("query", norm(writer, x, inputs["attention_norm"]), "width", "projected")
     attended, *presents = attention(writer, projected, inputs, kv_cache)
     output = products.of("output", attended, "attended", "width")
@@ -115,7 +116,7 @@ def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORM
     names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
     x = with_spare_row(writer, inputs["x"])
-    products = Products(writer, forms, inputs)
+    products = BodyProducts(writer, forms, inputs)
     query = products.of("query", norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
     attended = writer.op(
@@ -136,8 +137,8 @@ def norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:
 
 
 @dataclass(frozen=True)
-class Products:
-    """Products of a body whose inputs are their weights."""
+class BodyProducts:
+    """Products of a body, whose inputs are their weights."""
 
     writer: FunctionWriter
     forms: DenseForms

@@ -39,6 +39,7 @@ from edgeblt.quant.formats.sparse_layout import TILE
 
 DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
 ATTENTION = "WindowAttention"
+BATCH_CACHE_INPUTS = ("places", "pages")  # for kernels: portable bodies take rows of one sequence only
 ATTENTION_ATTRIBUTES = {"num_heads": INT, "kv_num_heads": INT, "window": INT, "scale": FLOAT}
 ROUNDING_ATTRIBUTES = ("bits", "block_size", "blocks_per_scale")
 COMMON_ATTRIBUTES = ("K", "N", *ROUNDING_ATTRIBUTES)
@@ -128,7 +129,16 @@ def masked_matmul_function(opset: int = 23) -> ir.Function:
 
 def window_attention_function(opset: int = 23, kv_cache: CacheFormat = "fp32") -> ir.Function:
     """`WindowAttention`, of rows [T, ..], as GroupQueryAttention, which works in place on the same float32 cache."""
-    names = ("projected", "past_key", "past_value", "last_slot", "total_length", "cosines", "sines")
+    names = (
+        "projected",
+        "past_key",
+        "past_value",
+        "last_slot",
+        "total_length",
+        "cosines",
+        "sines",
+        *BATCH_CACHE_INPUTS,
+    )
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
     attended, *presents = attention(writer, with_spare_row(writer, inputs["projected"]), inputs, kv_cache)

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from edgeblt.bundle.contract import EDGEBLT
 from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter, function, reference
 from edgeblt.export.operators.interleaved_weights import DenseForms
-from edgeblt.export.operators.layers import Products, norm, opsets, product_attributes, product_inputs
+from edgeblt.export.operators.layers import BodyProducts, norm, opsets, product_attributes, product_inputs
 from edgeblt.export.operators.matmuls import ALL_FORMS
 
 PATCH, POOLING = "PatchAttention", "DensePooling"
@@ -76,7 +76,7 @@ def dense_pooling_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
 
     def pooled(branch: FunctionWriter) -> list[ir.Value]:
-        return [_pool(branch, Products(branch, forms, inputs), inputs)]
+        return [_pool(branch, BodyProducts(branch, forms, inputs), inputs)]
 
     def nothing(branch: FunctionWriter) -> list[ir.Value]:
         width = branch.op("Unsqueeze", branch.attribute("pooled"), branch.ints(0))
@@ -89,7 +89,7 @@ def dense_pooling_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir
     return function((EDGEBLT, POOLING), attributes, inputs, outputs, writer, opsets(opset))
 
 
-def _pool(writer: FunctionWriter, products: Products, inputs: Mapping[str, ir.Value]) -> ir.Value:
+def _pool(writer: FunctionWriter, products: BodyProducts, inputs: Mapping[str, ir.Value]) -> ir.Value:
     vectors = writer.op("Concat", inputs["open_vectors"], inputs["byte_vectors"], axis=0)
     index = writer.op("Concat", inputs["open_index"], inputs["patch_index"], axis=0)
     width = writer.op("Unsqueeze", writer.attribute("width"), writer.ints(0))

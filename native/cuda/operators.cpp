@@ -23,6 +23,7 @@ class EntropyPatch final : public Kernel {
 
   void compute(const Call& call) override {
     const PatchInputs in = read_patch_inputs(call, rule_);
+    if (in.sequence_count) throw OperatorError("the rows are of several sequences, which only the CPU's kernel takes");
     const Outputs out(call, in.length);
     const cuda::PatchWork work{in, out.entropies, out.patch_starts, out.states};
     if (const char* error = cuda::launch_entropy_patch(work, call.stream())) {

@@ -5,7 +5,14 @@ Kernels write into caches that the runtime allocated, so attention must use the 
 
 from collections.abc import Mapping, Sequence
 
-from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, PATCHING_INPUTS, CacheSpec
+from edgeblt.bundle.contract import (
+    EDGEBLT,
+    MICROSOFT,
+    PATCHING_INPUTS,
+    PLACE_INPUTS,
+    SEQUENCE_INPUTS,
+    CacheSpec,
+)
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
@@ -30,6 +37,9 @@ def check_cache(step: Step, places: Sequence[int], with_spare_row: bool = False)
         raise step.wrong("reads something else than total_length + 1")
     for place, name in zip(places[3:], ("cosines", "sines"), strict=True):
         step.expect_named(place, name)
+    if step.node.domain == EDGEBLT:
+        for place, spec in enumerate(PLACE_INPUTS, start=len(step.node.inputs) - len(PLACE_INPUTS)):
+            step.expect_named(place, spec.name)
     window = step.node.value("window" if step.node.domain == EDGEBLT else "local_window_size")
     if step.number("kv_num_heads") != cache.kv_head_count or window != (-1 if cache.window is None else cache.window):
         raise step.wrong("has other heads, or another window, than the configuration")
@@ -99,7 +109,7 @@ def _latent_rows(step: Step, first: int, rows: Shape) -> int:
     needed = step.number("offset") + 2 * kv_heads * head_dim * step.number("vectors")
     if heads % kv_heads or not width or not width[0].is_constant or width[0].constant < needed:
         raise step.wrong("reads beyond a latent's row")
-    step.expect(first, (ONE, *width))
+    step.expect(first, (*step.shape(first)[:1], *width))
     step.expect(first + 1, (*step.shape(first + 1)[:1], *width))
     step.expect(first + 2, rows)
     return heads * head_dim
@@ -158,7 +168,8 @@ def _entropy_patch(step: Step) -> list[Shape]:
     rows = logits[:1]
     step.expect(0, (*rows, *logits[1:2]))
     step.expect(1, rows)
-    for index, spec in enumerate(PATCHING_INPUTS[2:], start=2):
+    more = SEQUENCE_INPUTS if step.known.contract.target == "cpu" else ()
+    for index, spec in enumerate((*PATCHING_INPUTS, *more)[2:], start=2):
         step.expect_named(index, spec.name)
     return [rows, rows, (*rows, Size(3))]
 

@@ -233,6 +233,8 @@ class _Inference:
         largest = max((Elements.of(fixed(tensor.dims)).count for tensor in graph.initializers), default=0)
         self._inputs = {value.name for value in graph.inputs}
         self._most = max(largest, FREE_ELEMENTS)
+        cache = contract.cache
+        self._caches = {spec.name: _contract_shape(spec.shape) for spec in (cache.specs("present") if cache else ())}
         self._factors = 2 if contract.target == "cuda" else 1  # there attention is over all pairs of the chunk
 
     def run(self) -> None:
@@ -253,7 +255,7 @@ class _Inference:
             if len(shapes) != len(node.outputs):
                 raise step.wrong(f"has {len(node.outputs)} outputs")
             for name, shape in zip(node.outputs, shapes, strict=True):
-                elements = Elements.of(shape)
+                elements = Elements.of(() if self._caches.get(name) == shape else shape)  # caches are there already
                 if elements.count > self._most or len(elements.sums) > self._factors:
                     raise step.wrong(f"makes {written(shape)}, more than its weights need")
                 if any(size.is_constant and size.constant < 0 for size in shape):

@@ -154,7 +154,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         11, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
     ),
     (EDGEBLT, "DenseLayer"): _operator(
-        23, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
+        25, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
         intermediate=_COUNT, **_products("query", "output", "gate", "up", "down"),
     ),
     (EDGEBLT, "DenseMatMul"): _operator(4, **_PRODUCT),
@@ -162,7 +162,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         19, **_PATCHES, epsilon=_POSITIVE, width=_COUNT, pooled=_COUNT, attended=_COUNT, projected=_COUNT,
         **_products("projection", "query", "key", "output"),
     ),
-    (EDGEBLT, "EntropyPatch"): _operator(8, 3, rule=_integer(0, 5)),
+    (EDGEBLT, "EntropyPatch"): _operator((8, 10), 3, rule=_integer(0, 5)),
     (EDGEBLT, "HashEmbedding"): _operator(
         (6, 8), width=_COUNT, vocab_size=_COUNT, **{f"{table}_{name}": allowed for table in ("byte", "hash")
                                                 for name, allowed in _TABLE.items()},
@@ -171,7 +171,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
     (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
-    (EDGEBLT, "WindowAttention"): _operator(7, 3, **_HEADS, window=_WINDOW),
+    (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
 
 # Digests of HashEmbedding's bodies, by what the bytes' table holds (floats, symmetric codes, codes), then the hashes'.
@@ -187,19 +187,19 @@ _TABLE_LOOKUPS = """
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
     (EDGEBLT, "DenseLayer"): (
-        "2f56c283d5166caf", "52093801aea9ce5d", "7d8e4eab6dd35eff", "a6efe280e36145f7",
-        "98e52adfa8cd9f4a", "8f567fde0e9a8983", "37c8e2996d45a043", "5b4fb07b2c8cc7d7",
-        "eb2adb9c79a49de7", "ff9e4cbc82a17d11", "adf35810228758c9", "e54c05fe27aa99e6",
+        "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
+        "bb95aa7b1bad79f4", "5348cfc1ecccafe4", "cb475f4b2776b03c", "6b443d6a4f254d96",
+        "d84e9767dd19ac2a", "1867d94b1e12f1f9", "e379af27b3a8507c", "62a5eeedf5854031",
     ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
     (EDGEBLT, "DensePooling"): ("b2d7be71e7286555", "74d5ccd0835ba132", "05c0ea0381cdd3a0", "924f1c0eb97f832a"),
-    (EDGEBLT, "EntropyPatch"): ("3c692c284949e433", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
     (EDGEBLT, "HashEmbedding"): tuple(_TABLE_LOOKUPS.split()),
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
-    (EDGEBLT, "WindowAttention"): ("ef108bbc9f1a72b0", "e91aaec1b3ba97f1", "2542cbff1fca1b93"),
+    (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip
 
 

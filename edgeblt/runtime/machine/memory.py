@@ -1,4 +1,4 @@
-"""Resident memory of this process, now and at most."""
+"""Resident memory of this process, now and at most, and what the machine has left."""
 
 import ctypes
 import resource
@@ -30,6 +30,15 @@ def resident_memory() -> Memory | None:
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_memory() -> int | None:
+    """Bytes that processes can still get without swapping: MemAvailable of /proc/meminfo; None without that file."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def return_freed_memory() -> None:

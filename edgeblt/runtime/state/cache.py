@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.runtime.state.device_array import Array, DeviceMemory, empty, zeros
+from edgeblt.runtime.state.snapshot import CacheSnapshot
 
 PIECE_BYTES = 128  # positions between two shifts of a windowed cache; no run of a graph crosses one
 DEVICE_SLACK = 1024  # on a GPU: slots filled beyond the necessary ones before a shift, which takes long there
@@ -21,6 +22,18 @@ def pieces(position: int, count: int) -> Iterator[slice]:
         end = min(start + PIECE_BYTES - (position + start) % PIECE_BYTES, count)
         yield slice(start, end)
         start = end
+
+
+def capacity_of_window(spec: CacheSpec) -> int | None:
+    """Most slots that a cache on the host needs; None where attention has no window."""
+    return None if spec.window is None else spec.window - 1 + PIECE_BYTES + _SPARE
+
+
+def rotation_frequencies(spec: CacheSpec) -> NDArray[np.float32]:
+    """Angles from one position to the next of each pair of elements that RoPE rotates, float32 [rotary_dim / 2]."""
+    exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
+    frequencies: NDArray[np.float32] = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+    return frequencies
 
 
 class KeyValueCache:
@@ -43,8 +56,7 @@ class KeyValueCache:
         self._rollback = rollback
         self._slot_bytes = spec.slot_bytes
         self._forgotten: list[Array] = []  # on the host: the slots of every buffer that the last shift dropped
-        exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
-        self._frequencies = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+        self._frequencies = rotation_frequencies(spec)
         self.cosines, self.sines = self._placed(self._rotations(0, _INITIAL_CAPACITY))
         self.buffers = [self._allocate(_INITIAL_CAPACITY) for _ in range(2 * spec.layer_count)]
 
@@ -54,7 +66,12 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in (*self.buffers, *self._forgotten))
+        return sum(buffer.nbytes for buffer in self.buffers) + self.forgotten_bytes
+
+    @property
+    def forgotten_bytes(self) -> int:
+        """Bytes kept outside the buffers, for taking the last shift back."""
+        return sum(buffer.nbytes for buffer in self._forgotten)
 
     def read_bytes(self, count: int) -> int:
         """Bytes of keys and values in the windows of the last `count` positions."""
@@ -69,6 +86,14 @@ class KeyValueCache:
         needed = self.length + count + _SPARE
         if needed > self.capacity:
             self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
+
+    def growth(self, count: int) -> int:
+        """Bytes by which room for `count` more positions makes the buffers larger."""
+        needed = self.length + count + _SPARE
+        if needed <= self.capacity or (self._enough is not None and self.capacity >= self._enough):
+            return 0
+        larger = max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity))
+        return (larger - self.capacity) * sum(buffer.nbytes for buffer in self.buffers) // self.capacity
 
     def advance(self, count: int) -> int:
         """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""
@@ -144,6 +169,44 @@ class KeyValueCache:
         self.cosines, self.sines = other.cosines.copy(), other.sines.copy()
         self.buffers = [buffer.copy() for buffer in other.buffers]
         self.replacements += 1
+
+    def snapshot(self, earlier: CacheSnapshot | None = None) -> CacheSnapshot:
+        """A copy of the filled slots.
+
+        earlier: one of the same text after fewer positions, whose arrays are shared where this cache has no window.
+        """
+        shared = earlier.segments if earlier and self.spec.window is None else ()
+        start = earlier.length if earlier and self.spec.window is None else 0
+        newest = tuple(buffer[:, :, start : self.length].copy() for buffer in self.buffers)
+        segments = (*shared, newest) if self.length > start else shared
+        return CacheSnapshot(self.first, self.length, segments, tuple(self._forgotten))
+
+    def can_hold(self, first: int, length: int, forgotten: int, end: int) -> bool:
+        """Whether this cache can hold, after `end` positions, the last `length` from `first` on, and can keep as many
+        forgotten slots before them."""
+        if first < 0 or length < 0 or first + length != end:
+            return False
+        if self.spec.window is None:
+            return first == forgotten == 0
+        if self._memory is None:
+            possible = self._first_slot(end), self._first_slot(max(end - 1, 0))
+            return first in possible and forgotten in (0, min(first, PIECE_BYTES))
+        most = self.spec.window - 1 + self._rollback + max(DEVICE_SLACK, PIECE_BYTES)
+        return forgotten == 0 and first <= max(end - (self.spec.window - 1), 0) and length <= most
+
+    def load(self, snapshot: CacheSnapshot) -> None:
+        """Become what the snapshot is a copy of."""
+        self.clear()
+        if snapshot.length + _SPARE > self.capacity:
+            needed = snapshot.length + PIECE_BYTES + _SPARE
+            self._grow(needed if self._enough is None else min(needed, max(self._enough, snapshot.length + _SPARE)))
+        end = 0
+        for segment in snapshot.segments:
+            start, end = end, end + segment[0].shape[2]
+            for buffer, slots in zip(self.buffers, segment, strict=True):
+                buffer[:, :, start:end] = slots
+        self.first, self.length, self._forgotten = snapshot.first, snapshot.length, list(snapshot.forgotten)
+        self._rotate_from(self.first)
 
     def _rotate_from(self, first: int) -> None:
         """Update the RoPE tables, in place as they are bound: slot 0 now holds position `first`."""

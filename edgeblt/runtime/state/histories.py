@@ -7,6 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
 from edgeblt.runtime.state.device_array import Array, DeviceMemory, empty
+from edgeblt.runtime.state.snapshot import RowsSnapshot
 
 _INITIAL_ROWS = 128
 
@@ -25,6 +26,11 @@ class RowHistory:
     def capacity(self) -> int:
         """Number of rows that there is memory for."""
         return len(self._rows)
+
+    @property
+    def form(self) -> tuple[int, str]:
+        """Width and dtype of the rows."""
+        return int(self._rows.shape[1]), str(self._rows.dtype)
 
     def append(self, rows: Array, keep_from: int) -> None:
         """Append rows; those before index `keep_from` may be dropped."""
@@ -61,6 +67,15 @@ class RowHistory:
 
     def copy_from(self, other: "RowHistory") -> None:
         self.first, self.end, self._rows = other.first, other.end, other._rows.copy()
+
+    def snapshot(self) -> RowsSnapshot:
+        """A copy of all rows."""
+        return RowsSnapshot(self.first, self.rows(self.first).copy())
+
+    def load(self, snapshot: RowsSnapshot) -> None:
+        """Become what the snapshot is a copy of."""
+        self.restart(snapshot.first)
+        self.append(snapshot.rows, snapshot.first)
 
 
 class IdHistory:

@@ -12,6 +12,7 @@ from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.device_array import Array, DeviceMemory, zeros
 from edgeblt.runtime.state.histories import IdHistory, RowHistory
 from edgeblt.runtime.state.homes import Homes
+from edgeblt.runtime.state.snapshot import StateSnapshot
 
 
 class SequenceState:
@@ -32,14 +33,19 @@ class SequenceState:
         contracts: Mapping[StageName, StageContract],
         memories: Mapping[StageName, DeviceMemory | None],
         rollback: int,
+        caches: Mapping[StageName, KeyValueCache] | None = None,
+        carried_row: Array | None = None,
     ) -> None:
-        """Start empty, each stage's arrays in its memory. Rolling back by `rollback` positions is to stay possible."""
+        """Start empty, each stage's arrays in its memory. Rolling back by `rollback` positions is to stay possible.
+
+        caches, carried_row: parts of memory that several sequences share, where they do.
+        """
         self.homes = homes = Homes.of(memories, contracts)
         row_width, self._rollback = cross_row_width(config), rollback
         self.position = 0
         self.patch_starts = [0]
         self.ids = IdHistory(config.hashes.context)
-        self.caches: dict[StageName, KeyValueCache] = {
+        self.caches: Mapping[StageName, KeyValueCache] = caches or {
             name: KeyValueCache(contract.cache, rollback, memories[name])
             for name, contract in contracts.items()
             if contract.cache
@@ -47,7 +53,9 @@ class SequenceState:
         self.patcher_states = RowHistory(STATE_WIDTH)
         self.byte_vectors = RowHistory(config.encoder.hidden_size, memory=homes.byte_vectors)
         self.cross_rows = RowHistory(row_width, homes.row_dtype, homes.rows)
-        self._carried_row: Array = zeros((1, row_width), homes.row_dtype, homes.rows)
+        self._carried_row: Array = (
+            zeros((1, row_width), homes.row_dtype, homes.rows) if carried_row is None else carried_row
+        )
         self._carried_patch = -1  # the patch whose cross row `_carried_row` is
 
     @property
@@ -60,11 +68,21 @@ class SequenceState:
         return self.patcher_states, self.byte_vectors, self.cross_rows
 
     @property
+    def histories(self) -> dict[str, RowHistory]:
+        """Histories of rows by name."""
+        names = ("patcher_states", "byte_vectors", "cross_rows")
+        return dict(zip(names, self._histories, strict=True))
+
+    @property
     def stage_arrays(self) -> list[Array]:
         """Arrays in the memory of the stages that read or write them, as views."""
         caches = [buffer for cache in self.caches.values() for buffer in cache.buffers]
         histories = [rows.rows(rows.first) for rows in (self.byte_vectors, self.cross_rows)]
         return [*caches, *histories, self._carried_row]
+
+    def growth(self, count: int) -> int:
+        """Bytes by which caches grow for `count` more ids, if each completes a patch."""
+        return sum(cache.growth(count) for cache in self.caches.values())
 
     def clear(self) -> None:
         """Return to an empty sequence."""
@@ -84,6 +102,28 @@ class SequenceState:
             own.copy_from(theirs)
         for name, cache in self.caches.items():
             cache.copy_from(other.caches[name])
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        """A copy of a state that has read nothing ahead.
+
+        earlier: one of the same text after fewer ids, with which the copy shares arrays.
+        """
+        return StateSnapshot(
+            self.ids.ids(self.position).astype(np.int32),
+            np.array(self.patch_starts, np.int64),
+            {name: cache.snapshot(earlier.caches[name] if earlier else None) for name, cache in self.caches.items()},
+            {name: history.snapshot() for name, history in self.histories.items()},
+        )
+
+    def load(self, snapshot: StateSnapshot) -> None:
+        """Become what the snapshot, of the same model, is a copy of."""
+        self.clear()
+        self.ids.store(0, snapshot.ids.astype(np.int64))
+        for name, history in self.histories.items():
+            history.load(snapshot.histories[name])
+        for name, cache in self.caches.items():
+            cache.load(snapshot.caches[name])
+        self.position, self.patch_starts = snapshot.position, snapshot.patch_starts.tolist()
 
     def can_rewind(self, position: int) -> bool:
         """Whether `rewind` can shorten the sequence to `position`: all that its next id needs is still there."""

@@ -1,0 +1,1 @@
+"""Many texts at once: a scheduler of steps, and an engine that runs them in a thread."""

@@ -1,0 +1,162 @@
+"""Which texts take part in a step, and with how many ids.
+
+A text that generates takes part in every step, with the id it has just chosen and those that a constraint forced after
+it: none waits for longer than a step.
+Prompts are read in pieces beside them, at most `PROMPT_ROWS` ids a step, and the text that has waited longest is served
+first: where n texts read, each is served at least once in n steps. Texts that find no room wait in the order in which
+they came. Where memory ends, the newest text gives its state back, waits, and later reads again what it had read, which
+changes nothing of what it generates; the oldest always goes on.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeblt.batching.text import BatchEnd, BatchText
+from edgeblt.errors import EdgebltError
+from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult, room
+
+PROMPT_ROWS = 128  # most ids of prompts in a step
+
+
+class Scheduler:
+    """Runs texts, step by step, until each has ended. Used by one thread."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._waiting: deque[BatchText] = deque()
+        self._active: list[BatchText] = []  # texts with a sequence, oldest first
+        self.steps = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._active
+
+    @property
+    def active_count(self) -> int:
+        """Number of texts that have a state."""
+        return len(self._active)
+
+    def add(self, text: BatchText) -> None:
+        """Let a text join as soon as there is room for it."""
+        if text.is_empty:
+            text.finish(BatchEnd("length"))
+            for fork in text.forks:
+                self.add(fork)
+        else:
+            self._waiting.append(text)
+
+    def step(self) -> None:
+        """Let texts leave and join, and run one step on those that are there."""
+        self._leave()
+        self._join()
+        chosen = self._fitting(self._choose())
+        if not chosen:
+            return
+        self.steps += 1
+        results = self._stepper.run([_part(text, count) for text, count in chosen])
+        for (text, count), result in zip(chosen, results, strict=True):
+            self._advance(text, count, result)
+        self._leave()
+
+    def end_all(self, others: Iterable[BatchText], end: BatchEnd) -> None:
+        """End all texts, and others that were not added."""
+        for text in (*self._active, *self._waiting, *others):
+            for each in (text, *text.forks):
+                each.finish(end)
+        self._active, self._waiting = [], deque()
+
+    def _leave(self) -> None:
+        for text in (*self._active, *self._waiting):
+            if text.is_cancelled:
+                text.finish(BatchEnd("cancelled"))
+                self._release_forks(text)
+        self._active = [text for text in self._active if not text.end]
+        if any(text.end for text in self._waiting):
+            self._waiting = deque(text for text in self._waiting if not text.end)
+
+    def _join(self) -> None:
+        while self._waiting:
+            sequence = self._stepper.open(len(self._waiting[0].unread))
+            if sequence is None:
+                return
+            text = self._waiting.popleft()
+            text.sequence, text.turn = sequence, self.steps
+            self._active.append(text)
+
+    def _choose(self) -> list[tuple[BatchText, int]]:
+        """Texts of the next step, each with the number of ids that it reads."""
+        counts = {id(text): min(len(text.unread), _room(text)) for text in self._active if not text.is_reading}
+        left = PROMPT_ROWS
+        for text in sorted((text for text in self._active if text.is_reading), key=lambda text: text.turn):
+            count = min(len(text.unread), _room(text), left)
+            if count:
+                counts[id(text)] = count
+                left -= count
+        return [(text, counts[id(text)]) for text in self._active if id(text) in counts]
+
+    def _fitting(self, chosen: list[tuple[BatchText, int]]) -> list[tuple[BatchText, int]]:
+        """The same without the newest texts, where there is no memory for all; these wait."""
+        while chosen and not self._stepper.fits([_part(text, count) for text, count in chosen]):
+            newest = self._active.pop()
+            chosen = [(text, count) for text, count in chosen if text is not newest]
+            if self._active:
+                newest.close()
+                self._waiting.appendleft(newest)
+            else:
+                newest.finish(BatchEnd("error", error=_too_long()))
+                self._release_forks(newest)
+        return chosen
+
+    def _advance(self, text: BatchText, count: int, result: StepResult) -> None:
+        if isinstance(result, EdgebltError):
+            text.finish(BatchEnd("error", error=result))
+            return self._release_forks(text)
+        text.turn = self.steps
+        del text.unread[:count]
+        if text.unread:
+            return
+        logits = result.logits[-1]
+        self._fork(text, logits)
+        text.choose(logits)
+
+    def _fork(self, text: BatchText, logits: NDArray[np.float32]) -> None:
+        """Start the other answers to a prompt that was just read, in copies of its state or by reading it again."""
+        for other in text.forks:
+            assert text.sequence
+            if other.is_cancelled:
+                other.finish(BatchEnd("cancelled"))
+                continue
+            other.sequence = text.sequence.fork()
+            if other.sequence:
+                other.unread, other.turn = [], self.steps
+                other.choose(logits)
+                if not other.end:
+                    self._active.append(other)
+            else:
+                self._waiting.append(other)
+        text.forks = []
+
+    def _release_forks(self, text: BatchText) -> None:
+        """Let the other answers of a text that has ended before its prompt was read go on by themselves."""
+        for other in text.forks:
+            self.add(other)
+        text.forks = []
+
+
+def _room(text: BatchText) -> int:
+    assert text.sequence
+    return room(text.sequence.position)
+
+
+def _part(text: BatchText, count: int) -> StepPart:
+    assert text.sequence
+    return StepPart(text.sequence, np.array(text.unread[:count], np.int64))
+
+
+def _too_long() -> EdgebltError:
+    return EdgebltError(
+        "the state of one text takes more than the memory allowed for all; allow more, or use a shorter text"
+    )

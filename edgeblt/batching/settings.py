@@ -1,0 +1,29 @@
+"""Settings of texts in a batch."""
+
+from dataclasses import replace
+from typing import Any
+
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.decoding.settings import GenerationSettings, OtherSettings, merged_settings
+
+
+class BatchSettings(OtherSettings, total=False):
+    """Settings that calls for batches take by keyword; `GenerationSettings` explains them. Nothing is drafted."""
+
+    max_new_bytes: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+
+
+def completed_settings(config: ModelConfig, settings: GenerationSettings | None, **changes: Any) -> GenerationSettings:
+    """`settings`, changed and completed by the checkpoint's own. Raises EdgebltError for values out of range."""
+    return merged_settings(settings, **changes).completed(config.generation)
+
+
+def settings_of_answers(settings: GenerationSettings, count: int) -> list[GenerationSettings]:
+    """Settings of `count` answers to one prompt: the seed of answer i is `seed` + i."""
+    if settings.seed is None:
+        return [settings] * count
+    return [replace(settings, seed=settings.seed + index) for index in range(count)]

@@ -1,0 +1,1 @@
+"""Steps over several sequences of one model: each takes the next ids of some of them."""

@@ -1,0 +1,91 @@
+"""The stepper that fits a model and what runs it."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import PLACE_INPUTS, SEQUENCE_INPUTS
+from edgeblt.errors import EdgebltError
+from edgeblt.ids import BOS, OFFSET
+from edgeblt.runtime import native
+from edgeblt.runtime.batch.one_by_one import OneByOneStepper
+from edgeblt.runtime.batch.ragged import RaggedStepper
+from edgeblt.runtime.batch.stepper import StepPart, Stepper
+from edgeblt.runtime.machine.memory import available_memory
+from edgeblt.runtime.opened_graphs import OpenedGraphs
+from edgeblt.runtime.session import Chunk, Session
+
+_MEMORY = 2 << 30  # bytes allowed where nothing says how many are free
+_TRIAL_MEMORY = 1 << 30
+_TRIAL_TEXTS: tuple[tuple[int, ...], ...] = ((BOS, ord("a") + OFFSET, ord(" ") + OFFSET), (BOS, ord("é") + OFFSET))
+_TOLERANCE = 1e-3  # share of the largest logit
+
+
+def open_stepper(
+    config: ModelConfig,
+    graphs: OpenedGraphs,
+    new_session: Callable[[], Session],
+    threshold: float | None,
+    most_sequences: int,
+    memory: int | None,
+) -> Stepper:
+    """A stepper for at most so many sequences, whose states take at most `memory` bytes.
+
+    memory: None is half of what is free now.
+
+    Raises EdgebltError where a weight file was written to since it was opened, and once the graphs are closed.
+    """
+    graphs.refuse_changes()
+    if memory is None:
+        memory = (available_memory() or 2 * _MEMORY) // 2
+    if graphs.is_batchable is None:
+        reason = _obstacle(graphs) or _failure(config, graphs, new_session, threshold)
+        graphs.is_batchable = reason is None
+        if reason:
+            _warn_once(reason)
+    if graphs.is_batchable:
+        return RaggedStepper(config, graphs, threshold, most_sequences, memory)
+    return OneByOneStepper(new_session, most_sequences, memory)
+
+
+def _obstacle(graphs: OpenedGraphs) -> str | None:
+    """Why no run can take rows of several sequences; None where nothing is known to hinder it."""
+    names = {spec.name for spec in (*PLACE_INPUTS, *SEQUENCE_INPUTS)}
+    if any(memory is not None for memory in graphs.memories.values()) or not all(
+        graphs[stage].input_names & names for stage in graphs.contracts
+    ):
+        return "a stage was exported for a GPU, or runs on one"
+    return None if native.library_path() else f"the native library is {native.describe()}"
+
+
+def _failure(
+    config: ModelConfig, graphs: OpenedGraphs, new_session: Callable[[], Session], threshold: float | None
+) -> str | None:
+    """The same from a trial on the very graphs: two texts in one step must get what each gets alone."""
+    stepper = RaggedStepper(config, graphs, threshold, len(_TRIAL_TEXTS), _TRIAL_MEMORY)
+    parts = []
+    for text in _TRIAL_TEXTS:
+        sequence = stepper.open(len(text))
+        assert sequence
+        parts.append(StepPart(sequence, np.array(text, np.int64)))
+    for text, found in zip(_TRIAL_TEXTS, stepper.run(parts), strict=True):
+        if isinstance(found, EdgebltError):
+            return str(found)
+        (alone,) = new_session().run(text)
+        if not _agree(found, alone):
+            return "these graphs compute rows of several texts wrongly; prepare or export the bundle again"
+    return None
+
+
+def _agree(found: Chunk, alone: Chunk) -> bool:
+    bound = _TOLERANCE * float(np.abs(alone.logits).max(initial=0))
+    is_close = np.isclose(found.logits, alone.logits, rtol=0, atol=bound, equal_nan=True).all()
+    return bool(is_close) and bool((found.patch_starts == alone.patch_starts).all())
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logging.getLogger("edgeblt").warning("texts in a batch run one after the other: %s", reason)

@@ -1,0 +1,1 @@
+"""States that outlive their session: in a file, or in memory for texts that begin alike."""
