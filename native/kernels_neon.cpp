@@ -7,10 +7,10 @@
 namespace edgeblt {
 
 const Kernels kNeonKernels = {4, narrow_tile_width, quantize_row, dense_neon, sparse_neon, masked_neon, entropy_rows, attend_rows<4>, store_row,
-                              normalize_row, gate_row, attend_vectors, attend_patch, add_row};
+                              normalize_row<8>, gate_row<8>, attend_vectors, attend_patch, add_row};
 #if !defined(EDGEBLT_NO_I8MM)
 const Kernels kI8mmKernels = {4, narrow_tile_width, quantize_row, dense_i8mm, sparse_neon, masked_neon, entropy_rows, attend_rows<4>, store_row,
-                              normalize_row, gate_row, attend_vectors, attend_patch, add_row};
+                              normalize_row<8>, gate_row<8>, attend_vectors, attend_patch, add_row};
 #endif
 
 }  // namespace edgeblt

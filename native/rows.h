@@ -13,51 +13,55 @@ namespace edgeblt {
 namespace {
 
 // Lanes of a row of which `count` elements are left; the last ones are filled up with zeros.
-EDGEBLT_INLINE Lanes lanes_or_zeros(const float* values, int64_t count) {
-  if (count >= kLanes) return load_floats<kLanes>(values);
-  Lanes lanes = {};
+template <int kCount>
+EDGEBLT_INLINE Floats<kCount> lanes_or_zeros(const float* values, int64_t count) {
+  if (count >= kCount) return load_floats<kCount>(values);
+  Floats<kCount> lanes = {};
   std::memcpy(&lanes, values, static_cast<size_t>(count) * sizeof *values);
   return lanes;
 }
 
-EDGEBLT_INLINE void store_lanes(const Lanes& lanes, int64_t count, float* out) {
-  if (count >= kLanes) {
+template <int kCount>
+EDGEBLT_INLINE void store_lanes(const Floats<kCount>& lanes, int64_t count, float* out) {
+  if (count >= kCount) {
     std::memcpy(out, &lanes, sizeof lanes);
   } else {
     std::memcpy(out, &lanes, static_cast<size_t>(count) * sizeof *out);
   }
 }
 
-// See Kernels::normalize.
+// See Kernels::normalize; kCount elements at a time.
+template <int kCount>
 inline void normalize_row(
     const float* values, const float* addend, const float* weight, int64_t width, float epsilon, float* total,
     float* out) {
-  Lanes squares = {};
-  for (int64_t i = 0; i < width; i += kLanes) {
-    Lanes some = lanes_or_zeros(values + i, width - i);
+  Floats<kCount> squares = {};
+  for (int64_t i = 0; i < width; i += kCount) {
+    auto some = lanes_or_zeros<kCount>(values + i, width - i);
     if (addend) {
-      some += lanes_or_zeros(addend + i, width - i);
-      store_lanes(some, width - i, total + i);
+      some += lanes_or_zeros<kCount>(addend + i, width - i);
+      store_lanes<kCount>(some, width - i, total + i);
     }
     squares = some * some + squares;
   }
-  const float scale = 1.0F / std::sqrt(sum_of<kLanes>(squares) / static_cast<float>(width) + epsilon);
+  const float scale = 1.0F / std::sqrt(sum_of<kCount>(squares) / static_cast<float>(width) + epsilon);
   const float* in = addend ? total : values;
-  for (int64_t i = 0; i < width; i += kLanes) {
-    const Lanes normed = lanes_or_zeros(in + i, width - i) * scale * lanes_or_zeros(weight + i, width - i);
-    store_lanes(normed, width - i, out + i);
+  for (int64_t i = 0; i < width; i += kCount) {
+    const auto normed = lanes_or_zeros<kCount>(in + i, width - i) * scale;
+    store_lanes<kCount>(normed * lanes_or_zeros<kCount>(weight + i, width - i), width - i, out + i);
   }
 }
 
 // See Kernels::gate. The exponential is of -|x|, which cannot overflow.
+template <int kCount>
 inline void gate_row(const float* gate, const float* up, int64_t width, float* out) {
-  const Lanes lowest = repeat<kLanes>(-87);
-  for (int64_t i = 0; i < width; i += kLanes) {
-    const Lanes x = lanes_or_zeros(gate + i, width - i);
-    const Lanes negative = (Lanes)((IntLanes)x | INT32_MIN);
-    const Lanes power = exponential<kLanes>(larger_of<kLanes>(negative, lowest));
-    const Lanes sigmoid = (x < 0.0F ? power : Lanes{} + 1.0F) / (power + 1.0F);
-    store_lanes(x * sigmoid * lanes_or_zeros(up + i, width - i), width - i, out + i);
+  const auto lowest = repeat<kCount>(-87), one = repeat<kCount>(1);
+  for (int64_t i = 0; i < width; i += kCount) {
+    const auto x = lanes_or_zeros<kCount>(gate + i, width - i);
+    const auto negative = (Floats<kCount>)((Ints<kCount>)x | INT32_MIN);
+    const auto power = exponential<kCount>(larger_of<kCount>(negative, lowest));
+    const Floats<kCount> sigmoid = (x < 0.0F ? power : one) / (power + 1.0F);
+    store_lanes<kCount>(x * sigmoid * lanes_or_zeros<kCount>(up + i, width - i), width - i, out + i);
   }
 }
 

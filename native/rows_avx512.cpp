@@ -6,10 +6,10 @@ namespace edgeblt {
 void normalize_avx512(
     const float* values, const float* addend, const float* weight, int64_t width, float epsilon, float* total,
     float* out) {
-  normalize_row(values, addend, weight, width, epsilon, total, out);
+  normalize_row<16>(values, addend, weight, width, epsilon, total, out);
 }
 
-void gate_avx512(const float* gate, const float* up, int64_t width, float* out) { gate_row(gate, up, width, out); }
+void gate_avx512(const float* gate, const float* up, int64_t width, float* out) { gate_row<16>(gate, up, width, out); }
 
 void attend_latent_avx512(
     const LatentAttention& call, const float* queries, const float* row, int64_t bytes, float* out) {

@@ -134,6 +134,6 @@ int64_t no_tile_width(int64_t, int64_t) { return kNoTile; }
 }  // namespace
 
 const Kernels kScalarKernels = {16, no_tile_width, quantize_row, dense_scalar, sparse, masked, entropy_rows, attend_rows<4>, store_row,
-                                normalize_row, gate_row, attend_vectors, attend_patch, add_row};
+                                normalize_row<8>, gate_row<8>, attend_vectors, attend_patch, add_row};
 
 }  // namespace edgeblt
