@@ -327,7 +327,7 @@ def test_the_graphs_run_from_the_contract_alone(tiny_bundle: tuple[Path, Path]) 
     contracts = stage_contracts(config)
     ids = np.array([1, *(byte + 4 for byte in b"It was the best of times, it was the worst of times")], np.int64)
     count = len(ids)
-    sizes = {"T": count, "C": count + 3, "N": 0}
+    sizes = {"T": count, "C": count + 3, "N": 0, "B": 1, "K": 1, "R": 0, "Q": 0, "M": 0}
 
     patched = run_plainly(bundle, contracts["patcher"], sizes, ids=ids, position=0, total_length=count)
     starts = patched["patch_starts"].astype(np.int64)  # whether the next byte starts a patch, which ends the open one
