@@ -16,6 +16,7 @@ BUNDLE = "BUNDLE"  # stands for the bundled model's
 # By script, arguments of a run of a second or two whose last line is JSON.
 TOY = {
     "benchmarks/attention.py": ("--toy",),
+    "benchmarks/batching.py": (BUNDLE, "--sequences", "1", "2", "--context", "8", "--steps", "2", "--rounds", "1"),
     "benchmarks/byte_profile.py": (BUNDLE, "--bytes", "4", "--context", "8", "--threads", "1"),
     "benchmarks/caches.py": ("--toy",),
     "benchmarks/constraints.py": (BUNDLE, "--rounds", "1"),
