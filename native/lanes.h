@@ -59,7 +59,7 @@ EDGEBLT_INLINE Floats<kCount> fused(
 
 // Has the compiler compute `lanes` here. GCC 12 otherwise puts off sums until they are used, and runs out of registers.
 template <int kCount>
-EDGEBLT_INLINE void keep(Floats<kCount>& lanes) {
+EDGEBLT_INLINE void keep([[maybe_unused]] Floats<kCount>& lanes) {
 #if defined(__AVX512F__)
   if constexpr (kCount == 16) __asm__("" : "+v"(lanes));
 #endif

@@ -117,7 +117,7 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     kv_heads, width = draw(st.integers(1, 3)), 16 * draw(st.sampled_from([1, 2, 3, 4, 8]))
     heads = kv_heads * draw(st.integers(1, 3))
-    past, count = draw(st.integers(0, 70)), draw(st.integers(1, 40))
+    past, count = draw(st.integers(0, 140)), draw(st.integers(1, 80))
     chance = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     capacity = past + count + draw(st.integers(1, 5))
     rows = chance.normal(size=(count, heads + 2 * kv_heads, width)) * draw(st.sampled_from([0.1, 1.0, 5.0]))
