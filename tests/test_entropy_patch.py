@@ -404,6 +404,8 @@ def test_portable_at_every_opset(rule: Rule, opset: int) -> None:
     ids = np.array([1, 101, 36, 36, 101, 2, 101, 36])
     inputs = feed(logits, ids, 0, np.zeros(3, np.float32))
     expected = Results(*open_model(proto).run(list(Results._fields), inputs))
+    missing = len(proto.functions[0].input) - len(proto.graph.node[0].input)
+    proto.graph.node[0].input.extend([""] * missing)  # the evaluator wants optional inputs to be named, if by nothing
     actual = Results(
         *onnx.reference.ReferenceEvaluator(proto).run(
             list(Results._fields), inputs | entropy_patch.setting_defaults(patching)

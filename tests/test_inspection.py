@@ -62,12 +62,15 @@ def plan_of(plans: tuple[WeightPlan, ...], recipe: str) -> WeightPlan:
 def read_with_onnx(bundle: Path, stage: str, tables: int) -> StageWeights:
     """A stage's weights as the onnx package sees them, and how often its nodes read them.
 
-    What nodes within an `If` read is read once a patch, as all of the global stage; what lookups read, by rows.
+    What nodes within an `If` or the pooling read is read once a patch, as all of the global stage; what lookups read,
+    by rows.
     """
     graph = onnx.load(bundle / f"{stage}.onnx", load_external_data=False).graph
     branches = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
     inner = {name for branch in branches for node in branch.node for name in node.input}
-    looked_up = {name for node in graph.node if node.op_type.startswith("Gather") for name in node.input}
+    inner |= {name for node in graph.node if node.op_type == "DensePooling" for name in node.input}
+    lookups = [node for node in graph.node if node.op_type.startswith("Gather") or node.op_type == "HashEmbedding"]
+    looked_up = {name for node in lookups for name in node.input}
     widened = {node.output[0]: node.input[0] for part in (graph, *branches) for node in part.node if len(node.input)}
     inner |= {widened[name] for name in inner if name in widened}  # a Cast before its use
     found = {"bytes": 0, "table_bytes": 0, "rows_per_byte": 0, "read_per_byte": 0, "read_per_patch": 0}

@@ -219,7 +219,7 @@ def test_settings_stay_adjustable(shelf: Shelf) -> None:
     assert values.keys() == {spec.name for spec in contract.settings}
     assert contract.cache
     count = 40
-    sizes = {"T": count, "C": count + 1}  # a spare one
+    sizes = {"T": count, "C": count + 1, "B": 1, "K": 1, "R": 0, "Q": 0, "M": 0}  # a spare slot
     feeds = zeros(contract.inputs + contract.cache.specs("past"), sizes)
     feeds["cosines"], feeds["sines"] = rotations(contract.cache, count + 1)
     feeds |= {"ids": np.array(tiny_models.random_ids(3, count)), "total_length": np.array([count], np.int32)}

@@ -80,8 +80,8 @@ def test_a_command_in_a_full_memory(tiny_bundle: tuple[Path, Path]) -> None:
 import resource, sys
 from edgeblt import cli, model
 opened = model.open_model
-def limited(*arguments):
-    result = opened(*arguments)
+def limited(*arguments, **named):
+    result = opened(*arguments, **named)
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 18), -1))
     return result

@@ -107,15 +107,19 @@ def test_what_is_left_computes_as_zeros_would(
     opened = open_checkpoint(pruned)
     assert opened.shape(HASH_TABLES) == (1 + int(kept.sum()), opened.config.encoder.hidden_size)
     assert not opened.rows(HASH_TABLES, 0, 1).any()
-    session = load(export_bundle(pruned, tmp_path / "bundle").path).session()
+    bundle = export_bundle(pruned, tmp_path / "bundle").path
     ids = [BOS, *(byte + 4 for byte in b"some other text, and " + text.read_bytes()[:200])]
-    logits = session.feed(ids)
+    logits = load(bundle).session().feed(ids)
     if name == "gptq":  # its calibration sees the exact model beside, which has no zeros
         assert np.isfinite(logits).all()
         return
     other = quantize_checkpoint(zeroed(original, tmp_path / "zeroed", kept), tmp_path / "same", recipe(tmp_path, name))
-    expected = load(export_bundle(other, tmp_path / "expected").path).session().feed(ids)
-    np.testing.assert_array_equal(logits, expected)
+    whole = export_bundle(other, tmp_path / "expected").path
+    # The kernel of a whole table reads rows in float32; the lookup of one with rows left out rounds them to float16,
+    # and such differences move inputs of later products to the next of their 255 steps.
+    np.testing.assert_allclose(logits, load(whole).session().feed(ids), atol=0.25)
+    monkeypatch.setattr("edgeblt.runtime.native.register", lambda options: "the portable bodies are wanted")
+    np.testing.assert_array_equal(load(bundle).session().feed(ids), load(whole).session().feed(ids))
 
 
 def test_the_record_says_so(original: Path, text: Path, tmp_path: Path) -> None:
