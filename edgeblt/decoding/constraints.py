@@ -1,5 +1,6 @@
 """Constraints on a generated text: a regular expression, a JSON schema or a Lark grammar, followed by llguidance."""
 
+import copy
 import functools
 import importlib.util
 import json
@@ -127,8 +128,7 @@ class ConstraintRule:
         return self._matcher.validate_tokens([id - OFFSET for id in ids[:found]])
 
     def fork(self) -> Self:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
         return other
 

@@ -7,6 +7,7 @@ Source: p-e-w, "DRY: A modern repetition penalty", https://github.com/oobabooga/
 counts tokens, and has sequence breakers, which are left out here.
 """
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -51,9 +52,7 @@ class RepetitionRule:
         self._lengths = np.minimum(lengths, np.arange(1, len(lengths) + 1))
 
     def fork(self) -> Self:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)  # arrays are replaced, never changed
-        return other
+        return copy.copy(self)  # arrays are replaced, never changed
 
 
 def _suffix_lengths(text: bytes) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ Source of the table: Unicode 16, table 3-7, well-formed UTF-8 byte sequences.
 """
 
 import codecs
+import copy
 from collections.abc import Collection, Iterable, Iterator
 from typing import Self
 
@@ -65,9 +66,7 @@ class Utf8Rule:
             self._state = max(NEXT[self._state][id - OFFSET], BOUNDARY)
 
     def fork(self) -> Self:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        return other
+        return copy.copy(self)
 
 
 def utf8_pieces(stream: Iterable[bytes]) -> Iterator[str]:

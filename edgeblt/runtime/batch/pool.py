@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.state.cache import KeyValueCache, capacity_of_window, rotation_frequencies
+from edgeblt.runtime.state.cache import KeyValueCache, capacity_of_window, rope_angles, rotation_frequencies
 from edgeblt.runtime.state.device_array import Array
 
 PAGE_SLOTS = 64  # a page of a cache without a window: a tile of attention lies in one page
@@ -84,8 +84,7 @@ class CachePool:
 
     def rotations(self, positions: NDArray[np.int64], cosines: NDArray[np.float32], sines: NDArray[np.float32]) -> None:
         """Compute RoPE's factors [T, head_dim / 2] of these positions, as `KeyValueCache` has them by slot."""
-        angles = np.zeros(cosines.shape, np.float32)
-        angles[:, : len(self._frequencies)] = positions.astype(np.float32)[:, None] * self._frequencies
+        angles = rope_angles(self._frequencies, positions, self.spec)
         np.cos(angles, out=cosines)
         np.sin(angles, out=sines)
 
@@ -133,20 +132,24 @@ class PagedCache(KeyValueCache):
     def nbytes(self) -> int:
         return len(self.pages) * self._pool.page_bytes
 
+    @property
+    def _is_open_page_shared(self) -> bool:
+        """Whether another sequence has the page that the next position is written to."""
+        place = self.length // self._pool.page_slots
+        return place < len(self.pages) and self._pool.is_shared(self.pages[place])
+
     def missing(self, count: int) -> int:
         """Number of pages to take before `count` more positions are written."""
-        slots = self._pool.page_slots
-        own = self.length // slots < len(self.pages) and self._pool.is_shared(self.pages[self.length // slots])
-        return max(-(-(self.length + count) // slots) - len(self.pages), 0) + int(own and count > 0)
+        more = -(-(self.length + count) // self._pool.page_slots) - len(self.pages)
+        return max(more, 0) + int(count > 0 and self._is_open_page_shared)
 
     def growth(self, count: int) -> int:
         return self.missing(count) * self._pool.page_bytes
 
     def advance(self, count: int) -> int:
         slots = self._pool.page_slots
-        place = self.length // slots
-        if count and place < len(self.pages) and self._pool.is_shared(self.pages[place]):
-            own = self._pool.take()
+        if count and self._is_open_page_shared:
+            place, own = self.length // slots, self._pool.take()
             self._pool.copy(self.pages[place], own)
             self._pool.give_back([self.pages[place]])
             self.pages[place] = own

@@ -36,6 +36,13 @@ def rotation_frequencies(spec: CacheSpec) -> NDArray[np.float32]:
     return frequencies
 
 
+def rope_angles(frequencies: NDArray[np.float32], positions: NDArray[np.int64], spec: CacheSpec) -> NDArray[np.float32]:
+    """RoPE angles [T, head_dim / 2] of these positions, float32 as in `BltRotaryEmbedding`."""
+    angles = np.zeros((len(positions), spec.head_dim // 2), np.float32)  # padding of a head is not rotated
+    angles[:, : len(frequencies)] = positions.astype(np.float32)[:, None] * frequencies
+    return angles
+
+
 class KeyValueCache:
     """Key and value buffers [1, kv heads, capacity, slot width] of one stage, one of each per layer.
 
@@ -214,9 +221,7 @@ class KeyValueCache:
 
     def _rotations(self, first: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """RoPE cosines and sines [count, head_dim / 2] from position `first` on, float32 as in `BltRotaryEmbedding`."""
-        positions = np.arange(first, first + count, dtype=np.float32)
-        angles = np.zeros((count, self.spec.head_dim // 2), np.float32)  # padding of a head is not rotated
-        angles[:, : len(self._frequencies)] = positions[:, None] * self._frequencies
+        angles = rope_angles(self._frequencies, np.arange(first, first + count), self.spec)
         return np.cos(angles), np.sin(angles)
 
     def _placed(self, tables: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Array, Array]:
