@@ -127,16 +127,37 @@ class Engine:
         Takes the arguments of `submit` but for `answers`, and raises as it does. Leaving the loop, or cancelling its
         task, cancels the text.
         """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[BatchPiece | BatchEnd]()
+        return self.streams(prompt, settings, details=details, echo=echo, **changes)[0]
 
-        def deliver(piece: BatchPiece | BatchEnd) -> None:
-            try:
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop was closed: nobody listens
-                text.is_cancelled = True
+    def streams(
+        self,
+        prompt: bytes | str,
+        settings: GenerationSettings | None = None,
+        *,
+        answers: int = 1,
+        details: int | None = None,
+        echo: bool = False,
+        **changes: Unpack[BatchSettings],
+    ) -> list[AsyncAnswer]:
+        """Start generating several answers to one prompt, each as `stream` gives one.
 
-        (text,) = self._start([deliver], prompt, settings, changes, recorded_details(details, echo))
-        return AsyncAnswer(text, self._cancel, pieces)
+        Takes the arguments of `submit`, and raises as it does.
+        """
+        loop = asyncio.get_running_loop()
+        queues = [asyncio.Queue[BatchPiece | BatchEnd]() for _ in range(whole_number("answers", answers, 1))]
+
+        def into(index: int) -> Deliver:
+            def deliver(piece: BatchPiece | BatchEnd) -> None:
+                try:
+                    loop.call_soon_threadsafe(queues[index].put_nowait, piece)
+                except RuntimeError:  # the loop was closed: nobody listens
+                    texts[index].is_cancelled = True
+
+            return deliver
+
+        deliver = [into(index) for index in range(len(queues))]
+        texts = self._start(deliver, prompt, settings, changes, recorded_details(details, echo))
+        return [AsyncAnswer(text, self._cancel, queue) for text, queue in zip(texts, queues, strict=True)]
 
     def close(self) -> None:
         """Cancel all texts, and end the thread after the step under way. Nothing happens a second time."""
