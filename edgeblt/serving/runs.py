@@ -35,9 +35,12 @@ class Job:
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """Bytes of an answer that are certain, with their details; in the first, those of the prompt come too."""
+    """Bytes of an answer that are certain, with their details; in the first, those of the prompt come too.
 
-    index: int  # of the answer, over all jobs
+    index: number of the answer, over all jobs.
+    """
+
+    index: int
     data: bytes
     details: tuple[ByteDetails, ...]
     prompt_details: tuple[ByteDetails, ...] = ()
