@@ -84,7 +84,8 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP, by OpenAI's protocol.
 
-    Existing clients work unchanged, and a browser gets a page. Texts that are generated at the same time share steps. docs/serving.md says what is honoured. For example:
+    Existing clients work unchanged, and a browser gets a page. Texts that are generated at the same time share steps.
+    docs/serving.md says what is honoured. For example:
 
     \b
     edgeblt serve my-bundle
