@@ -15,6 +15,7 @@ from edgeblt.runtime.state.cache import (
     rotation_frequencies,
 )
 from edgeblt.runtime.state.device_array import Array
+from edgeblt.runtime.state.snapshot import CacheSnapshot
 
 PAGE_SLOTS = 64  # a page of a cache without a window: a tile of attention lies in one page
 
@@ -204,6 +205,32 @@ class PagedCache(KeyValueCache):
         self.clear()
         self.length, self.pages = other.length, other.pages.copy()
         self._pool.share(self.pages)
+
+    def snapshot(self, earlier: CacheSnapshot | None = None) -> CacheSnapshot:
+        start = earlier.length if earlier else 0
+        segments = earlier.segments if earlier else ()
+        if self.length > start:
+            segments = (*segments, tuple(self._slots(buffer, start) for buffer in self._pool.buffers))
+        return CacheSnapshot(0, self.length, segments)
+
+    def _slots(self, buffer: Array, start: int) -> Array:
+        """A copy of the slots from `start` on, [1, kv heads, slots, slot width]."""
+        first = start // self._pool.page_slots
+        whole = np.concatenate([buffer[page : page + 1] for page in self.pages[first:]], axis=2)
+        begin = first * self._pool.page_slots
+        return np.array(whole[:, :, start - begin : self.length - begin])
+
+    def load(self, snapshot: CacheSnapshot) -> None:
+        self.clear()
+        self.advance(snapshot.length)
+        end, slots = 0, self._pool.page_slots
+        for segment in snapshot.segments:
+            start, end = end, end + segment[0].shape[2]
+            for place in range(start // slots, -(-end // slots)):
+                first, last = max(start, place * slots), min(end, (place + 1) * slots)
+                page, own = self.pages[place], slice(first - place * slots, last - place * slots)
+                for buffer, saved in zip(self._pool.buffers, segment, strict=True):
+                    buffer[page : page + 1, :, own] = saved[:, :, first - start : last - start]
 
     def close(self) -> None:
         self.clear()

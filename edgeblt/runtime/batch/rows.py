@@ -156,7 +156,7 @@ class StepRunner:
         found = arrays.found
         sequences.sequences[:, 0], sequences.sequences[:, 1] = rows.starts, rows.positions
         for before, state, position in zip(sequences.states, rows.states, rows.positions, strict=True):
-            before[:] = state.patcher_states.newest if position else 0
+            before[:] = state.patcher_states.rows(position - 1, position)[0] if position else 0
         inputs = {
             "ids": arrays.ids, "position": _NO_POSITION, "state": _NO_STATE, "sequences": sequences.sequences,
             "sequence_states": sequences.states, **self._settings, **self._places("patcher", rows, arrays, sequences),

@@ -55,11 +55,6 @@ class RowHistory:
         assert self.first <= start
         return self._rows[start - self.first : (self.end if end is None else end) - self.first]
 
-    @property
-    def newest(self) -> Any:  # an Array
-        """The newest row [width], as `rows` gives it."""
-        return self._rows[self.end - self.first - 1]
-
     def rewind(self, end: int) -> None:
         self.end = end
 
