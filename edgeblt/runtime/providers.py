@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import onnxruntime
 
@@ -65,13 +65,22 @@ def open_graph(
     return graph
 
 
-def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
-    """Numbers of threads for a stage's runs on few positions and on many; `threads`, if given, is both.
+class ThreadCounts(NamedTuple):
+    """Numbers of threads for a stage's runs on few positions, on many, and beside another stage's."""
 
-    By default all usable cores, but one for few positions of a stage with small weights.
-    """
-    many = threads or usable_cores()
-    return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
+    few: int
+    many: int
+    beside: int | None  # None where there are no two threads, for two stages
+
+    @classmethod
+    def of(cls, threads: int | None, weight_bytes: int) -> "ThreadCounts":
+        """Counts for a stage; `threads`, if given, is that of all runs at a time.
+
+        By default all usable cores, but one for few positions of a stage with small weights.
+        """
+        many = threads or usable_cores()
+        few = threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many
+        return cls(few, many, many // 2 or None)
 
 
 def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:

@@ -17,7 +17,7 @@ from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.device_array import Array, DeviceArray
 
-_OF_MANY = (MANY, 0)
+_OF_MANY, _BESIDE_ANOTHER = (MANY, 0), (MANY, 1)
 _OF_ONE_SEQUENCE = {
     spec.name: np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], spec.dtype)
     for spec in BATCH_INPUTS
@@ -47,6 +47,7 @@ class StageRunner:
     def __init__(self, name: StageName, graph: OpenedGraph, cache: "BoundCache | None") -> None:
         self.name = name
         self.work = StageWork()
+        self.is_beside_another = False  # other stages of the session run at the same time
         self._graph, self._cache = graph, cache
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
@@ -87,9 +88,12 @@ class StageRunner:
             self.release()
             values = self._cache_values = _CacheValues(self._cache)
         key = (positions, patches) if positions < MANY else _OF_MANY
+        if self.is_beside_another:
+            key = _BESIDE_ANOTHER
         binding = self._bindings.get(key)
         if binding is None:
-            binding = _Binding(self._graph.for_positions(positions), self._graph.read_there)
+            graph = self._graph.for_positions(positions, self.is_beside_another)
+            binding = _Binding(graph, self._graph.read_there)
             for name in self._graph.input_names & _OF_ONE_SEQUENCE.keys():
                 binding.bind_array(name, _OF_ONE_SEQUENCE[name])
             if values:
