@@ -13,8 +13,8 @@ from edgeblt.errors import EdgebltError
 from edgeblt.runtime.state.device_array import DeviceMemory
 
 CHUNK_BYTES = 256  # most bytes in one chunk, whose patches the global stage computes in one run
-SPAN_BYTES = 4096  # most bytes that stages work on side by side before the results of any are returned
-LARGE_SPAN_BYTES = 1024  # of a large model, which takes seconds for so many
+SPAN_BYTES = 4096  # longest text that stages work on side by side before the results of any are returned
+LARGE_SPAN_BYTES = 1024  # a large model takes seconds for so many
 MANY = 33  # from so many positions on, a run uses all cores and its buffers are not kept
 
 
