@@ -85,10 +85,11 @@ def name(threads: int | None) -> str:
 
 
 def profile(model: edgeblt.Model, ids: NDArray[np.int64]) -> dict[str, float]:
+    """Seconds of reading, of each stage, and of all threads between stages."""
     session, started = model.session(), time.perf_counter()
     session.feed(ids)
     seconds = time.perf_counter() - started
-    stages = {stage: work.seconds for stage, work in session.work.items()}
+    stages: dict[str, float] = {stage: work.seconds for stage, work in session.work.items()}
     return {"seconds": seconds, **stages, "between stages": AT_ONCE * seconds - sum(stages.values())}
 
 

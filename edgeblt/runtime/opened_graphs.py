@@ -27,26 +27,26 @@ class GraphUser(Protocol):
 
 
 class OpenedGraph:
-    """A stage's graph, opened for runs on few positions, for those on many, and for those beside another stage's.
+    """A stage's graph, opened for runs on few positions, for those on many, and for a share of the threads.
 
-    ONNX Runtime fixes the number of threads when it opens a graph; uses of the same number share one. `beside` is None
-    where there is no run beside another stage's. `memory` is that of the device it runs on, None being the host's;
-    `read_there` names the inputs that it reads from it.
+    ONNX Runtime fixes the number of threads when it opens a graph; uses of the same number share one. `sharing`,
+    for runs beside other stages, is None where there are none. `memory` is that of the device it runs on, None being
+    the host's; `read_there` names the inputs that it reads from it.
     """
 
     def __init__(
         self,
         few: onnxruntime.InferenceSession,
         many: onnxruntime.InferenceSession,
-        beside: onnxruntime.InferenceSession | None = None,
+        sharing: onnxruntime.InferenceSession | None = None,
         memory: DeviceMemory | None = None,
         read_there: frozenset[str] = frozenset(),
     ) -> None:
         self.memory, self.read_there = memory, read_there
         self.input_names = frozenset(value.name for value in few.get_inputs())
         self.is_closed = False
-        self.may_be_beside = beside is not None
-        self._graphs = [few, many, beside or few]
+        self.can_share = sharing is not None
+        self._graphs = [few, many, sharing or few]
         self._users: WeakSet[GraphUser] = WeakSet()
         self._lock = Lock()
 
@@ -55,10 +55,10 @@ class OpenedGraph:
         places = zip(graph.get_inputs(), graph.get_input_memory_infos(), strict=True)
         return cls(graph, graph, None, memory, frozenset(value.name for value, place in places if place.name != "Cpu"))
 
-    def for_positions(self, count: int, is_beside_another: bool = False) -> onnxruntime.InferenceSession:
+    def for_positions(self, count: int, shares_threads: bool = False) -> onnxruntime.InferenceSession:
         """ONNX Runtime's session for runs on `count` positions. Raises EdgebltError once the graph is closed."""
         try:
-            return self._graphs[2 if is_beside_another else count >= MANY]
+            return self._graphs[2 if shares_threads else count >= MANY]
         except IndexError:
             raise closed() from None
 
@@ -96,7 +96,7 @@ class OpenedGraphs:
         self.contracts, self.bundle_id, self.provider_name = contracts, bundle_id, provider_name
         self.is_closed = False
         self.is_batchable: bool | None = None  # a run may take rows of several sequences; None before a trial
-        self.are_side_by_side = all(graph.may_be_beside for graph in graphs.values())
+        self.are_side_by_side = all(graph.can_share for graph in graphs.values())
         self._span_bytes = LARGE_SPAN_BYTES if is_large else SPAN_BYTES
         self._graphs, self._weights = graphs, weights
 

@@ -93,7 +93,7 @@ def open_stage(
 
     if memory:
         return OpenedGraph.on_device(opened(counts.few), memory)
-    return OpenedGraph(opened(counts.few), opened(counts.many), opened(counts.beside) if counts.beside else None)
+    return OpenedGraph(opened(counts.few), opened(counts.many), opened(counts.share) if counts.share else None)
 
 
 def _checked_graph(

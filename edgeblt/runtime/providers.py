@@ -67,11 +67,11 @@ def open_graph(
 
 
 class ThreadCounts(NamedTuple):
-    """Numbers of threads for a stage's runs on few positions, on many, and beside another stage's."""
+    """Numbers of threads for a stage's runs on few positions, on many, and beside other stages."""
 
     few: int
     many: int
-    beside: int | None  # None where there are no two threads, for two stages
+    share: int | None  # None where there are no two threads, for two stages
 
     @classmethod
     def of(cls, threads: int | None, weight_bytes: int) -> "ThreadCounts":

@@ -13,17 +13,23 @@ from edgeblt.runtime.state.device_array import Array
 
 AT_ONCE = 2  # stages at work at the same time, each on as many threads
 GROUP = 2  # pieces whose patches the global stage computes in one run
+GAIN_OF_ALL = 1.6  # how much faster a stage is on all threads than on a share
+OUTWEIGHING = 1.2  # times the others' seconds that make the global stage take all threads
 
 
 @dataclass
 class Line:
-    """`count` steps, each of which `run` does, given its number, once `is_ready` says that it may begin."""
+    """`count` steps, each of which `run` does, given its number, once `is_ready` says that it may begin.
+
+    While `takes_all` is true, no step of another line runs beside one of these.
+    """
 
     count: int
     run: Callable[[int], None]
     is_ready: Callable[[int], bool]
     done: int = 0
     is_running: bool = False
+    takes_all: bool = False
 
 
 class SideBySide:
@@ -45,7 +51,7 @@ class SideBySide:
         """Do all steps. Raises what the first step that failed raised, once no other is running."""
         try:
             for stage in self._stages:
-                stage.is_beside_another = True
+                stage.shares_threads = True
             for thread in self._threads:
                 thread.start()
             self._join()
@@ -60,7 +66,7 @@ class SideBySide:
         self._join()
         self._lines = ()  # and the results between stages
         for stage in self._stages:
-            stage.is_beside_another = False
+            stage.shares_threads = None
 
     def _join(self) -> None:
         """Wait for the threads that have begun; one that begins later finds that it is stopped.
@@ -91,12 +97,20 @@ class SideBySide:
         """The line whose next step this thread is to do, as soon as there is one; None where none is left."""
         with self._changed:
             while not self._is_stopped and any(line.done < line.count for line in self._lines):
-                for line in self._lines:
-                    if not line.is_running and line.done < line.count and line.is_ready(line.done):
-                        line.is_running = True
-                        return line
+                if line := self._next():
+                    line.is_running = True
+                    return line
                 self._changed.wait()
             return None
+
+    def _next(self) -> Line | None:
+        running = [line for line in self._lines if line.is_running]
+        if any(line.takes_all for line in running):
+            return None
+        for line in self._lines:
+            if not line.is_running and line.done < line.count and line.is_ready(line.done):
+                return None if line.takes_all and running else line
+        return None
 
 
 def stages_side_by_side(
@@ -110,23 +124,34 @@ def stages_side_by_side(
     """Work that takes `count` pieces through these stages, given what each does with a piece, by its number.
 
     The latents of a group of pieces are computed together; the decoder also gets the number of the group's first patch.
+    Each stage has its share of the threads, but the global one has all, and none runs beside it, once it takes longer
+    than the others together: its attention reads back to the beginning of the text.
     """
+    patcher, encoder, middle, decoder = stages
     patched, encoded, latents = list[Patching](), list[EncodedPiece](), list[Array]()
 
     def group(step: int) -> slice:
         return slice(GROUP * step, min(GROUP * step + GROUP, count))
 
+    def outweighs() -> bool:
+        others = patcher.last_seconds + encoder.last_seconds + decoder.last_seconds
+        return middle.last_seconds > OUTWEIGHING * GROUP * others
+
+    def run_group(step: int) -> None:
+        middle.shares_threads = not groups.takes_all
+        latents.append(run_global(encoded[group(step)]))
+        if groups.takes_all:
+            middle.last_seconds *= GAIN_OF_ALL  # about what it would take on a share
+        groups.takes_all = outweighs()
+
     def decode_piece(step: int) -> None:
         first = encoded[group(step // GROUP).start]
         decode(encoded[step], latents[step // GROUP], first.first_patch)
 
+    groups = Line(-(-count // GROUP), run_group, lambda step: group(step).stop <= len(encoded), takes_all=outweighs())
     lines = (  # the last stage first: what has begun is brought to its end, and few pieces are between stages
         Line(count, decode_piece, lambda step: step // GROUP < len(latents)),
-        Line(
-            -(-count // GROUP),
-            lambda step: latents.append(run_global(encoded[group(step)])),
-            lambda step: group(step).stop <= len(encoded),
-        ),
+        groups,
         Line(count, lambda step: encoded.append(encode(step, patched[step])), lambda step: step < len(patched)),
         Line(count, lambda step: patched.append(patch(step)), lambda _: True),
     )
