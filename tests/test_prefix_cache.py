@@ -18,8 +18,9 @@ from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.runtime.saved.prefix_cache import LEAST_IDS, PrefixCache, PromptReader
-from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
+from edgeblt.runtime.session import ROLLBACK_BYTES
 
 WINDOWS = 2  # a seed of `tiny_models`: windows everywhere and a maximum patch length
 SAMPLED = GenerationSettings(temperature=1.0, seed=3, max_new_bytes=12)

@@ -26,6 +26,17 @@ TOY = {
     "benchmarks/memory.py": (BUNDLE, "--bytes", "20"),
     "benchmarks/operators.py": ("--inputs", "32", "--outputs", "16", "--repeats", "1"),
     "benchmarks/prepared.py": (BUNDLE, "--new-bytes", "1", "--repeats", "1"),
+    "benchmarks/side_by_side.py": (
+        BUNDLE,
+        "--score-bytes",
+        "600",
+        "--rounds",
+        "1",
+        "--decode-rounds",
+        "1",
+        "--decode-bytes",
+        "2",
+    ),
     "benchmarks/table_memory.py": (BUNDLE, "--bytes", "20"),
 }
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.

@@ -17,7 +17,7 @@ from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.device_array import Array, DeviceArray
 
-_OF_MANY = (MANY, 0)
+_OF_MANY, _SHARING = (MANY, 0), (MANY, 1)
 _OF_ONE_SEQUENCE = {
     spec.name: np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], spec.dtype)
     for spec in BATCH_INPUTS
@@ -47,6 +47,8 @@ class StageRunner:
     def __init__(self, name: StageName, graph: OpenedGraph, cache: "BoundCache | None") -> None:
         self.name = name
         self.work = StageWork()
+        self.shares_threads: bool | None = None  # where other stages run beside it; False: it takes all threads then
+        self.last_seconds = 0.0  # time of the last run
         self._graph, self._cache = graph, cache
         self._bindings: dict[tuple[int, int], _Binding] = {}
         self._cache_values: _CacheValues | None = None
@@ -76,7 +78,8 @@ class StageRunner:
             sentence = explained(error) if self._graph.memory else None
             raise sentence or run_error(error, self.name) from None
         read = self._cache.read_bytes(positions) if self._cache else 0
-        self.work.add(positions, patches, time.perf_counter() - started, read)
+        self.last_seconds = time.perf_counter() - started
+        self.work.add(positions, patches, self.last_seconds, read)
 
     def _binding(self, positions: int, patches: int) -> "_Binding":
         if self._graph.is_closed:
@@ -87,9 +90,11 @@ class StageRunner:
             self.release()
             values = self._cache_values = _CacheValues(self._cache)
         key = (positions, patches) if positions < MANY else _OF_MANY
+        if self.shares_threads is not None:
+            key = _SHARING if self.shares_threads else _OF_MANY
         binding = self._bindings.get(key)
         if binding is None:
-            binding = _Binding(self._graph.for_positions(positions), self._graph.read_there)
+            binding = _Binding(self._graph.for_positions(key[0], key == _SHARING), self._graph.read_there)
             for name in self._graph.input_names & _OF_ONE_SEQUENCE.keys():
                 binding.bind_array(name, _OF_ONE_SEQUENCE[name])
             if values:
