@@ -41,13 +41,15 @@ def test_every_setting_has_a_name() -> None:
     document = {
         "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 1, "min_p": 0.1,
         "logit_bias": {"x": 1.0, "\n": -math.inf},
-        "dry_multiplier": 1, "dry_base": 2, "dry_allowed_length": 3, "dry_range": 4, "max_new_bytes": 5,
+        "dry_multiplier": 1, "dry_base": 2, "dry_allowed_length": 3, "dry_range": 4,
+        "dry_sequence_breakers": ["\n", "é"], "max_new_bytes": 5,
         "stop": ["a"], "utf8": True, "ignore_eos": True, "draft": "none", "regex": "a+",
     }  # fmt: skip
     found = settings_from_json(document | {"grammar": None}, GenerationSettings(top_k=9))
     assert found == GenerationSettings(
         temperature=0.5, top_k=3, top_p=0.9, seed=1, min_p=0.1, logit_bias={b"x": 1.0, b"\n": -math.inf},
-        dry_multiplier=1, dry_base=2, dry_allowed_length=3, dry_range=4, max_new_bytes=5, stop=b"a", utf8=True,
+        dry_multiplier=1, dry_base=2, dry_allowed_length=3, dry_range=4,
+        dry_sequence_breakers=[b"\n", "é"], max_new_bytes=5, stop=b"a", utf8=True,
         ignore_eos=True, draft="none", constraint=Constraint.regex("a+"),
     )  # fmt: skip
     assert set(NAMES) == {*document, "json_schema", "grammar"}
