@@ -269,6 +269,17 @@ def test_ctrl_c_stops_a_command_and_not_the_program(
     assert said.out == "\n\nOnce\n" and said.err == "edgeblt: no memory\n"
 
 
+def test_a_conversation_shows_how_far_it_has_read(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("edgeblt.commands.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 9) or now[0])
+    conversation = Conversation(model, GenerationSettings(max_new_bytes=1))
+    for _ in range(2):
+        list(conversation.go_on(b"a" * 1500))
+        assert "reading the prompt: 1.5 kB of 1.5 kB" in capsys.readouterr().err
+
+
 def test_what_a_conversation_is_not_combined_with(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for options in (("--json", "-"), ("--echo",), ("--raw",)):
         said = sentence(run_command(capfd, "generate", bundle, "-i", *options))

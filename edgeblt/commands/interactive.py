@@ -1,10 +1,12 @@
 """A text that a person and a model write in turn, line by line, in the terminal."""
 
 import importlib.util
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edgeblt.commands.reading import shown_reading
 from edgeblt.commands.stopping import forget_signals
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.utf8 import utf8_pieces
@@ -43,9 +45,11 @@ class Conversation:
         settings, self._turns = self._settings, [*self._turns, self._session.position]
         if settings.seed is not None:  # or every turn would have the same random numbers
             settings = replace(settings, seed=settings.seed + len(self._turns) - 1)
-        stream = self._model.stream(typed, settings=settings, session=self._session)
+        with shown_reading(len(typed), self._session) as reading:
+            stream = self._model.stream(typed, settings=settings, session=self._session, reading=reading)
+            first = list(itertools.islice(stream, 1))  # what was typed is read before the first byte
         try:
-            yield from utf8_pieces(stream)
+            yield from utf8_pieces(itertools.chain(first, stream))
         finally:
             stream.close()
 
