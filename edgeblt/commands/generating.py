@@ -160,7 +160,7 @@ def generate(
 
 @dataclass(frozen=True)
 class _Output:
-    """What is written of a text besides itself, and where."""
+    """Options for how a text, and details of it, are written."""
 
     echo: bool
     raw: bool

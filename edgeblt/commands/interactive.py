@@ -47,7 +47,7 @@ class Conversation:
             settings = replace(settings, seed=settings.seed + len(self._turns) - 1)
         with shown_reading(len(typed), self._session) as reading:
             stream = self._model.stream(typed, settings=settings, session=self._session, reading=reading)
-            first = list(itertools.islice(stream, 1))  # what was typed is read before the first byte
+            first = list(itertools.islice(stream, 1))  # all that was typed is read before the first byte
         try:
             yield from utf8_pieces(itertools.chain(first, stream))
         finally:
