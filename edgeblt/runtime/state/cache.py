@@ -204,9 +204,13 @@ class KeyValueCache:
     def load(self, snapshot: CacheSnapshot) -> None:
         """Become what the snapshot is a copy of."""
         self.clear()
-        if snapshot.length + _SPARE > self.capacity:
-            needed = snapshot.length + PIECE_BYTES + _SPARE
-            self._grow(needed if self._enough is None else min(needed, max(self._enough, snapshot.length + _SPARE)))
+        most = self._enough
+        least = snapshot.length + _SPARE
+        if snapshot.forgotten and most is not None:  # they come back where the text is rolled back across the shift
+            least = max(least, most)
+        if least > self.capacity:
+            more = snapshot.length + PIECE_BYTES + _SPARE
+            self._grow(max(least, more if most is None else min(more, most)))
         end = 0
         for segment in snapshot.segments:
             start, end = end, end + segment[0].shape[2]
