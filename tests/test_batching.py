@@ -1,6 +1,7 @@
 """Texts in a batch get what they get alone, whoever comes and goes beside them."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 import tiny_models
 from batch_mixes import run_mix
 from conftest import Exported
+from edgeblt.batching.engine import EngineCounts
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.settings import completed_settings
-from edgeblt.batching.text import BatchEnd, BatchText
+from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Recorded
 from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.decoding.constraints import Constraint
+from edgeblt.decoding.details import ByteDetails
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import encode
@@ -146,13 +150,109 @@ def test_asyncio(batch_models: Callable[[str], Model]) -> None:
         assert asyncio.run(all_texts()) == [model.generate(prompt, 40, draft="none") for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3, "stop": "e"}])
+def test_details_are_those_of_a_text_alone(batch_models: Callable[[str], Model], sampling: dict[str, Any]) -> None:
+    model = batch_models("int8-layers")
+    tolerance = 0 if is_exact(model) else 1e-4
+
+    async def read(prompt: bytes) -> list[ByteDetails]:
+        answer, found = engine.stream(prompt, max_new_bytes=30, details=3, **sampling), list[ByteDetails]()
+        async for piece in answer:
+            assert b"".join(each.byte for each in answer.details) == piece
+            found += answer.details
+        return found
+
+    async def read_all() -> list[list[ByteDetails]]:
+        return await asyncio.gather(*map(read, PROMPTS))
+
+    with model.engine() as engine:
+        for prompt, found in zip(PROMPTS, asyncio.run(read_all()), strict=True):
+            stream, alone = model.stream(prompt, 30, draft="none", details=3, **sampling), list[ByteDetails]()
+            for _ in stream:
+                alone += stream.details
+            _assert_alike(found, alone, tolerance)
+
+
+def test_details_of_forced_bytes(batch_models: Callable[[str], Model]) -> None:
+    model = batch_models("int8-layers")
+    settings: dict[str, Any] = {"utf8": True, "constraint": Constraint.regex("(forced|x) text [0-9]{3}")}
+    stream, alone = model.stream(b"abc", draft="none", details=2, **settings), list[ByteDetails]()
+    for _ in stream:
+        alone += stream.details
+    with model.engine() as engine:
+        (answer,) = engine.submit(b"abc", details=2, **settings)
+        found = [each for _ in answer for each in answer.details]
+    assert any(each.origin == "forced" for each in found)
+    _assert_alike(found, alone, 0 if is_exact(model) else 1e-4)
+
+
+def test_details_of_a_prompt(batch_models: Callable[[str], Model]) -> None:
+    model = batch_models("int8-layers")
+    for prompt in PROMPTS:
+        scores, count = model.score(prompt), len(prompt)
+        with model.engine() as engine:
+            answers = engine.submit(prompt, details=1, echo=True, answers=2, max_new_bytes=3)
+            next(iter(answers[0])), next(iter(answers[1]))
+            found = answers[0].prompt_details
+            assert found == answers[1].prompt_details
+        assert b"".join(each.byte for each in found) == prompt and {each.origin for each in found} <= {"prompt"}
+        assert [each.starts_patch for each in found] == scores.patch_starts.tolist()
+        np.testing.assert_allclose([each.logprob for each in found], scores.logprobs, atol=1e-4)
+        np.testing.assert_allclose([each.entropy for each in found], scores.entropies, atol=1e-4)
+        assert all(len(each.alternatives) == 1 for each in found) and len(found) == count
+
+
+def test_details_of_a_prompt_that_is_read_again(
+    batch_models: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = batch_models("int8-layers"), itertools.count(1)
+    stepper = stepper_of(model)
+    monkeypatch.setattr(stepper, "fits", lambda parts: len(parts) == 1 or next(calls) % 3 != 0)
+    scheduler, found = Scheduler(stepper), list[BatchPiece | BatchEnd]()
+    settings = completed_settings(model.config, None, max_new_bytes=20)
+    texts = [BatchText(prompt, settings, model.config.generation.ends, found.append, Recorded(0, True))
+             for prompt in PROMPTS]  # fmt: skip
+    for text in texts:
+        scheduler.add(text)
+    while not scheduler.is_idle:
+        scheduler.step()
+    assert scheduler.tally.prompt_bytes > sum(map(len, PROMPTS))
+    for text, prompt in zip(texts, PROMPTS, strict=True):
+        assert b"".join(each.byte for each in text.prompt_details) == prompt
+
+
+def _assert_alike(found: list[ByteDetails], alone: list[ByteDetails], tolerance: float) -> None:
+    assert [(each.byte, each.origin, each.starts_patch) for each in found] == [
+        (each.byte, each.origin, each.starts_patch) for each in alone
+    ]
+    for one, other in zip(found, alone, strict=True):
+        assert [byte for byte, _ in one.alternatives] == [byte for byte, _ in other.alternatives]
+        np.testing.assert_allclose(_numbers(one), _numbers(other), rtol=0, atol=tolerance)
+
+
+def _numbers(details: ByteDetails) -> list[float]:
+    return [details.logprob, details.entropy, *(nats for _, nats in details.alternatives)]
+
+
+def test_counts_of_an_engine(batch_models: Callable[[str], Model]) -> None:
+    with batch_models("int8-layers").engine(most_sequences=2) as engine:
+        assert engine.counts == EngineCounts(*[0] * 7)
+        answers = engine.submit(b"abc", max_new_bytes=10, ignore_eos=True, answers=3)
+        for answer in answers:
+            answer.read()
+        counts = engine.counts
+        assert (counts.waiting, counts.finished, counts.generated_bytes) == (0, 3, 30)
+        assert counts.steps == engine.steps and counts.prompt_bytes in (3, 6)  # the third may have read it again
+        assert counts.rows >= 30
+
+
 def test_leaving_an_async_loop_cancels(batch_models: Callable[[str], Model]) -> None:
     model = batch_models("int8-layers")
 
     async def first_byte() -> bytes:
         stream = engine.stream(b"abc", max_new_bytes=1 << 30)
         piece = await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         return piece
 
     with model.engine(most_sequences=1) as engine:
@@ -169,10 +269,10 @@ class Listener:
         self.end: BatchEnd | None = None
         self.text = BatchText(prompt, settings, model.config.generation.ends, self.take)
 
-    def take(self, piece: bytes | BatchEnd) -> None:
+    def take(self, piece: BatchPiece | BatchEnd) -> None:
         assert self.end is None, "something comes after the end"
-        if isinstance(piece, bytes):
-            self.bytes += piece
+        if isinstance(piece, BatchPiece):
+            self.bytes += piece.data
         else:
             self.end = piece
 

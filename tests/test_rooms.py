@@ -25,6 +25,7 @@ STOREYS = (
     ("model",),
     ("node_providers", "measure"),
     ("prepare", "report"),
+    ("serving",),
     ("quant.formats",),
     ("quant.methods",),
     ("quant.recipes",),

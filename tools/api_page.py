@@ -36,7 +36,10 @@ SECTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {  # heading: (what a pr
     "Many texts at once": (
         ("edgeblt.Model, for many texts", "edgeblt/batching/calls.py", "BatchCalls"),
         ("edgeblt.batching.engine.Engine", "edgeblt/batching/engine.py", "Engine"),
-        ("edgeblt.batching.engine.Answer", "edgeblt/batching/engine.py", "Answer"),
+        ("edgeblt.batching.engine.EngineCounts", "edgeblt/batching/engine.py", "EngineCounts"),
+        ("edgeblt.batching.answers.AnyAnswer", "edgeblt/batching/answers.py", "AnyAnswer"),
+        ("edgeblt.batching.answers.Answer", "edgeblt/batching/answers.py", "Answer"),
+        ("edgeblt.batching.answers.AsyncAnswer", "edgeblt/batching/answers.py", "AsyncAnswer"),
         ("edgeblt.batching.text.BatchEnd", "edgeblt/batching/text.py", "BatchEnd"),
     ),
     "Making and judging bundles": (

@@ -9,7 +9,7 @@ from edgeblt.batching.engine import Engine
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
-from edgeblt.batching.text import BatchEnd, BatchText, Deliver
+from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
@@ -76,7 +76,7 @@ class BatchCalls:
         """
         read = [as_bytes("prompt", prompt) for prompt in prompts]
         chosen, ends = completed_settings(self.config, settings, **changes), self.config.generation.ends
-        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, bytes | BatchEnd]]()
+        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, BatchPiece | BatchEnd]]()
 
         def collector(index: int) -> Deliver:
             return lambda piece: pieces.append((index, piece))
@@ -99,7 +99,7 @@ class BatchCalls:
         raise NotImplementedError
 
 
-def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | BatchEnd]]) -> Iterator[tuple[int, bytes]]:
+def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, BatchPiece | BatchEnd]]) -> Iterator[tuple[int, bytes]]:
     with EnoughMemory("to generate texts"):
         try:
             while not scheduler.is_idle or pieces:
@@ -107,8 +107,8 @@ def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, bytes | BatchEnd]])
                     scheduler.step()
                 while pieces:
                     index, piece = pieces.popleft()
-                    if isinstance(piece, bytes):
-                        yield index, piece
+                    if isinstance(piece, BatchPiece):
+                        yield index, piece.data
                     elif piece.error:
                         raise EdgebltError(f"prompt {index}: {piece.error}")
         finally:

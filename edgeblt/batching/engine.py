@@ -1,51 +1,44 @@
 """An engine: one thread that owns a model's sequences, and answers that get their bytes through queues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Condition, Thread, get_ident
 from types import TracebackType
 from typing import Self, Unpack
 
 from edgeblt.arguments import as_bytes, whole_number
+from edgeblt.batching.answers import Answer, AsyncAnswer
 from edgeblt.batching.scheduler import Scheduler
-from edgeblt.batching.settings import BatchSettings, completed_settings, settings_of_answers
-from edgeblt.batching.text import BatchEnd, BatchText, Deliver
+from edgeblt.batching.settings import BatchSettings, completed_settings, recorded_details, settings_of_answers
+from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver, Recorded
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
 
 
-class Answer:
-    """The bytes that an engine generates for one prompt: iterate over them, in any thread.
+@dataclass(frozen=True)
+class EngineCounts:
+    """Numbers of an engine's texts now, and of what it has done so far.
 
-    end: how the text ended, a `BatchEnd`; None before its last byte was read.
+    waiting: texts that have no state: they wait for room, or for the prompt that they share to be read.
+    active: texts with a state.
+    finished: texts that have ended, for whatever reason.
+    steps: steps run.
+    rows: ids read in these steps, so that `rows / steps` of them share a step.
+    prompt_bytes: bytes of prompts read; a shared prompt counts once, one that was read again each time.
+    generated_bytes: bytes generated, and ids that ended a text.
     """
 
-    def __init__(self, cancel: "Callable[[], None]", pieces: "SimpleQueue[bytes | BatchEnd]") -> None:
-        self.end: BatchEnd | None = None
-        self._cancel, self._pieces = cancel, pieces
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The bytes from here on, each as soon as it is there. Raises EdgebltError where the model failed on it."""
-        while self.end is None:
-            piece = self._pieces.get()
-            if isinstance(piece, bytes):
-                yield piece
-            else:
-                self.end = piece
-        if self.end.error:
-            raise self.end.error
-
-    def read(self) -> bytes:
-        """All bytes from here on, when the text has ended. Raises as iterating does."""
-        return b"".join(self)
-
-    def cancel(self) -> None:
-        """End the text: at most the step under way still gives it a byte."""
-        self._cancel()
+    waiting: int
+    active: int
+    finished: int
+    steps: int
+    rows: int
+    prompt_bytes: int
+    generated_bytes: int
 
 
 class Engine:
@@ -58,6 +51,7 @@ class Engine:
         self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper)
         self._changed = Condition()
         self._joining: list[BatchText] = []
+        self._started = self._finished = 0  # texts
         self._is_closing = False
         self._thread = Thread(target=self._run, name="edgeblt-engine", daemon=True)
         self._thread.start()
@@ -77,12 +71,28 @@ class Engine:
         """Bytes of memory that the states of all texts take now."""
         return self._stepper.state_bytes
 
+    @property
+    def counts(self) -> EngineCounts:
+        """Numbers of texts, steps and bytes now; cheap, and callable from any thread."""
+        active, finished, tally = self._scheduler.active_count, self._finished, self._scheduler.tally
+        return EngineCounts(
+            max(self._started - active - finished, 0),
+            active,
+            finished,
+            tally.steps,
+            tally.rows,
+            tally.prompt_bytes,
+            tally.generated,
+        )
+
     def submit(
         self,
         prompt: bytes | str,
         settings: GenerationSettings | None = None,
         *,
         answers: int = 1,
+        details: int | None = None,
+        echo: bool = False,
         **changes: Unpack[BatchSettings],
     ) -> list[Answer]:
         """Start generating what follows a prompt, and return at once.
@@ -91,40 +101,63 @@ class Engine:
         settings: a `GenerationSettings`, whose `draft` has no effect here; None, the default, has the default of each.
         answers: number of texts that follow the same prompt, which is read once for all; 1 or more, default 1. The seed
             of answer i is `seed` + i.
+        details: records the details of each byte, with so many likeliest alternatives, for `Answer.details`; None, the
+            default, records none.
+        echo: True records those of the prompt's bytes too, for `Answer.prompt_details`; default False.
         changes: any setting of `GenerationSettings` but `draft`, by its name.
 
         Raises EdgebltError for arguments out of range, and where the engine is closed.
         """
-        pieces = [SimpleQueue[bytes | BatchEnd]() for _ in range(whole_number("answers", answers, 1))]
-        texts = self._start([queue.put for queue in pieces], prompt, settings, changes)
-        return [Answer(partial(self._cancel, text), queue) for text, queue in zip(texts, pieces, strict=True)]
+        pieces = [SimpleQueue[BatchPiece | BatchEnd]() for _ in range(whole_number("answers", answers, 1))]
+        deliver = [queue.put for queue in pieces]
+        texts = self._start(deliver, prompt, settings, changes, recorded_details(details, echo))
+        return [Answer(text, self._cancel, queue) for text, queue in zip(texts, pieces, strict=True)]
 
-    async def stream(
+    def stream(
         self,
         prompt: bytes | str,
         settings: GenerationSettings | None = None,
+        *,
+        details: int | None = None,
+        echo: bool = False,
         **changes: Unpack[BatchSettings],
-    ) -> AsyncIterator[bytes]:
-        """Generate as `Model.stream` does, for `async for`; leaving the loop, or cancelling its task, cancels the text.
+    ) -> AsyncAnswer:
+        """Start generating what follows a prompt, for `async for` in the event loop that runs now.
 
-        Takes the arguments of `submit` but for `answers`, and raises as it does, and where the model fails.
+        Takes the arguments of `submit` but for `answers`, and raises as it does. Leaving the loop, or cancelling its
+        task, cancels the text.
         """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[bytes | BatchEnd]()
+        return self.streams(prompt, settings, details=details, echo=echo, **changes)[0]
 
-        def deliver(piece: bytes | BatchEnd) -> None:
-            try:
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except RuntimeError:  # the loop was closed: nobody listens
-                text.is_cancelled = True
+    def streams(
+        self,
+        prompt: bytes | str,
+        settings: GenerationSettings | None = None,
+        *,
+        answers: int = 1,
+        details: int | None = None,
+        echo: bool = False,
+        **changes: Unpack[BatchSettings],
+    ) -> list[AsyncAnswer]:
+        """Start generating several answers to one prompt, each as `stream` gives one.
 
-        (text,) = self._start([deliver], prompt, settings, changes)
-        try:
-            while isinstance(piece := await pieces.get(), bytes):
-                yield piece
-            if piece.error:
-                raise piece.error
-        finally:
-            self._cancel(text)
+        Takes the arguments of `submit`, and raises as it does.
+        """
+        loop = asyncio.get_running_loop()
+        queues = [asyncio.Queue[BatchPiece | BatchEnd]() for _ in range(whole_number("answers", answers, 1))]
+
+        def into(index: int) -> Deliver:
+            def deliver(piece: BatchPiece | BatchEnd) -> None:
+                try:
+                    loop.call_soon_threadsafe(queues[index].put_nowait, piece)
+                except RuntimeError:  # the loop was closed: nobody listens
+                    texts[index].is_cancelled = True
+
+            return deliver
+
+        deliver = [into(index) for index in range(len(queues))]
+        texts = self._start(deliver, prompt, settings, changes, recorded_details(details, echo))
+        return [AsyncAnswer(text, self._cancel, queue) for text, queue in zip(texts, queues, strict=True)]
 
     def close(self) -> None:
         """Cancel all texts, and end the thread after the step under way. Nothing happens a second time."""
@@ -148,17 +181,30 @@ class Engine:
         prompt: bytes | str,
         settings: GenerationSettings | None,
         changes: BatchSettings,
+        recorded: Recorded | None,
     ) -> list[BatchText]:
         data, chosen = as_bytes("prompt", prompt), completed_settings(self._config, settings, **changes)
         ends, own = self._config.generation.ends, settings_of_answers(chosen, len(deliver))
-        texts = [BatchText(data, each, ends, take) for each, take in zip(own, deliver, strict=True)]
+        taken = [self._counted(take) for take in deliver]
+        texts = [BatchText(data, each, ends, take, recorded) for each, take in zip(own, taken, strict=True)]
         texts[0].forks = texts[1:]
         with self._changed:
             if self._is_closing:
                 raise EdgebltError("this engine was closed; make another with model.engine()")
             self._joining.append(texts[0])
+            self._started += len(texts)
             self._changed.notify()
         return texts
+
+    def _counted(self, deliver: Deliver) -> Deliver:
+        """The same, which counts texts that have ended."""
+
+        def counted(piece: BatchPiece | BatchEnd) -> None:
+            if isinstance(piece, BatchEnd):
+                self._finished += 1
+            deliver(piece)
+
+        return counted
 
     def _cancel(self, text: BatchText) -> None:
         with self._changed:

@@ -10,15 +10,32 @@ changes nothing of what it generates; the oldest always goes on.
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult, room
+from edgeblt.runtime.session import Chunk
 
 PROMPT_ROWS = 128  # most ids of prompts in a step
+
+
+@dataclass
+class Tally:
+    """Numbers of what a scheduler has done so far.
+
+    steps: steps run.
+    rows: ids read in them, also those read for the second time.
+    prompt_bytes: those among them that are bytes of prompts.
+    generated: ids that were chosen or forced.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    prompt_bytes: int = 0
+    generated: int = 0
 
 
 class Scheduler:
@@ -28,7 +45,17 @@ class Scheduler:
         self._stepper = stepper
         self._waiting: deque[BatchText] = deque()
         self._active: list[BatchText] = []  # texts with a sequence, oldest first
-        self.steps = 0
+        self.tally = Tally()
+
+    @property
+    def steps(self) -> int:
+        """Number of steps run so far."""
+        return self.tally.steps
+
+    @property
+    def waiting_count(self) -> int:
+        """Number of texts that wait for room."""
+        return len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -55,10 +82,10 @@ class Scheduler:
         chosen = self._fitting(self._choose())
         if not chosen:
             return
-        self.steps += 1
+        self.tally.steps += 1
         results = self._stepper.run([_part(text, count) for text, count in chosen])
-        for (text, count), result in zip(chosen, results, strict=True):
-            self._advance(text, count, result)
+        for (text, _), result in zip(chosen, results, strict=True):
+            self._advance(text, result)
         self._leave()
 
     def end_all(self, others: Iterable[BatchText], end: BatchEnd) -> None:
@@ -110,19 +137,28 @@ class Scheduler:
                 self._release_forks(newest)
         return chosen
 
-    def _advance(self, text: BatchText, count: int, result: StepResult) -> None:
+    def _advance(self, text: BatchText, result: StepResult) -> None:
         if isinstance(result, EdgebltError):
             text.finish(BatchEnd("error", error=result))
             return self._release_forks(text)
         text.turn = self.steps
-        del text.unread[:count]
-        if text.unread:
-            return
-        logits = result.logits[-1]
-        self._fork(text, logits)
-        text.choose(logits)
+        self._count(text, result)
+        text.read(result)
+        if not text.unread:
+            self._fork(text, result)
+            self._choose_next(text, result)
 
-    def _fork(self, text: BatchText, logits: NDArray[np.float32]) -> None:
+    def _count(self, text: BatchText, result: Chunk) -> None:
+        end = result.position + len(result.logits)
+        self.tally.rows += len(result.logits)
+        self.tally.prompt_bytes += max(min(end, text.prompt_count) - max(result.position, 1), 0)
+
+    def _choose_next(self, text: BatchText, result: Chunk) -> None:
+        before = text.generated
+        text.choose(result)
+        self.tally.generated += text.generated - before
+
+    def _fork(self, text: BatchText, result: Chunk) -> None:
         """Start the other answers to a prompt that was just read, in copies of its state or by reading it again."""
         for other in text.forks:
             assert text.sequence
@@ -132,7 +168,8 @@ class Scheduler:
             other.sequence = text.sequence.fork()
             if other.sequence:
                 other.unread, other.turn = [], self.steps
-                other.choose(logits)
+                other.prompt_details = text.prompt_details
+                self._choose_next(other, result)
                 if not other.end:
                     self._active.append(other)
             else:

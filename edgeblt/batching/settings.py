@@ -3,8 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from edgeblt.arguments import whole_number
+from edgeblt.batching.text import Recorded
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, merged_settings
+from edgeblt.errors import EdgebltError
 
 
 class BatchSettings(OtherSettings, total=False):
@@ -27,3 +30,12 @@ def settings_of_answers(settings: GenerationSettings, count: int) -> list[Genera
     if settings.seed is None:
         return [settings] * count
     return [replace(settings, seed=settings.seed + index) for index in range(count)]
+
+
+def recorded_details(details: int | None, echo: bool) -> Recorded | None:
+    """Details to record of a text, and with `echo` of its prompt. Raises EdgebltError for values out of range."""
+    if details is None:
+        if echo:
+            raise EdgebltError("echo is True, but details is None; say with details how many alternatives to record")
+        return None
+    return Recorded(whole_number("details", details), echo)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgeblt.decoding.details import ByteDetails, DetailRecorder
 from edgeblt.decoding.output import EndReason
 from edgeblt.decoding.settings import GenerationSettings, text_output, text_sampler
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.runtime.batch.stepper import BatchSequence
+from edgeblt.runtime.session import Chunk
 
 SHORT = 32  # ids that a text may read in a step without counting as a reader: one chosen, and those forced after it
 
@@ -30,26 +29,58 @@ class BatchEnd:
     error: EdgebltError | None = None
 
 
-Deliver = Callable[["bytes | BatchEnd"], None]
+class BatchPiece(NamedTuple):
+    """A piece of a text, as soon as it is certain, with the details of each of its bytes where they are recorded."""
+
+    data: bytes
+    details: tuple[ByteDetails, ...] = ()
+
+
+Deliver = Callable[["BatchPiece | BatchEnd"], None]
 """Takes each piece of a text as it becomes certain, and in the end how it ended."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Details that are recorded of a text.
+
+    alternatives: number of likeliest alternatives in the details of each byte.
+    with_prompt: whether the prompt's bytes have details too.
+    """
+
+    alternatives: int
+    with_prompt: bool = False
 
 
 class BatchText:
     """A text that is generated in a batch. It reads `unread`, then chooses an id, which it reads next.
 
     sequence: its state, None while it waits; all it has read is read again when it gets another.
+    prompt_details: details of the bytes of its prompt that it has read, where these are recorded.
     """
 
-    def __init__(self, prompt: bytes, settings: GenerationSettings, ends: Sequence[int], deliver: Deliver) -> None:
+    def __init__(
+        self,
+        prompt: bytes,
+        settings: GenerationSettings,
+        ends: Sequence[int],
+        deliver: Deliver,
+        recorded: Recorded | None = None,
+    ) -> None:
         """Start before the prompt; `settings` are completed, and `ends` the ids that end texts."""
         self.unread: list[int] = [BOS, *encode(prompt).tolist()]
+        self.prompt_count = len(self.unread)
         self.sequence: BatchSequence | None = None
         self.turn = 0  # number of the step in which it last read
         self.is_cancelled = False
         self.end: BatchEnd | None = None
         self.forks: list[BatchText] = []  # other answers to its prompt, which start when it has read it
+        self.generated = 0  # ids chosen so far
+        self.prompt_details: list[ByteDetails] = []
         self._sampler, self._output = text_sampler(settings, ends, prompt), text_output(settings, prompt)
-        self._left, self._has_begun, self._deliver = settings.max_new_bytes, False, deliver
+        self._recorder = DetailRecorder(recorded.alternatives, ends) if recorded else None
+        self._with_prompt = recorded is not None and recorded.with_prompt
+        self._most, self._deliver = settings.max_new_bytes, deliver
 
     @property
     def is_reading(self) -> bool:
@@ -59,41 +90,68 @@ class BatchText:
     @property
     def is_empty(self) -> bool:
         """Whether it is to have no bytes at all."""
-        return self._left == 0
+        return self._most == 0
 
-    def choose(self, logits: NDArray[np.float32]) -> None:
-        """Choose and deliver what comes next, given logits [vocab] after all it has read; ends it where nothing is."""
+    def read(self, chunk: Chunk) -> None:
+        """Count its next ids as read; `chunk` is what the step gave for them."""
+        count = len(chunk.logits)
+        if self._recorder and self._with_prompt and len(self.prompt_details) < self.prompt_count - 1:
+            self._record_prompt(self._recorder, chunk)
+        del self.unread[:count]
+
+    def _record_prompt(self, recorder: DetailRecorder, chunk: Chunk) -> None:
+        """Record the prompt's bytes after each id of a chunk, which may be read for the second time."""
+        skipped = len(self.prompt_details) - chunk.position
+        ids = self.unread[1 + skipped : min(len(chunk.logits) + 1, self.prompt_count - chunk.position)]
+        self.prompt_details += recorder.of_rows(chunk, skipped, ids)
+
+    def choose(self, chunk: Chunk) -> None:
+        """Choose and deliver what comes next, given the results after all it has read; ends it where nothing is."""
         try:
-            self.unread = self._next_ids(logits)
+            self.unread = self._next_ids(chunk)
         except EdgebltError as error:
             return self.finish(BatchEnd("error", error=error))
-        self._has_begun = True
-        self._left -= len(self.unread)
+        self.generated += len(self.unread)
         for id in self.unread:
             if id in self._sampler.ends:
                 return self._end_with("eos")
-            for piece in self._output.take(id - OFFSET):
-                self._deliver(piece)
+            self._give(self._output.take(id - OFFSET))
             if self._output.stop is not None:
                 return self.finish(BatchEnd("stop", self._output.stop))
         if self._sampler.is_complete:
             self._end_with("constraint")
-        elif self._left <= 0:
+        elif self.generated >= self._most:
             self._end_with("length")
 
-    def _next_ids(self, logits: NDArray[np.float32]) -> list[int]:
+    def _next_ids(self, chunk: Chunk) -> list[int]:
         """The next id with those forced after it; none where a constraint is complete from the beginning."""
-        if not self._has_begun:
+        left, logits = self._most - self.generated, chunk.logits[-1]
+        if self._recorder:
+            return self._recorded_id(self._recorder, chunk)
+        if not self.generated:
             if self._sampler.is_complete:
                 return []
-            if forced := self._sampler.forced(self._left):
+            if forced := self._sampler.forced(left):
                 return forced
         chosen = self._sampler.choose(logits)
-        return [chosen] if chosen in self._sampler.ends else [chosen, *self._sampler.forced(self._left - 1)]
+        return [chosen] if chosen in self._sampler.ends else [chosen, *self._sampler.forced(left - 1)]
+
+    def _recorded_id(self, recorder: DetailRecorder, chunk: Chunk) -> list[int]:
+        """The next id, recorded; a forced one has details of its own, so it is read before the next is chosen."""
+        if self._sampler.is_complete:
+            return []
+        recorder.read(chunk)
+        forced = self._sampler.forced(1)
+        chosen = forced[0] if forced else self._sampler.choose(chunk.logits[-1])
+        recorder.add(-1, chosen, "forced" if forced else "sampled")
+        return [chosen]
+
+    def _give(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._deliver(BatchPiece(piece, self._recorder.take(len(piece)) if self._recorder else ()))
 
     def _end_with(self, reason: EndReason) -> None:
-        for piece in self._output.finish():
-            self._deliver(piece)
+        self._give(self._output.finish())
         self.finish(BatchEnd(reason))
 
     def finish(self, end: BatchEnd) -> None:

@@ -1,0 +1,1 @@
+"""The protocol: what requests ask for, and what answers say."""
