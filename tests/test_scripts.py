@@ -38,6 +38,7 @@ TOY = {
         "--decode-bytes",
         "2",
     ),
+    "benchmarks/serving.py": (BUNDLE, "--clients", "1", "2", "--new-bytes", "4", "--rounds", "1"),
     "benchmarks/table_memory.py": (BUNDLE, "--bytes", "20"),
 }
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.
