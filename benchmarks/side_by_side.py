@@ -1,10 +1,10 @@
 """Prefill, scoring and decoding by number of threads, with and without another process that keeps a core busy.
 
-    python benchmarks/side_by_side.py BUNDLE... [--score-bytes 65536] [--rounds 3]
+    python benchmarks/side_by_side.py BUNDLE... [--score-bytes 65536] [--rounds 4]
 
 Each bundle is opened for one thread, for two, and as by default. `read` feeds 4,096 bytes at once, `score` scores a
-text, `decode` feeds bytes one by one; a bundle of 100 MB or more reads and scores an eighth. All take turns in each
-round, and the round with the least time counts; of decoding also the median, as that of a busy machine varies. A busy
+text, `decode` feeds bytes one by one; of a bundle of 100 MB or more they take half, an eighth and an eighth of that.
+All take turns in each round, and the round with the least time counts; of decoding the median is shown too. A busy
 process is `while True: pass`, once with the priority of this one and once with the lowest. The profile is of `read`
 with two threads: seconds of each stage, and how much of the two threads' time is between stages. The last line is JSON.
 """
@@ -31,7 +31,7 @@ from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.side_by_side import AT_ONCE
 
 READ_BYTES, CONTEXT = 4096, 32
-LARGE_BUNDLE, LARGE_DIVISOR = 100_000_000, 8
+LARGE_BUNDLE, READ_DIVISOR, DIVISOR = 100_000_000, 2, 8
 THREADS: tuple[int | None, ...] = (1, 2, None)
 NEIGHBOURS = {"none": None, "equal": 0, "lowest": 19}  # niceness of the busy process
 Times = dict[str, list[float]]
@@ -95,11 +95,12 @@ def profile(model: edgeblt.Model, ids: NDArray[np.int64]) -> dict[str, float]:
 
 def measured(bundle: Path, score_bytes: int, rounds: int, decode_rounds: int, decode_bytes: int) -> dict[str, Any]:
     models = {name(threads): edgeblt.load(bundle, threads=threads) for threads in THREADS}
-    divisor = LARGE_DIVISOR if models["1"].bundle.size >= LARGE_BUNDLE else 1
-    data = text(max(score_bytes, READ_BYTES) // divisor)
-    ids = np.concatenate([[BOS], encode(data)])[: 1 + READ_BYTES // divisor]
+    is_large = models["1"].bundle.size >= LARGE_BUNDLE
+    divisor, read_bytes = (DIVISOR, READ_BYTES // READ_DIVISOR) if is_large else (1, READ_BYTES)
+    data = text(score_bytes // divisor)
+    ids = np.concatenate([[BOS], encode(text(read_bytes))])
     count = max(decode_bytes // divisor, 1)
-    result: dict[str, Any] = {"bundle": str(bundle), "read_bytes": len(ids) - 1, "score_bytes": score_bytes // divisor}
+    result: dict[str, Any] = {"bundle": str(bundle), "read_bytes": len(ids) - 1, "score_bytes": len(data)}
     for state, niceness in NEIGHBOURS.items():
         with neighbour(niceness):
             reads, decodes = ({key: list[float]() for key in models} for _ in range(2))
@@ -116,7 +117,7 @@ def measured(bundle: Path, score_bytes: int, rounds: int, decode_rounds: int, de
     scores: Times = {key: [] for key in models}
     for _ in range(max(1, rounds // 2)):
         for key, model in models.items():
-            scores[key].append(score(model, data[: score_bytes // divisor]))
+            scores[key].append(score(model, data))
     result["none"]["score"] = scores
     result["profile"] = min((profile(models["2"], ids) for _ in range(rounds)), key=lambda found: found["seconds"])
     for model in models.values():
@@ -147,8 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--score-bytes", type=int, default=65536)
-    parser.add_argument("--rounds", type=int, default=5, help="of reading; scoring has half as many")
-    parser.add_argument("--decode-rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=4, help="of reading; scoring has half as many")
+    parser.add_argument("--decode-rounds", type=int, default=15)
     parser.add_argument("--decode-bytes", type=int, default=24, help="in each round")
     options = parser.parse_args()
     results = []

@@ -114,10 +114,11 @@ def test_threads_beyond_the_cores(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("two_cores")
 def test_threads_by_default_are_those_that_can_run() -> None:
-    assert ThreadCounts.of(None, LARGE_STAGE_BYTES) == (2, 2, 1)
-    assert ThreadCounts.of(None, LARGE_STAGE_BYTES - 1) == (1, 2, 1)
-    assert ThreadCounts.of(5, 0) == ThreadCounts.of(5, LARGE_STAGE_BYTES) == (5, 5, 2)
-    assert ThreadCounts.of(1, 0).share is None
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES, True) == (2, 2, 1)
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES, False) == (2, 2, None)
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES - 1, False) == (1, 2, 1)
+    assert ThreadCounts.of(5, 0, True) == ThreadCounts.of(5, LARGE_STAGE_BYTES, True) == (5, 5, 2)
+    assert ThreadCounts.of(1, 0, True).share is None
 
 
 @pytest.mark.usefixtures("two_cores")

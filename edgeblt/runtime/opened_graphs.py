@@ -121,8 +121,12 @@ class OpenedGraphs:
     def refuse_changes(self) -> None:
         """Raises EdgebltError where a weight file was written to since it was opened, or the graphs were closed."""
         self.check()
-        for file in self._weights:
-            file.refuse_changes()
+        try:
+            for file in self._weights:
+                file.refuse_changes()
+        except OSError:  # another thread may have closed them just now
+            self.check()
+            raise
 
     def close(self) -> None:
         """Free graphs and weights; a run under way in another thread ends first. Nothing happens a second time."""

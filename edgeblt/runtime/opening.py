@@ -14,6 +14,7 @@ from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.errors import EdgebltError, shown
+from edgeblt.runtime import native
 from edgeblt.runtime.cuda import explained
 from edgeblt.runtime.opened_graphs import OpenedGraph, OpenedGraphs
 from edgeblt.runtime.packed_weights import Prepared
@@ -27,6 +28,8 @@ from edgeblt.runtime.providers import (
     session_options,
 )
 from edgeblt.runtime.run_errors import no_memory
+
+_MAPPED_FORMATS = ("int8", "int4")  # native kernels read weights in these where they lie; manifests name them so
 
 
 def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
@@ -70,7 +73,9 @@ def open_graphs(
         own, packed = held.stages[name], prepared.stage(name)
         weight_bytes = sum(file.size for file in own.weights)
         is_large |= weight_bytes >= LARGE_STAGE_BYTES
-        counts = ThreadCounts.of(threads, weight_bytes)
+        lie_as_read = held.bundle.manifest.stages[name].weight_format.startswith(_MAPPED_FORMATS)
+        are_mapped = packed is not None or (lie_as_read and native.library_path() is not None)
+        counts = ThreadCounts.of(threads, weight_bytes, are_mapped)
         used.append(packed or own)
         graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
     refuse_replacement(used)  # ONNX Runtime opened the weights by their names

@@ -74,14 +74,17 @@ class ThreadCounts(NamedTuple):
     share: int | None  # None where there are no two threads, for two stages
 
     @classmethod
-    def of(cls, threads: int | None, weight_bytes: int) -> "ThreadCounts":
+    def of(cls, threads: int | None, weight_bytes: int, are_mapped: bool) -> "ThreadCounts":
         """Counts for a stage; `threads`, if given, is that of all runs at a time.
+
+        are_mapped: its weights are used where they lie in the file. Other large ones are not opened for a share of the
+            threads, as ONNX Runtime would pack them a second time.
 
         By default all usable cores, but one for few positions of a stage with small weights.
         """
-        many = threads or usable_cores()
-        few = threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many
-        return cls(few, many, many // 2 or None)
+        many, is_small = threads or usable_cores(), weight_bytes < LARGE_STAGE_BYTES
+        few = threads or 1 if is_small else many
+        return cls(few, many, many // 2 or None if is_small or are_mapped else None)
 
 
 def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:

@@ -118,7 +118,7 @@ class Session(SaveCalls):
                 except EdgebltError:
                     if span.stop - span.start == CHUNK_BYTES:
                         raise
-                    spans[:0] = one_by_one(span)  # what comes before the error is yielded before it
+                    spans[:0] = one_by_one(span)  # chunks before the error are yielded
                     continue
             yield from chunks
 

@@ -64,7 +64,7 @@ class SideBySide:
         """Begin no further step, and wait for those that are running."""
         self._is_stopped = True
         self._join()
-        self._lines = ()  # and the results between stages
+        self._lines = ()  # they hold the results between stages
         for stage in self._stages:
             stage.shares_threads = None
 
