@@ -84,7 +84,7 @@ async def answer(server: Server, body: dict[str, Any]) -> list[tuple[float, str]
 
 
 def prompts(count: int, length: int) -> list[str]:
-    """As many pieces of prose, in ASCII."""
+    """Pieces of prose, in ASCII."""
     prose = held_out_text("prose").decode(errors="ignore").encode("ascii", "ignore").decode()
     prose *= 2 + (APART * count + length) // len(prose)
     return [prose[place * APART :][:length] for place in range(count)]

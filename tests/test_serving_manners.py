@@ -315,13 +315,13 @@ def wrong_requests(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
         if kind == 0:
             yield generator.randbytes(generator.randrange(1, 400)), False
         elif kind == 1:  # bytes of a good request changed
-            request = bytearray(head(len(good)) + good)
+            changed = bytearray(head(len(good)) + good)
             for _ in range(generator.randrange(1, 6)):
-                request[generator.randrange(len(request))] = generator.randrange(256)
-            yield bytes(request), False
+                changed[generator.randrange(len(changed))] = generator.randrange(256)
+            yield bytes(changed), False
         elif kind == 2:  # cut short
-            request = head(len(good)) + good
-            yield request[: generator.randrange(len(request))], False
+            whole = head(len(good)) + good
+            yield whole[: generator.randrange(len(whole))], False
         elif kind == 3:  # left after the first bytes
             yield head(len(good)) + good, False
         elif kind == 4:  # too large

@@ -51,7 +51,7 @@ def check_operation(server: ServerProcess, path: str, count: int, seed: int) -> 
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @hypothesis.given(case=cases)
-    def check(case: schemathesis.Case) -> None:
+    def check(case: schemathesis.Case[Any]) -> None:
         case.validate_response(case.call(base_url=server.url, timeout=60), checks=CHECKS)
 
     check()

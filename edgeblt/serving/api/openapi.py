@@ -63,7 +63,7 @@ def openapi_document(version: str, limits: ServingLimits, needs_key: bool) -> di
 def _posted(summary: str, body: Schema, answer: Schema, streams: bool = False) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     if streams:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _object(data=_TEXT)}
     responses = _errors(*_REASONS)
     responses["200"] = {"description": "The answer.", "content": content}
     post = {
