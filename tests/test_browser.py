@@ -193,7 +193,8 @@ def test_the_threshold_redraws_the_patches(open_page: Callable[..., Any], model:
     assert len(seen) == 4
     page.click("#own")
     assert shown_starts(page) == [True, *scores.patch_starts[1:]]
-    assert page.get_attribute("#threshold", "aria-valuetext").endswith("the model's own")
+    said = page.get_attribute("#threshold", "aria-valuetext")
+    assert said == f"2.39 nats, the model's own: {page.inner_text('#counts')}"
 
 
 def test_a_byte_pointed_at_shows_what_else_was_likely(open_page: Callable[..., Any], model: edgeblt.Model) -> None:
