@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny_models
 from batch_mixes import run_mix
@@ -25,7 +26,7 @@ from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
-from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, StepResult, room
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
@@ -234,9 +235,58 @@ def _numbers(details: ByteDetails) -> list[float]:
     return [details.logprob, details.entropy, *(nats for _, nats in details.alternatives)]
 
 
+@pytest.mark.parametrize("case", ["int8-layers", "fp32-10", "half-7", "compact-layers"])
+def test_texts_start_from_kept_states(batch_models: Callable[[str], Model], case: str) -> None:
+    model = load(batch_models(case).bundle.path)
+    beginning = bytes(id - 4 for id in tiny_models.random_ids(9, 1400) if 4 <= id < 260)[:700]
+    prompts = [beginning + bytes([65 + number]) * 30 for number in range(4)]
+    alone = [load(model.bundle.path, prefix_cache_bytes=0).generate(prompt, 40, draft="none") for prompt in prompts]
+    with model.engine() as engine:
+        found = [engine.submit(prompt, max_new_bytes=40)[0].read() for prompt in (*prompts, *prompts)]
+        counts = engine.counts
+    assert found == alone * 2
+    assert counts.prefix_hits >= 6 and counts.prefix_hits + counts.prefix_misses == 8
+    assert counts.prompt_bytes < 4 * len(prompts[0])
+    assert model.prefix_cache.statistics.hits == counts.prefix_hits
+    assert model.generate(prompts[1], 40, draft="none") == alone[1], "sessions start from the same states"
+    assert model.prefix_cache.statistics.hits == counts.prefix_hits + 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_copy_of_a_state_starts_sequences_and_sessions(batch_models: Callable[[str], Model], case: str) -> None:
+    model, ids = batch_models(case), np.array([1, *tiny_models.random_ids(5, 599)], np.int64)
+    stepper, expected = stepper_of(model), model.session().feed(ids)[-1]
+    atol = 0.0 if is_exact(model) and "fp32" not in case else 1e-4 * float(np.abs(expected).max())
+    first, earlier = stepper.open(1), None
+    assert first
+    for end in (1, 2, 100, 128, 129, 300, 512, 590):
+        read_to(stepper, first, ids[:end])
+        snapshot = earlier = first.snapshot(earlier)
+        other, session = stepper.open(len(ids), snapshot), model.session()
+        session.start_from(snapshot)
+        assert other and other.position == session.position == end
+        np.testing.assert_allclose(read_to(stepper, other, ids), expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(session.feed(ids[end:])[-1], expected, rtol=0, atol=atol)
+        other.close()
+    again = stepper.open(len(ids), session.snapshot())
+    assert again and again.position == len(ids)
+    again.rollback(len(ids) - 20)
+    np.testing.assert_allclose(read_to(stepper, again, ids), expected, rtol=0, atol=atol)
+
+
+def read_to(stepper: Stepper, sequence: BatchSequence, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the rest of `ids`; the last logits."""
+    logits = np.empty(0, np.float32)
+    while (position := sequence.position) < len(ids):
+        (result,) = stepper.run([StepPart(sequence, ids[position : min(position + room(position), len(ids))])])
+        assert not isinstance(result, EdgebltError)
+        logits = result.logits[-1].copy()
+    return logits
+
+
 def test_counts_of_an_engine(batch_models: Callable[[str], Model]) -> None:
     with batch_models("int8-layers").engine(most_sequences=2) as engine:
-        assert engine.counts == EngineCounts(*[0] * 7)
+        assert engine.counts == EngineCounts(*[0] * 9)
         answers = engine.submit(b"abc", max_new_bytes=10, ignore_eos=True, answers=3)
         for answer in answers:
             answer.read()

@@ -26,8 +26,8 @@ from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.model import load
 from edgeblt.runtime import native
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "inspect",
-            "doctor")  # fmt: skip
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "serve",
+            "inspect", "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
@@ -49,6 +49,10 @@ OPTIONS = {
                  "--grammar", "--settings", "--load-state", "--save-state", "--provider", "--threads", "--threshold",
                  "--verify", "--prompt-file", "--prompts", "--out", "--interactive", "--echo", "--raw", "--json",
                  "--details", "--quiet"],
+    "serve": ["BUNDLE...", "--alias", "--host", "--port", "--api-key", "--no-auth", "--cors", "--slots", "--queue",
+              "--prefix-cache-mb", "--chat-template", "--max-body-bytes", "--max-prompt-bytes", "--max-grammar-bytes",
+              "--max-new-bytes", "--max-connections", "--request-timeout", "--slow-timeout", "--grace", "--log-prompts",
+              "--provider", "--threads", "--threshold", "--verify", "--quiet"],
     "inspect": ["BUNDLE|CHECKPOINT", "--recipe", "--bytes-per-patch", "--verify", "--provider", "--json", "--patcher",
                 "--strict"],
     "doctor": ["--speed", "--json"],

@@ -26,6 +26,7 @@ TOY = {
     "benchmarks/memory.py": (BUNDLE, "--bytes", "20"),
     "benchmarks/operators.py": ("--inputs", "32", "--outputs", "16", "--repeats", "1"),
     "benchmarks/prepared.py": (BUNDLE, "--new-bytes", "1", "--repeats", "1"),
+    "benchmarks/serving.py": (BUNDLE, "--clients", "1", "2", "--new-bytes", "4", "--rounds", "1"),
     "benchmarks/table_memory.py": (BUNDLE, "--bytes", "20"),
 }
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.

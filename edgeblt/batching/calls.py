@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.engine import Engine
+from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
@@ -15,6 +16,7 @@ from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.run_errors import EnoughMemory
+from edgeblt.runtime.saved.prefix_cache import PrefixCache
 from edgeblt.scores import Scores
 
 MOST_SEQUENCES = 16  # texts under way at once, by default
@@ -25,6 +27,13 @@ class BatchCalls:
     text's bytes are the same as alone."""
 
     config: ModelConfig
+    prefix_cache: PrefixCache
+    threshold: float | None
+
+    if TYPE_CHECKING:
+
+        @property
+        def is_exact(self) -> bool: ...
 
     def engine(self, most_sequences: int = MOST_SEQUENCES, memory: int | None = None) -> Engine:
         """An engine, whose thread generates any number of texts, which come and go: use it in a `with` block.
@@ -34,7 +43,7 @@ class BatchCalls:
 
         Raises EdgebltError for arguments out of range.
         """
-        return Engine(self.config, self._stepper(most_sequences, memory))
+        return Engine(self.config, self._stepper(most_sequences, memory), self._prefixes())
 
     def generate_batch(
         self,
@@ -76,7 +85,8 @@ class BatchCalls:
         """
         read = [as_bytes("prompt", prompt) for prompt in prompts]
         chosen, ends = completed_settings(self.config, settings, **changes), self.config.generation.ends
-        scheduler, pieces = Scheduler(self._stepper(most_sequences, memory)), deque[tuple[int, BatchPiece | BatchEnd]]()
+        scheduler = Scheduler(self._stepper(most_sequences, memory), self._prefixes())
+        pieces = deque[tuple[int, BatchPiece | BatchEnd]]()
 
         def collector(index: int) -> Deliver:
             return lambda piece: pieces.append((index, piece))
@@ -97,6 +107,10 @@ class BatchCalls:
     def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
         """A stepper for as many sequences. Raises EdgebltError for arguments out of range, and for a closed model."""
         raise NotImplementedError
+
+    def _prefixes(self) -> Prefixes:
+        """The model's prefix cache, for texts of a batch."""
+        return Prefixes(self.prefix_cache, self.threshold, bool(self.prefix_cache.limit) and self.is_exact)
 
 
 def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, BatchPiece | BatchEnd]]) -> Iterator[tuple[int, bytes]]:

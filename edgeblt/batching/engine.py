@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 from edgeblt.arguments import as_bytes, whole_number
 from edgeblt.batching.answers import Answer, AsyncAnswer
+from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.settings import BatchSettings, completed_settings, recorded_details, settings_of_answers
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver, Recorded
@@ -30,6 +31,8 @@ class EngineCounts:
     rows: ids read in these steps, so that `rows / steps` of them share a step.
     prompt_bytes: bytes of prompts read; a shared prompt counts once, one that was read again each time.
     generated_bytes: bytes generated, and ids that ended a text.
+    prefix_hits, prefix_misses: how often a text started from a state in the model's prefix cache, and from its
+        beginning; one that gave its state back starts again.
     """
 
     waiting: int
@@ -39,6 +42,8 @@ class EngineCounts:
     rows: int
     prompt_bytes: int
     generated_bytes: int
+    prefix_hits: int
+    prefix_misses: int
 
 
 class Engine:
@@ -47,8 +52,8 @@ class Engine:
     Texts may be added at any time, from any thread; each joins at the next step. They get the same bytes as alone.
     """
 
-    def __init__(self, config: ModelConfig, stepper: Stepper) -> None:
-        self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper)
+    def __init__(self, config: ModelConfig, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
+        self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper, prefixes)
         self._changed = Condition()
         self._joining: list[BatchText] = []
         self._started = self._finished = 0  # texts
@@ -83,6 +88,8 @@ class Engine:
             tally.rows,
             tally.prompt_bytes,
             tally.generated,
+            tally.prefix_hits,
+            tally.prefix_misses,
         )
 
     def submit(

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult, room
+from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult
+from edgeblt.runtime.saved.prefix_cache import PrefixCache
 from edgeblt.runtime.session import Chunk
 
 PROMPT_ROWS = 128  # most ids of prompts in a step
@@ -30,19 +32,23 @@ class Tally:
     rows: ids read in them, also those read for the second time.
     prompt_bytes: those among them that are bytes of prompts.
     generated: ids that were chosen or forced.
+    prefix_hits, prefix_misses: how often a text started from a kept state, and from the beginning.
     """
 
     steps: int = 0
     rows: int = 0
     prompt_bytes: int = 0
     generated: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
 
 
 class Scheduler:
     """Runs texts, step by step, until each has ended. Used by one thread."""
 
-    def __init__(self, stepper: Stepper) -> None:
-        self._stepper = stepper
+    def __init__(self, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
+        """Start without texts. Where `prefixes` are given, texts start from states kept of earlier ones."""
+        self._stepper, self._prefixes = stepper, prefixes or Prefixes(PrefixCache(0), None, is_exact=False)
         self._waiting: deque[BatchText] = deque()
         self._active: list[BatchText] = []  # texts with a sequence, oldest first
         self.tally = Tally()
@@ -106,19 +112,21 @@ class Scheduler:
 
     def _join(self) -> None:
         while self._waiting:
-            sequence = self._stepper.open(len(self._waiting[0].unread))
-            if sequence is None:
+            text = self._waiting[0]
+            was_found = self._prefixes.open(self._stepper, text)
+            if was_found is None:
                 return
-            text = self._waiting.popleft()
-            text.sequence, text.turn = sequence, self.steps
-            self._active.append(text)
+            self.tally.prefix_hits += was_found
+            self.tally.prefix_misses += not was_found
+            text.turn = self.steps
+            self._active.append(self._waiting.popleft())
 
     def _choose(self) -> list[tuple[BatchText, int]]:
         """Texts of the next step, each with the number of ids that it reads."""
-        counts = {id(text): min(len(text.unread), _room(text)) for text in self._active if not text.is_reading}
+        counts = {id(text): text.most_next for text in self._active if not text.is_reading}
         left = PROMPT_ROWS
         for text in sorted((text for text in self._active if text.is_reading), key=lambda text: text.turn):
-            count = min(len(text.unread), _room(text), left)
+            count = min(text.most_next, left)
             if count:
                 counts[id(text)] = count
                 left -= count
@@ -144,6 +152,7 @@ class Scheduler:
         text.turn = self.steps
         self._count(text, result)
         text.read(result)
+        self._prefixes.keep(text)
         if not text.unread:
             self._fork(text, result)
             self._choose_next(text, result)
@@ -168,7 +177,7 @@ class Scheduler:
             other.sequence = text.sequence.fork()
             if other.sequence:
                 other.unread, other.turn = [], self.steps
-                other.prompt_details = text.prompt_details
+                other.prompt_details, other.keep = text.prompt_details, text.keep
                 self._choose_next(other, result)
                 if not other.end:
                     self._active.append(other)
@@ -181,11 +190,6 @@ class Scheduler:
         for other in text.forks:
             self.add(other)
         text.forks = []
-
-
-def _room(text: BatchText) -> int:
-    assert text.sequence
-    return room(text.sequence.position)
 
 
 def _part(text: BatchText, count: int) -> StepPart:

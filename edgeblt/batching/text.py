@@ -9,7 +9,7 @@ from edgeblt.decoding.output import EndReason
 from edgeblt.decoding.settings import GenerationSettings, text_output, text_sampler
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
-from edgeblt.runtime.batch.stepper import BatchSequence
+from edgeblt.runtime.batch.stepper import BatchSequence, room
 from edgeblt.runtime.session import Chunk
 
 SHORT = 32  # ids that a text may read in a step without counting as a reader: one chosen, and those forced after it
@@ -77,6 +77,8 @@ class BatchText:
         self.forks: list[BatchText] = []  # other answers to its prompt, which start when it has read it
         self.generated = 0  # ids chosen so far
         self.prompt_details: list[ByteDetails] = []
+        self.marks: list[int] = []  # positions, ascending, at which its state is kept
+        self.keep: Callable[[BatchSequence], None] | None = None  # keeps the state at its end
         self._sampler, self._output = text_sampler(settings, ends, prompt), text_output(settings, prompt)
         self._recorder = DetailRecorder(recorded.alternatives, ends) if recorded else None
         self._with_prompt = recorded is not None and recorded.with_prompt
@@ -92,10 +94,23 @@ class BatchText:
         """Whether it is to have no bytes at all."""
         return self._most == 0
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether bytes of its prompt still lack their details, so that it must read them."""
+        return self._with_prompt and len(self.prompt_details) < self.prompt_count - 1
+
+    @property
+    def most_next(self) -> int:
+        """Most ids that it may read in the next step."""
+        assert self.sequence
+        position = self.sequence.position
+        most = min(len(self.unread), room(position))
+        return min(most, self.marks[0] - position) if self.marks and self.marks[0] > position else most
+
     def read(self, chunk: Chunk) -> None:
         """Count its next ids as read; `chunk` is what the step gave for them."""
         count = len(chunk.logits)
-        if self._recorder and self._with_prompt and len(self.prompt_details) < self.prompt_count - 1:
+        if self._recorder and self.is_recording:
             self._record_prompt(self._recorder, chunk)
         del self.unread[:count]
 
@@ -159,6 +174,8 @@ class BatchText:
         if self.end:
             return
         self.end = end
+        if self.sequence and self.keep and end.reason not in ("error", "cancelled"):
+            self.keep(self.sequence)
         self.close()
         self._deliver(end)
 

@@ -82,9 +82,10 @@ def serve(
     verify: Verify = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve bundles over HTTP, to clients of OpenAI's protocol and to a browser.
+    """Serve bundles over HTTP, by OpenAI's protocol.
 
-    Texts that are generated at the same time share steps. docs/serving.md says what is honoured. For example:
+    Existing clients work unchanged, and a browser gets a page. Texts that are generated at the same time share steps.
+    docs/serving.md says what is honoured. For example:
 
     \b
     edgeblt serve my-bundle

@@ -68,6 +68,8 @@ class _EngineCollector(MetricCollector):
             "rows": "Ids read in these steps; divided by the steps it is how full they are.",
             "prompt_bytes": "Bytes of prompts read.",
             "generated_bytes": "Bytes generated.",
+            "prefix_hits": "Texts that started from a state in the prefix cache.",
+            "prefix_misses": "Texts that started from their beginning.",
         }
         families: dict[str, Metric] = {
             **{name: GaugeMetricFamily(f"edgeblt_{name}", text, labels=["model"]) for name, text in gauges.items()},
@@ -91,4 +93,6 @@ def _numbers(served: ServedModel) -> dict[str, float]:
         "rows": counts.rows,
         "prompt_bytes": counts.prompt_bytes,
         "generated_bytes": counts.generated_bytes,
+        "prefix_hits": counts.prefix_hits,
+        "prefix_misses": counts.prefix_misses,
     }

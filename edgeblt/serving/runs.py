@@ -16,6 +16,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.serving.api.refusals import RefusedError
 from edgeblt.serving.served import ServedModel
 
+GAP_S = 0.01  # seconds from one event of a stream to the next, at least: an event costs more than a byte of some models
 StopReason = Literal["time", "gone", "draining"]
 
 
@@ -35,9 +36,12 @@ class Job:
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """Bytes of an answer that are certain, with their details; in the first, those of the prompt come too."""
+    """Bytes of an answer that are certain, with their details; in the first, those of the prompt come too.
 
-    index: int  # of the answer, over all jobs
+    index: number of the answer, over all jobs.
+    """
+
+    index: int
     data: bytes
     details: tuple[ByteDetails, ...]
     prompt_details: tuple[ByteDetails, ...] = ()
@@ -110,6 +114,7 @@ class RequestRun:
                 left -= sum(isinstance(event, AnswerEnd) for event in events)
                 if events:
                     yield events
+                    await asyncio.sleep(GAP_S)
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -25,7 +25,7 @@ from edgeblt.serving.runs import AnswerPiece, Job, RequestRun
 from edgeblt.serving.served import ServedModel
 from edgeblt.serving.state import ServingState
 
-_SHARE = 8  # of the free memory, for the engine of another threshold: one part of so many
+_SHARE = 8  # one part of so many of the free memory is for the engine of another threshold
 
 
 async def score(request: Request) -> Response:

@@ -15,7 +15,7 @@ from edgeblt.serving.lanes import Lanes
 from edgeblt.serving.options import ServingLimits
 
 _MEMORY = 4 << 30  # bytes taken to be free where nothing says how many are
-_WINDOW_S = 5.0  # of the bytes a second
+_WINDOW_S = 5.0  # seconds over which the bytes a second are counted
 
 
 @dataclass

@@ -49,6 +49,13 @@ class ServingServer(uvicorn.Server):
             )
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        host, port = (sockets or [])[0].getsockname()[:2]
+        there = f"[{host}]" if ":" in host else host
+        LOG.info("serving %s at http://%s:%d", ", ".join(each.name for each in self._state.models), there, port)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; the second signal ends at once."""
         if self.should_exit:
@@ -107,11 +114,7 @@ def serve(
 
 async def _served(models: ServedModels, options: ServerOptions, limits: ServingLimits, listener: socket.socket) -> None:
     with _logging():
-        server = ServingServer(ServingState(models, options, limits))
-        host, port = listener.getsockname()[:2]
-        there = f"[{host}]" if ":" in host else host
-        LOG.info("serving %s at http://%s:%d", ", ".join(each.name for each in models), there, port)
-        await server.serve([listener])
+        await ServingServer(ServingState(models, options, limits)).serve([listener])
         LOG.info("ended")
 
 

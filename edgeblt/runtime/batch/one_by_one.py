@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, StepResult, expected_patches
 from edgeblt.runtime.session import Session
+from edgeblt.runtime.state.snapshot import StateSnapshot
 
 
 class SessionSequence:
@@ -30,6 +31,9 @@ class SessionSequence:
     def fork(self) -> BatchSequence | None:
         size = sum(self.session.cache_bytes.values())
         return self._stepper.add(self.session.fork) if self._stepper.has_room(size) else None
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        return self.session.snapshot(earlier)
 
     def close(self) -> None:
         self._stepper.remove(self)
@@ -55,10 +59,14 @@ class OneByOneStepper:
             return True
         return len(self._sequences) < self._most and self.state_bytes + size <= self._memory
 
-    def open(self, expected: int) -> BatchSequence | None:
+    def open(self, expected: int, start: StateSnapshot | None = None) -> BatchSequence | None:
         session = self._new_session()
-        size = sum(session.cache_bytes.values()) + session.state.growth(expected_patches(expected))
-        return self.add(lambda: session) if self.has_room(size) else None
+        patches = max(expected_patches(expected), start.patch_count if start else 0)
+        if not self.has_room(sum(session.cache_bytes.values()) + session.state.growth(patches)):
+            return None
+        if start:
+            session.start_from(start)
+        return self.add(lambda: session)
 
     def add(self, new_session: Callable[[], Session]) -> SessionSequence:
         sequence = SessionSequence(self, new_session())

@@ -1,14 +1,44 @@
 """Memory that the caches of several sequences share: pages of slots, given to sequences and taken back."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.state.cache import KeyValueCache, capacity_of_window, rope_angles, rotation_frequencies
+from edgeblt.runtime.state.cache import (
+    PIECE_BYTES,
+    KeyValueCache,
+    capacity_of_window,
+    rope_angles,
+    rotation_frequencies,
+)
 from edgeblt.runtime.state.device_array import Array
+from edgeblt.runtime.state.snapshot import CacheSnapshot
 
 PAGE_SLOTS = 64  # a page of a cache without a window: a tile of attention lies in one page
+
+
+@dataclass(frozen=True)
+class Rope:
+    """RoPE of a stage; stages whose heads are alike have equal ones."""
+
+    head_dim: int
+    rotary_dim: int
+    theta: float
+    _spec: CacheSpec = field(compare=False, repr=False)
+    _frequencies: NDArray[np.float32] = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: CacheSpec) -> "Rope":
+        return cls(spec.head_dim, spec.rotary_dim, spec.rope_theta, spec, rotation_frequencies(spec))
+
+    def rotations(self, positions: NDArray[np.int64], cosines: NDArray[np.float32], sines: NDArray[np.float32]) -> None:
+        """Compute the factors [T, head_dim / 2] of these positions, as `KeyValueCache` has them by slot."""
+        angles = rope_angles(self._frequencies, positions, self._spec)
+        np.cos(angles, out=cosines)
+        np.sin(angles, out=sines)
 
 
 class CachePool:
@@ -32,7 +62,7 @@ class CachePool:
         self.sines: Array = self.cosines
         self._free = list(range(page_count - 1, -1, -1))
         self._users = np.zeros(page_count, np.int64)  # sequences that have a page
-        self._rollback, self._frequencies = rollback, rotation_frequencies(spec)
+        self.rope, self._rollback = Rope.of(spec), rollback
 
     @property
     def free_count(self) -> int:
@@ -82,12 +112,6 @@ class CachePool:
         """The cache of a new sequence."""
         return WindowPage(self, self._rollback) if self.is_windowed else PagedCache(self)
 
-    def rotations(self, positions: NDArray[np.int64], cosines: NDArray[np.float32], sines: NDArray[np.float32]) -> None:
-        """Compute RoPE's factors [T, head_dim / 2] of these positions, as `KeyValueCache` has them by slot."""
-        angles = rope_angles(self._frequencies, positions, self.spec)
-        np.cos(angles, out=cosines)
-        np.sin(angles, out=sines)
-
 
 class WindowPage(KeyValueCache):
     """One sequence's cache where attention has a window: a page of a pool, in which it moves as any such cache."""
@@ -102,6 +126,12 @@ class WindowPage(KeyValueCache):
 
     def growth(self, count: int) -> int:
         return 0
+
+    def advance(self, count: int) -> int:
+        if (self.first + self.length) % PIECE_BYTES == 0:  # only there positions leave the page
+            self._reserve(count)
+        self.length += count
+        return self.length
 
     def copy_from(self, other: KeyValueCache) -> None:
         self.first, self.length, self._forgotten = other.first, other.length, other._forgotten
@@ -175,6 +205,32 @@ class PagedCache(KeyValueCache):
         self.clear()
         self.length, self.pages = other.length, other.pages.copy()
         self._pool.share(self.pages)
+
+    def snapshot(self, earlier: CacheSnapshot | None = None) -> CacheSnapshot:
+        start = earlier.length if earlier else 0
+        segments = earlier.segments if earlier else ()
+        if self.length > start:
+            segments = (*segments, tuple(self._slots(buffer, start) for buffer in self._pool.buffers))
+        return CacheSnapshot(0, self.length, segments)
+
+    def _slots(self, buffer: Array, start: int) -> Array:
+        """A copy of the slots from `start` on, [1, kv heads, slots, slot width]."""
+        first = start // self._pool.page_slots
+        whole = np.concatenate([buffer[page : page + 1] for page in self.pages[first:]], axis=2)
+        begin = first * self._pool.page_slots
+        return np.array(whole[:, :, start - begin : self.length - begin])
+
+    def load(self, snapshot: CacheSnapshot) -> None:
+        self.clear()
+        self.advance(snapshot.length)
+        end, slots = 0, self._pool.page_slots
+        for segment in snapshot.segments:
+            start, end = end, end + segment[0].shape[2]
+            for place in range(start // slots, -(-end // slots)):
+                first, last = max(start, place * slots), min(end, (place + 1) * slots)
+                page, own = self.pages[place], slice(first - place * slots, last - place * slots)
+                for buffer, saved in zip(self._pool.buffers, segment, strict=True):
+                    buffer[page : page + 1, :, own] = saved[:, :, first - start : last - start]
 
     def close(self) -> None:
         self.clear()

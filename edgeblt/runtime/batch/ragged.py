@@ -20,6 +20,7 @@ from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
 from edgeblt.runtime.state.sequence import SequenceState
+from edgeblt.runtime.state.snapshot import StateSnapshot
 
 
 class RaggedSequence:
@@ -48,6 +49,10 @@ class RaggedSequence:
 
     def fork(self) -> BatchSequence | None:
         return self._stepper.fork(self)
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        self._stepper.settle(self)
+        return self.state.snapshot(earlier)
 
     def close(self) -> None:
         self._stepper.remove(self)
@@ -80,12 +85,19 @@ class RaggedStepper:
         )
         return sum(pool.used_bytes for pool in self._pools.values()) + forgotten
 
-    def open(self, expected: int) -> BatchSequence | None:
-        patches = expected_patches(expected)
+    def open(self, expected: int, start: StateSnapshot | None = None) -> BatchSequence | None:
+        patches = max(expected_patches(expected), start.patch_count if start else 0)
         counts = {name: patches if name == "global" else expected for name in STAGES}
         if not self._has_room(sum(pool.bytes_of(counts[name]) for name, pool in self._pools.items())):
             return None
-        return self._add()
+        sequence = self._add()
+        if start:
+            try:
+                sequence.state.load(start)
+            except EdgebltError:
+                self.remove(sequence)
+                raise
+        return sequence
 
     def fork(self, sequence: RaggedSequence) -> BatchSequence | None:
         """A copy of a sequence, which shares the pages of its caches without a window; None without room for it."""

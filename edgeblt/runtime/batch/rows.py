@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,76 +10,91 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, STATE_WIDTH, StageName
+from edgeblt.runtime.batch.arrays import KeptArrays, PatchArrays, RowArrays, SequenceArrays, page_table
 from edgeblt.runtime.batch.pool import CachePool, pooled
-from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
-from edgeblt.runtime.patch_reader import Patching
+from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.state.sequence import SequenceState
 
-_NO_LENGTH = np.zeros(1, np.int32)  # `places` say where rows go
 _NO_POSITION = np.zeros(1, np.int64)
+_NO_INDEX = np.zeros(0, np.int64)
 _NO_STATE = np.zeros(STATE_WIDTH, np.float32)
 
 
-@dataclass(frozen=True)
 class StepRows:
     """The next ids of several sequences: T rows, each sequence's one after the other.
 
     states: of the sequences.
     ids: of each, at most up to the next multiple of 128 positions.
     slots: the place of each sequence's carried row.
+    counts, starts, own: number of rows of each sequence, the first of them, and all of them.
+    positions, patches: numbers of ids and of completed patches of each sequence before the step.
     """
 
-    states: Sequence[SequenceState]
-    ids: Sequence[NDArray[np.int64]]
-    slots: Sequence[int]
+    def __init__(self, states: Sequence[SequenceState], ids: Sequence[NDArray[np.int64]], slots: Sequence[int]) -> None:
+        self.states, self.ids, self.slots = states, ids, slots
+        self.counts = [len(some) for some in ids]
+        *self.starts, self.count = itertools.accumulate(self.counts, initial=0)
+        self.own = [slice(start, start + count) for start, count in zip(self.starts, self.counts, strict=True)]
+        self.positions = [state.position for state in states]
+        self.patches = [state.patch_count for state in states]
+        self._is_single = self.count == len(states)
+        if not self._is_single:
+            self._owners = np.repeat(np.arange(len(states)), self.counts)
+            self._behind = np.arange(self.count) - np.repeat(self.starts, self.counts)
 
-    @cached_property
-    def counts(self) -> list[int]:
-        return [len(ids) for ids in self.ids]
+    def each(self, values: Sequence[int]) -> NDArray[np.int64]:
+        """The value of each row's sequence, int64 [T]."""
+        every = np.array(values, np.int64)
+        return every if self._is_single else every[self._owners]
 
-    @cached_property
-    def count(self) -> int:
-        return sum(self.counts)
+    def running(self, values: Sequence[int]) -> NDArray[np.int64]:
+        """Values that go up by 1 from row to row, from that of each row's sequence on, int64 [T]."""
+        first = self.each(values)
+        return first if self._is_single else first + self._behind
 
-    @cached_property
-    def parts(self) -> list[tuple[SequenceState, slice]]:
-        """Each sequence with its rows."""
-        ends = itertools.accumulate(self.counts)
-        return [
-            (state, slice(end - count, end)) for state, count, end in zip(self.states, self.counts, ends, strict=True)
-        ]
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The sequence of each row, int64 [T]."""
+        return np.arange(self.count) if self._is_single else self._owners
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The patches that the rows complete, P in all, each sequence's one after the other.
+    """The patches that the rows complete, each sequence's one after the other.
 
     counts, firsts: number of patches of each sequence, and the first of them.
-    patch_index, latent_index: int64 [T], as the encoder and the decoder take them.
+    total: number of all.
     """
 
     counts: list[int]
     firsts: list[int]
-    patch_index: NDArray[np.int64]
-    latent_index: NDArray[np.int64]
+    total: int
 
     @classmethod
-    def of(cls, rows: StepRows, patch_starts: NDArray[np.bool_], carried_count: int) -> "Completed":
-        """Patches completed where `patch_starts` says so, for decoders that have so many carried rows."""
-        behind = np.cumsum(patch_starts)  # patches of the step before the next byte
-        ends = [int(behind[own.stop - 1]) for _, own in rows.parts]
-        firsts = [0, *ends[:-1]]
-        before: NDArray[np.int64] = behind - patch_starts
-        own_ends, own_firsts, slots = np.repeat(np.array([ends, firsts, rows.slots], np.int64), rows.counts, axis=1)
-        patch_index = np.where(before < own_ends, before, ends[-1])
-        latent_index = np.where(behind > own_firsts, carried_count - 1 + behind, slots)
-        return cls([end - first for first, end in zip(firsts, ends, strict=True)], firsts, patch_index, latent_index)
+    def of(cls, rows: StepRows, arrays: RowArrays, carried_count: int) -> "Completed":
+        """Patches completed where `arrays.found` says so, for decoders that have so many carried rows.
 
-    @property
-    def total(self) -> int:
-        return sum(self.counts)
+        Sets `patch_index` and `latent_index`, as the encoder and the decoder take them.
+        """
+        starts = arrays.found.patch_starts
+        if not starts.any():
+            arrays.patch_index.fill(0)
+            arrays.latent_index[:] = rows.each(rows.slots)
+            nothing = [0] * len(rows.states)
+            return cls(nothing, nothing, 0)
+        behind = np.cumsum(starts)  # patches of the step before the next byte
+        ends = behind[[start + count - 1 for start, count in zip(rows.starts, rows.counts, strict=True)]].tolist()
+        firsts = [0, *ends[:-1]]
+        before: NDArray[np.int64] = behind - starts
+        arrays.patch_index[:] = np.where(before < rows.each(ends), before, ends[-1])
+        arrays.latent_index[:] = np.where(behind > rows.each(firsts), carried_count - 1 + behind, rows.each(rows.slots))
+        return cls([end - first for first, end in zip(firsts, ends, strict=True)], firsts, ends[-1])
+
+    def some(self, states: Sequence[SequenceState]) -> list[tuple[SequenceState, int, int]]:
+        """Sequences that complete patches, each with their number and the first of them."""
+        return [each for each in zip(states, self.counts, self.firsts, strict=True) if each[1]]
 
 
 class StepRunner:
@@ -94,146 +108,119 @@ class StepRunner:
         carried_rows: NDArray[np.float32],
         threshold: float | None,
     ) -> None:
-        self._config, self._pools, self._carried_rows = config, pools, carried_rows
-        self._row_width = carried_rows.shape[1]
+        self._config, self._carried_rows = config, carried_rows
+        self._local = [name for name in pools if name != "global"]
         self._stages = {name: StageRunner(name, graphs[name], pools.get(name)) for name in STAGES}
-        self._kept: dict[tuple[str, str, tuple[int, ...]], NDArray[Any]] = {}
+        self._rows = KeptArrays(lambda count: RowArrays(config, pools, count))
+        self._sequences = KeptArrays(lambda count: SequenceArrays(self._local, count))
+        self._patches = KeptArrays(lambda count: PatchArrays(config, pools["global"], count))
+        self._no_vectors = np.empty((0, config.encoder.hidden_size), np.float32)
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
 
     def run(self, rows: StepRows) -> list[Chunk]:
         """Results of each sequence's rows, whose states then hold them."""
-        positions = [state.position for state in rows.states]
-        for state, ids in zip(rows.states, rows.ids, strict=True):
-            state.ids.store(state.position, ids)
-        found = self._patch(rows)
-        completed = Completed.of(rows, found.patch_starts, len(self._carried_rows))
-        first_patches = [state.patch_count for state in rows.states]
-        byte_vectors, patch_vectors = self._encode(rows, completed)
-        for (state, own), count in zip(rows.parts, completed.counts, strict=True):
-            state.append(byte_vectors[own], found.patch_starts[own], count)
-        latents = self._run_global(rows, completed, patch_vectors)
-        logits = self._decode(rows, completed, byte_vectors, latents, first_patches)
+        arrays, sequences = self._rows[rows.count], self._sequences[len(rows.states)]
+        for state, own, ids, position in zip(rows.states, rows.own, rows.ids, rows.positions, strict=True):
+            state.ids.store(position, ids)
+            arrays.windows[own] = state.ids.windows(position, len(ids))
+        arrays.ids[:] = arrays.windows[:, -1]
+        arrays.rotate(rows.running(rows.positions))
+        self._patch(rows, arrays, sequences)
+        completed = Completed.of(rows, arrays, len(self._carried_rows))
+        patches = self._patches[completed.total]
+        self._encode(rows, arrays, sequences, completed, patches)
+        found = arrays.found
+        for state, own, count in zip(rows.states, rows.own, completed.counts, strict=True):
+            state.append(arrays.byte_vectors[own], found.patch_starts[own], count)
+        if completed.total:
+            self._run_global(completed.some(rows.states), patches)
+        self._decode(rows, arrays, sequences, completed, patches)
         return [
-            Chunk(position, logits[own], found.entropies[own], found.patch_starts[own])
-            for position, (_, own) in zip(positions, rows.parts, strict=True)
+            Chunk(position, arrays.logits[own], found.entropies[own], found.patch_starts[own])
+            for position, own in zip(rows.positions, rows.own, strict=True)
         ]
 
-    def _places(self, stage: StageName, states: Sequence[SequenceState], counts: Sequence[int]) -> dict[str, Any]:
-        """Inputs that say where so many new rows of each sequence go, for which the caches make room."""
-        pool = self._pools.get(stage)
-        if pool is None:
+    def _places(self, stage: StageName, rows: StepRows, arrays: RowArrays, sequences: SequenceArrays) -> dict[str, Any]:
+        """Inputs of a local stage that say where its rows go, for which the caches make room."""
+        if stage not in self._local:
             return {}
-        caches = [pooled(state.caches[stage]) for state in states]
-        total = sum(counts)
-        own = [(cache.first, cache.advance(count) - count) for cache, count in zip(caches, counts, strict=True)]
-        places = self._array((stage, "places"), (total, 3), np.int32)
-        if total == len(caches):  # a row each
-            slots = np.array([slot for _, slot in own])
-            places[:, 0], firsts = np.arange(total), np.array([cache.first for cache in caches])
-        else:
-            slots = np.concatenate(
-                [np.arange(cache.length - n, cache.length) for cache, n in zip(caches, counts, strict=True)]
-            )
-            places[:, 0] = np.repeat(np.arange(len(caches)), counts)
-            firsts = np.repeat([cache.first for cache in caches], counts)
-        places[:, 1], places[:, 2] = slots, np.arange(total)
-        most = max(len(cache.pages) for cache in caches)
-        pages = self._array((stage, "pages"), (len(caches), 1 << (most - 1).bit_length()), np.int32)
-        for row, cache in zip(pages, caches, strict=True):
-            row[: len(cache.pages)] = cache.pages
-        angles = (total, pool.spec.head_dim // 2)
-        cosines, sines = (self._array((stage, name), angles, np.float32) for name in ("cosines", "sines"))
-        pool.rotations(firsts + slots, cosines, sines)
-        return {"places": places, "pages": pages, "cosines": cosines, "sines": sines, "total_length": _NO_LENGTH}
+        caches = [pooled(state.caches[stage]) for state in rows.states]
+        slots = [cache.advance(count) - count for cache, count in zip(caches, rows.counts, strict=True)]
+        places, pages = arrays.places[stage], sequences.pages[stage]
+        places[:, 0], places[:, 1] = rows.owners, rows.running(slots)
+        pages[:, 0] = [cache.pages[0] for cache in caches]
+        return arrays.inputs(stage, pages)
 
-    def _array(self, purpose: tuple[str, str], shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        """An array of any content: the same one for each purpose and small shape, so that it stays bound."""
-        if shape[0] >= MANY:
-            return np.empty(shape, dtype)
-        key = (*purpose, shape)
-        if key not in self._kept:
-            self._kept[key] = np.zeros(shape, dtype)
-        return self._kept[key]
-
-    def _patch(self, rows: StepRows) -> Patching:
-        found = Patching.empty(self._config, rows.count)
-        states = np.zeros((len(rows.states), STATE_WIDTH), np.float32)
-        for before, state in zip(states, rows.states, strict=True):
-            if state.position:
-                before[:] = state.patcher_states.rows(state.position - 1, state.position)[0]
+    def _patch(self, rows: StepRows, arrays: RowArrays, sequences: SequenceArrays) -> None:
+        """Set `arrays.found`."""
+        found = arrays.found
+        sequences.sequences[:, 0], sequences.sequences[:, 1] = rows.starts, rows.positions
+        for before, state, position in zip(sequences.states, rows.states, rows.positions, strict=True):
+            before[:] = state.patcher_states.rows(position - 1, position)[0] if position else 0
         inputs = {
-            "ids": np.concatenate(rows.ids), "position": _NO_POSITION, "state": _NO_STATE,
-            "sequences": np.array([(own.start, state.position) for state, own in rows.parts], np.int64),
-            "sequence_states": states, **self._settings, **self._places("patcher", rows.states, rows.counts),
+            "ids": arrays.ids, "position": _NO_POSITION, "state": _NO_STATE, "sequences": sequences.sequences,
+            "sequence_states": sequences.states, **self._settings, **self._places("patcher", rows, arrays, sequences),
         }  # fmt: skip
         outputs = {"entropies": found.entropies, "patch_starts": found.patch_starts, "states": found.states}
         if self._config.patcher:
             outputs["logits"] = found.logits
         self._stages["patcher"].run(inputs, outputs, rows.count, 0)
-        for state, own in rows.parts:
-            end = state.position + own.stop - own.start
+        for state, own, position in zip(rows.states, rows.own, rows.positions, strict=True):
+            end = position + own.stop - own.start
             state.patcher_states.append(found.states[own], max(end - 2 * ROLLBACK_BYTES, 0) - 1)
-        return found
 
-    def _encode(self, rows: StepRows, completed: Completed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Byte vectors [T, width] and patch vectors [P, patch width]."""
-        config, total = self._config, completed.total
-        opened = [
-            (state.open_vectors(), first)
-            for state, count, first in zip(rows.states, completed.counts, completed.firsts, strict=True)
-            if count
-        ]
-        windows = [
-            state.ids.windows(state.position, len(ids)) for state, ids in zip(rows.states, rows.ids, strict=True)
-        ]
-        width = config.encoder.hidden_size
-        owners = np.array([first for vectors, first in opened for _ in range(len(vectors))], np.int64)
+    def _encode(
+        self,
+        rows: StepRows,
+        arrays: RowArrays,
+        sequences: SequenceArrays,
+        completed: Completed,
+        patches: PatchArrays,
+    ) -> None:
+        """Set `arrays.byte_vectors`, and the vectors of `patches`."""
         inputs = {
-            "windows": np.concatenate(windows),
-            "patch_index": completed.patch_index,
-            "patches": np.arange(total + 1),
-            "open_vectors": np.concatenate([np.empty((0, width), np.float32), *(vectors for vectors, _ in opened)]),
-            "open_index": owners,
-            **self._places("encoder", rows.states, rows.counts),
+            "windows": arrays.windows, "patch_index": arrays.patch_index, "patches": patches.patches,
+            "open_vectors": self._no_vectors, "open_index": _NO_INDEX,
+            **self._places("encoder", rows, arrays, sequences),
         }  # fmt: skip
-        byte_vectors = self._array(("encoder", "byte_vectors"), (rows.count, width), np.float32)
-        patch_vectors = self._array(("encoder", "patch_vectors"), (total, config.patch_width), np.float32)
-        outputs = {"byte_vectors": byte_vectors, "patch_vectors": patch_vectors}
-        self._stages["encoder"].run(inputs, outputs, rows.count, total)
-        return byte_vectors, patch_vectors
-
-    def _run_global(self, rows: StepRows, completed: Completed, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Latents [P, width] of the patches."""
-        latents = self._array(("global", "latents"), (completed.total, self._config.global_.hidden_size), np.float32)
         if completed.total:
-            some = [(state, count) for state, count in zip(rows.states, completed.counts, strict=True) if count]
-            places = self._places("global", [state for state, _ in some], [count for _, count in some])
-            self._stages["global"].run(
-                {"patch_vectors": vectors, **places}, {"latents": latents}, completed.total, completed.total
-            )
-        return latents
+            some = completed.some(rows.states)
+            opened = [np.asarray(state.open_vectors()) for state, _, _ in some]
+            inputs["open_vectors"] = np.concatenate(opened)
+            inputs["open_index"] = np.repeat([first for _, _, first in some], [len(vectors) for vectors in opened])
+        outputs = {"byte_vectors": arrays.byte_vectors, "patch_vectors": patches.vectors}
+        self._stages["encoder"].run(inputs, outputs, rows.count, completed.total)
+
+    def _run_global(self, some: Sequence[tuple[SequenceState, int, int]], patches: PatchArrays) -> None:
+        """Set the latents of `patches`, which these sequences complete."""
+        caches = [pooled(state.caches["global"]) for state, _, _ in some]
+        slots = [cache.advance(count) - count for cache, (_, count, _) in zip(caches, some, strict=True)]
+        counts = [count for _, count, _ in some]
+        positions = np.repeat([slot - first for slot, (_, _, first) in zip(slots, some, strict=True)], counts)
+        positions += np.arange(len(positions))
+        places = patches.places["global"]
+        places[:, 0], places[:, 1] = np.repeat(np.arange(len(some)), counts), positions
+        patches.rotate(positions)
+        inputs = {"patch_vectors": patches.vectors, **patches.inputs("global", page_table([c.pages for c in caches]))}
+        count = len(positions)
+        self._stages["global"].run(inputs, {"latents": patches.latents}, count, count)
 
     def _decode(
         self,
         rows: StepRows,
+        arrays: RowArrays,
+        sequences: SequenceArrays,
         completed: Completed,
-        byte_vectors: NDArray[np.float32],
-        latents: NDArray[np.float32],
-        first_patches: Sequence[int],
-    ) -> NDArray[np.float32]:
-        """Logits [T, vocab]."""
-        for state, patch in zip(rows.states, first_patches, strict=True):
-            state.carried_row(patch)  # lies in `_carried_rows`
+        patches: PatchArrays,
+    ) -> None:
+        """Set `arrays.logits`."""
+        for state, patch in zip(rows.states, rows.patches, strict=True):
+            state.carry(patch)  # the row lies in `_carried_rows`
         inputs = {
-            "byte_vectors": byte_vectors, "latents": latents, "latent_index": completed.latent_index,
-            "carried_row": self._carried_rows, **self._places("decoder", rows.states, rows.counts),
+            "byte_vectors": arrays.byte_vectors, "latents": patches.latents, "latent_index": arrays.latent_index,
+            "carried_row": self._carried_rows, **self._places("decoder", rows, arrays, sequences),
         }  # fmt: skip
-        logits = self._array(("decoder", "logits"), (rows.count, self._config.vocab_size), np.float32)
-        cross_rows = self._array(("decoder", "cross_rows"), (completed.total, self._row_width), np.float32)
-        outputs = {"logits": logits, "cross_rows": cross_rows}
+        outputs = {"logits": arrays.logits, "cross_rows": patches.cross_rows}
         self._stages["decoder"].run(inputs, outputs, rows.count, completed.total)
-        for state, patch, first, count in zip(
-            rows.states, first_patches, completed.firsts, completed.counts, strict=True
-        ):
-            state.append_cross_rows(patch, cross_rows[first : first + count])
-        return logits
+        for state, count, first in completed.some(rows.states):
+            state.append_cross_rows(state.patch_count - count, patches.cross_rows[first : first + count])

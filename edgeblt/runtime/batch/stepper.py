@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.session import Chunk
 from edgeblt.runtime.state.cache import PIECE_BYTES
+from edgeblt.runtime.state.snapshot import StateSnapshot
 
 StepResult = Chunk | EdgebltError
 
@@ -32,6 +33,13 @@ class BatchSequence(Protocol):
 
     def fork(self) -> "BatchSequence | None":
         """An independent sequence in the same state; None where there is no room for another."""
+        ...
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
+        """A copy of the state, from which sequences and sessions of the model start.
+
+        earlier: a copy after fewer ids of the same text, with which this one shares memory.
+        """
         ...
 
     def close(self) -> None:
@@ -59,8 +67,13 @@ class Stepper(Protocol):
         """Bytes that the states of all open sequences take."""
         ...
 
-    def open(self, expected: int) -> BatchSequence | None:
-        """A new, empty sequence; None where there is no room for one that reads so many ids. The first gets room."""
+    def open(self, expected: int, start: StateSnapshot | None = None) -> BatchSequence | None:
+        """A new sequence; None where there is no room for one that reads so many ids. The first gets room.
+
+        start: a copy of the state that it starts from; None, the default, is the beginning.
+
+        Raises EdgebltError where the memory ends before all of `start` is copied.
+        """
         ...
 
     def fits(self, parts: Sequence[StepPart]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,18 @@ class _Kept:
     key: object
     snapshot: StateSnapshot
     sizes: Mapping[int, int]  # bytes of each of its arrays, by identity
+
+
+class KeptSequence(Protocol):
+    """A sequence whose state can be kept: a session, or one of a batch."""
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def ids(self) -> NDArray[np.int64]: ...
+
+    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot: ...
 
 
 class PrefixCache:
@@ -103,7 +116,7 @@ class PrefixCache:
             except (EdgebltError, MemoryError):  # there is no room for both; all is read instead
                 self.clear()
                 session, start = new_session(), 0
-        marks = [mark - start for mark in _marks(len(ids), start, common, exact) if mark > start]
+        marks = [mark - start for mark in kept_positions(len(ids), start, common, exact) if mark > start]
         return PromptReader(session, ids[start:], marks, lambda least: self.keep(session, key, exact, least))
 
     def find(self, ids: NDArray[np.int64], key: object, exact: bool) -> tuple[StateSnapshot | None, int, int]:
@@ -129,12 +142,12 @@ class PrefixCache:
             self._read, self._saved = self._read + len(ids), self._saved + best_start
         return best.snapshot if best else None, best_start, common
 
-    def keep(self, session: Session, key: object, exact: bool, least: int = 1) -> None:
-        """Keep the state of a session, as far as there is room, if none is kept of `least` ids less or fewer."""
-        position = session.position
+    def keep(self, sequence: KeptSequence, key: object, exact: bool, least: int = 1) -> None:
+        """Keep the state of a sequence, as far as there is room, if none is kept of `least` ids less or fewer."""
+        position = sequence.position
         if not self.limit or position < LEAST_IDS or not (exact or position % CHUNK_BYTES == 0):
             return
-        ids = session.ids
+        ids = sequence.ids
         with self._lock:
             earlier = [
                 kept.snapshot
@@ -144,7 +157,7 @@ class PrefixCache:
         nearest = max(earlier, key=lambda snapshot: snapshot.position, default=None)
         if nearest is None or nearest.position + least <= position:
             try:
-                snapshot = session.snapshot(nearest)
+                snapshot = sequence.snapshot(nearest)
                 self._add(_Kept(key, snapshot, {id(array): array.nbytes for array in snapshot.arrays()}))
             except (EdgebltError, MemoryError):  # there is no room for copies; the text itself goes on without
                 self.clear()
@@ -205,7 +218,7 @@ def _common(kept: NDArray[np.int32], ids: NDArray[np.int64]) -> int:
     return first if count and different[first] else count
 
 
-def _marks(count: int, start: int, common: int, exact: bool) -> list[int]:
+def kept_positions(count: int, start: int, common: int, exact: bool) -> list[int]:
     """Positions, ascending, after which the state is kept while `count` ids are read from `start` on."""
     marks, distance = {count if exact else count - count % CHUNK_BYTES}, CHUNK_BYTES
     while count - distance >= LEAST_MARK:

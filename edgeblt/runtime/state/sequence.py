@@ -181,11 +181,16 @@ class SequenceState:
 
     def carried_row(self, patch: int) -> Array:
         """Cross-attention row [1, width] of the patch before `patch`; zeros before the first. Always the same array."""
+        self.carry(patch)
+        return self._carried_row
+
+    def carry(self, patch: int) -> None:
+        """Set the row that `carried_row` gives."""
         if patch == 0:
             self._carried_row[:] = 0  # there is no latent yet; nothing of a text rolled back may stay
         elif self._carried_patch != patch - 1:  # rolled back
             self._carried_row[:] = self.cross_rows.rows(patch - 1, patch)
-        return self._carried_row
+            self._carried_patch = patch - 1
 
     def append_cross_rows(self, first_patch: int, rows: Array) -> None:
         """Add the rows [n, width] of the patches from `first_patch` on, without those too old to be rolled back to."""
