@@ -54,7 +54,7 @@ def caddy_command(server: PageServer, port: int, directory: Path) -> list[str]:
     source = source.replace("127.0.0.1:8080", urlsplit(server.address).netloc)
     source = source.replace("blt.example.org", f"http://127.0.0.1:{port}")
     path = directory / "Caddyfile"
-    path.write_text("{\n\tadmin off\n\tpersist_config off\n}\n" + source)
+    path.write_text("{\n\tadmin off\n}\n" + source)
     return [CADDY or "", "run", "--config", str(path), "--adapter", "caddyfile"]
 
 
