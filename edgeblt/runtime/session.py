@@ -260,7 +260,7 @@ class Session(SaveCalls):
         Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage
         gains from reading its weights once for many patches.
         """
-        first_patch, cuts = self.state.patch_count, list(pieces(self.state.position, len(ids)))
+        first_patch, cuts = self.state.patch_count, pieces(self.state.position, len(ids))
         encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
         latents = self._run_global(first_patch, encoded)
         chunks = []
@@ -280,7 +280,8 @@ class Session(SaveCalls):
         patching = self._patch_reader.read(ids)
         if not alone:  # the next piece may be as long
             patching = patching.copy()
-        patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
+        starts = patching.patch_starts
+        patches = buffers.patches(int(starts[0]) if count == 1 else int(np.count_nonzero(starts)))
         piece = _Piece(state.position, state.patch_count, buffers, patching, patches)
         self._run_encoder(piece)
         state.append(buffers.byte_vectors, patching.patch_starts, patches.count)
