@@ -257,10 +257,9 @@ class Session(SaveCalls):
         In a chunk the local stages go piece by piece, as attention computes what lies outside its window too; the
         global stage takes all patches at once, to read its weights once for many.
         """
-        cuts = list(pieces(self.state.position, len(ids)))
+        first_patch, cuts = self.state.patch_count, pieces(self.state.position, len(ids))
         if len(ids) > CHUNK_BYTES:
             return self._advance_side_by_side(ids, cuts)
-        first_patch = self.state.patch_count
         encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
         latents = self._run_global(first_patch, encoded)
         return [self._chunk(piece, latents, first_patch) for piece in encoded]
@@ -289,7 +288,8 @@ class Session(SaveCalls):
             patching = self._patch_reader.read(state.position, ids)
             if not alone:  # the next piece may be as long
                 patching = patching.own()
-        patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
+        starts = patching.patch_starts
+        patches = buffers.patches(int(starts[0]) if count == 1 else int(np.count_nonzero(starts)))
         piece = EncodedPiece(state.position, state.patch_count, buffers, patching, patches)
         self._run_encoder(piece)
         state.append(buffers.byte_vectors, patching.patch_starts, patches.count)
