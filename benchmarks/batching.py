@@ -4,22 +4,31 @@
 
 Each sequence reads prose of its own, byte by byte, after `--context` bytes of it. All run in turn within each round, on
 one thread; of each the round with the least time counts, in seconds of this thread's processor, which other processes
-disturb less than the clock. The last line is JSON.
+disturb less than the clock. Beside them the limit: the bytes of weights, keys and values that a step reads, over the
+bandwidth of memory; a model that the caches hold may be faster. The last line is JSON.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 import edgeblt
+from edgeblt.bundle.contract import StageName
+from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch
 from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
+from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.texts import held_out_text
+from edgeblt.runtime.batch.ragged import RaggedSequence, RaggedStepper
 from edgeblt.runtime.batch.stepper import StepPart, room
+from edgeblt.runtime.machine.device import device_name
+from edgeblt.runtime.stage_work import StageWork
+from edgeblt.runtime.state.sequence import SequenceState
 
 APART = 311  # bytes from the beginning of one text to that of the next
 MEMORY = 8 << 30
@@ -32,6 +41,16 @@ def texts(count: int, length: int) -> list[NDArray[np.int64]]:
     return [np.concatenate([[BOS], encode(prose[place * APART :][:length])]) for place in range(count)]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Means of a step: seconds of the processor and by the clock, and bytes that it reads."""
+
+    processor: float
+    clock: float
+    weight_bytes: float
+    cache_bytes: float
+
+
 def timed(run: Callable[[int], object], steps: int) -> tuple[float, float]:
     """Mean seconds of a step: of the processor, and by the clock."""
     clock, processor = time.perf_counter(), time.thread_time()
@@ -40,26 +59,51 @@ def timed(run: Callable[[int], object], steps: int) -> tuple[float, float]:
     return (time.thread_time() - processor) / steps, (time.perf_counter() - clock) / steps
 
 
-def one_session(model: edgeblt.Model, context: int, steps: int) -> tuple[float, float]:
+def weight_bytes(plan: WeightPlan, work: Mapping[StageName, StageWork]) -> float:
+    """Bytes of weights that these runs read, without single rows of tables."""
+    return sum(
+        plan.stages[name].read_per_byte * done.runs + plan.stages[name].read_per_patch * done.patch_runs
+        for name, done in work.items()
+    )
+
+
+def one_session(model: edgeblt.Model, plan: WeightPlan, context: int, steps: int) -> Measured:
     (text,) = texts(1, context + steps)
     session = model.session()
     session.feed(text[:context])
-    return timed(lambda step: session.feed(text[context + step : context + step + 1]), steps)
+    before = session.work
+    seconds = timed(lambda step: session.feed(text[context + step : context + step + 1]), steps)
+    work = {name: done.since(before[name]) for name, done in session.work.items()}
+    cache = sum(done.cache_bytes for done in work.values())
+    return Measured(*seconds, weight_bytes(plan, work) / steps, cache / steps)
 
 
-def sequences(model: edgeblt.Model, count: int, context: int, steps: int) -> tuple[float, float]:
+def sequences(model: edgeblt.Model, plan: WeightPlan, count: int, context: int, steps: int) -> Measured:
     stepper = model._stepper(count, MEMORY)
+    assert isinstance(stepper, RaggedStepper), "these texts cannot share steps"
     read = []
     for text in texts(count, context + steps):
         sequence = stepper.open(len(text))
-        assert sequence
+        assert isinstance(sequence, RaggedSequence)
         while (place := sequence.position) < context:
             stepper.run([StepPart(sequence, text[place : min(place + room(place), context)])])
         read.append((sequence, text))
-    return timed(
+    before = stepper.work
+    seconds = timed(
         lambda step: stepper.run([StepPart(own, text[context + step : context + step + 1]) for own, text in read]),
         steps,
     )
+    work = {name: done.since(before[name]) for name, done in stepper.work.items()}
+    states = [sequence.state for sequence, _ in read]
+    cache = sum(slots_seen(state, name) * cached.spec.slot_bytes * work[name].positions / steps / count
+                for state in states for name, cached in state.caches.items())  # fmt: skip
+    return Measured(*seconds, weight_bytes(plan, work) / steps, cache)
+
+
+def slots_seen(state: SequenceState, stage: StageName) -> int:
+    """Slots that a row at the end of a text attends to."""
+    filled, window = state.caches[stage].length, state.caches[stage].spec.window
+    return filled if window is None else min(filled, window)
 
 
 def main() -> None:
@@ -70,23 +114,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    bandwidth = measure_bandwidth(threads=1).bytes_per_s
     with edgeblt.load(arguments.bundle, threads=1) as model:
-        found: dict[int, list[tuple[float, float]]] = {count: [] for count in (0, *arguments.sequences)}
+        plan = bundle_plan(model.bundle, typical_bytes_per_patch(model.config.patching))
+        found: dict[int, list[Measured]] = {count: [] for count in (0, *arguments.sequences)}
         for _ in range(arguments.rounds):
-            found[0].append(one_session(model, arguments.context, arguments.steps))
+            found[0].append(one_session(model, plan, arguments.context, arguments.steps))
             for count in arguments.sequences:
-                found[count].append(sequences(model, count, arguments.context, arguments.steps))
-        weights = bundle_plan(model.bundle, 4.5).weight_bytes_per_byte
-    least = {count: min(times) for count, times in found.items()}
-    alone = least[0][0]
-    print(f"one session: {1e3 * alone:.2f} ms a byte; {weights / 1e6:.1f} MB of weights a byte")
-    for count in arguments.sequences:
-        seconds = least[count][0]
-        print(
-            f"{count:3} sequences: {1e3 * seconds:8.2f} ms a step, {count / seconds:8.1f} bytes/s,"
-            f" {count * alone / seconds:5.2f} times one session"
-        )
-    print(json.dumps({"bundle": arguments.bundle, "seconds": {str(count): pair for count, pair in least.items()}}))
+                found[count].append(sequences(model, plan, count, arguments.context, arguments.steps))
+    least = {count: min(each, key=lambda one: one.processor) for count, each in found.items()}
+    print(f"{device_name()}; one thread reads {bandwidth / 1e9:.1f} GB/s of memory")
+    print(f"{'sequences':>9}{'ms a step':>11}{'bytes/s':>9}{'times one':>11}{'weights MB':>12}{'keys, values MB':>17}"
+          f"{'limit ms':>10}{'limit times':>13}")  # fmt: skip
+    limits = {count: (one.weight_bytes + one.cache_bytes) / bandwidth for count, one in least.items()}
+    for count, one in least.items():
+        texts_of_step = max(count, 1)
+        print(f"{count or 'session':>9}{1e3 * one.processor:11.2f}{texts_of_step / one.processor:9.0f}"
+              f"{texts_of_step * least[0].processor / one.processor:11.2f}{one.weight_bytes / 1e6:12.1f}"
+              f"{one.cache_bytes / 1e6:17.1f}{1e3 * limits[count]:10.2f}"
+              f"{texts_of_step * limits[0] / limits[count]:13.2f}")  # fmt: skip
+    results = {str(count): asdict(one) for count, one in least.items()}
+    print(json.dumps({"bundle": arguments.bundle, "bandwidth": bandwidth, "steps": results}))
 
 
 if __name__ == "__main__":

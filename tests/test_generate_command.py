@@ -136,16 +136,18 @@ PROMPTS: list[dict[str, Any]] = [
     {"prompt": "", "id": ["a"], "settings": {"regex": "(yes|no)!"}},
     {"prompt": "x", "settings": {"stop": ["a", "e"], "temperature": 1, "seed": 4}},
 ]
+GREEDY = [{**document, "settings": {"temperature": 0, "max_new_bytes": 9}} for document in PROMPTS[:2]]
 BASE = GenerationSettings(max_new_bytes=20, temperature=0.8, seed=1)
 
 
-def test_answers_are_those_of_one_by_one(model: Model, tmp_path: Path) -> None:
-    """Complete, and however they were cut short before."""
-    (tmp_path / "prompts").write_text("\n\n".join(map(json.dumps, PROMPTS)))
+@pytest.mark.parametrize("documents", [GREEDY, PROMPTS])
+def test_answers_are_those_of_one_by_one(model: Model, tmp_path: Path, documents: list[dict[str, Any]]) -> None:
+    """Complete, and however they were cut short before: greedy ones, and others, which share steps."""
+    (tmp_path / "prompts").write_text("\n\n".join(map(json.dumps, documents)))
     lines, out = read_prompt_lines(tmp_path / "prompts", BASE), tmp_path / "out"
     answer_prompts(model, lines, out)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    for line, document, answer in zip(lines, PROMPTS, answers, strict=True):
+    for line, document, answer in zip(lines, documents, answers, strict=True):
         stream = model.stream(line.prompt, settings=line.settings)
         text = b"".join(stream)
         assert stream.end and answer["end"] == stream.end.reason and answer.get("id") == document.get("id")

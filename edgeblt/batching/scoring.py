@@ -1,7 +1,7 @@
 """Scoring many texts in common steps."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,20 +13,23 @@ from edgeblt.scores import Scores, empty_scores, store_scores
 
 
 class _ScoredText:
-    """A text that is being scored."""
+    """A text that is being scored, one of several by its number."""
 
-    def __init__(self, data: bytes) -> None:
-        self.targets = encode(data)
+    def __init__(self, number: int, data: bytes) -> None:
+        self.number, self.targets = number, encode(data)
         self.ids = np.concatenate([[BOS], self.targets])[: len(self.targets)]
         self.scores = empty_scores(len(self.targets))
         self.sequence: BatchSequence | None = None
 
-    def next_part(self, most: int) -> StepPart | None:
-        """Its next ids, at most so many; None at its end."""
+    @property
+    def is_scored(self) -> bool:
+        return self.sequence is not None and self.sequence.position == len(self.ids)
+
+    def next_part(self, most: int) -> StepPart:
+        """Its next ids, at most so many."""
         assert self.sequence
         position = self.sequence.position
-        ids = self.ids[position : position + min(room(position), most)]
-        return StepPart(self.sequence, ids) if len(ids) else None
+        return StepPart(self.sequence, self.ids[position : position + min(room(position), most)])
 
 
 def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
@@ -34,38 +37,41 @@ def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
 
     Raises EdgebltError, which names the text, where the model fails on one or its state exceeds the memory allowed.
     """
-    scored = [_ScoredText(data) for data in texts]
-    waiting = deque((number, text) for number, text in enumerate(scored) if len(text.targets))
-    active: list[tuple[int, _ScoredText]] = []
+    scored = [_ScoredText(number, data) for number, data in enumerate(texts)]
+    waiting, active = deque(text for text in scored if len(text.ids)), list[_ScoredText]()
     while waiting or active:
-        left, chosen = CHUNK_BYTES, list[tuple[int, _ScoredText, StepPart]]()
-        for number, text in active:
-            if part := text.next_part(left):
-                chosen.append((number, text, part))
-                left -= len(part.ids)
-        while left and waiting and (sequence := stepper.open(len(waiting[0][1].ids))):
-            number, text = waiting.popleft()
-            text.sequence = sequence
-            active.append((number, text))
-            if part := text.next_part(left):
-                chosen.append((number, text, part))
-                left -= len(part.ids)
-        while len(chosen) > 1 and not stepper.fits([part for _, _, part in chosen]):
-            chosen.pop()
-        for (number, text, _), result in zip(chosen, stepper.run([part for _, _, part in chosen]), strict=True):
+        chosen = _next_parts(stepper, active, waiting)
+        for (text, _), result in zip(chosen, stepper.run([part for _, part in chosen]), strict=True):
             if isinstance(result, EdgebltError):
-                raise EdgebltError(f"text {number}: {result}")
+                raise EdgebltError(f"text {text.number}: {result}")
             store_scores(text.scores, result, text.targets)
-        active = _unfinished(active)
+            if text.is_scored and text.sequence:
+                text.sequence.close()
+        active = [text for text in active if not text.is_scored]
     return [text.scores for text in scored]
 
 
-def _unfinished(active: list[tuple[int, _ScoredText]]) -> list[tuple[int, _ScoredText]]:
-    left = []
-    for number, text in active:
-        assert text.sequence
-        if text.sequence.position < len(text.ids):
-            left.append((number, text))
-        else:
-            text.sequence.close()
-    return left
+def _next_parts(
+    stepper: Stepper, active: list[_ScoredText], waiting: deque[_ScoredText]
+) -> list[tuple[_ScoredText, StepPart]]:
+    """Parts of the next step, for which there is memory; the first text is among them."""
+    chosen, left = list[tuple[_ScoredText, StepPart]](), CHUNK_BYTES
+    for text in _candidates(stepper, active, waiting):
+        part = text.next_part(left)
+        chosen.append((text, part))
+        left -= len(part.ids)
+        if not left:
+            break
+    while len(chosen) > 1 and not stepper.fits([part for _, part in chosen]):
+        chosen.pop()
+    return chosen
+
+
+def _candidates(stepper: Stepper, active: list[_ScoredText], waiting: deque[_ScoredText]) -> Iterator[_ScoredText]:
+    """Texts under way, then others, which join as long as there is room for them."""
+    yield from tuple(active)
+    while waiting and (sequence := stepper.open(len(waiting[0].ids))):
+        text = waiting.popleft()
+        text.sequence = sequence
+        active.append(text)
+        yield text

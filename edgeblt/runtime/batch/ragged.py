@@ -6,6 +6,7 @@ these belong to. Products see all rows as one matrix; attention finds each row's
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, StepResult, e
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
+from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
@@ -84,6 +86,11 @@ class RaggedStepper:
             cache.forgotten_bytes for sequence in self._sequences for cache in sequence.state.caches.values()
         )
         return sum(pool.used_bytes for pool in self._pools.values()) + forgotten
+
+    @property
+    def work(self) -> dict[StageName, StageWork]:
+        """Runs, positions and seconds of each stage so far, as a copy; bytes of keys and values are not counted."""
+        return {name: replace(work) for name, work in self._runner.work.items()}
 
     def open(self, expected: int, start: StateSnapshot | None = None) -> BatchSequence | None:
         patches = max(expected_patches(expected), start.patch_count if start else 0)

@@ -15,6 +15,7 @@ from edgeblt.runtime.batch.pool import CachePool, pooled
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
 from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 
 _NO_POSITION = np.zeros(1, np.int64)
@@ -116,6 +117,11 @@ class StepRunner:
         self._patches = KeptArrays(lambda count: PatchArrays(config, pools["global"], count))
         self._no_vectors = np.empty((0, config.encoder.hidden_size), np.float32)
         self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
+
+    @property
+    def work(self) -> dict[StageName, StageWork]:
+        """Work of each stage so far."""
+        return {name: stage.work for name, stage in self._stages.items()}
 
     def run(self, rows: StepRows) -> list[Chunk]:
         """Results of each sequence's rows, whose states then hold them."""
