@@ -118,7 +118,7 @@ def without_calibration(recipe: Recipe) -> str:
 
 
 def measure(models: dict[str, Model], arguments: argparse.Namespace) -> tuple[dict[str, Measured], list[float]]:
-    """What each model does, `repeats` times, in turn; and memory's bandwidth in between, bytes per second."""
+    """Rates of each model, `repeats` times, in turn; and memory's bandwidth in between, in bytes per second."""
     text = np.concatenate([[BOS], encode(held_out_text("prose"))])
     sessions = {name: model.session() for name, model in models.items()}
     for session in sessions.values():
