@@ -9,7 +9,7 @@ CHECKED := edgeblt $(wildcard tests tools benchmarks)
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test levels lint bench slow fuzz cuda native-tests fuzz-native venv wheel clean
+.PHONY: help demo test levels lint bench slow browser-tests fuzz cuda native-tests fuzz-native venv wheel clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench  compare with transformers"
 	@echo "make levels what must be exact, once without the native library and once at each of its levels here"
 	@echo "make slow   the slow tests and those that install packages"
+	@echo "make browser-tests  the page of the server in a real browser, which it installs where there is none"
 	@echo "make fuzz   COUNT bundles (1000) changed at random from SEED (1): each must work or be refused"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
@@ -46,6 +47,13 @@ levels: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or network"
+
+# Also part of `make test`, where there is a chromium.
+browser-tests: export OMP_NUM_THREADS ?= 1
+browser-tests: $(READY)
+	@for name in chromium chromium-browser google-chrome; do ! command -v $$name >/dev/null || exit 0; done; \
+		$(BIN)/python -m playwright install chromium
+	$(BIN)/python -m pytest -m browser
 
 # Bundles changed at random; then, where they have a fuzzer of their own, the native operators. A case that is found is
 # printed with how to run it again.

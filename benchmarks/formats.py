@@ -1,12 +1,13 @@
-"""Decoding rate of the weight formats where weights exceed the caches.
+"""Rates of decoding and reading by weight format, where weights exceed the caches.
 
-    python benchmarks/formats.py [RECIPE ...] [--folder FOLDER] [--new-bytes 48] [--repeats 5]
+    python benchmarks/formats.py [RECIPE ...] [--folder FOLDER] [--new-bytes 48] [--prompt-bytes 512] [--repeats 5]
+                                 [--threads 1]
 
 A model of random weights: local width 1,024, global 2,048 x 8 layers, hash tables of 50,000 rows, a patch every four
 bytes. Recipes of the package, each tensor rounded to the nearest (and pruned by magnitude) instead of calibrated, which
-changes no time. All in turn in one run, and the bandwidth of reading memory in between: `of the limit` is the weights
-read for a byte times the rate over that, run by run, medians. Takes about 8 GB of disk, and memory for the fp32 model.
-The last line is JSON.
+changes no time. All in turn in one run, and the bandwidth of reading memory in between: `of the limit` is what is read
+for a byte, weights, keys and values, times the rate over that, run by run, medians. `reading` is a prompt read at once.
+Takes about 8 GB of disk, and memory for the fp32 model. The last line is JSON.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -51,17 +53,29 @@ CONFIG = {
 }  # fmt: skip
 
 
+@dataclass
+class Measured:
+    """Rates of one model in bytes per second, round by round, and the bytes that a decoded byte reads."""
+
+    decoding: list[float] = field(default_factory=list)
+    reading: list[float] = field(default_factory=list)
+    weight_bytes: float = 0.0
+    cache_bytes: float = 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=RECIPES, help="the first is what the others are compared with")
     parser.add_argument("--folder", type=Path, help="where the checkpoint and bundles stay for another run")
     parser.add_argument("--new-bytes", type=int, default=48)
+    parser.add_argument("--prompt-bytes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of the model, and of reading memory; by default what suits each")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        models = {name: load(bundle(folder, name)) for name in arguments.recipes}
-        report(models, *measure(models, arguments.new_bytes, arguments.repeats))
+        models = {name: load(bundle(folder, name), threads=arguments.threads) for name in arguments.recipes}
+        report(models, *measure(models, arguments))
 
 
 def bundle(folder: Path, recipe: str) -> Path:
@@ -89,7 +103,7 @@ def write_checkpoint(path: Path) -> None:
 
 def without_calibration(recipe: Recipe) -> str:
     """TOML of the same formats, by rounding to the nearest."""
-    text = ""
+    text = f"kv_cache = {json.dumps(recipe.kv_cache)}\n"
     for name in (*STAGES, "tables", "heads", "embeddings"):
         part = getattr(recipe, "global_" if name == "global" else name)
         if part is None:
@@ -103,59 +117,64 @@ def without_calibration(recipe: Recipe) -> str:
     return text
 
 
-def measure(
-    models: dict[str, Model], new_bytes: int, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, float], list[float]]:
-    """Bytes per second of each model, `repeats` times, in turn; weights read for a byte; memory's bandwidth."""
+def measure(models: dict[str, Model], arguments: argparse.Namespace) -> tuple[dict[str, Measured], list[float]]:
+    """Rates of each model, `repeats` times, in turn; and memory's bandwidth in between, in bytes per second."""
     text = np.concatenate([[BOS], encode(held_out_text("prose"))])
     sessions = {name: model.session() for name, model in models.items()}
     for session in sessions.values():
         session.feed(text[:CONTEXT_BYTES])
         session.fork().feed(text[:1])
-    plans = {name: bundle_plan(model.bundle, 1.0).stages for name, model in models.items()}
-    before = {name: weight_bytes_read(plans[name], session.work) for name, session in sessions.items()}
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    bandwidths = []
-    for repeat in range(repeats):
-        start = CONTEXT_BYTES + repeat * new_bytes
+    before = {name: session.work for name, session in sessions.items()}
+    measured, bandwidths = {name: Measured() for name in models}, []
+    for repeat in range(arguments.repeats):
+        start = CONTEXT_BYTES + repeat * arguments.new_bytes
         for name, session in sessions.items():
             began = time.perf_counter()
-            for id in text[start : start + new_bytes]:
+            for id in text[start : start + arguments.new_bytes]:
                 session.feed([id])
-            rates[name].append(new_bytes / (time.perf_counter() - began))
-        bandwidths.append(measure_bandwidth(repeats=3).bytes_per_s)
-    read = {
-        name: (weight_bytes_read(plans[name], session.work) - before[name]) / (repeats * new_bytes)
-        for name, session in sessions.items()
-    }
-    return rates, read, bandwidths
+            measured[name].decoding.append(arguments.new_bytes / (time.perf_counter() - began))
+        for name, model in models.items():
+            reader, began = model.session(), time.perf_counter()
+            reader.feed(text[: arguments.prompt_bytes])
+            measured[name].reading.append(arguments.prompt_bytes / (time.perf_counter() - began))
+        bandwidths.append(measure_bandwidth(arguments.threads, repeats=3).bytes_per_s)
+    count = arguments.repeats * arguments.new_bytes
+    for name, model in models.items():
+        work = {stage: done.since(before[name][stage]) for stage, done in sessions[name].work.items()}
+        measured[name].weight_bytes = weight_bytes_read(bundle_plan(model.bundle, 1.0).stages, work) / count
+        measured[name].cache_bytes = sum(done.cache_bytes for done in work.values()) / count
+    return measured, bandwidths
 
 
-def report(
-    models: dict[str, Model], rates: dict[str, list[float]], read: dict[str, float], bandwidths: list[float]
-) -> None:
+def report(models: dict[str, Model], measured: dict[str, Measured], bandwidths: list[float]) -> None:
     result: dict[str, object] = {"device": device_name(), "cores": usable_cores()}
     first = next(iter(models))
     for name, model in models.items():
-        ratio = statistics.median(ours / base for ours, base in zip(rates[name], rates[first], strict=True))
-        rate, size = statistics.median(rates[name]), model.bundle.size
-        share = size / models[first].bundle.size
+        done, base, size = measured[name], measured[first], model.bundle.size
+        read = done.weight_bytes + done.cache_bytes
         limit = statistics.median(
-            ours * read[name] / bandwidth for ours, bandwidth in zip(rates[name], bandwidths, strict=True)
+            rate * read / bandwidth for rate, bandwidth in zip(done.decoding, bandwidths, strict=True)
         )
+        decoding, reading = median_ratio(done.decoding, base.decoding), median_ratio(done.reading, base.reading)
         stages = {stage: sum((model.bundle.path / name).stat().st_size for name in entry.weights)
                   for stage, entry in model.bundle.manifest.stages.items()}  # fmt: skip
         print(
-            f"{name:11} {rate:7.2f} bytes/s, {ratio:5.2f} times {first}; bundle {size / 1e6:8.1f} MB, {share:.4f}; "
-            f"global stage {stages['global'] / 1e6:.1f} MB; reads {read[name] / 1e6:.1f} MB a byte, "
-            f"{limit:.2f} of the limit"
+            f"{name:11} {statistics.median(done.decoding):7.2f} bytes/s, {decoding:5.2f} times {first}; reading "
+            f"{statistics.median(done.reading):7.1f} bytes/s, {reading:5.2f} times; bundle {size / 1e6:8.1f} MB, "
+            f"{size / models[first].bundle.size:.4f}; global stage {stages['global'] / 1e6:.1f} MB; a byte reads "
+            f"{done.weight_bytes / 1e6:.1f} + {done.cache_bytes / 1e6:.1f} MB, {limit:.2f} of the limit"
         )
         result[name] = {
-            "bytes_per_s": round(rate, 3), "ratio": round(ratio, 3), "bundle_bytes": size, "stage_bytes": stages,
-            "weight_bytes_per_byte": read[name], "of_the_limit": round(limit, 3), "runs": rates[name],
-        }  # fmt: skip
+            "bytes_per_s": round(statistics.median(done.decoding), 3), "ratio": round(decoding, 3),
+            "reading_bytes_per_s": round(statistics.median(done.reading), 3), "reading_ratio": round(reading, 3),
+            "bundle_bytes": size, "stage_bytes": stages, "of_the_limit": round(limit, 3),
+        } | dataclasses.asdict(done)  # fmt: skip
     print(f"memory {min(bandwidths) / 1e9:.1f} .. {max(bandwidths) / 1e9:.1f} GB/s")
     print(json.dumps(result | {"bandwidths": bandwidths}))
+
+
+def median_ratio(ours: list[float], base: list[float]) -> float:
+    return statistics.median(our / other for our, other in zip(ours, base, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Time to the first byte of a prompt whose beginning is known: read again, kept by the prefix cache, or in a file.
 
-    python benchmarks/prefixes.py BUNDLE [--prompt-bytes 4096] [--known-bytes 4000] [--rounds N]
+    python benchmarks/prefixes.py BUNDLE [--prompt-bytes 1024 4096 16384] [--last-bytes 96] [--rounds N]
+
+All but the last bytes of each prompt are known.
 
 In each round, one after the other: the prompt without a prefix cache; with one that has seen a prompt with the same
 beginning and another end; and from a saved session of that beginning, read from a file. Each round has another end.
@@ -49,15 +51,28 @@ class Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--prompt-bytes", type=int, default=4096)
-    parser.add_argument("--known-bytes", type=int, default=4000)
+    parser.add_argument("--prompt-bytes", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--last-bytes", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measured(options.bundle, options.prompt_bytes, options.known_bytes, options.rounds, Path(folder))
-    for name, value in asdict(figures).items():
-        print(f"{name:16} {value:,.2f}" if isinstance(value, float) else f"{name:16} {value}")
-    print(json.dumps(asdict(figures)))
+    print("| prompt, bytes | all read | kept in memory | from a file | copy | save | restore | file |")
+    print("|" + " ---: |" * 8)
+    found = []
+    for size in options.prompt_bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            known = size - options.last_bytes
+            found.append(measured(options.bundle, size, known, options.rounds, Path(folder)))
+        print(row(found[-1]), flush=True)
+    print(json.dumps([asdict(figures) for figures in found]))
+
+
+def row(found: Figures) -> str:
+    """A line of the table, times in milliseconds."""
+    return (
+        f"| {found.prompt_bytes:,} | {found.read_ms:,.1f} | {found.cached_ms:.1f} ({found.cached_ratio:.1f} times"
+        f" faster) | {found.restored_ms:.1f} ({found.restored_ratio:.1f}) | {found.keep_ms:.1f} | {found.save_ms:.1f}"
+        f" | {found.restore_ms:.1f} | {found.file_bytes / 1e6:.1f} MB |"
+    )
 
 
 def measured(bundle: Path, prompt_bytes: int, known_bytes: int, rounds: int, folder: Path) -> Figures:

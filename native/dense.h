@@ -14,15 +14,31 @@ namespace {
 // A kernel's products of groups [first, last) of the weights with the rows of a tile: out[m * weights.rows + n].
 using MultiplyGroups = void (*)(const DenseWeights& weights, const InputTile& tile, int64_t first, int64_t last, float* out);
 
-// Asks for the weights needed a page from here: the processor's own prefetching ends with each page of memory. `next`
-// need not be readable there.
+constexpr int64_t kAhead = 4096;  // bytes: the processor's own prefetching ends with each page of memory
+
+// Asks for kBytes of weights that are needed `distance` bytes from here, which need not be readable.
 template <int64_t kBytes>
-inline __attribute__((always_inline)) void prefetch(const uint8_t* next) {
-  constexpr uintptr_t kAhead = 4096;
-  for (uintptr_t byte = 0; byte < kBytes; byte += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(next) + kAhead + byte), 0, 3);
-  }
+inline __attribute__((always_inline)) void prefetch(const uint8_t* next, int64_t distance = kAhead) {
+  const auto from = reinterpret_cast<uintptr_t>(next) + static_cast<uintptr_t>(distance);
+  for (uintptr_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(reinterpret_cast<const void*>(from + byte), 0, 3);
 }
+
+// How far ahead to ask where the codes of `streams` groups are read side by side, then those of the next `streams`.
+class AheadOfStreams {
+ public:
+  AheadOfStreams(int64_t group_bytes, int64_t streams)
+      : bytes_(group_bytes), others_((streams - 1) * group_bytes), left_(group_bytes - kAhead), distance_(kAhead) {}
+
+  // The distance of the next block, of so many bytes.
+  int64_t next_block(int64_t bytes) {
+    while (left_ <= 0) left_ += bytes_, distance_ += others_;
+    left_ -= bytes;
+    return distance_;
+  }
+
+ private:
+  int64_t bytes_, others_, left_, distance_;
+};
 
 // Where the scales of a group's next block lie, from block `begin` on.
 class ScaleCursor {

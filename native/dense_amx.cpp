@@ -1,7 +1,7 @@
 // Dense products with AMX: a tile multiplies sixteen rows of inputs by a group of sixteen rows of weights, 64 columns at
 // once. Codes of 8 bits are multiplied where they lie, unsigned; those of 4 bits are widened first and made signed. The
 // sums of a few blocks leave the tiles for memory, and are then added to totals in vectors; to do both at once was slower.
-// Very few rows, and very small blocks, are AVX-512's.
+// Few rows, and very small blocks, are AVX-512's.
 #ifdef EDGEBLT_EMULATED
 #include "tests/emulated_amx.h"
 #endif
@@ -14,8 +14,10 @@ namespace edgeblt {
 namespace {
 
 constexpr int64_t kTileRows = kWideTileRows, kTileBytes = kWideTile;
-constexpr int64_t kFewestRows = 4, kFewestRowsOfSmall = 32;  // of blocks below 64: each has sums to be stored and added
-constexpr int64_t kSmallestBlock = 32;                       // sums of smaller ones take longer than AVX-512's products
+// Fewer rows are faster with AVX-512, whatever the bits and the number of inputs (docs/kernels.md has the times): each
+// block has sums to be stored and added, and AVX-512 reads few rows' weights in streams.
+constexpr int64_t kFewestRows = 8, kFewestRowsOfSmall = 16;  // of blocks of 64 and more, and of 32; of 16 none is many
+constexpr int64_t kSmallestBlock = 32;
 constexpr int64_t kSquare = kTileRows * kGroup;  // a tile of sums
 constexpr int64_t kPanel = kWidePanel / kGroup;  // groups that a part of the inputs is read for
 constexpr int64_t kPass = kWidePass;             // rows of inputs that a part of the weights is read for
@@ -47,7 +49,7 @@ struct Part {
   int64_t group, groups, rows, tiles, begin, end;
   InputTile inputs[2];
   const uint8_t* codes[2];  // of each group's block `begin`, a byte each
-  bool ahead;               // whether to ask for the weights that come next
+  int64_t ahead;            // bytes from here to the weights that are to be asked for; 0 for none
   float* totals;            // [tiles, groups, 16, 16]
   int32_t* sums;            // [tiles, groups, blocks, 16, 16]
   float* out;               // of the first row of inputs
@@ -57,9 +59,10 @@ struct Part {
 };
 
 template <int kBits>
-inline __attribute__((always_inline)) void prefetch_tile(const uint8_t* codes, int64_t columns) {
+inline __attribute__((always_inline)) void prefetch_tile(const uint8_t* codes, int64_t columns, int64_t ahead) {
   if constexpr (kBits == 4) return;  // `widen` does
-  for (int64_t step = 0; step < columns; step += kStep) prefetch<kStep * kGroup>(codes + step * kGroup);
+  if (!ahead) return;
+  for (int64_t step = 0; step < columns; step += kStep) prefetch<kStep * kGroup>(codes + step * kGroup, ahead);
 }
 
 // A macro, for tiles are numbered by constants of the instruction.
@@ -84,11 +87,11 @@ void multiply_block(const Part& part, int64_t block_size, int64_t columns, int64
     const int64_t input = place / kTileBytes * kTileSize + place % kTileBytes;
     _tile_loadd(4, part.inputs[0].codes + input, kTileBytes);
     _tile_loadd(6, part.codes[0] + code, kTileBytes);
-    if (part.ahead) prefetch_tile<kBits>(part.codes[0] + code, columns);
+    prefetch_tile<kBits>(part.codes[0] + code, columns, part.ahead);
     EDGEBLT_MULTIPLY(0, 4, 6);
     if constexpr (kGroups == 2) {
       _tile_loadd(7, part.codes[1] + code, kTileBytes);
-      if (part.ahead) prefetch_tile<kBits>(part.codes[1] + code, columns);
+      prefetch_tile<kBits>(part.codes[1] + code, columns, part.ahead);
       EDGEBLT_MULTIPLY(1, 4, 7);
     }
     if constexpr (kTiles == 2) {
@@ -176,14 +179,15 @@ void multiply_part(const DenseWeights& weights, const Part& part) {
 }
 
 // Codes of 4 bits as signed bytes, four columns of sixteen rows in 64 of them.
-void widen(const uint8_t* codes, int64_t columns, uint8_t* out) {
+void widen(const uint8_t* codes, int64_t columns, int64_t ahead, uint8_t* out) {
   const __m512i middle = _mm512_set1_epi8(8);
   for (int64_t column = 0; column < columns; column += kStep, codes += kStep * kGroup / 2) {
     __m512i vectors[4];
     load_step<4>(codes, vectors);
-    prefetch<kStep * kGroup / 2>(codes);
+    prefetch<kStep * kGroup / 2>(codes, ahead);
     EDGEBLT_UNROLL for (int i = 0; i < 4; ++i, out += 64) _mm512_store_si512(out, _mm512_sub_epi8(vectors[i], middle));
   }
+  __asm__ volatile("" : : : "memory");  // tiles read them, which the compiler does not know
 }
 
 // Groups [first, last), a panel, with a pass of the inputs' rows.
@@ -198,22 +202,24 @@ void multiply_panel(const DenseWeights& weights, const Inputs& inputs, int64_t f
   auto* widened = reinterpret_cast<uint8_t*>(block_buffer<7>(kBits == 8 ? 0 : 2 * blocks * size * kGroup / 4));
   const bool far = weights.rows * weights.columns * kBits / 8 > kCachedBytes;
   Part part{};
+  AheadOfStreams ahead(group_bytes, kPanel);
   for (int64_t begin = 0; begin < weights.blocks; begin += blocks) {
     part.begin = begin, part.end = std::min(weights.blocks, begin + blocks);
+    const int64_t distance = ahead.next_block(part.blocks() * weights.block_bytes());
     for (int64_t group = first; group < last; group += part.groups) {
       part.group = group, part.groups = std::min<int64_t>(2, last - group);
       for (int64_t i = 0; i < part.groups; ++i) {
         part.codes[i] = weights.codes + (group + i) * group_bytes + begin * weights.block_bytes();
         if constexpr (kBits == 4) {
           uint8_t* place = widened + i * blocks * size * kGroup;
-          widen(part.codes[i], part.blocks() * size, place);
+          widen(part.codes[i], part.blocks() * size, distance, place);
           part.codes[i] = place;
         }
       }
       for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
         part.rows = std::min(2 * kTileRows, rows - row), part.tiles = part.rows > kTileRows ? 2 : 1;
         for (int64_t i = 0; i < part.tiles; ++i) part.inputs[i] = wide_tile_at(inputs, row + i * kTileRows);
-        part.ahead = far && row == 0;
+        part.ahead = far && row == 0 ? distance : 0;
         part.totals = totals + (row * kPanel + (group - first) * 2 * kTileRows) * kGroup;
         part.sums = sums;
         part.out = out + row * weights.rows;

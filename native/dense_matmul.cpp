@@ -1,4 +1,5 @@
-// edgeblt::DenseMatMul: dense weights, sixteen rows side by side.
+// edgeblt::DenseMatMul: dense weights, sixteen rows side by side; and edgeblt::DenseProjection, the same, whose portable
+// body computes nothing where there are no rows.
 #include "dense_product.h"
 
 namespace edgeblt {
@@ -29,6 +30,14 @@ const Operator& dense_matmul_operator() {
   using namespace ort;
   static const Operator op(
       "DenseMatMul", 1, {kFloat, kUint8, kAny, kUint8}, 4, {kFloat},
+      [](const Node& node) -> Kernel* { return new DenseMatMul(node); });
+  return op;
+}
+
+const Operator& dense_projection_operator() {
+  using namespace ort;
+  static const Operator op(
+      "DenseProjection", 11, {kFloat, kUint8, kAny, kUint8}, 4, {kFloat},
       [](const Node& node) -> Kernel* { return new DenseMatMul(node); });
   return op;
 }

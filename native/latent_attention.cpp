@@ -22,7 +22,6 @@ LatentRows::LatentRows(const Node& node)
 
 void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
   require(inputs.carried, "carried_row", ort::kFloat, {-1, -1});
-  require(inputs.rows, "new_rows", ort::kFloat, {-1, inputs.carried.shape[1]});
   require(inputs.index, "latent_index", ort::kInt64, {bytes});
   if (inputs.carried.shape[1] < end_) {
     throw OperatorError("carried_row is " + describe(inputs.carried.shape) + ", the layer ends at " +
@@ -30,10 +29,10 @@ void LatentRows::check(const LatentInputs& inputs, int64_t bytes) const {
   }
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   for (int64_t byte = 0; byte < bytes; ++byte) {
-    if (index[byte] < 0 || index[byte] >= sum_of({inputs.carried.shape[0], inputs.rows.shape[0]})) {
+    if (index[byte] < 0 || index[byte] >= sum_of({inputs.carried.shape[0], inputs.count})) {
       throw OperatorError("latent_index is " + std::to_string(index[byte]) + " for " +
                           std::to_string(inputs.carried.shape[0]) + " carried and " +
-                          std::to_string(inputs.rows.shape[0]) + " new rows; it must be below their number");
+                          std::to_string(inputs.count) + " new rows; it must be below their number");
     }
   }
 }
@@ -42,8 +41,7 @@ void LatentRows::run(
     const Call& call, const LatentInputs& inputs, int64_t bytes, const float* queries, float* attended) const {
   if (!bytes) return;
   const Kernels& table = kernels(current_level());
-  const auto* carried = static_cast<const float*>(inputs.carried.data);
-  const auto* rows = static_cast<const float*>(inputs.rows.data);
+  const auto* carried = static_cast<const float*>(inputs.carried.data) + offset_;
   const auto* index = static_cast<const int64_t*>(inputs.index.data);
   const int64_t width = attended_width(), row_width = inputs.carried.shape[1];
   const double products = static_cast<double>(bytes * width) * static_cast<double>(attention_.vectors);
@@ -54,8 +52,9 @@ void LatentRows::run(
     for (int64_t byte = begin, next; byte < end; byte = next) {
       for (next = byte + 1; next < end && index[next] == index[byte]; ++next) {}
       const int64_t before = inputs.carried.shape[0];
-      const float* row = index[byte] < before ? carried + index[byte] * row_width : rows + (index[byte] - before) * row_width;
-      table.attend_latent(attention_, queries + byte * width, row + offset_, next - byte, attended + byte * width);
+      const float* row = index[byte] < before ? carried + index[byte] * row_width
+                                              : inputs.rows + (index[byte] - before) * inputs.stride;
+      table.attend_latent(attention_, queries + byte * width, row, next - byte, attended + byte * width);
     }
   });
 }
@@ -69,7 +68,11 @@ class LatentAttentionKernel final : public Kernel {
   void compute(const Call& call) override {
     const Tensor query = call.input(0);
     require(query, "query", ort::kFloat, {-1, rows_.attended_width()});
-    const LatentInputs inputs{call.input(1), call.input(2), call.input(3)};
+    const Tensor carried = call.input(1), rows = call.input(2);
+    require(carried, "carried_row", ort::kFloat, {-1, -1});
+    require(rows, "new_rows", ort::kFloat, {-1, carried.shape[1]});
+    const LatentInputs inputs{carried, call.input(3), rows.shape[0],
+                              static_cast<const float*>(rows.data) + rows_.offset(), carried.shape[1]};
     rows_.check(inputs, query.shape[0]);
     auto* attended = call.output<float>(0, query.shape);
     rows_.run(call, inputs, query.shape[0], static_cast<const float*>(query.data), attended);

@@ -7,9 +7,12 @@
 
 namespace edgeblt {
 
-// Inputs: a latent's keys and values for all layers as one row. The first rows are carried over, the others are new.
+// Inputs. The first rows are carried over, each a latent's keys and values for all layers; the others are new.
 struct LatentInputs {
-  Tensor carried, rows, index;  // the row of each byte
+  Tensor carried, index;  // index: the row of each byte
+  int64_t count;          // of new rows
+  const float* rows;      // the layer's part of the first new row
+  int64_t stride;         // from one to the next
 };
 
 class LatentRows {
@@ -18,8 +21,11 @@ class LatentRows {
   explicit LatentRows(const Node& node);
 
   int64_t attended_width() const { return attention_.heads * attention_.width; }
+  const LatentAttention& attention() const { return attention_; }
+  int64_t offset() const { return offset_; }
+  int64_t row_width() const { return end_ - offset_; }  // of the layer's part
 
-  // Raises OperatorError for rows that do not fit, and for an index that names none.
+  // Raises OperatorError for carried rows that do not fit, and for an index that names no row.
   void check(const LatentInputs& inputs, int64_t bytes) const;
 
   // What the queries [bytes, attended_width] attend to, of the same shape.

@@ -1,10 +1,10 @@
 #include "operator.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <exception>
-#include <memory>
 #include <new>
 
 #include "edgeblt.h"
@@ -12,7 +12,7 @@
 namespace edgeblt {
 namespace {
 
-constexpr int kOperators = 11;
+constexpr int kOperators = 12;
 std::atomic<unsigned long long> runs[kOperators];
 
 // ONNX Runtime's errors carry a status that we pass on as it is.
@@ -49,24 +49,16 @@ ort::Status* guarded(const ort::Api& api, const char* name, Function function) n
   }
 }
 
-struct Release {
-  const ort::Api* api;
-  void operator()(ort::TensorInfo* info) const { api->release_tensor_info(info); }
-};
-
 alignas(64) char nothing[64];  // an empty tensor may have no address
 
 Tensor read_tensor(const ort::Api& api, const ort::Value* value) {
   Tensor tensor;
   if (!value) return tensor;
-  ort::TensorInfo* info = nullptr;
-  check(api.tensor_info(value, &info));
-  const std::unique_ptr<ort::TensorInfo, Release> owner(info, Release{&api});
+  const int64_t* sizes = nullptr;
   size_t rank = 0;
-  check(api.dimension_count(info, &rank));
+  check(api.type_and_shape(value, &tensor.type, &sizes, &rank));
   tensor.shape.resize(rank);
-  check(api.dimensions(info, tensor.shape.data(), rank));
-  check(api.element_type(info, &tensor.type));
+  std::copy(sizes, sizes + rank, tensor.shape.data());
   void* data = nullptr;
   check(api.tensor_data(const_cast<ort::Value*>(value), &data));
   tensor.data = data ? data : nothing;
@@ -108,7 +100,7 @@ Operator::Operator(
     std::vector<ort::ElementType> outputs, Kernel* (*create)(const Node&))
     : ort::CustomOp{}, op_name(op_name), number(number), inputs(std::move(inputs)), required(required),
       outputs(std::move(outputs)), create(create) {
-  version = ort::kApiVersion;
+  version = ort::kOperatorVersion;
   name = [](const ort::CustomOp* op) { return self(op).op_name; };
   provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
   input_type = [](const ort::CustomOp* op, size_t index) { return self(op).inputs[index]; };

@@ -154,6 +154,7 @@ std::vector<const Operator*> operators();
 
 const Operator& entropy_patch_operator();
 const Operator& dense_matmul_operator();
+const Operator& dense_projection_operator();
 const Operator& sparse_matmul_operator();
 const Operator& masked_matmul_operator();
 std::vector<const Operator*> window_attention_operators();  // one for each type of cache

@@ -1,7 +1,8 @@
 // What this library uses of ONNX Runtime's C ABI (onnxruntime_c_api.h), so that building needs no headers of its.
 //
 // The ABI is append-only: `OrtApi` is a table of functions with frozen positions, and `OrtCustomOp` only ever grows at
-// its end. Positions are those of API version 17, the first with KernelContext_ParallelFor.
+// its end. Positions are those of API version 24, the first with GetTensorElementTypeAndShapeDataReference; operators
+// are of version 17.
 #ifndef EDGEBLT_ORT_ABI_H
 #define EDGEBLT_ORT_ABI_H
 
@@ -10,13 +11,12 @@
 
 namespace edgeblt::ort {
 
-constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kApiVersion = 24, kOperatorVersion = 17;
 
 struct Status;
 struct SessionOptions;
 struct CustomOpDomain;
 struct Value;
-struct TensorInfo;
 struct KernelInfo;
 struct KernelContext;
 
@@ -28,7 +28,7 @@ enum Memory : int { kCpuMemory = -2, kOwnMemory = 0 };
 
 // The table of functions: `functions` is indexed by position.
 struct Api {
-  void* functions[275];
+  void* functions[415];
 
   template <typename Function>
   Function at(int position) const {
@@ -49,18 +49,6 @@ struct Api {
     return at<Status* (*)(SessionOptions*, CustomOpDomain*)>(28)(options, domain);
   }
   Status* tensor_data(Value* value, void** data) const { return at<Status* (*)(Value*, void**)>(51)(value, data); }
-  Status* element_type(const TensorInfo* info, ElementType* type) const {
-    return at<Status* (*)(const TensorInfo*, ElementType*)>(60)(info, type);
-  }
-  Status* dimension_count(const TensorInfo* info, size_t* count) const {
-    return at<Status* (*)(const TensorInfo*, size_t*)>(61)(info, count);
-  }
-  Status* dimensions(const TensorInfo* info, int64_t* values, size_t count) const {
-    return at<Status* (*)(const TensorInfo*, int64_t*, size_t)>(62)(info, values, count);
-  }
-  Status* tensor_info(const Value* value, TensorInfo** info) const {
-    return at<Status* (*)(const Value*, TensorInfo**)>(65)(value, info);
-  }
   Status* float_attribute(const KernelInfo* info, const char* name, float* value) const {
     return at<Status* (*)(const KernelInfo*, const char*, float*)>(85)(info, name, value);
   }
@@ -77,7 +65,6 @@ struct Api {
     using Function = Status* (*)(KernelContext*, size_t, const int64_t*, size_t, Value**);
     return at<Function>(91)(context, index, shape, rank, value);
   }
-  void release_tensor_info(TensorInfo* info) const { at<void (*)(TensorInfo*)>(99)(info); }
   // The cudaStream_t that a kernel of the CUDA execution provider works in.
   Status* compute_stream(const KernelContext* context, void** stream) const {
     return at<Status* (*)(const KernelContext*, void**)>(193)(context, stream);
@@ -93,6 +80,10 @@ struct Api {
       const KernelContext* context, void (*function)(void*, size_t), size_t total, size_t batches, void* data) const {
     using Function = Status* (*)(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*);
     return at<Function>(274)(context, function, total, batches, data);
+  }
+  // `sizes` stays the value's own.
+  Status* type_and_shape(const Value* value, ElementType* type, const int64_t** sizes, size_t* rank) const {
+    return at<Status* (*)(const Value*, ElementType*, const int64_t**, size_t*)>(414)(value, type, sizes, rank);
   }
 };
 

@@ -94,6 +94,10 @@ def dense_matmul(chance: Chance) -> Case:
     return product(chance, "DenseMatMul", {}, lambda sizes: sizes.dense(chance))
 
 
+def dense_projection(chance: Chance) -> Case:
+    return product(chance, "DenseProjection", {}, lambda sizes: sizes.dense(chance))
+
+
 def sparse_matmul(chance: Chance) -> Case:
     group = int(chance.choice([4, 8]))
 
@@ -228,11 +232,21 @@ def dense_cross_attention(chance: Chance) -> Case:
     count, width = int(chance.integers(0, 6)), int(chance.integers(1, 70))
     attributes, rows = latent_inputs(chance, count)
     attended = attributes["num_heads"] * attributes["head_dim"]
-    rounding, weights = weights_of(chance, {"query": (attended, width), "output": (width, attended)})
-    sizes = {"width": width, "attended": attended, "epsilon": 1e-5}
-    inputs = {"x": floats(chance, count, width), **rows, "query_norm": floats(chance, width), **weights}
-    fixed = frozenset(["query_norm", *weights])
-    return Case("DenseCrossAttention", attributes | sizes | rounding, inputs, fixed, ("y",))
+    projected = 2 * attributes["kv_num_heads"] * attributes["head_dim"]
+    rounding, weights = weights_of(chance, {
+        "query": (attended, width), "key": (projected, width), "output": (width, attended),
+    })  # fmt: skip
+    sizes = {"width": width, "attended": attended, "projected": projected, "epsilon": 1e-5}
+    new = rows.pop("new_rows")
+    assert new is not None
+    norms = {name: floats(chance, width) for name in ("query_norm", "key_norm")}
+    inputs: dict[str, Array | None] = {
+        "x": floats(chance, count, width), "carried_row": rows["carried_row"],
+        "latents": floats(chance, len(new), attributes["vectors"] * width), "latent_index": rows["latent_index"],
+        **norms, **weights,
+    }  # fmt: skip
+    fixed = frozenset([*norms, *weights])
+    return Case("DenseCrossAttention", attributes | sizes | rounding, inputs, fixed, ("y", "layer_rows"))
 
 
 def table_of(chance: Chance, name: str, rows: int, width: int) -> tuple[Attributes, dict[str, Array | None]]:
@@ -268,11 +282,15 @@ def patch_attributes(chance: Chance) -> Attributes:
 
 
 def patch_indices(chance: Chance, completed: int, *counts: int) -> list[Array]:
-    return [chance.integers(0, completed + 1, count, dtype=np.int64) for count in counts]
+    """Patches of so many bytes; each completed one, of which there are at most as many, has a byte."""
+    index = chance.integers(0, completed + 1, sum(counts), dtype=np.int64)
+    index[:completed] = np.arange(completed)
+    return np.split(chance.permutation(index), np.cumsum(counts)[:-1])
 
 
 def patch_attention(chance: Chance) -> Case:
-    attributes, completed, bytes = patch_attributes(chance), int(chance.integers(0, 4)), int(chance.integers(0, 12))
+    attributes, bytes = patch_attributes(chance), int(chance.integers(0, 12))
+    completed = min(int(chance.integers(0, 4)), bytes)
     attended = attributes["num_heads"] * attributes["head_dim"]
     (index,) = patch_indices(chance, completed, bytes)
     inputs: dict[str, Array | None] = {
@@ -284,9 +302,10 @@ def patch_attention(chance: Chance) -> Case:
 
 
 def dense_pooling(chance: Chance) -> Case:
-    attributes, completed, width = patch_attributes(chance), int(chance.integers(0, 4)), int(chance.integers(1, 70))
+    attributes, width = patch_attributes(chance), int(chance.integers(1, 70))
     attended, pooled = attributes["num_heads"] * attributes["head_dim"], attributes["vectors"] * width
     projected, bytes, opened = 2 * attributes["kv_num_heads"] * attributes["head_dim"], *chance.integers(0, 9, 2)
+    completed = min(int(chance.integers(0, 4)), int(bytes + opened))
     rounding, weights = weights_of(chance, {
         "projection": (pooled, width), "query": (attended, width), "key": (projected, width),
         "output": (width, attended),
@@ -325,6 +344,7 @@ OPERATORS: dict[str, Callable[[Chance], Case]] = {
     "MaskedMatMul": masked_matmul, "WindowAttention": window_attention, "DenseLayer": dense_layer,
     "LatentAttention": latent_attention, "DenseCrossAttention": dense_cross_attention,
     "HashEmbedding": hash_embedding, "PatchAttention": patch_attention, "DensePooling": dense_pooling,
+    "DenseProjection": dense_projection,
 }  # fmt: skip
 
 

@@ -285,3 +285,13 @@ def test_white_space_where_the_schema_asks_for_it(tiny: Model, tmp_path: Path) -
     flexible = Constraint.json_schema({**schema, "x-guidance": {"whitespace_flexible": True}})
     text = tiny.generate("x", 30, constraint=flexible, logit_bias={" ": 50.0})
     assert b" " in text
+
+
+def test_a_pattern_that_grows_too_large(tiny: Model) -> None:
+    """Found only as the text goes on: 250,000 bytes are forced at once, and no more fit."""
+    with pytest.raises(EdgebltError) as refused:
+        tiny.generate("a", 5, constraint=Constraint.regex("a{1000000}"))
+    assert str(refused.value) == (
+        "the regular expression cannot be followed any further (lexer error: too many expressions constructed);"
+        " simplify it"
+    )

@@ -18,7 +18,7 @@ from edgeblt.model import load
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 from edgeblt.runtime.machine import cores
 from edgeblt.runtime.machine.cores import check_threads, cpu_quota, most_threads, usable_cores
-from edgeblt.runtime.providers import LARGE_STAGE_BYTES, thread_counts
+from edgeblt.runtime.providers import LARGE_STAGE_BYTES, ThreadCounts
 from test_commands import run_command, sentence
 
 
@@ -114,9 +114,11 @@ def test_threads_beyond_the_cores(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("two_cores")
 def test_threads_by_default_are_those_that_can_run() -> None:
-    assert thread_counts(None, LARGE_STAGE_BYTES) == (2, 2)
-    assert thread_counts(None, LARGE_STAGE_BYTES - 1) == (1, 2)
-    assert thread_counts(3, 0) == thread_counts(3, LARGE_STAGE_BYTES) == (3, 3)
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES, True) == (2, 2, 1)
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES, False) == (2, 2, None)
+    assert ThreadCounts.of(None, LARGE_STAGE_BYTES - 1, False) == (1, 2, 1)
+    assert ThreadCounts.of(5, 0, True) == ThreadCounts.of(5, LARGE_STAGE_BYTES, True) == (5, 5, 2)
+    assert ThreadCounts.of(1, 0, True).share is None
 
 
 @pytest.mark.usefixtures("two_cores")

@@ -83,6 +83,7 @@ class Node:
 
 FUNCTIONS: dict[str, Callable[[], ir.Function]] = {
     matmuls.DENSE: matmuls.dense_matmul_function,
+    matmuls.PROJECTION: matmuls.dense_projection_function,
     matmuls.ATTENTION: matmuls.window_attention_function,
     layers.LATENT: layers.latent_attention_function,
     layers.LAYER: layers.dense_layer_function,
@@ -353,12 +354,16 @@ def open_without(node: Node, name: str | None, whole: Node) -> Any:
 
 @dataclass(frozen=True)
 class Cross:
-    """Bytes, a carried row and new ones, of which each byte reads one from `offset` on."""
+    """Bytes, a carried row and new ones, of which each byte reads one from `offset` on.
+
+    The new rows are given (LatentAttention), or the layer's part of them follows from the latents.
+    """
 
     x: Floats
-    norm: Floats
+    norms: Floats  # [2, width]: of queries, of keys
     products: dict[str, Product]
     rows: Floats  # the carried row, then the new ones
+    latents: Floats  # as many as new rows [L, vectors * width]
     index: NDArray[np.int64]
     heads: int
     kv_heads: int
@@ -367,8 +372,9 @@ class Cross:
     offset: int
 
     @property
-    def row_inputs(self) -> Arrays:
-        return {"carried_row": self.rows[:1], "new_rows": self.rows[1:], "latent_index": self.index}
+    def parts(self) -> Doubles:
+        """The layer's part of the given rows."""
+        return self.rows[:, self.offset :][:, : 2 * self.kv_heads * self.head_width * self.vectors].astype(np.float64)
 
     @property
     def attributes(self) -> dict[str, int | float]:
@@ -378,24 +384,28 @@ class Cross:
         }  # fmt: skip
 
     def attention_node(self, query: Floats) -> Node:
-        return Node(layers.LATENT, self.attributes, {"query": query, **self.row_inputs}, {}, {"attended": 2})
+        rows: Arrays = {"carried_row": self.rows[:1], "new_rows": self.rows[1:], "latent_index": self.index}
+        return Node(layers.LATENT, self.attributes, {"query": query, **rows}, {}, {"attended": 2})
 
     def node(self) -> Node:
         arrays, attributes = weights_of(self.products)
         sizes: dict[str, int | float] = {
-            "width": self.x.shape[1], "attended": self.heads * self.head_width, "epsilon": 1e-5,
+            "width": self.x.shape[1], "attended": self.heads * self.head_width,
+            "projected": 2 * self.kv_heads * self.head_width, "epsilon": 1e-5,
         }  # fmt: skip
-        inputs = {"x": self.x, **self.row_inputs}
-        return Node(
-            layers.CROSS, self.attributes | sizes | attributes, inputs, {"query_norm": self.norm, **arrays}, {"y": 2}
-        )
+        inputs: Arrays = {
+            "x": self.x, "carried_row": self.rows[:1], "latents": self.latents, "latent_index": self.index,
+        }  # fmt: skip
+        norms = {"query_norm": self.norms[0], "key_norm": self.norms[1]}
+        outputs = {"y": 2, "layer_rows": 2}
+        return Node(layers.CROSS, self.attributes | sizes | attributes, inputs, norms | arrays, outputs)
 
-    def attended(self, query: Doubles) -> Doubles:
-        """The definition, a byte and a head at a time."""
+    def attended(self, query: Doubles, parts: Doubles) -> Doubles:
+        """The definition, a byte and a head at a time; `parts`: the layer's part of all rows."""
         size, result = self.kv_heads * self.head_width * self.vectors, np.empty(query.shape)
-        for byte, row in enumerate(self.rows[self.index].astype(np.float64)):
-            keys = row[self.offset :][:size].reshape(self.kv_heads, self.head_width, self.vectors)
-            values = row[self.offset + size :][:size].reshape(self.kv_heads, self.vectors, self.head_width)
+        for byte, row in enumerate(parts[self.index]):
+            keys = row[:size].reshape(self.kv_heads, self.head_width, self.vectors)
+            values = row[size:].reshape(self.kv_heads, self.vectors, self.head_width)
             for head in range(self.heads):
                 place = slice(head * self.head_width, (head + 1) * self.head_width)
                 group = head // (self.heads // self.kv_heads)
@@ -404,10 +414,20 @@ class Cross:
                 result[byte, place] = shares @ values[group] / shares.sum()
         return result
 
-    def exact(self) -> Doubles:
-        x = self.x.astype(np.float64)
-        query = times(normalized(x, self.norm, 1e-5), self.products["query"])
-        return 2 * x + times(self.attended(query), self.products["output"])
+    def layer_rows(self) -> Doubles:
+        """The layer's part of the new rows."""
+        lines = self.latents.reshape(-1, self.x.shape[1]).astype(np.float64)
+        both = times(normalized(lines, self.norms[1], 1e-5), self.products["key"])
+        grid = both.reshape(len(self.latents), self.vectors, 2, self.kv_heads, self.head_width)
+        keys, values = grid[:, :, 0].transpose(0, 2, 3, 1), grid[:, :, 1].transpose(0, 2, 1, 3)
+        size = self.vectors * self.kv_heads * self.head_width
+        return np.concatenate([part.reshape(len(grid), size) for part in (keys, values)], axis=1)
+
+    def exact(self, layer_rows: NDArray[Any]) -> Doubles:
+        """`y`, given the layer's part of the new rows."""
+        x, parts = self.x.astype(np.float64), np.concatenate([self.parts[:1], layer_rows])
+        query = times(normalized(x, self.norms[0], 1e-5), self.products["query"])
+        return 2 * x + times(self.attended(query, parts), self.products["output"])
 
     def only(self, bytes: slice) -> "Cross":
         return replace(self, x=self.x[bytes], index=self.index[bytes])
@@ -426,15 +446,17 @@ def random_cross(seed: int, count: int | None = None) -> Cross:
     count = count or int(chance.choice([1, 2, 5, 40]))
     products = {
         "query": some_product(chance, heads * head_width, width),
+        "key": some_product(chance, 2 * kv_heads * head_width, width),
         "output": some_product(chance, width, heads * head_width),
     }
     x, rows = (
         chance.normal(size=(count, width)),
         chance.normal(size=(1 + new, row_width)) * chance.choice([0.0, 1.0, 5.0]),
     )
+    norms, latents = chance.uniform(0.5, 1.5, (2, width)), chance.normal(size=(new, vectors * width))
     return Cross(
-        x.astype(np.float32), chance.uniform(0.5, 1.5, width).astype(np.float32), products, rows.astype(np.float32),
-        chance.integers(0, 1 + new, count), heads, kv_heads, head_width, vectors, offset,
+        x.astype(np.float32), norms.astype(np.float32), products, rows.astype(np.float32),
+        latents.astype(np.float32), chance.integers(0, 1 + new, count), heads, kv_heads, head_width, vectors, offset,
     )  # fmt: skip
 
 
@@ -450,7 +472,7 @@ def test_attention_to_latents_is_its_definition(level: str, seed: int) -> None:
         (found,) = node.open(kernel=True).run(None, node.inputs)
         assert native.runs(layers.LATENT) == before + 1
     (portable,) = node.open(kernel=False).run(None, node.inputs)
-    expected = cross.attended(query.astype(np.float64))
+    expected = cross.attended(query.astype(np.float64), cross.parts)
     bound = 1e-5 * max(1.0, float(np.abs(cross.rows).max())) ** 2
     for result in (found, portable):
         assert float(np.abs(result - expected).max()) < bound
@@ -463,25 +485,55 @@ def test_cross_attention_is_its_definition_and_the_same_in_any_company(level: st
     cross = random_cross(seed)
     with using(level):
         session, before = cross.node().open(kernel=True), native.runs(layers.CROSS)
-        (whole,) = session.run(None, cross.node().inputs)
+        whole, made = session.run(None, cross.node().inputs)
         assert native.runs(layers.CROSS) == before + 1
         for byte in range(len(cross.x)):
-            (alone,) = session.run(None, cross.only(slice(byte, byte + 1)).node().inputs)
+            alone, _ = session.run(None, cross.only(slice(byte, byte + 1)).node().inputs)
             np.testing.assert_array_equal(alone[0], whole[byte])
-    (portable,) = cross.node().open(kernel=False).run(None, cross.node().inputs)
-    assert error(whole, cross.exact()).max() < ONE_STEP
-    assert error(portable, cross.exact()).max() < ONE_STEP
+        for latent in range(len(cross.latents)):
+            one = replace(cross, latents=cross.latents[latent : latent + 1], index=np.zeros_like(cross.index))
+            np.testing.assert_array_equal(session.run(None, one.node().inputs)[1][0], made[latent])
+    for y, layer_rows in ((whole, made), cross.node().open(kernel=False).run(None, cross.node().inputs)):
+        assert error(y, cross.exact(layer_rows)).max() < ONE_STEP
+        assert layer_rows.shape == cross.layer_rows().shape
+        if len(layer_rows):
+            assert error(layer_rows, cross.layer_rows()).max() < ONE_STEP
 
 
 @at_every_level
 def test_most_bytes_are_exact(level: str) -> None:
-    errors = []
+    errors, of_rows = [], []
     with using(level):
         for seed in range(30):
             cross = random_cross(seed, count=1)
-            (found,) = cross.node().open(kernel=True).run(None, cross.node().inputs)
-            errors.append(float(error(found, cross.exact())[0]))
+            found, made = cross.node().open(kernel=True).run(None, cross.node().inputs)
+            errors.append(float(error(found, cross.exact(made))[0]))
+            of_rows += list(error(made, cross.layer_rows())) if len(made) else []
     assert np.quantile(errors, 0.7) < FLOAT32, np.sort(errors)
+    assert np.quantile(of_rows, 0.7) < FLOAT32, np.sort(of_rows)
+
+
+@needs_library
+def test_without_latents_or_bytes_there_are_none_in_the_results() -> None:
+    cross = random_cross(2)
+    for some in (replace(cross, latents=cross.latents[:0], index=np.zeros_like(cross.index)), cross.only(slice(0))):
+        for kernel in (True, False):
+            y, made = some.node().open(kernel).run(None, some.node().inputs)
+            assert y.shape == some.x.shape
+            assert made.shape == some.layer_rows().shape
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_library), False])
+def test_a_projection_is_the_product_or_has_no_rows(kernel: bool) -> None:
+    product = some_product(np.random.default_rng(5), 40, 70)
+    x = np.random.default_rng(6).normal(size=(3, 70)).astype(np.float32)
+    attributes: dict[str, int | float] = {name: product.attributes[name] for name in matmuls.COMMON_ATTRIBUTES}
+    nodes = [
+        Node(name, attributes, {"x": x}, product.weights, {"y": 2}) for name in (matmuls.PROJECTION, matmuls.DENSE)
+    ]
+    projected, expected = (node.open(kernel).run(None, node.inputs)[0] for node in nodes)
+    np.testing.assert_array_equal(projected, expected)
+    assert nodes[0].open(kernel).run(None, {"x": x[:0]})[0].shape == (0, 40)
 
 
 @needs_library
@@ -489,8 +541,8 @@ def test_most_bytes_are_exact(level: str) -> None:
     ({"latent_index": np.array([0, 9])}, "latent_index is 9 for"),
     ({"latent_index": np.array([-1, 0])}, "latent_index is -1 for"),
     ({"latent_index": np.array([0])}, "latent_index is 1 of type 7"),
-    ({"carried_row": np.zeros((1, 8), np.float32), "new_rows": np.zeros((0, 8), np.float32)}, "the layer ends at"),
-    ({"new_rows": np.zeros((1, 3), np.float32)}, "new_rows is 1 x 3"),
+    ({"carried_row": np.zeros((1, 8), np.float32)}, "the layer ends at"),
+    ({"latents": np.zeros((1, 3), np.float32)}, "latents is 1 x 3"),
 ])  # fmt: skip
 def test_rows_that_do_not_fit_are_refused(change: Arrays, said: str) -> None:
     cross = random_cross(2, count=2)
@@ -536,6 +588,7 @@ def test_dense_layers_are_one_operator(
         layer: config.decoder.layer_count, cross: config.decoder_cross_count,
     }  # fmt: skip
     assert not {"Unsqueeze", "Squeeze"} & nodes.keys()
+    assert ("If" in nodes) == (cross == "LatentAttention")
 
 
 def test_a_layer_with_fewer_channels_is_one_operator(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import patching_oracle
 import tiny_models
 from conftest import LONGEST, Exported, Text, tiny_oracle
 from edgeblt.bundle.config import PatchingRule, Rule
-from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES, Session
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.state.cache import KeyValueCache
 from float64_oracle import Float32Results, Float64Oracle
 

@@ -41,13 +41,15 @@ def test_every_setting_has_a_name() -> None:
     document = {
         "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 1, "min_p": 0.1,
         "logit_bias": {"x": 1.0, "\n": -math.inf},
-        "dry_multiplier": 1, "dry_base": 2, "dry_allowed_length": 3, "dry_range": 4, "max_new_bytes": 5,
+        "dry_multiplier": 1, "dry_base": 2, "dry_allowed_length": 3, "dry_range": 4,
+        "dry_sequence_breakers": ["\n", "é"], "max_new_bytes": 5,
         "stop": ["a"], "utf8": True, "ignore_eos": True, "draft": "none", "regex": "a+",
     }  # fmt: skip
     found = settings_from_json(document | {"grammar": None}, GenerationSettings(top_k=9))
     assert found == GenerationSettings(
         temperature=0.5, top_k=3, top_p=0.9, seed=1, min_p=0.1, logit_bias={b"x": 1.0, b"\n": -math.inf},
-        dry_multiplier=1, dry_base=2, dry_allowed_length=3, dry_range=4, max_new_bytes=5, stop=b"a", utf8=True,
+        dry_multiplier=1, dry_base=2, dry_allowed_length=3, dry_range=4,
+        dry_sequence_breakers=[b"\n", "é"], max_new_bytes=5, stop=b"a", utf8=True,
         ignore_eos=True, draft="none", constraint=Constraint.regex("a+"),
     )  # fmt: skip
     assert set(NAMES) == {*document, "json_schema", "grammar"}
@@ -98,6 +100,12 @@ def test_options_are_settings(bundle: Path, model: Model, tmp_path: Path, capfd:
         assert result.stdout == ("hello" if "--echo" in options else "") + shown(expected)
     refused = run_command(capfd, "generate", bundle, "a", "--repetition-penalty", 2)
     assert sentence(refused).startswith("repetition_penalty is not offered: counted by byte")
+    (tmp_path / "schema.json").write_text('{"type": "foo"}')
+    said = sentence(run_command(capfd, "generate", bundle, "a", "--json-schema", tmp_path / "schema.json"))
+    assert said.startswith(f"{tmp_path / 'schema.json'}: the JSON schema ") and said.endswith("foo); correct it")
+    (tmp_path / "settings.json").write_text('{"topk": 3}')
+    said = sentence(run_command(capfd, "generate", bundle, "a", *given))
+    assert said.startswith(f"{tmp_path / 'settings.json'}: there is no setting 'topk'")
     (tmp_path / "settings.json").write_text("{")
     said = sentence(run_command(capfd, "generate", bundle, "a", *given))
     assert said.endswith("is no JSON; give a JSON object of settings")
@@ -180,7 +188,10 @@ def test_answers_to_other_prompts(
     said = sentence(run_command(capfd, *command[:4], "-o", tmp_path / "other"))
     assert said.startswith("prompt 1: logit_bias, utf8 and constraint together forbid every byte")
     assert "needs -o FILE" in sentence(run_command(capfd, *command[:4]))
-    assert "needs -o FILE" in sentence(run_command(capfd, *command, "--echo"))
+    assert "needs -o FILE" in sentence(run_command(capfd, *command, "-i"))
+    for option in ("--echo", "--raw"):
+        said = f"--prompts cannot be combined with {option}; leave one of them out"
+        assert sentence(run_command(capfd, *command, option)) == said
     (tmp_path / "prompts").write_text(json.dumps(PROMPTS[0]))
     refused = sentence(run_command(capfd, *command[:4], "-o", tmp_path))
     assert "cannot be written (Is a directory)" in refused
@@ -243,6 +254,42 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     assert capsys.readouterr().out == f"{first}\n\nOnce{first}\n"
 
 
+def test_ctrl_c_stops_a_command_and_not_the_program(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Patches of a long text take a while, and may fail."""
+    results: Iterator[BaseException] = iter([KeyboardInterrupt(), EdgebltError("no memory")])
+
+    def fail(_: Conversation) -> str:
+        raise next(results)
+
+    lines = iter(["/patches", "/patches", "/text", "/quit"])
+    monkeypatch.setattr(Conversation, "patches", fail)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    converse(model, b"Once", GenerationSettings(max_new_bytes=0))
+    said = capsys.readouterr()
+    assert said.out == "\n\nOnce\n" and said.err == "edgeblt: no memory\n"
+
+
+def test_a_conversation_shows_how_far_it_has_read(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("edgeblt.commands.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 9) or now[0])
+    conversation = Conversation(model, GenerationSettings(max_new_bytes=1))
+    for _ in range(2):
+        list(conversation.go_on(b"a" * 1500))
+        assert "reading the prompt: 1.5 kB of 1.5 kB" in capsys.readouterr().err
+
+
+def test_what_a_conversation_is_not_combined_with(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for options in (("--json", "-"), ("--echo",), ("--raw",)):
+        said = sentence(run_command(capfd, "generate", bundle, "-i", *options))
+        assert said == f"--interactive cannot be combined with {options[0]}; leave one of them out"
+    said = sentence(run_command(capfd, "generate", bundle, "-i", "-"))
+    assert said.startswith("--interactive reads lines from stdin; give the prompt as an argument")
+
+
 @pytest.mark.parametrize("stop", [(), ("a", "e", "\x00")])
 def test_a_session_goes_on_where_the_text_ends(stop: tuple[str, ...], model: Model) -> None:
     session = model.session()
@@ -256,12 +303,13 @@ def test_a_session_goes_on_where_the_text_ends(stop: tuple[str, ...], model: Mod
 
 def test_the_interactive_command(bundle: Path, model: Model) -> None:
     """Lines from a pipe: no prompt is shown, and every command answers."""
-    lines = b"Once\n/patches\n/undo\n/undo\n/text\nfirst\\\nsecond\n/text\n/what\n/help\n//x\n/quit\nnever\n"
+    lines = b"Once\n/patches\n/undo\n/undo\n/text\nfirst\\\nsecond\n/text\n/what\n/save\n/help\n//x\n/quit\nnever\n"
     result = run_process("generate", bundle, "--interactive", "--max-new-bytes", 4, "--utf8", input=lines)
     said = result.stdout.decode()
     once, both = (model.generate(text, 4, utf8=True).decode() for text in ("Once", "first\nsecond"))
     assert said.startswith(once + "\n") and "taken back\nthere is nothing to take back\n" in said
     assert f"first\nsecond{both}\n" in said and "there is no /what; /help says what there is" in said
+    assert "/save needs the name of a file" in said
     assert "never" not in said and result.stderr == b""
 
 

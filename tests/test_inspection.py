@@ -59,16 +59,21 @@ def plan_of(plans: tuple[WeightPlan, ...], recipe: str) -> WeightPlan:
     return found
 
 
+# Inputs of operators that are read once a patch; of a cross-attention the key's norm and weights.
+READ_ONCE_A_PATCH = {"DensePooling": range(19), "DenseProjection": range(4), "DenseCrossAttention": (5, 7, 10, 13)}
+
+
 def read_with_onnx(bundle: Path, stage: str, tables: int) -> StageWeights:
     """A stage's weights as the onnx package sees them, and how often its nodes read them.
 
-    What nodes within an `If` or the pooling read is read once a patch, as all of the global stage; what lookups read,
-    by rows.
+    What nodes within an `If`, the pooling and the keys and values of latents read is read once a patch, as all of the
+    global stage; what lookups read, by rows.
     """
     graph = onnx.load(bundle / f"{stage}.onnx", load_external_data=False).graph
     branches = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
     inner = {name for branch in branches for node in branch.node for name in node.input}
-    inner |= {name for node in graph.node if node.op_type == "DensePooling" for name in node.input}
+    for node in graph.node:
+        inner |= {node.input[index] for index in READ_ONCE_A_PATCH.get(node.op_type, ())}
     lookups = [node for node in graph.node if node.op_type.startswith("Gather") or node.op_type == "HashEmbedding"]
     looked_up = {name for node in lookups for name in node.input}
     widened = {node.output[0]: node.input[0] for part in (graph, *branches) for node in part.node if len(node.input)}

@@ -24,7 +24,8 @@ from edgeblt.ids import BOE, BOS, BPE_DELIMITER, EOS, OFFSET, VOCAB_SIZE, encode
 from edgeblt.measure.benchmark import Setting, bench, bench_model
 from edgeblt.measure.texts import held_out_text
 from edgeblt.model import load, open_model
-from edgeblt.runtime.session import CHUNK_BYTES, Session
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
+from edgeblt.runtime.session import Session
 
 SEED = 10  # windows, a maximum patch length, tied embeddings
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])

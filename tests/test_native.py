@@ -516,7 +516,7 @@ def test_a_runtime_without_the_interface_is_reported() -> None:
     library = ctypes.CDLL(str(native.library_path()))
     library.RegisterCustomOps.restype = ctypes.c_void_p
     assert library.RegisterCustomOps(None, base) == 1
-    assert said == [b"onnxruntime 1.2.3 has no C API version 17; install a newer one"]
+    assert said == [b"onnxruntime 1.2.3 has no C API version 24; install a newer one"]
     library.edgeblt_registration_error.restype = ctypes.c_char_p
     assert library.edgeblt_registration_error() == said[0]
     assert native.register(onnxruntime.SessionOptions()) is None  # and later calls start afresh

@@ -112,7 +112,9 @@ def test_a_window_beyond_any_cache_is_none() -> None:
 
 def test_sizes_that_belong_together_do() -> None:
     case = legal("DenseCrossAttention")
-    assert "attended is 8, not the" in refusal(with_attribute(case, "attended", 8))
+    assert refusal(with_attribute(case, "attended", 8)).startswith(
+        "DenseCrossAttention: attended and projected are 8 x"
+    )
     wide = with_attribute(with_attribute(case, "num_heads", HEADS), "kv_num_heads", 1)
     assert "elements do not share" in refusal(with_attribute(wide, "head_dim", HEADS))
 
@@ -125,7 +127,8 @@ def with_input(case: Case, name: str, array: Any) -> Case:
 @pytest.mark.parametrize("value", [-1, -(2**63), 2**63 - 1, 2**31, None])
 def test_an_index_beyond_the_rows_is_refused(operator: str, value: int | None) -> None:
     case = legal(operator)
-    index, rows, carried = (case.inputs[name] for name in ("latent_index", "new_rows", "carried_row"))
+    new = "new_rows" if operator == "LatentAttention" else "latents"
+    index, rows, carried = (case.inputs[name] for name in ("latent_index", new, "carried_row"))
     assert index is not None and rows is not None and carried is not None
     value = len(rows) + len(carried) if value is None else value
     remedy = "it must be below their number"

@@ -18,8 +18,9 @@ from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.model import Model, load
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.runtime.saved.prefix_cache import LEAST_IDS, PrefixCache, PromptReader
-from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
+from edgeblt.runtime.session import ROLLBACK_BYTES
 
 WINDOWS = 2  # a seed of `tiny_models`: windows everywhere and a maximum patch length
 SAMPLED = GenerationSettings(temperature=1.0, seed=3, max_new_bytes=12)
@@ -59,7 +60,7 @@ def read(reader: PromptReader) -> NDArray[np.float32]:
 
 
 def began(cache: PrefixCache, model: Model, prompt: bytes, exact: bool = True) -> PromptReader:
-    return cache.begin(ids_of(prompt), model.session, None, exact)
+    return cache.begin(ids_of(prompt), model.session, None, lambda: exact)
 
 
 def started_at(reader: PromptReader) -> int:
@@ -147,6 +148,29 @@ def test_short_prompts_are_read(model: Model) -> None:
     assert (model.prefix_cache.statistics.hits, model.prefix_cache.statistics.states) == (0, 0)
 
 
+def test_exactness_is_tested_where_it_matters(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a text is long enough to be kept, and not before."""
+    trials: list[object] = []
+
+    def trial(new_session: object) -> bool:
+        trials.append(new_session)
+        return True
+
+    monkeypatch.setattr("edgeblt.model.is_exact", trial)
+    with load(bundle) as model:
+        for _ in range(2):
+            model.generate(text(1, LEAST_IDS - 2), max_new_bytes=0, draft="none")
+        assert trials == []
+        model.generate(text(1, LEAST_IDS - 1), max_new_bytes=0, draft="none")  # and BOS
+        assert len(trials) == 1 and model.prefix_cache.statistics.states == 1
+    with load(bundle) as model:
+        model.generate(text(1, 10), max_new_bytes=90, draft="none", ignore_eos=True)  # the end is kept
+        assert len(trials) == 2 and model.prefix_cache.statistics.states == 1
+    with load(bundle, prefix_cache_bytes=0) as model:
+        model.generate(text(1, 300), max_new_bytes=0, draft="none")
+        assert len(trials) == 2
+
+
 def test_the_state_used_longest_ago_is_dropped(plain: Model) -> None:
     cache = PrefixCache(LARGE)
     read(began(cache, plain, text(1, 100)))
@@ -220,6 +244,8 @@ def test_no_memory_to_start_from_a_copy(model: Model, plain: Model, monkeypatch:
 
     monkeypatch.setattr("edgeblt.runtime.state.sequence.SequenceState.load", full)
     assert {model.generate(prompt, settings=SAMPLED), *wanted} == {wanted[0]}
+    found = model.prefix_cache.statistics
+    assert (found.texts, found.hits, found.ids_saved) == (2, 0, 0)
 
 
 def test_the_limit_goes_with_the_model(bundle: Path) -> None:

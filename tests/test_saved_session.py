@@ -88,6 +88,21 @@ def test_a_restored_session_goes_on(models: Models, kind: str, tmp_path: Path) -
         goes_on_alike(session, models(kind).restore(tmp_path / "state"), 1000 + seed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_session_is_rolled_back(models: Models, kind: str, tmp_path: Path) -> None:
+    """Wherever it reaches, across the positions at which windowed caches shift their content."""
+    model, ids = models(kind), session_states.random_ids(5, 300)
+    for count in (127, 129, 131, 140, 160, 250, 257, 259, 290):
+        session = model.session()
+        session.feed(ids[:count])
+        session.save(tmp_path / "state")
+        for position in reach(session):
+            restored, forked = model.restore(tmp_path / "state"), session.fork()
+            restored.rollback(position)
+            forked.rollback(position)
+            np.testing.assert_array_equal(restored.feed(ids[7:9]), forked.feed(ids[7:9]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_points(models: Models, kind: str, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.encoder import table_rows
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.ids import BOS, encode
-from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
+from edgeblt.runtime.session import ROLLBACK_BYTES
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.state.cache import PIECE_BYTES
 

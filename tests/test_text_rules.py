@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import Exported
@@ -20,12 +20,18 @@ from edgeblt.names import Name
 FEW = st.binary(max_size=40).map(lambda data: bytes(byte % 3 + 97 for byte in data))
 
 
-def penalties(text: bytes, multiplier: float, base: float, allowed: int) -> dict[int, float]:
-    """Nats by byte, from every earlier place in the text."""
+def after_breakers(text: bytes, breakers: tuple[bytes, ...]) -> int:
+    """Number of bytes at the end of `text` after the last breaker."""
+    ends = (end for end in range(len(text), 0, -1) if any(text[:end].endswith(breaker) for breaker in breakers))
+    return len(text) - next(ends, 0)
+
+
+def penalties(text: bytes, multiplier: float, base: float, allowed: int, most: int) -> dict[int, float]:
+    """Nats by byte, from every earlier place in the text, for passages of `most` bytes at most."""
     longest: dict[int, int] = {}
     for place in range(1, len(text)):
         length = 0
-        while length < place and text[place - 1 - length] == text[-1 - length]:
+        while length < min(place, most) and text[place - 1 - length] == text[-1 - length]:
             length += 1
         if length >= allowed:
             longest[text[place]] = max(longest.get(text[place], 0), length)
@@ -33,14 +39,20 @@ def penalties(text: bytes, multiplier: float, base: float, allowed: int) -> dict
 
 
 @settings(deadline=None, max_examples=300)
-@given(FEW, FEW, st.integers(1, 4), st.integers(1, 50))
-def test_repetition_against_a_search(prompt: bytes, text: bytes, allowed: int, reach: int) -> None:
-    rule = RepetitionRule(0.8, 1.5, allowed, reach, prompt)
+@given(FEW, FEW, st.integers(1, 4), st.integers(1, 50), st.sets(FEW.filter(len), max_size=3).map(tuple))
+@example(b"abcabca", b"bcab", 2, 50, (b"cab", b"a"))
+def test_repetition_against_a_search(
+    prompt: bytes, text: bytes, allowed: int, reach: int, breakers: tuple[bytes, ...]
+) -> None:
+    breakers = tuple(breaker[:3] for breaker in breakers)
+    rule = RepetitionRule(0.8, 1.5, allowed, reach, breakers, prompt)
     for count in range(len(text) + 1):
         logits = np.zeros(VOCAB_SIZE)
         rule.fork().adjust(logits)
         expected = np.zeros(VOCAB_SIZE)
-        for byte, nats in penalties((prompt + text[:count])[-reach:], 0.8, 1.5, allowed).items():
+        whole = prompt + text[:count]
+        most = after_breakers(whole, breakers)
+        for byte, nats in penalties(whole[-reach:], 0.8, 1.5, allowed, most).items():
             expected[byte + OFFSET] = -nats
         np.testing.assert_allclose(logits, expected, rtol=1e-12)
         if count < len(text):
@@ -50,7 +62,7 @@ def test_repetition_against_a_search(prompt: bytes, text: bytes, allowed: int, r
 
 
 def test_long_repetitions_stay_finite() -> None:
-    rule = RepetitionRule(5.0, 1e300, 1, 2000, b"a" * 3000)
+    rule = RepetitionRule(5.0, 1e300, 1, 2000, (), b"a" * 3000)
     logits = np.zeros(VOCAB_SIZE)
     rule.adjust(logits)
     assert logits[ord("a") + OFFSET] == -1e6 and np.count_nonzero(logits) == 1
@@ -65,6 +77,28 @@ def test_loops_are_left(exported: Callable[[int], Exported]) -> None:
     assert looped
     freed = model.generate(b"once", settings=chosen, dry_multiplier=2.0, dry_allowed_length=4, dry_base=1.5)
     assert not [size for size in range(1, 100) if freed[-150:-size] == freed[-150 + size :]]
+
+
+def test_no_passage_reaches_across_a_breaker() -> None:
+    """By default those of llama.cpp; a breaker itself may be penalized."""
+    logits = np.zeros(VOCAB_SIZE, np.float32)
+
+    def penalized(text: bytes, **changes: Any) -> dict[str, float]:
+        sampling = GenerationSettings(temperature=1.0, dry_multiplier=1.0, dry_base=1.0, ignore_eos=True, **changes)
+        found = text_sampler(sampling, [EOS], text).distribution(logits)[OFFSET : OFFSET + 256]
+        nats = np.log(found.max() / found)
+        return {chr(byte): round(float(nats[byte]), 9) for byte in np.flatnonzero(nats > 1e-9)}
+
+    line = b"eleven byte"
+    assert penalized(line + b"s\n" + line + b"s") == {"\n": 1.0}  # twelve bytes
+    assert penalized(line + b"\n" + line) == {}
+    assert penalized(b"x" + line + b"\nx" + line, dry_sequence_breakers="b") == {}
+    for breaker in b'\n:"*':
+        twice = (line + bytes([breaker])) * 2
+        assert penalized(twice) == {} and penalized(twice, dry_sequence_breakers=()) == {"e": 1.0}
+        assert penalized(twice, dry_sequence_breakers=["é", bytes([breaker])]) == {}
+    two_byte = (line + "é".encode()) * 2
+    assert penalized(two_byte) == {"e": 1.0} and penalized(two_byte, dry_sequence_breakers="é") == {}
 
 
 REST = (b"", *(bytes([byte]) + b"\x80" * more for byte in (0x80, 0x90, 0xA0) for more in range(3)))
@@ -123,6 +157,12 @@ def test_texts_are_utf8(draft: str, exported: Callable[[int], Exported]) -> None
         ({"dry_base": 0.5}, "dry_base is 0.5; it must be a number of at least 1"),
         ({"dry_allowed_length": 0}, "dry_allowed_length is 0; it must be at least 1"),
         ({"dry_range": 2_000_000}, "dry_range is 2000000; it must be at most 1,000,000"),
+        (
+            {"dry_sequence_breakers": 3},
+            "dry_sequence_breakers is 3; it must be bytes or str, or several of them",
+        ),
+        ({"dry_sequence_breakers": ["\n", ""]}, "a sequence breaker is empty; give at least one byte"),
+        ({"dry_sequence_breakers": [3]}, "a sequence breaker is 3; it must be bytes or str"),
         ({"utf8": "yes"}, "utf8 is 'yes'; it must be True or False"),
     ],
 )

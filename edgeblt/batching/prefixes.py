@@ -36,6 +36,7 @@ class Prefixes:
             found, start, common = self.cache.find(ids, self.key, self.is_exact)
             if found and not self._start_from(stepper, text, found, start):
                 start = 0
+            self.cache.count(len(ids), start)
         del text.unread[:start]
         text.marks = [mark for mark in kept_positions(len(ids), start, common, self.is_exact) if mark > start]
         text.keep = self._keep_end

@@ -8,7 +8,7 @@ import numpy as np
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
-from edgeblt.runtime.session import CHUNK_BYTES
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.scores import Scores, empty_scores, store_scores
 
 

@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +45,11 @@ from edgeblt.errors import EdgebltError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from edgeblt.decoding.details import ByteDetails
+    from edgeblt.decoding.settings import GenerationSettings
     from edgeblt.decoding.text_stream import TextStream
+    from edgeblt.model import Model
+
+    Opened = Callable[..., Model]  # opens the bundle; takes what else `open_model` takes
 
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")]
 PromptFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the prompt, any bytes; - is stdin.")]
@@ -132,49 +138,99 @@ def generate(
         repetition_penalty=repetition_penalty,
         draft=draft,
     )
-    check_results(json_file)
-    if details is not None and json_file is None:
-        raise EdgebltError("--details N counts alternatives in the lines of --json; give --json FILE, too")
+    output = _Output(echo, raw, json_file, details)
+    opened = partial(open_model, bundle, provider, threads, verify, threshold)
     if save_state:
         check_session_file(save_state)
     if prompts or out:
-        from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
-
-        others = prompt_file or interactive or json_file or echo or load_state or save_state
-        if not (prompts and out) or prompt is not None or others:
+        if not (prompts and out) or prompt is not None or prompt_file or interactive or load_state or save_state:
             raise EdgebltError(
-                "--prompts FILE needs -o FILE for the answers, and cannot be combined with another prompt or output"
+                "--prompts FILE needs -o FILE for the answers, and cannot be combined with another prompt or a state"
             )
-        lines = read_prompt_lines(prompts, chosen)
-        answer_prompts(open_model(bundle, provider, threads, verify, threshold), lines, out)
-        return
-    if interactive:
-        from edgeblt.commands.interactive import converse
+        output.refuse("--prompts")
+        _answer_prompts(opened, prompts, out, chosen)
+    elif interactive:
+        output.refuse("--interactive")
+        _converse(opened, _start(prompt, prompt_file), chosen, load_state, save_state)
+    else:
+        no_prompt = load_state and prompt is None and not prompt_file
+        start = b"" if no_prompt else _prompt(prompt, prompt_file)
+        _continue_text(opened, start, chosen, output, load_state, save_state)
 
-        start = _prompt(prompt, prompt_file) if prompt is not None or prompt_file else b""
-        model = open_model(bundle, provider, threads, verify, threshold)
-        conversation = converse(model, start, chosen, model.restore(load_state) if load_state else None)
-        if save_state:
-            conversation.save(str(save_state))
-        return
-    start = b"" if load_state and prompt is None and not prompt_file else _prompt(prompt, prompt_file)
-    with stopped_at_once():
-        from edgeblt.commands.reading import shown_reading
 
-        model = open_model(bundle, provider, threads, verify, threshold, prefix_cache_bytes=0)
-        session = model.restore(load_state) if load_state else model.session() if save_state else None
-        with shown_reading(len(start)) as reading:
-            alternatives = (details or 0) if json_file else None
-            stream = model.stream(start, settings=chosen, reading=reading, details=alternatives, session=session)
-            first = list(itertools.islice(stream, 1))  # the prompt is read before the first byte
-        pieces: Iterable[bytes] = itertools.chain(first, stream)
-        if json_file:
-            pieces = _with_details(pieces, stream, json_file)
-        if str(json_file) == "-":
+@dataclass(frozen=True)
+class _Output:
+    """Options for how a text, and details of it, are written."""
+
+    echo: bool
+    raw: bool
+    json_file: Path | None
+    details: int | None
+
+    def __post_init__(self) -> None:
+        check_results(self.json_file)
+        if self.details is not None and self.json_file is None:
+            raise EdgebltError("--details N counts alternatives in the lines of --json; give --json FILE, too")
+
+    def refuse(self, option: str) -> None:
+        """Raises EdgebltError where any of this is given with `option`, which writes in its own way."""
+        given = {"--json": self.json_file, "--echo": self.echo, "--raw": self.raw}
+        for name, value in given.items():
+            if value:
+                raise EdgebltError(f"{option} cannot be combined with {name}; leave one of them out")
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to record for each byte; None records no details."""
+        return (self.details or 0) if self.json_file else None
+
+    def write(self, start: bytes, stream: "TextStream", pieces: Iterable[bytes]) -> None:
+        """Write the pieces as they come, and their details."""
+        if self.json_file:
+            pieces = _with_details(pieces, stream, self.json_file)
+        if str(self.json_file) == "-":
             for _ in pieces:
                 pass
         else:
-            _print_bytes(itertools.chain([start] if echo else [], pieces), raw)
+            _print_bytes(itertools.chain([start] if self.echo else [], pieces), self.raw)
+
+
+def _answer_prompts(opened: "Opened", prompts: Path, out: Path, chosen: "GenerationSettings") -> None:
+    from edgeblt.commands.prompt_lines import answer_prompts, read_prompt_lines
+
+    lines = read_prompt_lines(prompts, chosen)
+    answer_prompts(opened(), lines, out)
+
+
+def _converse(
+    opened: "Opened", start: bytes, chosen: "GenerationSettings", load_state: Path | None, save_state: Path | None
+) -> None:
+    from edgeblt.commands.interactive import converse
+
+    model = opened(prefix_cache_bytes=0)
+    conversation = converse(model, start, chosen, model.restore(load_state) if load_state else None)
+    if save_state:
+        conversation.save(str(save_state))
+
+
+def _continue_text(
+    opened: "Opened",
+    start: bytes,
+    chosen: "GenerationSettings",
+    output: _Output,
+    load_state: Path | None,
+    save_state: Path | None,
+) -> None:
+    """Read a prompt and write what follows it."""
+    from edgeblt.commands.reading import shown_reading
+
+    with stopped_at_once():
+        model = opened(prefix_cache_bytes=0)
+        session = model.restore(load_state) if load_state else model.session() if save_state else None
+        with shown_reading(len(start), session) as reading:
+            stream = model.stream(start, settings=chosen, reading=reading, details=output.alternatives, session=session)
+            first = list(itertools.islice(stream, 1))  # the prompt is read before the first byte
+        output.write(start, stream, itertools.chain(first, stream))
     if session and save_state:
         session.save(save_state)
 
@@ -243,6 +299,13 @@ def _prompt(text: str | None, file: Path | None) -> bytes:
     if text == "-" or str(file) == "-":
         return read_stream(sys.stdin.buffer, "the prompt")
     return read_text(file) if file else _encoded(text or "")
+
+
+def _start(text: str | None, file: Path | None) -> bytes:
+    """The bytes that a conversation begins with, none being needed; its lines come from stdin."""
+    if text == "-" or str(file) == "-":
+        raise EdgebltError("--interactive reads lines from stdin; give the prompt as an argument or in a file")
+    return _prompt(text, file) if text is not None or file else b""
 
 
 def _encoded(text: str) -> bytes:

@@ -1,5 +1,7 @@
 """Options of `edgeblt generate` that are generation settings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,9 +97,20 @@ def chosen_settings(
             if isinstance(error, EdgebltError):
                 raise
             raise EdgebltError(f"{file} is no JSON; give a JSON object of settings") from None
-        base = settings_from_json(document, base)
-    constraint = one_constraint(regex, json_schema and _text(json_schema), grammar and _text(grammar))
+        with _named(file):
+            base = settings_from_json(document, base)
+    with _named(json_schema or grammar):
+        constraint = one_constraint(regex, json_schema and _text(json_schema), grammar and _text(grammar))
     return merged_settings(base, **options, constraint=constraint)
+
+
+@contextmanager
+def _named(file: Path | None) -> Iterator[None]:
+    """Names the file in an EdgebltError that what it holds causes."""
+    try:
+        yield
+    except EdgebltError as error:
+        raise EdgebltError(f"{file}: {error}" if file and str(file) not in str(error) else str(error)) from None
 
 
 def _text(file: Path) -> str:

@@ -1,10 +1,12 @@
 """A text that a person and a model write in turn, line by line, in the terminal."""
 
 import importlib.util
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edgeblt.commands.reading import shown_reading
 from edgeblt.commands.stopping import forget_signals
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.utf8 import utf8_pieces
@@ -43,9 +45,11 @@ class Conversation:
         settings, self._turns = self._settings, [*self._turns, self._session.position]
         if settings.seed is not None:  # or every turn would have the same random numbers
             settings = replace(settings, seed=settings.seed + len(self._turns) - 1)
-        stream = self._model.stream(typed, settings=settings, session=self._session)
+        with shown_reading(len(typed), self._session) as reading:
+            stream = self._model.stream(typed, settings=settings, session=self._session, reading=reading)
+            first = list(itertools.islice(stream, 1))  # all that was typed is read before the first byte
         try:
-            yield from utf8_pieces(stream)
+            yield from utf8_pieces(itertools.chain(first, stream))
         finally:
             stream.close()
 
@@ -82,32 +86,46 @@ def converse(model: Model, start: bytes, settings: GenerationSettings, session: 
         importlib.import_module("readline")  # gives input() line editing and a history
     if is_terminal:
         print("Type text for the model to go on with; /help says what else.", file=sys.stderr)
-    if start:
-        _answer(conversation, start)
-    while (line := _line("> " if is_terminal else "")) is not None:
-        if line.startswith("/") and not line.startswith("//"):
-            if line.strip() == "/quit":
-                break
-            _obey(conversation, line.strip())
-            continue
-        text = line[1:] if line.startswith("//") else line
-        _answer(conversation, text.encode(errors="surrogateescape"))
+    prompt, first, goes_on = "> " if is_terminal else "", start, True
+    while goes_on:
+        try:
+            if first:
+                typed, first = first, b""
+                _answer(conversation, typed)
+            else:
+                goes_on = _take_turn(conversation, prompt)
+        except KeyboardInterrupt:  # in an answer, in a command or while a line was typed
+            forget_signals()
+            print()
     return conversation
 
 
+def _take_turn(conversation: Conversation, prompt: str) -> bool:
+    """Read a line and do what it says; False at the end of stdin and for /quit."""
+    line = _line(prompt)
+    if line is None or line.strip() == "/quit":
+        return False
+    if line.startswith("/") and not line.startswith("//"):
+        try:
+            _obey(conversation, line.strip())
+        except EdgebltError as error:
+            print(f"edgeblt: {printable(str(error))}", file=sys.stderr)
+    else:
+        text = line[1:] if line.startswith("//") else line
+        _answer(conversation, text.encode(errors="surrogateescape"))
+    return True
+
+
 def _line(prompt: str) -> str | None:
-    """A line, with those that its last backslash joins to it; None at the end. Ctrl-C forgets what was typed."""
+    """A line, with those that its last backslash joins to it; None at the end."""
     whole = ""
     while True:
         try:
             line = input(prompt)
         except EOFError:
+            if prompt:
+                print()
             return whole or None
-        except KeyboardInterrupt:
-            forget_signals()
-            print()
-            whole = ""
-            continue
         if not line.endswith("\\"):
             return whole + line
         whole += line[:-1] + "\n"
@@ -117,8 +135,6 @@ def _answer(conversation: Conversation, typed: bytes) -> None:
     try:
         for piece in conversation.go_on(typed):
             print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        forget_signals()
     except EdgebltError as error:
         print(f"edgeblt: {printable(str(error))}", file=sys.stderr, end="")
     print(flush=True)
@@ -126,15 +142,12 @@ def _answer(conversation: Conversation, typed: bytes) -> None:
 
 def _keep(conversation: Conversation, command: str, path: str) -> None:
     """Save or load a session."""
-    try:
-        if command == "/save":
-            conversation.save(path)
-            print("saved")
-        else:
-            conversation.load(path)
-            print(conversation.text().decode(errors="replace"))
-    except EdgebltError as error:
-        print(f"edgeblt: {printable(str(error))}", file=sys.stderr)
+    if command == "/save":
+        conversation.save(path)
+        print("saved")
+    else:
+        conversation.load(path)
+        print(conversation.text().decode(errors="replace"))
 
 
 def _obey(conversation: Conversation, command: str) -> None:
@@ -146,6 +159,8 @@ def _obey(conversation: Conversation, command: str) -> None:
         print(conversation.text().decode(errors="replace"))
     elif command.startswith(("/save ", "/load ")):
         _keep(conversation, *command.split(maxsplit=1))
+    elif command in ("/save", "/load"):
+        print(f"{command} needs the name of a file")
     elif command == "/help":
         print(HELP)
     else:

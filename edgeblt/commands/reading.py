@@ -59,8 +59,9 @@ class _QuadraticFit:
 class PromptCost:
     """Estimate of the seconds that reading a prompt of `size` bytes takes, better the more of it has been read."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.bytes_per_patch = size, 0.0
+    def __init__(self, size: int, patches_before: int = 0) -> None:
+        """`patches_before`: number of patches in the text that the prompt goes on."""
+        self.size, self.bytes_per_patch, self.patches_before = size, 0.0, patches_before
         self._attention, self._expected = _QuadraticFit(), 0.0
 
     def add(self, read: int, patches: int, seconds: float, global_seconds: float) -> None:
@@ -76,12 +77,15 @@ class PromptCost:
 
 
 @contextmanager
-def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
+def shown_reading(size: int, session: Session | None = None) -> Iterator[Callable[[Session], None]]:
     """Shows how much of a prompt of `size` bytes is read: yields a function to call with the session after each chunk.
+
+    session: what the prompt is read on, where that has read anything before.
 
     If reading all of it will take more than a minute, a sentence on stderr says so as soon as that is known.
     """
-    cost, started, done = PromptCost(size), time.monotonic(), 0
+    start, patches = (session.position, session.patch_count) if session else (0, 0)
+    cost, started, done, last = PromptCost(size, patches), time.monotonic(), 0, start
     said = said_memory = not progress_is_shown()
     advance: Advance | None = None
     with ExitStack() as bar:
@@ -91,9 +95,11 @@ def shown_reading(size: int) -> Iterator[Callable[[Session], None]]:
             return f"{decimal(round(done / seconds))}/s, {max(cost.seconds - seconds, 0):.0f} s left"
 
         def show(session: Session) -> None:
-            nonlocal advance, done, said, said_memory
-            read, seconds = session.position, time.monotonic() - started
-            cost.add(read, session.patch_count, seconds, session.work["global"].seconds)
+            nonlocal advance, done, last, said, said_memory
+            if session.position <= last:  # several pieces of a chunk come after all of it is read
+                return
+            last, read, seconds = session.position, session.position - start, time.monotonic() - started
+            cost.add(read, session.patch_count - patches, seconds, session.work["global"].seconds)
             if seconds >= SHOWN_AFTER:
                 if advance is None:
                     advance = bar.enter_context(progress("reading the prompt", size, BYTES, even=False, note=note))
@@ -114,7 +120,8 @@ def memory_sentence(cost: PromptCost, session: Session) -> str | None:
     cache = session.state.caches["global"]
     if not isinstance(cache.buffers[0], np.ndarray):  # in a GPU's memory
         return None
-    slots = 2 ** math.ceil(math.log2(max(cost.size / cost.bytes_per_patch, 1)))  # the cache doubles as it fills
+    patches = cost.patches_before + cost.size / cost.bytes_per_patch
+    slots = 2 ** math.ceil(math.log2(max(patches, 1)))  # the cache doubles as it fills
     needed, available = slots * cache.nbytes // cache.capacity, available_memory()
     if available is None or needed - cache.nbytes <= available:
         return None

@@ -110,9 +110,8 @@ class ConstraintRule:
         if not OFFSET <= id < OFFSET + 256:
             self._mask, self._ended = 0, True
         elif not self._matcher.consume_token(id - OFFSET):
-            raise EdgebltError(
-                f"{self._called} does not allow the byte {id - OFFSET} here; this is an error of edgeblt"
-            )
+            reason = _reason(self._matcher)
+            raise EdgebltError(f"{self._called} cannot be followed any further ({reason}); simplify it")
 
     def forced(self) -> Sequence[int]:
         if self._ended or self._allows_none:

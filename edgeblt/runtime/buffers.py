@@ -1,12 +1,14 @@
 """Buffers between the stages of a session: allocated once for short chunks, each in host or device memory."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import cross_row_width
+from edgeblt.runtime.patch_reader import Patching
 from edgeblt.runtime.state.device_array import Array, empty
 from edgeblt.runtime.state.homes import Homes
 
@@ -47,6 +49,7 @@ class PatchBuffers:
 
     def __init__(self, config: ModelConfig, homes: Homes, buffers: Buffers | None, count: int) -> None:
         self.count = count
+        self._config, self._homes = config, homes
         self.vectors: Array = empty((count, config.patch_width), np.float32, homes.patch_vectors)
         self.total_length = np.zeros(1, np.int32)
         self.latents: Array = empty((count, config.global_.hidden_size), np.float32, homes.latents)
@@ -72,3 +75,21 @@ class PatchBuffers:
             "byte_vectors": buffers.byte_vectors,
         }
         self.decoder_outputs: Arrays = {"logits": buffers.logits, "cross_rows": self.cross_rows}
+
+    def joined(self, vectors: list[Array]) -> "PatchBuffers":
+        """Buffers for the global stage, with these patch vectors one after another."""
+        joined, end = PatchBuffers(self._config, self._homes, None, sum(map(len, vectors))), 0
+        for some in vectors:
+            joined.vectors[end : end + len(some)] = some
+            end += len(some)
+        return joined
+
+
+class EncodedPiece(NamedTuple):
+    """Part of a chunk between encoder and decoder."""
+
+    position: int
+    first_patch: int  # patches completed before it
+    buffers: Buffers
+    patching: Patching
+    patches: PatchBuffers

@@ -28,7 +28,7 @@ LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm")  # in th
 # In the library's numbering.
 OPERATORS = (
     "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",
-    "DenseCrossAttention", "HashEmbedding", "PatchAttention", "DensePooling",
+    "DenseCrossAttention", "HashEmbedding", "PatchAttention", "DensePooling", "DenseProjection",
 )  # fmt: skip
 CUDA_OPERATORS = OPERATORS[:1]
 

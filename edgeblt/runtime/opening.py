@@ -1,5 +1,6 @@
 """Opening the graphs of a bundle: the provider of each stage, ONNX Runtime's sessions, and a check of their tensors."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,22 @@ from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import describe_placement, parse_placement
 from edgeblt.errors import EdgebltError, shown
+from edgeblt.runtime import native
 from edgeblt.runtime.cuda import explained
 from edgeblt.runtime.opened_graphs import OpenedGraph, OpenedGraphs
 from edgeblt.runtime.packed_weights import Prepared
-from edgeblt.runtime.providers import PROVIDERS, Provider, memory_of, open_graph, session_options, thread_counts
+from edgeblt.runtime.providers import (
+    LARGE_STAGE_BYTES,
+    PROVIDERS,
+    Provider,
+    ThreadCounts,
+    memory_of,
+    open_graph,
+    session_options,
+)
 from edgeblt.runtime.run_errors import no_memory
+
+_MAPPED_FORMATS = ("int8", "int4")  # native kernels read weights in these where they lie; manifests name them so
 
 
 def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provider]:
@@ -56,33 +68,37 @@ def open_graphs(
     threads: as `load` takes it.
     """
     contracts = held.bundle.manifest.contracts
-    graphs, used = dict[StageName, OpenedGraph](), list[HeldStage]()
+    graphs, used, is_large = dict[StageName, OpenedGraph](), list[HeldStage](), False
     for name in STAGES:
         own, packed = held.stages[name], prepared.stage(name)
-        counts = thread_counts(threads, sum(file.size for file in own.weights))
+        weight_bytes = sum(file.size for file in own.weights)
+        is_large |= weight_bytes >= LARGE_STAGE_BYTES
+        lie_as_read = held.bundle.manifest.stages[name].weight_format.startswith(_MAPPED_FORMATS)
+        are_mapped = packed is not None or (lie_as_read and native.library_path() is not None)
+        counts = ThreadCounts.of(threads, weight_bytes, are_mapped)
         used.append(packed or own)
         graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
     refuse_replacement(used)  # ONNX Runtime opened the weights by their names
     weights = [file for stage in used for file in stage.weights]
-    return OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement))
+    return OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement), is_large)
 
 
 def open_stage(
-    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: tuple[int, int], provider: Provider
+    stage: HeldStage, is_prepared: bool, contract: StageContract, counts: ThreadCounts, provider: Provider
 ) -> OpenedGraph:
-    """Open a stage's graph; `counts` are the threads for runs on few positions and on many."""
-    (few, many), memory = counts, memory_of(provider)
+    """Open a stage's graph once for each number of threads."""
+    memory = memory_of(provider)
 
+    @functools.cache
     def opened(threads: int) -> onnxruntime.InferenceSession:
         options = session_options(threads, provider)
         if is_prepared:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         return _checked_graph(stage, contract, options, provider, "prepare" if is_prepared else "export")
 
-    graph = opened(few)
     if memory:
-        return OpenedGraph.on_device(graph, memory)
-    return OpenedGraph(graph, graph if few == many else opened(many))
+        return OpenedGraph.on_device(opened(counts.few), memory)
+    return OpenedGraph(opened(counts.few), opened(counts.many), opened(counts.share) if counts.share else None)
 
 
 def _checked_graph(

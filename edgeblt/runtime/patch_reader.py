@@ -35,7 +35,10 @@ class Patching(NamedTuple):
         some = slice(start, end)
         return Patching(self.logits[some], self.entropies[some], self.patch_starts[some], self.states[some])
 
-    def copy(self) -> "Patching":
+    def own(self) -> "Patching":
+        """Results that stay valid: these, unless a reader keeps the arrays for the next ids."""
+        if len(self.entropies) >= MANY:
+            return self
         return Patching(self.logits.copy(), self.entropies.copy(), self.patch_starts.copy(), self.states.copy())
 
     def store(self, start: int, other: "Patching") -> None:
@@ -44,6 +47,14 @@ class Patching(NamedTuple):
         self.entropies[start:end] = other.entropies
         self.patch_starts[start:end] = other.patch_starts
         self.states[start:end] = other.states
+
+
+NO_PATCHING = Patching(
+    logits=np.empty((0, 0), np.float32),
+    entropies=np.empty(0, np.float32),
+    patch_starts=np.empty(0, np.bool_),
+    states=np.empty((0, 0), np.float32),
+)
 
 
 class PatchReader:
@@ -64,9 +75,9 @@ class PatchReader:
         self._ahead = Patching.empty(config, rollback)
         self._kept_buffers: dict[int, _Buffers] = {}
 
-    def read(self, ids: NDArray[np.int64]) -> Patching:
-        """Results for `ids`, which the session is fed now."""
-        position, known = self._state.position, self._agree(ids)
+    def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
+        """Results for `ids`, which the session is fed at this position."""
+        known = self._agree(position, ids)
         if not known:
             return self._run(position, ids)
         found = Patching.empty(self._config, len(ids))
@@ -82,9 +93,10 @@ class PatchReader:
 
         At most as many ids as the session rolls back at once.
         """
-        position, known = self._state.position, self._agree(ids)
+        position = self._state.position
+        known = self._agree(position, ids)
         if known == len(ids):
-            self._forget_from(known)
+            self._forget_from(position, known)
         else:
             for cut in pieces(position + known, len(ids) - known):
                 start = known + cut.start
@@ -96,14 +108,14 @@ class PatchReader:
     def forget_ahead(self) -> None:
         """Forget the ids read ahead."""
         if self._ahead_ids:
-            self._forget_from(0)
+            self._forget_from(self._state.position, 0)
 
     def clear(self) -> None:
         """Forget the ids read ahead of a state that is cleared, too."""
         self._ahead_ids.clear()
 
-    def _agree(self, ids: NDArray[np.int64]) -> int:
-        """Number of `ids` that were read ahead; other ids read ahead are forgotten."""
+    def _agree(self, position: int, ids: NDArray[np.int64]) -> int:
+        """Number of `ids` that were read ahead of the position; other ids read ahead are forgotten."""
         if not self._ahead_ids:
             return 0
         known = 0
@@ -112,13 +124,13 @@ class PatchReader:
                 break
             known += 1
         if known < len(ids) and known < len(self._ahead_ids):
-            self._forget_from(known)
+            self._forget_from(position, known)
         return known
 
-    def _forget_from(self, count: int) -> None:
-        """Forget the ids read ahead but for the first `count`."""
+    def _forget_from(self, position: int, count: int) -> None:
+        """Forget the ids read ahead of the position but for the first `count`."""
         del self._ahead_ids[count:]
-        self._state.rewind_patcher(self._state.position + count)
+        self._state.rewind_patcher(position + count)
 
     def _run(self, position: int, ids: NDArray[np.int64]) -> Patching:
         count, states = len(ids), self._state.patcher_states

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import onnxruntime
 
@@ -19,6 +19,7 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
 # Norms sum in float32; memory grows only as needed, as several graphs share the GPU.
 CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+SPIN_MICROSECONDS = 10  # longer, and a thread that waits takes the core from those it waits for on a busy machine
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 _profiles: ContextVar[Path | None] = ContextVar("folder of ONNX Runtime's profiles", default=None)
 _profile_numbers = itertools.count()
@@ -65,21 +66,33 @@ def open_graph(
     return graph
 
 
-def thread_counts(threads: int | None, weight_bytes: int) -> tuple[int, int]:
-    """Numbers of threads for a stage's runs on few positions and on many; `threads`, if given, is both.
+class ThreadCounts(NamedTuple):
+    """Numbers of threads for a stage's runs on few positions, on many, and beside other stages."""
 
-    By default all usable cores, but one for few positions of a stage with small weights.
-    """
-    many = threads or usable_cores()
-    return (threads or 1 if weight_bytes < LARGE_STAGE_BYTES else many), many
+    few: int
+    many: int
+    share: int | None  # None where there are no two threads, for two stages
+
+    @classmethod
+    def of(cls, threads: int | None, weight_bytes: int, are_mapped: bool) -> "ThreadCounts":
+        """Counts for a stage; `threads`, if given, is that of all runs at a time.
+
+        are_mapped: its weights are used where they lie in the file. Other large ones are not opened for a share of the
+            threads, as ONNX Runtime would pack them a second time.
+
+        By default all usable cores, but one for few positions of a stage with small weights.
+        """
+        many, is_small = threads or usable_cores(), weight_bytes < LARGE_STAGE_BYTES
+        few = threads or 1 if is_small else many
+        return cls(few, many, many // 2 or None if is_small or are_mapped else None)
 
 
 def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.SessionOptions:
     """Options for one graph, with the native kernels for its provider where the library is installed.
 
-    Every graph has its own thread pool. Threads spin between the nodes of a run, but not after it, when they would take
-    the cores from the next stage. (One pool for all graphs would forbid other users of ONNX Runtime in the process
-    pools of their own.)
+    Every graph has its own thread pool. Threads spin for a moment between the nodes of a run, but not after it, when
+    they would take the cores from the next stage. (One pool for all graphs would forbid other users of ONNX Runtime in
+    the process pools of their own.)
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised too, and reported by us
@@ -87,6 +100,7 @@ def session_options(threads: int, provider: Provider = "cpu") -> onnxruntime.Ses
     if folder := _profiles.get():
         options.enable_profiling, options.profile_file_prefix = True, str(folder / f"{next(_profile_numbers)}-")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider == "cuda":
         native.register_cuda(options)

@@ -16,10 +16,11 @@ from edgeblt.arguments import checked_ids, whole_number
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.buffers import Buffers, PatchBuffers, open_index
-from edgeblt.runtime.opened_graphs import MANY, OpenedGraphs
-from edgeblt.runtime.patch_reader import Patching, PatchReader
+from edgeblt.runtime.buffers import Buffers, EncodedPiece, open_index
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES, MANY, OpenedGraphs, one_by_one
+from edgeblt.runtime.patch_reader import NO_PATCHING, Patching, PatchReader
 from edgeblt.runtime.saved.save_calls import SaveCalls
+from edgeblt.runtime.side_by_side import SideBySide, stages_side_by_side
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.cache import pieces
@@ -28,14 +29,6 @@ from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.turn import Turn
 
 ROLLBACK_BYTES = 32  # rolling back by at most so many is instant; further back the text is fed again
-CHUNK_BYTES = 256  # most bytes in one chunk, whose patches the global stage computes in one run
-
-_NO_PATCHING = Patching(
-    logits=np.empty((0, 0), np.float32),
-    entropies=np.empty(0, np.float32),
-    patch_starts=np.empty(0, np.bool_),
-    states=np.empty((0, 0), np.float32),
-)
 
 
 class Chunk(NamedTuple):
@@ -63,6 +56,7 @@ class Session(SaveCalls):
         self._kept_buffers: dict[int, Buffers] = {}
         self._single = self._buffers(1)
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
+        self._at_work: SideBySide | None = None
         self._turn = Turn()
 
     @property
@@ -98,10 +92,9 @@ class Session(SaveCalls):
             logits = np.empty((len(array), self.config.vocab_size), np.float32)
             self._settle()
             self._unsettled = start = self.state.position  # all or nothing
-            for first in range(0, len(array), CHUNK_BYTES):
-                for chunk in self._advance(array[first : first + CHUNK_BYTES]):
-                    offset = chunk.position - start
-                    logits[offset : offset + len(chunk.logits)] = chunk.logits
+            for span in self._graphs.spans(len(array)):
+                for chunk in self._advance(array[span]):
+                    logits[chunk.position - start :][: len(chunk.logits)] = chunk.logits
             self._unsettled = None
             return logits
 
@@ -114,11 +107,19 @@ class Session(SaveCalls):
         """
         array = checked_ids(ids, self.config.vocab_size)
         turns = self._turn.count
-        for start in range(0, len(array), CHUNK_BYTES):
+        spans = list(self._graphs.spans(len(array)))
+        while spans:
+            span = spans.pop(0)
             with self._turn:
                 turns += 1
                 self._turn.check(turns)
-                chunks = self._run_chunk(array[start : start + CHUNK_BYTES])
+                try:
+                    chunks = self._run_chunk(array[span])
+                except EdgebltError:
+                    if span.stop - span.start == CHUNK_BYTES:
+                        raise
+                    spans[:0] = one_by_one(span)  # chunks before the error are yielded
+                    continue
             yield from chunks
 
     def rollback(self, position: int) -> None:
@@ -132,31 +133,25 @@ class Session(SaveCalls):
         if not 0 <= position <= self.position:
             raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
         with self._turn:
-            self._roll_back(position)
-
-    def _roll_back(self, position: int) -> None:
-        self._settle()
-        if position == self.state.position:
-            return
-        self._unsettled = position
-        if self.state.can_rewind(position):
-            self._patch_reader.clear()
-            self.state.rewind(position)
-            self._unsettled = None
-        else:
             self._settle()
+            if position == self.state.position:
+                return
+            self._unsettled = position
+            if self.state.can_rewind(position):
+                self._patch_reader.clear()
+                self.state.rewind(position)
+                self._unsettled = None
+            else:
+                self._settle()
 
     def fork(self) -> "Session":
         """An independent session in the same state."""
         with self._turn:
-            return self._fork()
-
-    def _fork(self) -> "Session":
-        self._settle()
-        self._patch_reader.forget_ahead()
-        other = Session(self.config, self._graphs, self._threshold)
-        other.state.copy_from(self.state)
-        return other
+            self._settle()
+            self._patch_reader.forget_ahead()
+            other = Session(self.config, self._graphs, self._threshold)
+            other.state.copy_from(self.state)
+            return other
 
     def _settle(self) -> None:
         """Feed the ids again up to where the session was before an operation that an exception or Ctrl-C cut short.
@@ -166,13 +161,15 @@ class Session(SaveCalls):
         self._graphs.check()
         if self._unsettled is None:
             return
+        if self._at_work:
+            self._at_work.stop()
         ids = self.state.ids.ids(self._unsettled)
         self.state.clear()
         self._patch_reader.clear()
         for stage in self._stages.values():
             stage.release()
-        for start in range(0, len(ids), CHUNK_BYTES):
-            self._advance(ids[start : start + CHUNK_BYTES])
+        for span in self._graphs.spans(len(ids)):
+            self._advance(ids[span])
         self._unsettled = None
 
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
@@ -219,7 +216,7 @@ class Session(SaveCalls):
             self._turn.check(turns)
             state.ids.store(state.position + ahead, np.array([id]))
             self._single.windows[:] = state.ids.windows(state.position + ahead, 1)
-            piece = _Piece(state.position, state.patch_count, self._single, _NO_PATCHING, self._single.patches(0))
+            piece = EncodedPiece(state.position, state.patch_count, self._single, NO_PATCHING, self._single.patches(0))
             self._run_encoder(piece)
             ahead += 1
             logits: NDArray[np.float32] = self._decode(piece, piece.patches.latents)[0].copy()
@@ -255,38 +252,50 @@ class Session(SaveCalls):
         return chunks
 
     def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        """Run a chunk through the stages: the local ones piece by piece, the global one with all patches at once.
+        """Run the ids of a span through the stages, which work side by side on one of several chunks.
 
-        Attention computes what lies outside its window too, so local stages gain from small pieces; the global stage
-        gains from reading its weights once for many patches.
+        In a chunk the local stages go piece by piece, as attention computes what lies outside its window too; the
+        global stage takes all patches at once, to read its weights once for many.
         """
-        first_patch, cuts = self.state.patch_count, list(pieces(self.state.position, len(ids)))
+        first_patch, cuts = self.state.patch_count, pieces(self.state.position, len(ids))
+        if len(ids) > CHUNK_BYTES:
+            return self._advance_side_by_side(ids, cuts)
         encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
         latents = self._run_global(first_patch, encoded)
-        chunks = []
-        for piece in encoded:
-            start = piece.first_patch - first_patch
-            patch_latents = latents[start : start + piece.patches.count] if len(encoded) > 1 else latents
-            logits, patching = self._decode(piece, patch_latents), piece.patching
-            chunks.append(Chunk(piece.position, logits, patching.entropies, patching.patch_starts))
+        return [self._chunk(piece, latents, first_patch) for piece in encoded]
+
+    def _advance_side_by_side(self, ids: NDArray[np.int64], cuts: list[slice]) -> list[Chunk]:
+        start, chunks = self.state.position, list[Chunk]()
+        self.state.ids.store(start, ids)
+        self._at_work = stages_side_by_side(
+            list(self._stages.values()),
+            len(cuts),
+            lambda step: self._patch_reader.read(start + cuts[step].start, ids[cuts[step]]).own(),
+            lambda step, patching: self._encode(ids[cuts[step]], False, patching),
+            lambda pieces: self._run_global(pieces[0].first_patch, pieces),
+            lambda piece, latents, first_patch: chunks.append(self._chunk(piece, latents, first_patch)),
+        )
+        self._at_work.run()
         return chunks
 
-    def _encode(self, ids: NDArray[np.int64], alone: bool) -> "_Piece":
+    def _encode(self, ids: NDArray[np.int64], alone: bool, patching: Patching | None = None) -> EncodedPiece:
         """Patch starts, byte vectors and patch vectors of the next ids; `alone`: the chunk has no other piece."""
         count, state = len(ids), self.state
         buffers = self._buffers(count) if alone else Buffers(self.config, state.homes, count)
         state.ids.store(state.position, ids)
         buffers.windows[:] = state.ids.windows(state.position, count)
-        patching = self._patch_reader.read(ids)
-        if not alone:  # the next piece may be as long
-            patching = patching.copy()
-        patches = buffers.patches(int(np.count_nonzero(patching.patch_starts)))
-        piece = _Piece(state.position, state.patch_count, buffers, patching, patches)
+        if patching is None:
+            patching = self._patch_reader.read(state.position, ids)
+            if not alone:  # the next piece may be as long
+                patching = patching.own()
+        starts = patching.patch_starts
+        patches = buffers.patches(int(starts[0]) if count == 1 else int(np.count_nonzero(starts)))
+        piece = EncodedPiece(state.position, state.patch_count, buffers, patching, patches)
         self._run_encoder(piece)
         state.append(buffers.byte_vectors, patching.patch_starts, patches.count)
         return piece
 
-    def _run_encoder(self, piece: "_Piece") -> None:
+    def _run_encoder(self, piece: EncodedPiece) -> None:
         buffers, patches = piece.buffers, piece.patches
         if buffers.count == 1:
             buffers.latent_index[0] = patches.count  # patch_index stays 0
@@ -301,23 +310,27 @@ class Session(SaveCalls):
             patches.encoder_inputs |= {"open_vectors": vectors, "open_index": open_index(len(vectors))}
         stage.run(patches.encoder_inputs, patches.encoder_outputs, buffers.count, patches.count)
 
-    def _run_global(self, first_patch: int, pieces: "list[_Piece]") -> Array:
+    def _run_global(self, first_patch: int, pieces: list[EncodedPiece]) -> Array:
         """Latents [P, width] of the patches that the pieces complete."""
         patches = pieces[0].patches
         if len(pieces) > 1:
-            patches = PatchBuffers(self.config, self.state.homes, None, sum(piece.patches.count for piece in pieces))
-            end = 0
-            for piece in pieces:
-                patches.vectors[end : end + piece.patches.count] = piece.patches.vectors
-                end += piece.patches.count
+            patches = patches.joined([piece.patches.vectors for piece in pieces])
         if patches.count:
-            stage = self._stages["global"]
             self.state.caches["global"].advance(patches.count)
             patches.total_length[0] = first_patch + patches.count
+            stage = self._stages["global"]
             stage.run(patches.global_inputs, patches.global_outputs, patches.count, patches.count)
         return patches.latents
 
-    def _decode(self, piece: "_Piece", latents: Array) -> NDArray[np.float32]:
+    def _chunk(self, piece: EncodedPiece, latents: Array, first_patch: int) -> Chunk:
+        """Results of a piece, given the latents of all patches from `first_patch` on that are computed with its own."""
+        start, count = piece.first_patch - first_patch, piece.patches.count
+        if len(latents) != count:
+            latents = latents[start : start + count]
+        patching = piece.patching
+        return Chunk(piece.position, self._decode(piece, latents), patching.entropies, patching.patch_starts)
+
+    def _decode(self, piece: EncodedPiece, latents: Array) -> NDArray[np.float32]:
         """Logits of a piece, given the latents of the patches it completes."""
         buffers, patches = piece.buffers, piece.patches
         stage = self._stages["decoder"]
@@ -335,13 +348,3 @@ class Session(SaveCalls):
             if count < MANY:
                 self._kept_buffers[count] = buffers
         return buffers
-
-
-class _Piece(NamedTuple):
-    """Part of a chunk between encoder and decoder."""
-
-    position: int
-    first_patch: int  # patches completed before it
-    buffers: Buffers
-    patching: Patching
-    patches: PatchBuffers

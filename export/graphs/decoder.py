@@ -35,52 +35,83 @@ def decoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
 
 
+_PROJECTION = ["decoder.patch_projection"]
+
+
+def _products(layer: int) -> list[list[str]]:
+    """The weights of `CROSS_PRODUCTS`."""
+    prefix = f"decoder.cross.{layer}"
+    return [[f"{prefix}.query"], [f"{prefix}.key", f"{prefix}.value"], [f"{prefix}.output"]]
+
+
 class CrossAttention:
     """Every byte attends to the `cross_attention_k` vectors of one latent.
 
     Their keys and values are computed once a latent, for all layers, as one row: for each layer the keys
     [kv heads, head_dim, k], then the values [kv heads, k, head_dim]. A byte reads the row of its latent.
+
+    Where all weights are dense, each layer is one operator, which gives its part of the rows too.
     """
 
     def __init__(self, stack: TransformerStack, config: ModelConfig) -> None:
         self.stack, self.config, self.graph = stack, config, stack.graph
         self.row_width = cross_row_width(config)
-        any_latents = self.graph.op(
-            "Cast", self.graph.op("Shape", self.graph.inputs["latents"], end=1), to=ir.DataType.BOOL
-        )
-        (self.new_rows,) = self.graph.branch(any_latents, self._project_latents, self._no_rows)
+        self._layer_rows: list[ir.Value] = []  # parts of the new rows, of the layers that are one operator
+
+    @cached_property
+    def new_rows(self) -> ir.Value:
+        """Rows of the new latents [L, width]."""
+        graph = self.graph
+        if self._layer_rows:
+            return self._layer_rows[0] if len(self._layer_rows) == 1 else graph.op("Concat", *self._layer_rows, axis=1)
+        any_latents = graph.op("Cast", graph.op("Shape", graph.inputs["latents"], end=1), to=ir.DataType.BOOL)
+        return graph.branch(any_latents, self._project_latents, self._no_rows)[0]
 
     def attend(self, layer: int, hidden: Residual) -> Residual:
         """Cross-attention of `hidden` [T, width]: 2 * hidden + attention (module and caller each add the input)."""
-        decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
+        decoder, graph, weights, heads = self.config.decoder, self.graph, self.stack.weights, self.stack.heads
         prefix = f"decoder.cross.{layer}"
-        products = [[f"{prefix}.{name}"] for name in CROSS_PRODUCTS]
-        heads = self.stack.heads
+        query_weights, _, output_weights = _products(layer)
         if graph.is_for_cpu:
             graph.uses(latent_attention_function(OPSET))
-        if graph.is_for_cpu and heads.head_dim == heads.padded and all(map(weights.is_dense, products)):
-            return Residual(self._dense(layer, self.stack.total(hidden), prefix, products))
+        if self._is_dense:
+            return Residual(self._dense(layer, self.stack.total(hidden), prefix))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")
         rows = self.stack.rows
-        query = heads.pad(weights.linear(normed, products[0]), [*rows, decoder.head_count * heads.padded])
+        query = heads.pad(weights.linear(normed, query_weights), [*rows, decoder.head_count * heads.padded])
         if graph.is_for_cpu:
             attended = graph.op(LATENT, query, *self._rows, domain=EDGEBLT, **self._attributes(layer))
         else:
             attended = self._attend_to_rows(layer, query)
         attended = heads.unpad(attended, [*rows, decoder.head_count * decoder.head_dim])
-        return Residual(weights.linear(attended, products[1]), graph.op("Add", total, total))
+        return Residual(weights.linear(attended, output_weights), graph.op("Add", total, total))
 
-    def _dense(self, layer: int, value: ir.Value, prefix: str, products: list[list[str]]) -> ir.Value:
+    @cached_property
+    def _is_dense(self) -> bool:
+        """Whether each layer is one operator."""
+        heads, layers = self.stack.heads, range(self.config.decoder_cross_count)
+        products = [_PROJECTION, *(names for layer in layers for names in _products(layer))]
+        fits = self.graph.is_for_cpu and heads.head_dim == heads.padded
+        return fits and all(map(self.stack.weights.is_dense, products))
+
+    def _dense(self, layer: int, value: ir.Value, prefix: str) -> ir.Value:
         """The whole cross-attention as one operator."""
         decoder, graph, weights = self.config.decoder, self.graph, self.stack.weights
         graph.uses_dense(CROSS, dense_cross_attention_function)
-        norm = weights.vector(f"{prefix}.query_norm")
-        dense = [weights.dense(names) for names in products]
-        return graph.op(
-            CROSS, value, *self._rows, norm, *side_by_side(dense), domain=EDGEBLT,
-            **self._attributes(layer), **named_attributes(CROSS_PRODUCTS, dense), epsilon=decoder.norm_epsilon,
-            width=decoder.hidden_size, attended=decoder.head_count * decoder.head_dim,
+        norms = [weights.vector(f"{prefix}.{name}") for name in ("query_norm", "key_norm")]
+        dense = [weights.dense(names) for names in _products(layer)]
+        y, rows = graph.ops(
+            CROSS, value, graph.inputs["carried_row"], self._projected_latents, graph.inputs["latent_index"], *norms,
+            *side_by_side(dense), outputs=2, domain=EDGEBLT, **self._attributes(layer),
+            **named_attributes(CROSS_PRODUCTS, dense), epsilon=decoder.norm_epsilon, width=decoder.hidden_size,
+            attended=dense[0].shape[0], projected=dense[1].shape[0],
         )  # fmt: skip
+        self._layer_rows.append(rows)
+        return y
+
+    @cached_property
+    def _projected_latents(self) -> ir.Value:
+        return self.stack.weights.projection(self.graph.inputs["latents"], _PROJECTION)
 
     def _attend_to_rows(self, layer: int, query: ir.Value) -> ir.Value:
         """LatentAttention in ONNX Runtime's operators, the rows cut once for all layers."""
@@ -122,7 +153,7 @@ class CrossAttention:
         graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
         heads, weights = self.stack.heads, self.stack.weights
         latents = graph.computed(graph.inputs["latents"])
-        projected = weights.linear(latents, ["decoder.patch_projection"])
+        projected = weights.linear(latents, _PROJECTION)
         vectors = graph.op("Reshape", projected, graph.constant([-1, decoder.hidden_size]))
         parts = []
         for layer in range(self.config.decoder_cross_count):

@@ -30,7 +30,7 @@ from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_n
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
-from edgeblt.export.operators.matmuls import DENSE, dense_matmul_function
+from edgeblt.export.operators.matmuls import DENSE, PROJECTION, dense_matmul_function, dense_projection_function
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import (
     BLOCK_SIZES,
@@ -127,6 +127,7 @@ class Weights:
             case Linear() as format if not self.graph.is_for_cpu:
                 return self._blocked_product(value, names, format, shape)
             case Linear(sparsity="") as format:
+                self.graph.uses_dense(DENSE, dense_matmul_function)
                 return self._dense_product(value, self.dense(names))
             case Linear() as format:
                 return self._sparse_product(value, names, format, shape)
@@ -174,10 +175,14 @@ class Weights:
         self.graph.fill(lambda: iter([Piece(joined, 0, make)]))
         return self.graph.op("MatMul", value, self._computed(weight, dtype))
 
-    def _dense_product(self, value: ir.Value, dense: Dense) -> ir.Value:
-        self.graph.uses_dense(DENSE, dense_matmul_function)
+    def projection(self, value: ir.Value, names: list[str]) -> ir.Value:
+        """The same with dense weights; for a `value` without rows, also the portable body computes nothing."""
+        self.graph.uses_dense(PROJECTION, dense_projection_function)
+        return self._dense_product(value, self.dense(names), PROJECTION)
+
+    def _dense_product(self, value: ir.Value, dense: Dense, operator: str = DENSE) -> ir.Value:
         rows, columns = dense.shape
-        return self.graph.op(DENSE, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
+        return self.graph.op(operator, value, *dense.inputs, domain=EDGEBLT, K=columns, N=rows, **dense.attributes)
 
     def _blocked_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape

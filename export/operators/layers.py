@@ -12,8 +12,10 @@ are [T, width], float32. Weights, `product_inputs` in the order of the products,
                          carried_row [K, R], new_rows [L, R]     keys and values of latents, of all layers
                          latent_index int64 [T]                  below K: a carried row; K + j: new_rows[j]
                          gives attended, as query
-    DenseCrossAttention  x, the three above, query_norm [width], weights of query, output
-                         gives 2 * x + output(attended)
+    DenseCrossAttention  x, carried_row, latents [L, vectors * width], latent_index, query_norm, key_norm [width],
+                         weights of query, key (with value below it), output
+                         gives 2 * x + output(attended), and layer_rows [L, keys and values]: the layer's part of the
+                         new latents' rows, which it attends to
 
 A row holds, from `offset` on, the layer's keys [kv heads, head_dim, vectors] and values [kv heads, vectors, head_dim].
 """
@@ -31,17 +33,22 @@ from edgeblt.export.operators.matmuls import (
     ATTENTION_ATTRIBUTES,
     BATCH_CACHE_INPUTS,
     ROUNDING_ATTRIBUTES,
+    any_rows,
     attention,
     dense_product,
+    no_rows,
     with_spare_row,
     without_spare_row,
 )
 
 LAYER, LATENT, CROSS = "DenseLayer", "LatentAttention", "DenseCrossAttention"
 LAYER_PRODUCTS = ("query", "output", "gate", "up", "down")
-CROSS_PRODUCTS = ("query", "output")
+CROSS_PRODUCTS = ("query", "key", "output")
 CACHE_INPUTS = ("past_key", "past_value", "total_length", "cosines", "sines")
 ROW_INPUTS = ("carried_row", "new_rows", "latent_index")
+CROSS_INPUTS = ("carried_row", "latents", "latent_index", "query_norm", "key_norm")
+# width of x, of all heads of a query, and of a vector's keys and values together
+CROSS_SIZES = ("width", "attended", "projected")
 # width of x, of query, key and value together, of all heads, and of the gate
 LAYER_SIZES = ("width", "projected", "attended", "intermediate")
 LATENT_ATTRIBUTES = {
@@ -113,21 +120,48 @@ def latent_attention_function(opset: int = 23) -> ir.Function:
 
 def dense_cross_attention_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
     """`DenseCrossAttention` in the operators it is made of."""
-    names = ("x", *ROW_INPUTS, "query_norm", *product_inputs(CROSS_PRODUCTS))
+    names = ("x", *CROSS_INPUTS, *product_inputs(CROSS_PRODUCTS))
     inputs, writer = {name: ir.Value(name=name) for name in names}, FunctionWriter()
+    layer_rows = _layer_rows(writer, forms, inputs)
+    offset = writer.op("Unsqueeze", writer.attribute("offset"), writer.ints(0))
+    end = writer.op("Add", offset, writer.op("Shape", layer_rows, start=1, end=2))
+    carried = writer.op("Slice", inputs["carried_row"], offset, end, writer.ints(1))
     x = with_spare_row(writer, inputs["x"])
     products = BodyProducts(writer, forms, inputs)
     query = products.of("query", norm(writer, x, inputs["query_norm"]), "width", "attended")
     index = writer.op("Pad", inputs["latent_index"], writer.ints(0, 1))
-    attended = writer.op(
-        LATENT, query, *(inputs[name] for name in ROW_INPUTS[:2]), index, domain=EDGEBLT,
-        **{name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()},
-    )  # fmt: skip
+    heads = {name: reference(name, kind=kind) for name, kind in LATENT_ATTRIBUTES.items()}
+    attended = writer.op(LATENT, query, carried, layer_rows, index, domain=EDGEBLT, **heads | {"offset": 0})
     output = products.of("output", attended, "attended", "width")
     y = without_spare_row(writer, writer.op("Add", output, writer.op("Add", x, x)))
-    sizes = dict.fromkeys(("width", "attended"), INT)
-    attributes = {**LATENT_ATTRIBUTES, "epsilon": FLOAT, **sizes, **product_attributes(CROSS_PRODUCTS)}
-    return function((EDGEBLT, CROSS), attributes, inputs, [y], writer, opsets(opset))
+    attributes = {
+        **LATENT_ATTRIBUTES, "epsilon": FLOAT, **dict.fromkeys(CROSS_SIZES, INT), **product_attributes(CROSS_PRODUCTS)
+    }  # fmt: skip
+    return function((EDGEBLT, CROSS), attributes, inputs, [y, layer_rows], writer, opsets(opset))
+
+
+def _layer_rows(writer: FunctionWriter, forms: DenseForms, inputs: Inputs) -> ir.Value:
+    """The layer's part of the new latents' rows [L, keys and values]."""
+
+    def projected(branch: FunctionWriter) -> list[ir.Value]:
+        width, kv_heads, head_dim, vectors = (
+            branch.op("Unsqueeze", branch.attribute(name), branch.ints(0))
+            for name in ("width", "kv_num_heads", "head_dim", "vectors")
+        )
+        lines = branch.op("Reshape", inputs["latents"], branch.op("Concat", branch.ints(-1), width, axis=0))
+        normed = norm(branch, lines, inputs["key_norm"])
+        both = BodyProducts(branch, forms, inputs).with_spare_row("key", normed, "width", "projected")
+        grid = branch.op("Concat", branch.ints(-1), vectors, branch.ints(2), kv_heads, head_dim, axis=0)
+        key, value = branch.ops("Split", branch.op("Reshape", both, grid), outputs=2, axis=2, num_outputs=2)
+        key = branch.op("Transpose", key, perm=[0, 2, 3, 4, 1])  # [L, 1, kv heads, head_dim, vectors]
+        value = branch.op("Transpose", value, perm=[0, 2, 3, 1, 4])  # [L, 1, kv heads, vectors, head_dim]
+        flat = branch.ints(0, -1)
+        return [branch.op("Concat", branch.op("Reshape", key, flat), branch.op("Reshape", value, flat), axis=1)]
+
+    def nothing(branch: FunctionWriter) -> list[ir.Value]:
+        return [no_rows(branch, branch.op("Mul", branch.attribute("projected"), branch.attribute("vectors")))]
+
+    return writer.branch(any_rows(writer, inputs["latents"]), projected, nothing)[0]
 
 
 def norm(writer: FunctionWriter, value: ir.Value, weight: ir.Value) -> ir.Value:

@@ -7,6 +7,7 @@ blocks_per_scale (how many of these share a scale of the weights; the last ones 
     DenseMatMul    codes        uint8 [ceil(N / 16), blocks, 2 * block_size * bits]     `interleaved_layout`
                    scales       float16 or float32 [ceil(N / 16), ceil(blocks / blocks_per_scale), 16]
                    zero_points  uint8 [ceil(N / 16), blocks, 2 * bits]; or [1] where all are the middle of the codes
+    DenseProjection  the same, for x that often has no rows: its body then computes nothing
     SparseMatMul   tiles        uint8 [ceil(N / 2), ceil(K / 128), bytes]       `sparse_layout.pack_tiles`
                    scales       [ceil(N / 2), as above, 2]                      `sparse_layout.pair_scales`
                    attribute group: 4 or 8, as in pack_tiles
@@ -37,12 +38,13 @@ from edgeblt.export.operators.function_writer import FLOAT, INT, FunctionWriter,
 from edgeblt.export.operators.interleaved_weights import DenseForms, InterleavedWeights, first_rows
 from edgeblt.quant.formats.sparse_layout import TILE
 
-DENSE, SPARSE, MASKED = "DenseMatMul", "SparseMatMul", "MaskedMatMul"
+DENSE, PROJECTION, SPARSE, MASKED = "DenseMatMul", "DenseProjection", "SparseMatMul", "MaskedMatMul"
 ATTENTION = "WindowAttention"
 BATCH_CACHE_INPUTS = ("places", "pages")  # for kernels: portable bodies take rows of one sequence only
 ATTENTION_ATTRIBUTES = {"num_heads": INT, "kv_num_heads": INT, "window": INT, "scale": FLOAT}
 ROUNDING_ATTRIBUTES = ("bits", "block_size", "blocks_per_scale")
 COMMON_ATTRIBUTES = ("K", "N", *ROUNDING_ATTRIBUTES)
+_DENSE_INPUTS = ("x", "codes", "scales", "zero_points")
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level that rounds its inputs
 MIDDLE = 128  # code of zero in 8 bits
 ALL_FORMS = DenseForms()
@@ -53,13 +55,40 @@ Inputs = dict[str, ir.Value]
 def dense_matmul_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
     """`DenseMatMul` of such weights as MatMulNBits on the same codes in its order."""
 
-    def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
-        weights = [inputs[name] for name in ("codes", "scales", "zero_points")]
-        attributes = {name: name for name in COMMON_ATTRIBUTES}
-        product = dense_product(writer, forms, with_spare_row(writer, inputs["x"]), weights, attributes)
-        return without_spare_row(writer, product)
+    return _function(DENSE, _DENSE_INPUTS, COMMON_ATTRIBUTES, partial(_dense_body, forms), opset)
 
-    return _function(DENSE, ("x", "codes", "scales", "zero_points"), COMMON_ATTRIBUTES, body, opset)
+
+def dense_projection_function(opset: int = 23, forms: DenseForms = ALL_FORMS) -> ir.Function:
+    """`DenseProjection`, whose product is computed only where there are rows."""
+
+    def body(writer: FunctionWriter, inputs: Inputs) -> ir.Value:
+        def nothing(branch: FunctionWriter) -> list[ir.Value]:
+            return [no_rows(branch, branch.attribute("N"))]
+
+        def product(branch: FunctionWriter) -> list[ir.Value]:
+            return [_dense_body(forms, branch, inputs)]
+
+        return writer.branch(any_rows(writer, inputs["x"]), product, nothing)[0]
+
+    return _function(PROJECTION, _DENSE_INPUTS, COMMON_ATTRIBUTES, body, opset)
+
+
+def any_rows(writer: FunctionWriter, value: ir.Value) -> ir.Value:
+    """bool [1]: whether `value` has rows."""
+    return writer.op("Greater", writer.op("Shape", value, start=0, end=1), writer.ints(0))
+
+
+def no_rows(writer: FunctionWriter, width: ir.Value) -> ir.Value:
+    """float32 [0, width]"""
+    shape = writer.op("Concat", writer.ints(0), writer.op("Unsqueeze", width, writer.ints(0)), axis=0)
+    return writer.op("ConstantOfShape", shape)
+
+
+def _dense_body(forms: DenseForms, writer: FunctionWriter, inputs: Inputs) -> ir.Value:
+    weights = [inputs[name] for name in _DENSE_INPUTS[1:]]
+    attributes = {name: name for name in COMMON_ATTRIBUTES}
+    product = dense_product(writer, forms, with_spare_row(writer, inputs["x"]), weights, attributes)
+    return without_spare_row(writer, product)
 
 
 def dense_product(

@@ -304,6 +304,50 @@ void attention_round(const char* level, const Kernels& table) {
   }
 }
 
+// The same cache in one page and in pages anywhere in a pool, which ends with its last page: the same bits, row by row.
+void paged_round(const char* level, const Kernels& table) {
+  const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), page = 64 * any(1, 3);
+  const int64_t rows = any(1, 40), past = any(0, 400), window = any(0, 2) ? any(1, 300) : -1;
+  const int64_t used = (past + rows + page - 1) / page, pool = used + any(0, 3);
+  const auto format = static_cast<CacheFormat>(any(0, 2));
+  const int64_t bytes = slot_bytes(format, width);
+  Block<float> queries(rows * heads * width), expected(queries.count), actual(queries.count), single(queries.count);
+  for (int64_t i = 0; i < queries.count; ++i) queries.data[i] = std::normal_distribution<float>()(chance);
+  Block<char> keys(kv_heads * used * page * bytes), values(keys.count);
+  Block<char> paged_keys(pool * kv_heads * page * bytes), paged_values(paged_keys.count);
+  fill_slots(keys, format, width);
+  fill_slots(values, format, width);
+  std::memset(paged_keys.data, 0x7e, static_cast<size_t>(paged_keys.count));  // pages of others: NaN, or large
+  std::memset(paged_values.data, 0x7e, static_cast<size_t>(paged_values.count));
+  Block<int32_t> pages(used);
+  std::vector<int32_t> numbers(static_cast<size_t>(pool));
+  for (int64_t i = 0; i < pool; ++i) numbers[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+  std::shuffle(numbers.begin(), numbers.end(), chance);
+  std::copy_n(numbers.begin(), used, pages.data);
+  Attention whole{rows, heads, kv_heads, width, used * page, past, window, 0.2F, queries.data, format, keys.data, values.data, expected.data};
+  Attention paged{rows, heads, kv_heads, width, page, past, window, 0.2F, queries.data, format, paged_keys.data,
+                  paged_values.data, actual.data, pages.data};
+  const auto size = static_cast<size_t>(page * bytes);
+  for (int64_t head = 0; head < kv_heads; ++head) {
+    for (int64_t slot = 0; slot < used * page; slot += page) {
+      const int64_t from = whole.place(head, slot) * bytes, to = paged.place(head, slot) * bytes;
+      std::memcpy(paged_keys.data + to, keys.data + from, size);
+      std::memcpy(paged_values.data + to, values.data + from, size);
+    }
+  }
+  for (int64_t head = 0; head < kv_heads; ++head) {
+    table.attend(whole, head, 0, rows);
+    paged.out = actual.data;
+    table.attend(paged, head, 0, rows);
+    paged.out = single.data;
+    for (int64_t row = 0; row < rows; ++row) table.attend(paged, head, row, row + 1);
+  }
+  for (int64_t i = 0; i < expected.count; ++i) {
+    if (!(expected.data[i] == actual.data[i])) fail("attention in pages", level, rows, width, past, i);
+    if (!(actual.data[i] == single.data[i])) fail("a row in pages by itself", level, rows, width, past, i);
+  }
+}
+
 // A row's queries, keys and values, where the cache ends with its slot.
 void store_round(const char* level, const Kernels& table) {
   const int64_t kv_heads = any(1, 2), heads = kv_heads * any(1, 3), width = 8 * any(1, 17), capacity = any(1, 5);
@@ -381,13 +425,81 @@ void latent_round(const char* level, const Kernels& table) {
   }
 }
 
+// Vectors of a patch and its bytes, against float64.
+void bytes_round(const char* level, const Kernels& table) {
+  const int64_t kv_heads = any(1, 3), group = any(1, 3), heads = kv_heads * group, width = 8 * any(1, 9);
+  const int64_t bytes = any(1, 40), count = any(1, 5);
+  Block<float> queries(count * heads * width), rows(bytes * 2 * kv_heads * width), actual(queries.count);
+  for (Block<float>* block : {&queries, &rows}) {
+    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
+  }
+  table.attend_bytes({heads, kv_heads, width, bytes, 0.2F}, queries.data, rows.data, count, actual.data);
+  std::vector<double> shares(static_cast<size_t>(bytes));
+  for (int64_t line = 0; line < count * heads; ++line) {
+    const float* query = queries.data + line * width;
+    const float* keys = rows.data + line % heads / group * width;
+    double total = 0;
+    for (int64_t byte = 0; byte < bytes; ++byte) {
+      double score = 0;
+      for (int64_t i = 0; i < width; ++i) score += double(query[i]) * keys[byte * 2 * kv_heads * width + i];
+      total += shares[static_cast<size_t>(byte)] = std::exp(score * 0.2F);
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      double exact = 0;
+      for (int64_t byte = 0; byte < bytes; ++byte) {
+        exact += shares[static_cast<size_t>(byte)] / total * keys[(byte * 2 + 1) * kv_heads * width + i];
+      }
+      const double error = std::fabs(exact - actual.data[line * width + i]);
+      if (!(error <= 2e-5)) fail("attention to bytes", level, heads, width, bytes, error);
+    }
+  }
+}
+
+// A row of a table in each of its formats, against float64; the table ends with the row.
+void table_round(const char* level, const Kernels& table) {
+  const int64_t width = any(1, 90), rows = any(1, 4), block_size = 16 << any(0, 2);
+  const int64_t blocks = (width + block_size - 1) / block_size;
+  const int bits = 4 << any(0, 3);
+  const auto packed = [&](int64_t numbers) { return (numbers * bits + 7) / 8; };
+  Block<uint8_t> values(rows * packed(width)), points(rows * packed(blocks));
+  Block<float> floats(rows * width), scales(rows * blocks), before(width), actual(width);
+  Block<uint16_t> halves(rows * width);
+  values.randomize();
+  points.randomize();
+  for (Block<float>* block : {&floats, &scales, &before}) {
+    for (int64_t i = 0; i < block->count; ++i) block->data[i] = std::normal_distribution<float>()(chance);
+  }
+  for (int64_t i = 0; i < halves.count; ++i) halves.data[i] = random_half();
+  const bool offset = any(0, 1) != 0;
+  const void* stored = bits == 32 ? static_cast<const void*>(floats.data) : bits == 16 ? static_cast<const void*>(halves.data) : values.data;
+  const Table rows_of{rows, width, block_size, blocks, bits, stored, offset ? points.data : nullptr, {scales.data, false, blocks, 1}};
+  std::copy_n(before.data, width, actual.data);
+  const int64_t row = rows - 1;
+  table.add_table_row(rows_of, row, actual.data);
+  const auto code = [&](const uint8_t* codes, int64_t i) { return bits == 8 ? codes[i] : codes[i / 2] >> (i % 2 * 4) & 15; };
+  for (int64_t i = 0; i < width; ++i) {
+    double element = floats.data[row * width + i];
+    if (bits == 16) element = half_to_float(halves.data[row * width + i]);
+    if (bits <= 8) {
+      const int64_t block = i / block_size;
+      const int point = offset ? code(points.data + row * packed(blocks), block) : 1 << (bits - 1);
+      element = (code(values.data + row * packed(width), i) - point) * double(scales.data[row * blocks + block]);
+    }
+    const double exact = before.data[i] + element, error = std::fabs(exact - actual.data[i]);
+    if (!(error <= 2e-7 * (std::fabs(element) + std::fabs(exact)) + 1e-30)) fail("a table's row", level, rows, width, bits, error);
+  }
+}
+
 void all_rounds(const char* level, const Kernels& table) {
   dense_round(level, table);
   one_round(level, table);
   attention_round(level, table);
+  paged_round(level, table);
   store_round(level, table);
   rows_round(level, table);
   latent_round(level, table);
+  bytes_round(level, table);
+  table_round(level, table);
 }
 
 bool emulated([[maybe_unused]] Level level) {

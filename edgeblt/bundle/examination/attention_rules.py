@@ -102,36 +102,40 @@ def _side_by_side(step: Step, first: int, matrices: Mapping[str, tuple[int, int]
         dense_weights(step, places, rows, columns, f"{name}_")
 
 
-def _latent_rows(step: Step, first: int, rows: Shape) -> int:
-    """Checks carried row, new rows and index, from input `first` on; returns the width of all heads of a query."""
-    heads, kv_heads, head_dim = (step.number(name) for name in ("num_heads", "kv_num_heads", "head_dim"))
-    width = step.shape(first)[-1:]
-    needed = step.number("offset") + 2 * kv_heads * head_dim * step.number("vectors")
-    if heads % kv_heads or not width or not width[0].is_constant or width[0].constant < needed:
+def _carried_width(step: Step, layer: int) -> Shape:
+    """The width of carried rows, input 1, in which the layer's part of so many elements lies."""
+    width = step.shape(1)[-1:]
+    if not width or not width[0].is_constant or width[0].constant < step.number("offset") + layer:
         raise step.wrong("reads beyond a latent's row")
-    step.expect(first, (*step.shape(first)[:1], *width))
-    step.expect(first + 1, (*step.shape(first + 1)[:1], *width))
-    step.expect(first + 2, rows)
-    return heads * head_dim
+    step.expect(1, (*step.shape(1)[:1], *width))
+    return width
 
 
 def _latent_attention(step: Step) -> list[Shape]:
-    rows = step.shape(0)[:-1]
-    step.expect(0, (*rows, Size(_latent_rows(step, 1, rows))))
+    heads, kv_heads, head_dim, vectors = _vector_heads(step)
+    width = _carried_width(step, 2 * kv_heads * head_dim * vectors)
+    step.expect(2, (*step.shape(2)[:1], *width))
+    step.expect(3, step.rows(0, heads * head_dim))
     return [step.shape(0)]
 
 
 def _cross_attention(step: Step) -> list[Shape]:
-    width, attended = step.number("width"), step.number("attended")
-    if _latent_rows(step, 1, step.rows(0, width)) != attended:
-        raise step.wrong(f"attends with {attended} columns")
-    step.expect(4, fixed((width,)), FLOATS)
-    _side_by_side(step, 5, {"query": (attended, width), "output": (width, attended)})
-    return [step.shape(0)]
+    heads, kv_heads, head_dim, vectors = _vector_heads(step)
+    width, attended, projected = (step.number(name) for name in ("width", "attended", "projected"))
+    if (attended, projected) != (heads * head_dim, 2 * kv_heads * head_dim):
+        raise step.wrong("has heads of other sizes")
+    layer = projected * vectors
+    _carried_width(step, layer)
+    latents = step.rows(2, vectors * width)
+    step.expect(3, step.rows(0, width))
+    for index in (4, 5):
+        step.expect(index, fixed((width,)), FLOATS)
+    _side_by_side(step, 6, {"query": (attended, width), "key": (projected, width), "output": (width, attended)})
+    return [step.shape(0), (*latents, Size(layer))]
 
 
 def _patch_attention(step: Step) -> list[Shape]:
-    heads, kv_heads, head_dim, vectors = _patch_heads(step)
+    heads, kv_heads, head_dim, vectors = _vector_heads(step)
     rows, bytes = step.rows(0, heads * head_dim), step.rows(1, 2 * kv_heads * head_dim)
     step.expect(2, bytes)
     if len(step.shape(3)) != 1 or rows != (step.shape(3)[0].times(vectors),):
@@ -139,8 +143,8 @@ def _patch_attention(step: Step) -> list[Shape]:
     return [step.shape(0)]
 
 
-def _patch_heads(step: Step) -> tuple[int, int, int, int]:
-    """Heads, heads of keys, elements of a head, and vectors of a patch."""
+def _vector_heads(step: Step) -> tuple[int, int, int, int]:
+    """Heads, heads of keys, elements of a head, and vectors of a patch or latent."""
     heads, kv_heads = step.number("num_heads"), step.number("kv_num_heads")
     if heads % kv_heads:
         raise step.wrong(f"has {heads} heads for {kv_heads} of keys")
@@ -148,7 +152,7 @@ def _patch_heads(step: Step) -> tuple[int, int, int, int]:
 
 
 def _pooling(step: Step) -> list[Shape]:
-    heads, kv_heads, head_dim, vectors = _patch_heads(step)
+    heads, kv_heads, head_dim, vectors = _vector_heads(step)
     width, pooled, attended, projected = (step.number(name) for name in ("width", "pooled", "attended", "projected"))
     if (pooled, attended, projected) != (vectors * width, heads * head_dim, 2 * kv_heads * head_dim):
         raise step.wrong("has heads or vectors of other sizes")

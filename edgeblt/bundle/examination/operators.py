@@ -151,7 +151,8 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
     (EDGEBLT, "DenseCrossAttention"): _operator(
-        11, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, **_products("query", "output")
+        15, 2, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, projected=_COUNT,
+        **_products("query", "key", "output"),
     ),
     (EDGEBLT, "DenseLayer"): _operator(
         25, 3, **_HEADS, window=_WINDOW, epsilon=_POSITIVE, width=_COUNT, projected=_COUNT, attended=_COUNT,
@@ -162,6 +163,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         19, **_PATCHES, epsilon=_POSITIVE, width=_COUNT, pooled=_COUNT, attended=_COUNT, projected=_COUNT,
         **_products("projection", "query", "key", "output"),
     ),
+    (EDGEBLT, "DenseProjection"): _operator(4, **_PRODUCT),
     (EDGEBLT, "EntropyPatch"): _operator((8, 10), 3, rule=_integer(0, 5)),
     (EDGEBLT, "HashEmbedding"): _operator(
         (6, 8), width=_COUNT, vocab_size=_COUNT, **{f"{table}_{name}": allowed for table in ("byte", "hash")
@@ -185,7 +187,7 @@ _TABLE_LOOKUPS = """
 # `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
 # Those with attention have all of these for each of `contract.CACHE_FORMATS`.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    (EDGEBLT, "DenseCrossAttention"): ("2003fd7d90908d52", "c01a10470ef9dc24", "44e06177287d6db6", "9f9e9b9b73359ef2"),
+    (EDGEBLT, "DenseCrossAttention"): ("2b5d96b587b2b876", "b2ceb08fa4d667d0", "753840054a27990f", "22d957da7a5ac75c"),
     (EDGEBLT, "DenseLayer"): (
         "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
         "bb95aa7b1bad79f4", "5348cfc1ecccafe4", "cb475f4b2776b03c", "6b443d6a4f254d96",
@@ -193,6 +195,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ),
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
     (EDGEBLT, "DensePooling"): ("b2d7be71e7286555", "74d5ccd0835ba132", "05c0ea0381cdd3a0", "924f1c0eb97f832a"),
+    (EDGEBLT, "DenseProjection"): ("4c97c5eb2b0c32e1", "f0df959f66fae7d3", "29beb3afcd2bda9b", "c28ea26021e5675e"),
     (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
     (EDGEBLT, "HashEmbedding"): tuple(_TABLE_LOOKUPS.split()),
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),

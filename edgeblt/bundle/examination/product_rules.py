@@ -124,6 +124,7 @@ def _constants(step: Step, index: int, rank: int) -> list[int]:
 
 _WEIGHTS: Mapping[tuple[str, str], Callable[[Step], None]] = {
     (EDGEBLT, "DenseMatMul"): _dense,
+    (EDGEBLT, "DenseProjection"): _dense,
     (EDGEBLT, "MaskedMatMul"): _masked,
     (EDGEBLT, "SparseMatMul"): _tiles,
     (MICROSOFT, "GatherBlockQuantized"): _lookup,

@@ -134,7 +134,7 @@ class WindowPage(KeyValueCache):
         return self.length
 
     def copy_from(self, other: KeyValueCache) -> None:
-        self.first, self.length, self._forgotten = other.first, other.length, other._forgotten
+        self.first, self.length, self._forgotten, self._ready = other.first, other.length, other._forgotten, 0
         for buffer, its in zip(self.buffers, other.buffers, strict=True):
             buffer[:, :, : self.length] = its[:, :, : self.length]
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.session import CHUNK_BYTES, ROLLBACK_BYTES, Chunk, Session
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES
+from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk, Session
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
 PREFIX_CACHE_BYTES = 256 << 20
@@ -27,7 +28,7 @@ LEAST_MARK = 2 * CHUNK_BYTES  # least position on the way to a prompt's end
 class PrefixCacheStatistics:
     """Contents and savings of a model's prefix cache.
 
-    texts: number of texts that were looked up.
+    texts: number of texts that were begun.
     hits: number of those that started from a kept state.
     ids_read: ids that these texts began with, in all.
     ids_saved: ids among them that were not read again.
@@ -69,7 +70,8 @@ class PrefixCache:
 
     With `limit` bytes at most; `key` stands for whatever else a state depends on, such as the patching threshold. Where
     results may depend on how a text is cut into chunks (`exact` is false) states are kept, and texts started, only at
-    multiples of `CHUNK_BYTES`, where the chunks are those of reading from the beginning.
+    multiples of `CHUNK_BYTES`, where the chunks are those of reading from the beginning. No text starts from fewer than
+    `LEAST_IDS` ids.
     """
 
     def __init__(self, limit: int = PREFIX_CACHE_BYTES) -> None:
@@ -102,13 +104,17 @@ class PrefixCache:
             self._nbytes = 0
 
     def begin(
-        self, ids: NDArray[np.int64], new_session: Callable[[], Session], key: object, exact: bool
+        self, ids: NDArray[np.int64], new_session: Callable[[], Session], key: object, exact: Callable[[], bool]
     ) -> "PromptReader":
-        """A reader of a new text's `ids`, BOS first, that starts as far on as a kept state allows."""
+        """A reader of a new text's `ids`, BOS first, that starts as far on as a kept state allows.
+
+        `exact` is called only where a state may be started from or kept.
+        """
         session = new_session()
         if not self.limit:
             return PromptReader(session, ids)
-        found, start, common = self.find(ids, key, exact)
+        is_exact = len(ids) >= LEAST_IDS and exact()
+        found, start, common = self.find(ids, key, is_exact)
         if found:
             try:
                 session.start_from(found)
@@ -116,8 +122,20 @@ class PrefixCache:
             except (EdgebltError, MemoryError):  # there is no room for both; all is read instead
                 self.clear()
                 session, start = new_session(), 0
-        marks = [mark - start for mark in kept_positions(len(ids), start, common, exact) if mark > start]
-        return PromptReader(session, ids[start:], marks, lambda least: self.keep(session, key, exact, least))
+        self.count(len(ids), start)
+        marks = [mark - start for mark in kept_positions(len(ids), start, common, is_exact) if mark > start]
+
+        def keep(least: int) -> None:
+            if session.position >= LEAST_IDS:
+                self.keep(session, key, exact(), least)
+
+        return PromptReader(session, ids[start:], marks, keep)
+
+    def count(self, read: int, saved: int) -> None:
+        """Count a text that begins with `read` ids, of which `saved` are not read again."""
+        with self._lock:
+            self._texts, self._hits = self._texts + 1, self._hits + bool(saved)
+            self._read, self._saved = self._read + read, self._saved + saved
 
     def find(self, ids: NDArray[np.int64], key: object, exact: bool) -> tuple[StateSnapshot | None, int, int]:
         """The state to start `ids` from, the position to roll it back to, and how many ids some text has in common.
@@ -133,13 +151,11 @@ class PrefixCache:
                 shared = min(_common(kept.snapshot.ids, ids), len(ids) - 1)
                 start, common = min(kept.snapshot.position, shared), max(common, shared)
                 is_reached = kept.snapshot.position - start <= (ROLLBACK_BYTES if exact else 0)
-                if is_reached and start > best_start:
+                if is_reached and start >= LEAST_IDS and start > best_start:
                     best, best_start = kept, start
             if best:
                 self._kept.remove(best)
                 self._kept.append(best)
-            self._texts, self._hits = self._texts + 1, self._hits + bool(best)
-            self._read, self._saved = self._read + len(ids), self._saved + best_start
         return best.snapshot if best else None, best_start, common
 
     def keep(self, sequence: KeptSequence, key: object, exact: bool, least: int = 1) -> None:

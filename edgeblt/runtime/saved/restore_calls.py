@@ -38,5 +38,4 @@ class RestoreCalls:
 
     def _begin_text(self, ids: NDArray[np.int64]) -> PromptReader:
         """A reader of a new text's ids, on a session that has read what a kept state spares it."""
-        exact = bool(self.prefix_cache.limit) and self.is_exact
-        return self.prefix_cache.begin(ids, self.session, self.threshold, exact)
+        return self.prefix_cache.begin(ids, self.session, self.threshold, lambda: self.is_exact)

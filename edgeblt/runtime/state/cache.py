@@ -1,6 +1,6 @@
 """Key-value caches bounded by their attention window."""
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,10 @@ _INITIAL_CAPACITY = 128
 _SPARE = 1  # slots behind the filled ones that a graph may write to: portable bodies attend with one row more
 
 
-def pieces(position: int, count: int) -> Iterator[slice]:
+def pieces(position: int, count: int) -> list[slice]:
     """Slices of `count` ids at `position`, cut at multiples of `PIECE_BYTES`."""
-    start = 0
-    while start < count:
-        end = min(start + PIECE_BYTES - (position + start) % PIECE_BYTES, count)
-        yield slice(start, end)
-        start = end
+    cuts = [0, *range(PIECE_BYTES - position % PIECE_BYTES, count, PIECE_BYTES), count]
+    return [slice(start, end) for start, end in pairwise(cuts)] if count else []
 
 
 def capacity_of_window(spec: CacheSpec) -> int | None:
@@ -52,6 +49,8 @@ class KeyValueCache:
     was fed: ONNX Runtime sums slot by slot, and another order would round differently. On a GPU shifts are rare, and
     depend on how the text was fed.
     """
+
+    _ready = 0  # so many slots can be filled without another `_reserve`
 
     def __init__(self, spec: CacheSpec, rollback: int, memory: DeviceMemory | None = None) -> None:
         """Start empty, in `memory`, None being the host's."""
@@ -93,6 +92,11 @@ class KeyValueCache:
         needed = self.length + count + _SPARE
         if needed > self.capacity:
             self._grow(max(needed, min(2 * self.capacity, self._enough or 2 * self.capacity)))
+        if self._memory is None:
+            self._ready = self.capacity - _SPARE
+            if self.spec.window is not None:  # up to the next shift
+                position = self.first + self.length
+                self._ready = min(self._ready, position - position % PIECE_BYTES + PIECE_BYTES - self.first)
 
     def growth(self, count: int) -> int:
         """Bytes by which room for `count` more positions makes the buffers larger."""
@@ -104,7 +108,8 @@ class KeyValueCache:
 
     def advance(self, count: int) -> int:
         """Make room for `count` more positions, which a run is about to fill; returns the filled slots with them."""
-        self._reserve(count)
+        if self.length + count > self._ready:
+            self._reserve(count)
         self.length += count
         return self.length
 
@@ -164,10 +169,10 @@ class KeyValueCache:
     def rewind(self, position: int) -> None:
         if self._memory is None and self._first_slot(position) < self.first:
             self._take_back(max(position - self.first, 0))
-        self.length = position - self.first
+        self.length, self._ready = position - self.first, 0
 
     def clear(self) -> None:
-        self.first = self.length = 0
+        self.first = self.length = self._ready = 0
         self._forgotten = []
         self._rotate_from(0)
 
@@ -175,6 +180,7 @@ class KeyValueCache:
         self.first, self.length, self._forgotten = other.first, other.length, other._forgotten
         self.cosines, self.sines = other.cosines.copy(), other.sines.copy()
         self.buffers = [buffer.copy() for buffer in other.buffers]
+        self._ready = 0
         self.replacements += 1
 
     def snapshot(self, earlier: CacheSnapshot | None = None) -> CacheSnapshot:
@@ -204,9 +210,13 @@ class KeyValueCache:
     def load(self, snapshot: CacheSnapshot) -> None:
         """Become what the snapshot is a copy of."""
         self.clear()
-        if snapshot.length + _SPARE > self.capacity:
-            needed = snapshot.length + PIECE_BYTES + _SPARE
-            self._grow(needed if self._enough is None else min(needed, max(self._enough, snapshot.length + _SPARE)))
+        most = self._enough
+        least = snapshot.length + _SPARE
+        if snapshot.forgotten and most is not None:  # they come back where the text is rolled back across the shift
+            least = max(least, most)
+        if least > self.capacity:
+            more = snapshot.length + PIECE_BYTES + _SPARE
+            self._grow(max(least, more if most is None else min(more, most)))
         end = 0
         for segment in snapshot.segments:
             start, end = end, end + segment[0].shape[2]
