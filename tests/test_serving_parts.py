@@ -3,23 +3,31 @@
 import asyncio
 import base64
 import hashlib
+import json
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.types import Message
 
+import edgeblt
 from edgeblt.decoding.details import ByteDetails
 from edgeblt.serving.api.fields import REFUSED, chat_schema, completion_schema, refuse_fields, score_schema
 from edgeblt.serving.api.openapi import openapi_document
 from edgeblt.serving.api.refusals import RefusedError
 from edgeblt.serving.api.schemas import check
 from edgeblt.serving.api.texts import TextBuilder, joined
-from edgeblt.serving.lanes import Lanes
-from edgeblt.serving.options import ServingLimits
+from edgeblt.serving.app import serving_app
+from edgeblt.serving.options import ServerOptions, ServingLimits
 from edgeblt.serving.page import Page
+from edgeblt.serving.served import ServedModels
+from edgeblt.serving.slots import Slots
+from edgeblt.serving.state import ServingState
 
 MIXED = st.lists(st.one_of(st.binary(max_size=4), st.text(max_size=3).map(str.encode)), max_size=8)
 
@@ -48,20 +56,20 @@ def test_text_is_that_of_all_bytes_and_every_byte_has_its_place(pieces: list[byt
 
 def test_texts_get_slots_in_the_order_they_came() -> None:
     async def run() -> list[str]:
-        lanes, order = Lanes(ServingLimits(slots=2, queue=4)), list[str]()
+        slots, order = Slots(ServingLimits(slots=2, queue=4)), list[str]()
 
         async def text(name: str, count: int, until: asyncio.Event) -> None:
-            async with lanes.taken(count):
+            async with slots.taken(count):
                 order.append(name)
                 await until.wait()
 
         events = {name: asyncio.Event() for name in "abcd"}
         tasks = {}
         for name, count in (("a", 1), ("b", 1), ("c", 2), ("d", 1)):
-            lanes.admit(count)
+            slots.admit(count)
             tasks[name] = asyncio.ensure_future(text(name, count, events[name]))
             await asyncio.sleep(0)
-        assert (lanes.active, lanes.queued, order) == (2, 3, ["a", "b"])
+        assert (slots.active, slots.queued, order) == (2, 3, ["a", "b"])
         events["a"].set()
         await tasks["a"]
         await asyncio.sleep(0)
@@ -73,7 +81,7 @@ def test_texts_get_slots_in_the_order_they_came() -> None:
         for event in events.values():
             event.set()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
-        assert lanes.active == 0
+        assert slots.active == 0
         return order
 
     assert asyncio.run(run()) == ["a", "b", "d"]
@@ -81,23 +89,23 @@ def test_texts_get_slots_in_the_order_they_came() -> None:
 
 def test_a_full_queue_refuses_and_a_draining_one_too() -> None:
     async def run() -> None:
-        lanes = Lanes(ServingLimits(slots=1, queue=1))
-        lanes.admit(2)
+        slots = Slots(ServingLimits(slots=1, queue=1))
+        slots.admit(2)
         with pytest.raises(RefusedError) as full:
-            lanes.admit(1)
+            slots.admit(1)
         assert full.value.status == 429 and full.value.retry_after and full.value.retry_after >= 1
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(lanes.taken(1))
-            waiting = asyncio.ensure_future(stack.enter_async_context(lanes.taken(1)))
+            await stack.enter_async_context(slots.taken(1))
+            waiting = asyncio.ensure_future(stack.enter_async_context(slots.taken(1)))
             await asyncio.sleep(0)
-            lanes.drain()
+            slots.drain()
             with pytest.raises(RefusedError) as ended:
                 await waiting
             assert ended.value.status == 503
-        assert (lanes.active, lanes.queued) == (0, 2)
-        lanes.leave(2)
+        assert (slots.active, slots.queued) == (0, 2)
+        slots.leave(2)
         with pytest.raises(RefusedError, match="the server is ending"):
-            lanes.admit(1)
+            slots.admit(1)
 
     asyncio.run(run())
 
@@ -171,3 +179,36 @@ def test_the_policy_allows_the_pages_own_script_and_style_only() -> None:
         assert f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'" in policy
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
     assert "script-src 'none'" in Page(b"<p>nothing</p>").headers["Content-Security-Policy"]
+
+
+# Health.
+
+
+def test_health_tells_of_an_engine_that_has_ended(
+    tiny_bundle: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "edgeblt.serving")
+    limits = ServingLimits()
+    with edgeblt.load(tiny_bundle[1]) as model:
+        models = ServedModels([("tiny", model)], limits)
+        app = serving_app(ServingState(models, ServerOptions(), limits))
+        assert asked(app, "/health") == (200, "ok") and not caplog.records
+        models.chosen(None).engine.close()
+        assert asked(app, "/health") == (503, "failed")
+        assert [record.message for record in caplog.records if " 503 " in record.message]
+
+
+def asked(app: Starlette, path: str) -> tuple[int, str]:
+    """Status code, and `status` of the answer."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])["status"]

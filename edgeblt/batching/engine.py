@@ -67,6 +67,11 @@ class Engine:
         return self._stepper.is_batched
 
     @property
+    def is_running(self) -> bool:
+        """Whether texts may be added: not once it was closed, or the model has failed as a whole."""
+        return not self._is_closing
+
+    @property
     def steps(self) -> int:
         """Number of steps run so far."""
         return self._scheduler.steps

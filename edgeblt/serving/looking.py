@@ -53,9 +53,9 @@ async def health(request: Request) -> Response:
         {
             "status": "failed" if has_failed else "draining" if state.is_draining else "ok",
             "model": served.name,
-            "slots": served.lanes.slots,
-            "active": sum(each.lanes.active for each in state.models),
-            "queued": sum(each.lanes.queued for each in state.models),
+            "slots": served.slots.count,
+            "active": sum(each.slots.active for each in state.models),
+            "queued": sum(each.slots.queued for each in state.models),
             "bytes_per_second": sum(each.bytes_per_second() for each in state.models),
             "threshold": served.threshold,
             "models": [each.name for each in state.models],

@@ -82,11 +82,11 @@ class _EngineCollector(MetricCollector):
 
 
 def _numbers(served: ServedModel) -> dict[str, float]:
-    counts, lanes = served.engine.counts, served.lanes
+    counts, slots = served.engine.counts, served.slots
     return {
-        "slots": lanes.slots,
-        "active_texts": lanes.active,
-        "queued_texts": lanes.queued,
+        "slots": slots.count,
+        "active_texts": slots.active,
+        "queued_texts": slots.queued,
         "state_bytes": served.engine.state_bytes,
         "finished_texts": counts.finished,
         "steps": counts.steps,

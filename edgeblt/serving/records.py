@@ -39,7 +39,9 @@ class RequestRecord:
         return time.monotonic() - self.started
 
     def log(self) -> None:
-        """Write one line, without text of prompts unless they are to be logged."""
+        """Write one line, without prompts unless they are to be logged; none where good health was asked for."""
+        if self.endpoint == "/health" and self.status == 200:
+            return
         parts = [self.client, self.method, printable(self.path[:_LONGEST_PATH]), str(self.status)]
         parts.append(f"{self.seconds:.3f}s")
         if self.model is not None:

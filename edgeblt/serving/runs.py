@@ -98,7 +98,7 @@ class RequestRun:
 
         Raises RefusedError where there is no room for the jobs, at the beginning, or the model fails.
         """
-        self._served.lanes.admit(self._count)
+        self._served.slots.admit(self._count)
         first = 0
         for job in self._jobs:
             self._tasks.append(asyncio.ensure_future(self._run(job, first)))
@@ -120,11 +120,11 @@ class RequestRun:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._served.lanes.leave(self._count)
+            self._served.slots.leave(self._count)
 
     async def _run(self, job: Job, first: int) -> None:
         try:
-            async with self._served.lanes.taken(job.answers):
+            async with self._served.slots.taken(job.answers):
                 answers = self._engine.streams(
                     job.prompt, job.settings, answers=job.answers, details=job.alternatives, echo=job.with_prompt
                 )

@@ -11,8 +11,8 @@ from edgeblt.errors import shown
 from edgeblt.model import Model
 from edgeblt.runtime.machine.memory import available_memory
 from edgeblt.serving.api.refusals import RefusedError
-from edgeblt.serving.lanes import Lanes
 from edgeblt.serving.options import ServingLimits
+from edgeblt.serving.slots import Slots
 
 _MEMORY = 4 << 30  # bytes taken to be free where nothing says how many are
 _WINDOW_S = 5.0  # seconds over which the bytes a second are counted
@@ -29,11 +29,15 @@ class ServedModel:
     name: str
     model: Model
     engine: Engine
-    lanes: Lanes
+    slots: Slots
     created: int = field(default_factory=lambda: int(time.time()))
     scoring: asyncio.Lock = field(default_factory=asyncio.Lock)
-    has_failed: bool = False
     _seen: deque[tuple[float, int]] = field(default_factory=deque)  # times, bytes generated until then
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine takes no texts any more."""
+        return not self.engine.is_running
 
     @property
     def threshold(self) -> float | None:
@@ -71,7 +75,7 @@ class ServedModels:
         """Start an engine for each model; the memory that is free is divided among them."""
         memory = (available_memory() or _MEMORY) // 2 // len(models)
         self._by_name = {
-            name: ServedModel(name, model, model.engine(limits.slots, memory), Lanes(limits)) for name, model in models
+            name: ServedModel(name, model, model.engine(limits.slots, memory), Slots(limits)) for name, model in models
         }
 
     def __iter__(self) -> Iterator[ServedModel]:

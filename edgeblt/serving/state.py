@@ -42,7 +42,7 @@ class ServingState:
             return
         self.is_draining = True
         for served in self.models:
-            served.lanes.drain()
+            served.slots.drain()
         asyncio.get_running_loop().call_later(self.options.grace_s, self._end)
 
     def _end(self) -> None:

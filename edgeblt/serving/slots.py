@@ -14,16 +14,16 @@ _SMOOTHING = 0.9  # share of the earlier mean in the mean time of a text
 LONGEST_RETRY_S = 60
 
 
-class Lanes:
+class Slots:
     """Slots of one model. Used by the event loop only.
 
     active: texts that have a slot.
-    slots: most of them.
+    count: number of slots.
     """
 
     def __init__(self, limits: ServingLimits) -> None:
         self.active = 0
-        self.slots, self._most = limits.slots, limits.slots + limits.queue
+        self.count, self._most = limits.slots, limits.slots + limits.queue
         self._admitted = 0  # texts that have a slot, wait for one, or are about to
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._mean_s, self._is_draining = 1.0, False
@@ -38,7 +38,7 @@ class Lanes:
         if self._is_draining:
             raise _ending()
         if self._admitted + count > self._most:
-            wait = self._mean_s * max(self.queued, 1) / self.slots
+            wait = self._mean_s * max(self.queued, 1) / self.count
             raise RefusedError(
                 429,
                 f"{self.active} texts are being generated and {self.queued} wait; try again later",
@@ -54,7 +54,7 @@ class Lanes:
     @asynccontextmanager
     async def taken(self, count: int) -> AsyncIterator[None]:
         """Slots for texts that were admitted, as soon as there are so many. Raises RefusedError when draining."""
-        if self._waiting or self.active + count > self.slots:
+        if self._waiting or self.active + count > self.count:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append((count, turn))
             try:
@@ -87,7 +87,7 @@ class Lanes:
         self._call()
 
     def _call(self) -> None:
-        while self._waiting and self.active + self._waiting[0][0] <= self.slots:
+        while self._waiting and self.active + self._waiting[0][0] <= self.count:
             count, turn = self._waiting.popleft()
             if not turn.done():
                 self.active += count
