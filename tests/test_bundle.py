@@ -197,13 +197,13 @@ INITIALIZERS = {
         "layers.1.output layers.1.mlp_norm layers.1.gate layers.1.up layers.1.down"
     ),
     "decoder": (
-        "patch_projection cross.0.key_norm cross.0.key_value cross.1.key_norm cross.1.key_value cross.2.key_norm "
-        "cross.2.key_value cross.0.query_norm cross.0.query cross.0.output layers.0.attention_norm "
+        "cross.0.query_norm cross.0.query patch_projection cross.0.key_norm cross.0.key_value cross.1.key_norm "
+        "cross.1.key_value cross.2.key_norm cross.2.key_value cross.0.output layers.0.attention_norm "
         "layers.0.query_key_value layers.0.output layers.0.mlp_norm layers.0.gate layers.0.up layers.0.down "
         "cross.1.query_norm cross.1.query cross.1.output layers.1.attention_norm layers.1.query_key_value "
-        "layers.1.output layers.1.mlp_norm layers.1.gate layers.1.up layers.1.down cross.2.query_norm cross.2.query "
-        "cross.2.output layers.2.attention_norm layers.2.query_key_value layers.2.output layers.2.mlp_norm "
-        "layers.2.gate layers.2.up layers.2.down norm head"
+        "layers.1.output layers.1.mlp_norm layers.1.gate layers.1.up layers.1.down cross.2.query_norm "
+        "cross.2.query cross.2.output layers.2.attention_norm layers.2.query_key_value layers.2.output "
+        "layers.2.mlp_norm layers.2.gate layers.2.up layers.2.down norm head"
     ),
 }
 
