@@ -46,6 +46,7 @@ COMMANDS = {
     "tune": Command({"bundle": "BUNDLE"}, {"--max-bpb-increase": "1", "--text": "TEXT"}),
     "report": Command({"results": "RESULT"}, {"--out": "PAGE"}),
     "generate": Command({"bundle": "BUNDLE", "prompt": "x"}, {"--max-new-bytes": "1"}),
+    "serve": Command({"bundles": "BUNDLE"}, {"--port": "0"}),
     "inspect": Command({"path": "BUNDLE"}),
     "doctor": Command(),
 }  # fmt: skip
@@ -124,6 +125,11 @@ def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> 
     monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)
     monkeypatch.setattr("edgeblt.measure.tuning.with_speeds", lambda model, points, data: points)
     monkeypatch.setattr("edgeblt.prepare.prepare", lambda bundle: exit(0))
+    monkeypatch.setattr("edgeblt.serving.server._served", served_to_nobody)
+
+
+async def served_to_nobody(*_: object) -> None:
+    """A server that ends as soon as it listens."""
 
 
 @pytest.mark.usefixtures("short")

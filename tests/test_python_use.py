@@ -213,14 +213,17 @@ def test_two_threads_at_once(model: Model, monkeypatch: pytest.MonkeyPatch, use:
 
 
 def test_interleaved_runs(model: Model) -> None:
-    """Two generators over one session would mix their texts; forks may be made, results of others' runs read."""
+    """Two generators over one session would mix their texts; forks may be made, results of others' runs read.
+
+    Texts are longer than what is computed at a time.
+    """
     session = model.session()
-    runs = [session.run(np.resize(encode(b"one text "), 600)), session.run(np.resize(encode(b"another "), 600))]
+    runs = [session.run(np.resize(encode(text), 5000)) for text in (b"one text ", b"another ")]
     said = refusal(lambda: [next(run) for run in itertools.islice(itertools.cycle(runs), 20)])
     assert said.startswith("this session was used while a run of it, or its within_patch, was not at its end; finish")
     for between in ("feed", "rollback", "read_ahead"):
         session = model.session()
-        run = session.run(IDS)
+        run = session.run(np.resize(IDS, 5000))
         next(run)
         USES[between](session)
         position = session.position

@@ -83,11 +83,12 @@ def test_speed_and_time_left(
 def test_what_a_session_has_read_before_does_not_count(
     tiny_bundle: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now, prompt, session = [0.0], b"a" * 1500, load(tiny_bundle[1]).session()
+    model = load(tiny_bundle[1], threads=1)
+    now, prompt, session = [0.0], b"a" * 1500, model.session()
     session.feed([1, *([200] * 2000)])
     monkeypatch.setattr("edgeblt.commands.reading.time.monotonic", lambda: now.__setitem__(0, now[0] + 5) or now[0])
     with shown_reading(len(prompt), session) as reading:
-        next(load(tiny_bundle[1]).stream(prompt, 1, ignore_eos=True, reading=reading, session=session))
+        next(model.stream(prompt, 1, ignore_eos=True, reading=reading, session=session))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reading the prompt: ")]
     assert lines[0].startswith("reading the prompt: 256 bytes of 1.5 kB")
 

@@ -154,6 +154,7 @@ def test_ctrl_c_while_stages_work(
     _, two = models
     session, run, count = two.session(), StageRunner.run, 0
     session.feed(ids[:10])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
 
     def interrupting(self: StageRunner, *arguments: Any) -> None:
         nonlocal count
@@ -163,8 +164,11 @@ def test_ctrl_c_while_stages_work(
         run(self, *arguments)
 
     monkeypatch.setattr(StageRunner, "run", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        session.feed(ids[10:])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.feed(ids[10:])
+    finally:
+        signal.signal(signal.SIGINT, before)
     runs = count
     assert all_ended() and count == runs and session.position == 10
     rest = session.feed(ids[10:])
