@@ -219,7 +219,7 @@ def test_interleaved_runs(model: Model) -> None:
     """
     session = model.session()
     runs = [session.run(np.resize(encode(text), 5000)) for text in (b"one text ", b"another ")]
-    said = refusal(lambda: [next(run) for run in itertools.islice(itertools.cycle(runs), 20)])
+    said = refusal(lambda: [next(run) for run in itertools.islice(itertools.cycle(runs), 100)])
     assert said.startswith("this session was used while a run of it, or its within_patch, was not at its end; finish")
     for between in ("feed", "rollback", "read_ahead"):
         session = model.session()
