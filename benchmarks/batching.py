@@ -11,7 +11,7 @@ bandwidth of memory; a model that the caches hold may be faster. The last line i
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,10 +24,10 @@ from edgeblt.ids import BOS, encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.texts import held_out_text
+from edgeblt.measure.weight_traffic import weight_bytes_read
 from edgeblt.runtime.batch.ragged import RaggedSequence, RaggedStepper
 from edgeblt.runtime.batch.stepper import StepPart, room
 from edgeblt.runtime.machine.device import device_name
-from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 
 APART = 311  # bytes from the beginning of one text to that of the next
@@ -59,14 +59,6 @@ def timed(run: Callable[[int], object], steps: int) -> tuple[float, float]:
     return (time.thread_time() - processor) / steps, (time.perf_counter() - clock) / steps
 
 
-def weight_bytes(plan: WeightPlan, work: Mapping[StageName, StageWork]) -> float:
-    """Bytes of weights that these runs read, without single rows of tables."""
-    return sum(
-        plan.stages[name].read_per_byte * done.runs + plan.stages[name].read_per_patch * done.patch_runs
-        for name, done in work.items()
-    )
-
-
 def one_session(model: edgeblt.Model, plan: WeightPlan, context: int, steps: int) -> Measured:
     (text,) = texts(1, context + steps)
     session = model.session()
@@ -75,7 +67,7 @@ def one_session(model: edgeblt.Model, plan: WeightPlan, context: int, steps: int
     seconds = timed(lambda step: session.feed(text[context + step : context + step + 1]), steps)
     work = {name: done.since(before[name]) for name, done in session.work.items()}
     cache = sum(done.cache_bytes for done in work.values())
-    return Measured(*seconds, weight_bytes(plan, work) / steps, cache / steps)
+    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache / steps)
 
 
 def sequences(model: edgeblt.Model, plan: WeightPlan, count: int, context: int, steps: int) -> Measured:
@@ -97,7 +89,7 @@ def sequences(model: edgeblt.Model, plan: WeightPlan, count: int, context: int, 
     states = [sequence.state for sequence, _ in read]
     cache = sum(slots_seen(state, name) * cached.spec.slot_bytes * work[name].positions / steps / count
                 for state in states for name, cached in state.caches.items())  # fmt: skip
-    return Measured(*seconds, weight_bytes(plan, work) / steps, cache)
+    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache)
 
 
 def slots_seen(state: SequenceState, stage: StageName) -> int:

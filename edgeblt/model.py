@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
-from edgeblt.batching.calls import BatchCalls
+from edgeblt.batching.calls import LARGEST_BATCH, BatchCalls
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
@@ -159,6 +159,8 @@ class Model(BatchCalls, RestoreCalls):
 
     def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
         most = whole_number("most_sequences", most_sequences, 1)
+        if most > LARGEST_BATCH:
+            raise EdgebltError(f"most_sequences is {most}; it must be at most {LARGEST_BATCH:,}")
         allowed = None if memory is None else whole_number("memory", memory, 1)
         return open_stepper(self.config, self._graphs, self.session, self.threshold, most, allowed)
 

@@ -476,3 +476,9 @@ def test_a_closed_engine_or_model_is_said(batch_models: Callable[[str], Model]) 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_are_at_once_with_the_library(batch_models: Callable[[str], Model], case: str) -> None:
     assert stepper_of(batch_models(case)).is_batched == (native.library_path() is not None)
+
+
+def test_a_batch_has_a_size(batch_models: Callable[[str], Model]) -> None:
+    for count in (0, 1025, 2**63):
+        with pytest.raises(EdgebltError, match=f"most_sequences is {count}; it must be at"):
+            batch_models("int8-layers").engine(most_sequences=count)

@@ -234,7 +234,7 @@ def test_a_full_queue_is_said(bundle: Path) -> None:
             status, headers, _ = server.ask("POST", "/v1/completions", {"prompt": "x", "stream": True})
             assert (status, headers["content-type"]) == (429, "application/json")
             assert server.ask("POST", "/v1/score", {"input": "x"})[0] == 429
-        wait_for(lambda: server.get("/health")["active"] == 0)
+        wait_for(lambda: server.get("/health")["active"] == server.get("/health")["queued"] == 0)
         assert server.complete("x", max_tokens=1)
 
 

@@ -125,6 +125,25 @@ def test_an_error_comes_at_its_own_position(
         assert results(session, ids[seen:]) == whole[seen:]
 
 
+def test_an_error_that_does_not_come_back(
+    models: tuple[Model, Model], ids: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunks that are tried one by one then take the place of the span that failed."""
+    _, two = models
+    run, whole, fails = StageRunner.run, results(two.session(), ids), True
+
+    def failed(self: StageRunner, *arguments: Any) -> None:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise EdgebltError("no more")
+        run(self, *arguments)
+
+    monkeypatch.setattr(StageRunner, "run", failed)
+    assert len(ids) % CHUNK_BYTES
+    assert results(two.session(), ids) == whole and not fails
+
+
 def test_feeding_is_all_or_nothing(
     models: tuple[Model, Model], ids: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from edgeblt.runtime.saved.prefix_cache import PrefixCache
 from edgeblt.scores import Scores
 
 MOST_SEQUENCES = 16  # texts under way at once, by default
+LARGEST_BATCH = 1024  # texts under way at once, at most: each has caches of its own
 
 
 class BatchCalls:
@@ -38,7 +39,7 @@ class BatchCalls:
     def engine(self, most_sequences: int = MOST_SEQUENCES, memory: int | None = None) -> Engine:
         """An engine, whose thread generates any number of texts, which come and go: use it in a `with` block.
 
-        most_sequences: texts under way at once, 1 or more; others wait.
+        most_sequences: texts under way at once, from 1 to 1,024; others wait.
         memory: bytes that the states of all of them may take; None, the default, is half of what is free now.
 
         Raises EdgebltError for arguments out of range.

@@ -38,7 +38,7 @@ class Prefixes:
                 start = 0
             self.cache.count(len(ids), start)
         del text.unread[:start]
-        text.marks = [mark for mark in kept_positions(len(ids), start, common, self.is_exact) if mark > start]
+        text.marks = kept_positions(len(ids), start, common, self.is_exact)
         text.keep = self._keep_end
         return start > 0
 

@@ -59,11 +59,6 @@ class Scheduler:
         return self.tally.steps
 
     @property
-    def waiting_count(self) -> int:
-        """Number of texts that wait for room."""
-        return len(self._waiting)
-
-    @property
     def is_idle(self) -> bool:
         return not self._waiting and not self._active
 

@@ -31,6 +31,14 @@ def read_text(path: str | Path, what: str = "") -> bytes:
         raise EdgebltError(f"{ascii(name)[:200]} cannot be read ({error}); give a text file") from None
 
 
+def read_utf8(path: str | Path) -> str:
+    """The text of a file. Raises EdgebltError as `read_text` does, and where the bytes are not UTF-8."""
+    try:
+        return read_text(path).decode()
+    except UnicodeDecodeError:
+        raise EdgebltError(f"{path} is not UTF-8; give a text file") from None
+
+
 def read_stream(stream: BinaryIO, name: str, beginning: bytes = b"") -> bytes:
     """`beginning` followed by the rest of the stream. Raises EdgebltError beyond LARGEST_TEXT bytes in all."""
     data = bytearray(beginning)

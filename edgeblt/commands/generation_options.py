@@ -86,13 +86,14 @@ def chosen_settings(
     """The settings of a file and of options, of which None is not given. Raises EdgebltError for useless ones."""
     import json
 
+    from edgeblt.bundle.text_files import read_utf8
     from edgeblt.decoding.settings import GenerationSettings, merged_settings
     from edgeblt.decoding.settings_json import one_constraint, settings_from_json
 
     base = GenerationSettings()
     if file:
         try:
-            document = json.loads(_text(file))
+            document = json.loads(read_utf8(file))
         except (ValueError, RecursionError) as error:
             if isinstance(error, EdgebltError):
                 raise
@@ -100,7 +101,7 @@ def chosen_settings(
         with _named(file):
             base = settings_from_json(document, base)
     with _named(json_schema or grammar):
-        constraint = one_constraint(regex, json_schema and _text(json_schema), grammar and _text(grammar))
+        constraint = one_constraint(regex, json_schema and read_utf8(json_schema), grammar and read_utf8(grammar))
     return merged_settings(base, **options, constraint=constraint)
 
 
@@ -111,12 +112,3 @@ def _named(file: Path | None) -> Iterator[None]:
         yield
     except EdgebltError as error:
         raise EdgebltError(f"{file}: {error}" if file and str(file) not in str(error) else str(error)) from None
-
-
-def _text(file: Path) -> str:
-    from edgeblt.bundle.text_files import read_text
-
-    try:
-        return read_text(file).decode()
-    except UnicodeDecodeError:
-        raise EdgebltError(f"{file} is not UTF-8; give a text file") from None

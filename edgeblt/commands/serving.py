@@ -92,6 +92,7 @@ def serve(
     curl localhost:8080/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
     """
     _require_packages()
+    from edgeblt.bundle.text_files import read_utf8
     from edgeblt.serving.options import ServerOptions, ServingLimits
     from edgeblt.serving.server import serve as serve_bundles
 
@@ -103,7 +104,7 @@ def serve(
         cors=tuple(cors or ()),
         grace_s=grace,
         log_prompts=log_prompts,
-        chat_template=_template(chat_template),
+        chat_template=None if chat_template is None else read_utf8(chat_template),
     )
     limits = ServingLimits(
         slots=slots,
@@ -135,17 +136,6 @@ def _require_packages() -> None:
         from edgeblt.installing import install_hint
 
         raise EdgebltError(f"serving needs {', '.join(missing)}; install what is missing with: {install_hint('serve')}")
-
-
-def _template(path: Path | None) -> str | None:
-    from edgeblt.bundle.text_files import read_text
-
-    if path is None:
-        return None
-    try:
-        return read_text(path).decode()
-    except UnicodeDecodeError:
-        raise EdgebltError(f"{path} is not UTF-8; give a text file") from None
 
 
 def _bytes(megabytes: int) -> int:

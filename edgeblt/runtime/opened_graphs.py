@@ -1,6 +1,6 @@
 """The open graphs of a model, which its sessions share until it is closed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Protocol
 from weakref import WeakSet
@@ -108,10 +108,10 @@ class OpenedGraphs:
         """Memory in which each stage runs, None being the host's."""
         return {name: graph.memory for name, graph in self._graphs.items()}
 
-    def spans(self, count: int) -> Iterator[slice]:
+    def spans(self, count: int) -> list[slice]:
         """Slices of `count` ids that a session takes at once: chunks, several where stages work side by side."""
         size = self._span_bytes if self.are_side_by_side and count > CHUNK_BYTES else CHUNK_BYTES
-        return (slice(start, start + size) for start in range(0, count, size))
+        return slices(slice(0, count), size)
 
     def check(self) -> None:
         """Raises EdgebltError if the graphs were closed."""
@@ -137,9 +137,9 @@ class OpenedGraphs:
             file.close()
 
 
-def one_by_one(span: slice) -> list[slice]:
-    """The chunks of a span."""
-    return [slice(start, start + CHUNK_BYTES) for start in range(span.start, span.stop, CHUNK_BYTES)]
+def slices(span: slice, size: int) -> list[slice]:
+    """The span in slices of this size; the last may be shorter."""
+    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
 
 
 def closed() -> EdgebltError:

@@ -17,7 +17,7 @@ from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.buffers import Buffers, EncodedPiece, open_index
-from edgeblt.runtime.opened_graphs import CHUNK_BYTES, MANY, OpenedGraphs, one_by_one
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES, MANY, OpenedGraphs, slices
 from edgeblt.runtime.patch_reader import NO_PATCHING, Patching, PatchReader
 from edgeblt.runtime.saved.save_calls import SaveCalls
 from edgeblt.runtime.side_by_side import SideBySide, stages_side_by_side
@@ -107,7 +107,7 @@ class Session(SaveCalls):
         """
         array = checked_ids(ids, self.config.vocab_size)
         turns = self._turn.count
-        spans = list(self._graphs.spans(len(array)))
+        spans = self._graphs.spans(len(array))
         while spans:
             span = spans.pop(0)
             with self._turn:
@@ -116,9 +116,9 @@ class Session(SaveCalls):
                 try:
                     chunks = self._run_chunk(array[span])
                 except EdgebltError:
-                    if span.stop - span.start == CHUNK_BYTES:
+                    if span.stop - span.start <= CHUNK_BYTES:
                         raise
-                    spans[:0] = one_by_one(span)  # chunks before the error are yielded
+                    spans[:0] = slices(span, CHUNK_BYTES)  # chunks before the error are yielded
                     continue
             yield from chunks
 

@@ -40,9 +40,8 @@ async def _answer(request: Request, is_chat: bool) -> Response:
     data = await read_body(request, state.limits)
     asked = await asyncio.to_thread(_understand, state, data, is_chat)
     form = AnswerForm(state.models.chosen(asked.model), asked, is_chat)
-    record = request.scope["edgeblt"]
-    record.model, record.prompt_bytes = form.served.name, sum(map(len, asked.prompts))
-    record.prompts = asked.prompts if state.options.log_prompts else None
+    record: RequestRecord = request.scope["edgeblt"]
+    record.note_texts(form.served.name, asked.prompts, state.options.log_prompts)
     answer = AnswerResponse(state, form, record)
     return answer if asked.stream else await answer.whole(request.receive)
 

@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from edgeblt.arguments import real_number, whole_number
+from edgeblt.batching.calls import LARGEST_BATCH
 from edgeblt.errors import EdgebltError
 
 LONGEST_KEY = 4096  # bytes
@@ -39,6 +40,8 @@ class ServingLimits:
         for name in ("slots", "body_bytes", "prompt_bytes", "grammar_bytes", "new_bytes", "connections"):
             whole_number(_option(name), getattr(self, name), 1)
         whole_number(_option("queue"), self.queue)
+        if self.slots > LARGEST_BATCH:
+            raise EdgebltError(f"--slots is {self.slots}; it must be at most {LARGEST_BATCH:,}")
         for name in ("request_s", "slow_s"):
             _positive(_option(name), getattr(self, name))
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgeblt.errors import shown
@@ -32,6 +33,11 @@ class RequestRecord:
     reasons: list[str] = field(default_factory=list)
     prompts: tuple[bytes, ...] | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def note_texts(self, model: str, texts: Sequence[bytes], are_logged: bool) -> None:
+        """Note what a request brings to a model."""
+        self.model, self.prompt_bytes = model, sum(map(len, texts))
+        self.prompts = tuple(texts) if are_logged else None
 
     @property
     def seconds(self) -> float:

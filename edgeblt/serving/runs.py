@@ -13,7 +13,7 @@ from edgeblt.batching.text import BatchEnd
 from edgeblt.decoding.details import ByteDetails
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
-from edgeblt.serving.api.refusals import RefusedError
+from edgeblt.serving.api.refusals import RefusedError, ending
 from edgeblt.serving.served import ServedModel
 
 GAP_S = 0.01  # seconds from one event of a stream to the next, at least: an event costs more than a byte of some models
@@ -114,7 +114,8 @@ class RequestRun:
                 left -= sum(isinstance(event, AnswerEnd) for event in events)
                 if events:
                     yield events
-                    await asyncio.sleep(GAP_S)
+                    if left and not self.stopped:
+                        await asyncio.sleep(GAP_S)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -161,7 +162,7 @@ class RequestRun:
             if is_first and answer.prompt_details:
                 self._add(AnswerPiece(index, b"", (), answer.prompt_details))
             if answer.end.reason == "cancelled":
-                self._fail(RefusedError(503, "the server is ending; try again later", code="draining", retry_after=5))
+                self._fail(ending())
             self._add(AnswerEnd(index, answer.end))
 
     def _add(self, event: Event) -> None:

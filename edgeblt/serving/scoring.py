@@ -33,9 +33,8 @@ async def score(request: Request) -> Response:
     state: ServingState = request.app.state.serving
     data = await read_body(request, state.limits)
     asked = score_request(read_json(data, score_schema()), state.limits)
-    served, record = state.models.chosen(asked.model), request.scope["edgeblt"]
-    record.model, record.prompt_bytes = served.name, len(asked.text)
-    record.prompts = (asked.text,) if state.options.log_prompts else None
+    served = state.models.chosen(asked.model)
+    request.scope["edgeblt"].note_texts(served.name, [asked.text], state.options.log_prompts)
     async with _engine(served, asked.threshold) as engine:
         # A byte is generated for nothing: an engine reads what it is to go on with.
         job = Job(asked.text, GenerationSettings(max_new_bytes=1), 1, asked.alternatives or 0, with_prompt=True)

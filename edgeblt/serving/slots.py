@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from edgeblt.serving.api.refusals import RefusedError
+from edgeblt.serving.api.refusals import RefusedError, ending
 from edgeblt.serving.options import ServingLimits
 
 _SMOOTHING = 0.9  # share of the earlier mean in the mean time of a text
@@ -36,7 +36,7 @@ class Slots:
     def admit(self, count: int) -> None:
         """Count texts in, which `leave` counts out. Raises RefusedError where there is no room for all of them."""
         if self._is_draining:
-            raise _ending()
+            raise ending()
         if self._admitted + count > self._most:
             wait = self._mean_s * max(self.queued, 1) / self.count
             raise RefusedError(
@@ -77,7 +77,7 @@ class Slots:
         self._is_draining = True
         for _, turn in self._waiting:
             if not turn.done():
-                turn.set_exception(_ending())
+                turn.set_exception(ending())
 
     def _give_up(self, count: int, turn: "asyncio.Future[None]") -> None:
         if turn.done() and not turn.cancelled() and turn.exception() is None:  # called, and cancelled before it came
@@ -92,7 +92,3 @@ class Slots:
             if not turn.done():
                 self.active += count
                 turn.set_result(None)
-
-
-def _ending() -> RefusedError:
-    return RefusedError(503, "the server is ending; try again later", code="draining", retry_after=5)

@@ -7,13 +7,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import CacheSpec
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.state.cache import (
-    PIECE_BYTES,
-    KeyValueCache,
-    capacity_of_window,
-    rope_angles,
-    rotation_frequencies,
-)
+from edgeblt.runtime.state.cache import KeyValueCache, capacity_of_window, rope_angles, rotation_frequencies
 from edgeblt.runtime.state.device_array import Array
 from edgeblt.runtime.state.snapshot import CacheSnapshot
 
@@ -126,12 +120,6 @@ class WindowPage(KeyValueCache):
 
     def growth(self, count: int) -> int:
         return 0
-
-    def advance(self, count: int) -> int:
-        if (self.first + self.length) % PIECE_BYTES == 0:  # only there positions leave the page
-            self._reserve(count)
-        self.length += count
-        return self.length
 
     def copy_from(self, other: KeyValueCache) -> None:
         self.first, self.length, self._forgotten, self._ready = other.first, other.length, other._forgotten, 0

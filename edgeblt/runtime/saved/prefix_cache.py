@@ -123,7 +123,7 @@ class PrefixCache:
                 self.clear()
                 session, start = new_session(), 0
         self.count(len(ids), start)
-        marks = [mark - start for mark in kept_positions(len(ids), start, common, is_exact) if mark > start]
+        marks = [mark - start for mark in kept_positions(len(ids), start, common, is_exact)]
 
         def keep(least: int) -> None:
             if session.position >= LEAST_IDS:
@@ -242,4 +242,4 @@ def kept_positions(count: int, start: int, common: int, exact: bool) -> list[int
         distance *= 2
     if common - start >= LEAST_IDS:
         marks.add(common if exact else common - common % CHUNK_BYTES)
-    return sorted(mark for mark in marks if mark >= LEAST_IDS)
+    return sorted(mark for mark in marks if mark >= LEAST_IDS and mark > start)

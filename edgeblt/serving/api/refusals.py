@@ -54,6 +54,11 @@ class RefusedError(Exception):
         return JSONResponse(self.document, self.status, headers)
 
 
+def ending() -> RefusedError:
+    """The refusal of a server that ends."""
+    return RefusedError(503, "the server is ending; try again later", code="draining", retry_after=5)
+
+
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
