@@ -16,6 +16,7 @@ from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
+from edgeblt.decoding.draft_costs import PassCosts
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, check_draft, merged_settings
 from edgeblt.decoding.speculation import AUTO, DraftStatistics, usable_drafters
 from edgeblt.decoding.text_stream import TextStream
@@ -73,6 +74,7 @@ class Model(BatchCalls, RestoreCalls):
         self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
         self.config: ModelConfig = self.bundle.manifest.config
         self._draft_statistics: dict[str, DraftStatistics] = {}
+        self._step_costs: dict[int, PassCosts] = {}
         self._is_exact: bool | None = None
         self._graphs = open_graphs(held, self.prepared, self.placement, threads)
         return_freed_memory()

@@ -1,14 +1,23 @@
 """Random mixes of sequences in common steps, each compared with a session of its own."""
 
+import itertools
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 import tiny_models
 from conftest import PROMISED
+from edgeblt.batching.drafting import Drafting
+from edgeblt.batching.scheduler import Scheduler, Tally
+from edgeblt.batching.settings import settings_of_answers
+from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Recorded
+from edgeblt.decoding.details import ByteDetails
+from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
+from edgeblt.ids import encode
 from edgeblt.model import Model
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
 
@@ -93,3 +102,97 @@ def _step(stepper: Stepper, tracks: list[Track], rng: random.Random) -> None:
         track.ids += ids.tolist()
         track.logits += list(result.logits.copy())
         track.starts += result.patch_starts.tolist()
+
+
+class TextTrack:
+    """A text of a scheduler, what was delivered of it, and what it gives alone, without drafts."""
+
+    def __init__(self, model: Model, prompt: bytes, settings: GenerationSettings) -> None:
+        self.text = BatchText(prompt, settings, model.config.generation.ends, self.take, Recorded(1))
+        self.pieces: list[BatchPiece] = []
+        self.end: BatchEnd | None = None
+        self._stream = model.stream(prompt, settings=replace(settings, draft="none"), details=1)
+        self._alone = [(piece, self._stream.details) for piece in self._stream]
+        self.data = b"".join(piece for piece, _ in self._alone)
+
+    def take(self, piece: BatchPiece | BatchEnd) -> None:
+        assert self.end is None, "something comes after the end"
+        if isinstance(piece, BatchEnd):
+            self.end = piece
+        else:
+            self.pieces.append(piece)
+
+    def check(self, is_exact: bool) -> None:
+        """Bytes, the numbers of their details, and the end are those of the text alone."""
+        assert self.end and self._stream.end and not self.end.error
+        if self.end.reason != "cancelled":
+            assert b"".join(piece.data for piece in self.pieces) == self.data
+            assert (self.end.reason, self.end.stop) == (self._stream.end.reason, self._stream.end.stop)
+        found = [each for piece in self.pieces for each in piece.details]
+        alone = [each for _, details in self._alone for each in details]
+        for mine, other in zip(found, alone, strict=False):
+            assert (mine.byte, mine.starts_patch) == (other.byte, other.starts_patch)
+            tolerance = 0.0 if is_exact else 1e-3
+            np.testing.assert_allclose(_numbers(mine), _numbers(other), rtol=0, atol=tolerance)
+
+
+def _numbers(details: ByteDetails) -> tuple[float, float, float]:
+    return details.logprob, details.entropy, details.alternatives[0][1]
+
+
+class WildDrafting(Drafting):
+    """Drafts, and others that are right for some bytes and then wrong."""
+
+    def __init__(self, model: Model, tracks: list[TextTrack], rng: random.Random) -> None:
+        seconds = itertools.count()
+        super().__init__(model.draft_statistics, {}, lambda: float(next(seconds)))
+        self._tracks, self._rng = tracks, rng
+
+    def draft(self, texts: Sequence[BatchText]) -> int:
+        super().draft(texts)
+        for track in self._tracks:
+            text = track.text
+            if text in texts and text.drafter and text.most_drafted > 0 and self._rng.random() < 0.4:
+                right = encode(track.data[text.generated :][: self._rng.choice([0, 1, 5, 24])]).tolist()
+                text.drafted = [*right, *self._rng.sample(range(4, 260), 3)][: text.most_drafted]
+        return sum(len(text.drafted) for text in texts)
+
+
+def run_text_mix(model: Model, stepper: Stepper, seed: int, steps: int, is_exact: bool) -> Tally:
+    """Texts join with settings of all kinds, draft, and are cancelled; each is compared in the end.
+
+    Each step takes a second of the clock that drafts are weighed by, so that all drafts seem to save time.
+    """
+    rng, tracks = random.Random(seed), list[TextTrack]()
+    scheduler = Scheduler(stepper, None, WildDrafting(model, tracks, rng))
+    for step in itertools.count():
+        if step < steps and (scheduler.is_idle or rng.random() < 0.3):
+            tracks += _text_joins(model, scheduler, rng)
+        if rng.random() < 0.03:
+            rng.choice(tracks).text.is_cancelled = True
+        scheduler.step()
+        if step >= steps and scheduler.is_idle:
+            break
+    for track in tracks:
+        track.check(is_exact)
+    return scheduler.tally
+
+
+def _text_joins(model: Model, scheduler: Scheduler, rng: random.Random) -> list[TextTrack]:
+    """A text, with another answer to the same prompt now and then."""
+    prompt = rng.choice([b"", b"ab", b"the cat and the dog and ", b"x" * 140, bytes(range(200, 256))]) * rng.randint(
+        1, 3
+    )
+    settings = GenerationSettings(
+        max_new_bytes=rng.randint(1, 90),
+        temperature=rng.choice([0.0, 0.0, 0.3, 1.0]),
+        top_p=rng.choice([None, 0.9]),
+        seed=rng.randrange(100),
+        stop=b"e" if rng.random() < 0.3 else (),
+        utf8=rng.random() < 0.2,
+        draft=rng.choice(["ngram", "ngram", "none"]),
+    ).completed(model.config.generation)
+    tracks = [TextTrack(model, prompt, each) for each in settings_of_answers(settings, rng.choice([1, 1, 2]))]
+    tracks[0].text.forks = [track.text for track in tracks[1:]]
+    scheduler.add(tracks[0].text)
+    return tracks

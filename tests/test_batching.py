@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny_models
-from batch_mixes import run_mix
+from batch_mixes import run_mix, run_text_mix
 from conftest import Exported
 from edgeblt.batching.engine import EngineCounts
 from edgeblt.batching.scheduler import Scheduler
@@ -78,12 +78,21 @@ def test_mixes(batch_models: Callable[[str], Model], case: str, seed: int) -> No
     run_mix(model, stepper_of(model), seed, 25, "fp32" not in case and is_exact(model))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_texts_with_drafts_get_what_each_gets_alone(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
+    tally = run_text_mix(model, stepper_of(model), 7, 25, "fp32" not in case and is_exact(model))
+    assert 0 < tally.accepted < tally.drafted, "some drafts were right, and others were taken back"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_many_mixes(batch_models: Callable[[str], Model], seed: int) -> None:
     case = CASES[seed % len(CASES)]
     model = batch_models(case)
-    run_mix(model, stepper_of(model, most=2 + seed % 9), 1000 + seed, 60, "fp32" not in case and is_exact(model))
+    has_bits = "fp32" not in case and is_exact(model)
+    run_mix(model, stepper_of(model, most=2 + seed % 9), 1000 + seed, 60, has_bits)
+    run_text_mix(model, stepper_of(model, most=2 + seed % 9), 1000 + seed, 25, has_bits)
 
 
 @pytest.mark.parametrize("case", ["int8-layers", "fp32-10"])
@@ -286,7 +295,7 @@ def read_to(stepper: Stepper, sequence: BatchSequence, ids: NDArray[np.int64]) -
 
 def test_counts_of_an_engine(batch_models: Callable[[str], Model]) -> None:
     with batch_models("int8-layers").engine(most_sequences=2) as engine:
-        assert engine.counts == EngineCounts(*[0] * 9)
+        assert engine.counts == EngineCounts(*[0] * 11)
         answers = engine.submit(b"abc", max_new_bytes=10, ignore_eos=True, answers=3)
         for answer in answers:
             answer.read()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from edgeblt.arguments import as_bytes
+from edgeblt.batching.drafting import Drafting
 from edgeblt.batching.engine import Engine
 from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
@@ -12,7 +13,9 @@ from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver
 from edgeblt.bundle.config import ModelConfig
+from edgeblt.decoding.draft_costs import PassCosts
 from edgeblt.decoding.settings import GenerationSettings
+from edgeblt.decoding.speculation import DraftStatistics
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
 from edgeblt.runtime.run_errors import EnoughMemory
@@ -30,11 +33,14 @@ class BatchCalls:
     config: ModelConfig
     prefix_cache: PrefixCache
     threshold: float | None
+    _step_costs: dict[int, PassCosts]
 
     if TYPE_CHECKING:
 
         @property
         def is_exact(self) -> bool: ...
+
+        def draft_statistics(self, draft: str) -> DraftStatistics: ...
 
     def engine(self, most_sequences: int = MOST_SEQUENCES, memory: int | None = None) -> Engine:
         """An engine, whose thread generates any number of texts, which come and go: use it in a `with` block.
@@ -44,7 +50,7 @@ class BatchCalls:
 
         Raises EdgebltError for arguments out of range.
         """
-        return Engine(self.config, self._stepper(most_sequences, memory), self._prefixes())
+        return Engine(self.config, self._stepper(most_sequences, memory), self._prefixes(), self._drafting())
 
     def generate_batch(
         self,
@@ -58,9 +64,10 @@ class BatchCalls:
         """Generate what follows each prompt: the bytes that `generate` gives for it, in the order of the prompts.
 
         prompts: bytes, or str, which are read as UTF-8; they may be empty.
-        settings: a `GenerationSettings` for all; None, the default, has the default of each. Nothing is drafted.
+        settings: a `GenerationSettings` for all; None, the default, has the default of each. Only n-grams
+            draft in a batch.
         most_sequences, memory: as `engine` takes them.
-        changes: any setting of `GenerationSettings` but `draft`, by its name.
+        changes: any setting of `GenerationSettings`, by its name.
 
         Raises EdgebltError for arguments out of range, and, naming the prompt, where the model fails on a text.
         """
@@ -86,7 +93,7 @@ class BatchCalls:
         """
         read = [as_bytes("prompt", prompt) for prompt in prompts]
         chosen, ends = completed_settings(self.config, settings, **changes), self.config.generation.ends
-        scheduler = Scheduler(self._stepper(most_sequences, memory), self._prefixes())
+        scheduler = Scheduler(self._stepper(most_sequences, memory), self._prefixes(), self._drafting())
         pieces = deque[tuple[int, BatchPiece | BatchEnd]]()
 
         def collector(index: int) -> Deliver:
@@ -111,7 +118,11 @@ class BatchCalls:
 
     def _prefixes(self) -> Prefixes:
         """The model's prefix cache, for texts of a batch."""
-        return Prefixes(self.prefix_cache, self.threshold, bool(self.prefix_cache.limit) and self.is_exact)
+        return Prefixes(self.prefix_cache, self.threshold, lambda: self.is_exact)
+
+    def _drafting(self) -> Drafting:
+        """Drafts for texts of a batch, by what the model's batches have measured so far."""
+        return Drafting(self.draft_statistics, self._step_costs)
 
 
 def _streamed(scheduler: Scheduler, pieces: deque[tuple[int, BatchPiece | BatchEnd]]) -> Iterator[tuple[int, bytes]]:

@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 from edgeblt.arguments import as_bytes, whole_number
 from edgeblt.batching.answers import Answer, AsyncAnswer
+from edgeblt.batching.drafting import Drafting
 from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.settings import BatchSettings, completed_settings, recorded_details, settings_of_answers
@@ -31,6 +32,7 @@ class EngineCounts:
     rows: ids read in these steps, so that `rows / steps` of them share a step.
     prompt_bytes: bytes of prompts read; a shared prompt counts once, one that was read again each time.
     generated_bytes: bytes generated, and ids that ended a text.
+    drafted_bytes, accepted_bytes: ids drafted, and those of them that were generated.
     prefix_hits, prefix_misses: how often a text started from a state in the model's prefix cache, and from its
         beginning; one that gave its state back starts again.
     """
@@ -42,6 +44,8 @@ class EngineCounts:
     rows: int
     prompt_bytes: int
     generated_bytes: int
+    drafted_bytes: int
+    accepted_bytes: int
     prefix_hits: int
     prefix_misses: int
 
@@ -52,8 +56,14 @@ class Engine:
     Texts may be added at any time, from any thread; each joins at the next step. They get the same bytes as alone.
     """
 
-    def __init__(self, config: ModelConfig, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
-        self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper, prefixes)
+    def __init__(
+        self,
+        config: ModelConfig,
+        stepper: Stepper,
+        prefixes: Prefixes | None = None,
+        drafting: Drafting | None = None,
+    ) -> None:
+        self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper, prefixes, drafting)
         self._changed = Condition()
         self._joining: list[BatchText] = []
         self._started = self._finished = 0  # texts
@@ -93,6 +103,8 @@ class Engine:
             tally.rows,
             tally.prompt_bytes,
             tally.generated,
+            tally.drafted,
+            tally.accepted,
             tally.prefix_hits,
             tally.prefix_misses,
         )
@@ -110,13 +122,13 @@ class Engine:
         """Start generating what follows a prompt, and return at once.
 
         prompt: bytes, or str, which is read as UTF-8; may be empty.
-        settings: a `GenerationSettings`, whose `draft` has no effect here; None, the default, has the default of each.
+        settings: a `GenerationSettings`; None, the default, has the default of each. Only n-grams draft in a batch.
         answers: number of texts that follow the same prompt, which is read once for all; 1 or more, default 1. The seed
             of answer i is `seed` + i.
         details: records the details of each byte, with so many likeliest alternatives, for `Answer.details`; None, the
             default, records none.
         echo: True records those of the prompt's bytes too, for `Answer.prompt_details`; default False.
-        changes: any setting of `GenerationSettings` but `draft`, by its name.
+        changes: any setting of `GenerationSettings`, by its name.
 
         Raises EdgebltError for arguments out of range, and where the engine is closed.
         """

@@ -1,5 +1,6 @@
 """Texts of a batch start from states that the model's prefix cache keeps of earlier ones."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,12 @@ from edgeblt.runtime.state.snapshot import StateSnapshot
 class Prefixes:
     """A model's prefix cache for one patching threshold.
 
-    key, is_exact: as `PrefixCache` takes them.
+    key, exact: as `PrefixCache.begin` takes them.
     """
 
     cache: PrefixCache
     key: object
-    is_exact: bool
+    exact: Callable[[], bool]
 
     def open(self, stepper: Stepper, text: BatchText) -> bool | None:
         """Give a text a sequence, which has read what a kept state spares it; None where there is no room.
@@ -31,14 +32,17 @@ class Prefixes:
         text.sequence = stepper.open(len(ids))
         if text.sequence is None:  # a text that waits is not looked up in every step
             return None
+        if not self.cache.limit:
+            return False
         start = common = 0
-        if self.cache.limit and not text.is_recording:
-            found, start, common = self.cache.find(ids, self.key, self.is_exact)
+        is_exact = len(ids) >= LEAST_IDS and self.exact()
+        if not text.is_recording:
+            found, start, common = self.cache.find(ids, self.key, is_exact)
             if found and not self._start_from(stepper, text, found, start):
                 start = 0
             self.cache.count(len(ids), start)
         del text.unread[:start]
-        text.marks = kept_positions(len(ids), start, common, self.is_exact)
+        text.marks = kept_positions(len(ids), start, common, is_exact)
         text.keep = self._keep_end
         return start > 0
 
@@ -63,7 +67,8 @@ class Prefixes:
         """Keep the state of a text that has come to the next position that was marked for it."""
         while text.marks and text.sequence and text.marks[0] <= text.sequence.position:
             if text.marks.pop(0) == text.sequence.position:
-                self.cache.keep(text.sequence, self.key, self.is_exact)
+                self.cache.keep(text.sequence, self.key, self.exact())
 
     def _keep_end(self, sequence: BatchSequence) -> None:
-        self.cache.keep(sequence, self.key, self.is_exact, LEAST_IDS)
+        if sequence.position >= LEAST_IDS:
+            self.cache.keep(sequence, self.key, self.exact(), LEAST_IDS)

@@ -1,7 +1,7 @@
 """Which texts take part in a step, and with how many ids.
 
-A text that generates takes part in every step, with the id it has just chosen and those that a constraint forced after
-it: none waits for longer than a step.
+A text that generates takes part in every step, with the id it has just chosen, those that a constraint forced after it,
+and those drafted after it where they save time: none waits for longer than a step.
 Prompts are read in pieces beside them, at most `PROMPT_ROWS` ids a step, and the text that has waited longest is served
 first: where n texts read, each is served at least once in n steps. Texts that find no room wait in the order in which
 they came. Where memory ends, the newest text gives its state back, waits, and later reads again what it had read, which
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeblt.batching.drafting import Drafting
 from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.errors import EdgebltError
@@ -32,6 +33,7 @@ class Tally:
     rows: ids read in them, also those read for the second time.
     prompt_bytes: those among them that are bytes of prompts.
     generated: ids that were chosen or forced.
+    drafted, accepted: ids that were drafted, and those of them that were then chosen.
     prefix_hits, prefix_misses: how often a text started from a kept state, and from the beginning.
     """
 
@@ -39,6 +41,8 @@ class Tally:
     rows: int = 0
     prompt_bytes: int = 0
     generated: int = 0
+    drafted: int = 0
+    accepted: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
 
@@ -46,9 +50,14 @@ class Tally:
 class Scheduler:
     """Runs texts, step by step, until each has ended. Used by one thread."""
 
-    def __init__(self, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
-        """Start without texts. Where `prefixes` are given, texts start from states kept of earlier ones."""
-        self._stepper, self._prefixes = stepper, prefixes or Prefixes(PrefixCache(0), None, is_exact=False)
+    def __init__(self, stepper: Stepper, prefixes: Prefixes | None = None, drafting: Drafting | None = None) -> None:
+        """Start without texts.
+
+        prefixes: states kept of earlier texts, from which others start; None keeps none.
+        drafting: drafts for the texts whose settings allow them; None drafts nothing.
+        """
+        self._drafting = drafting
+        self._stepper, self._prefixes = stepper, prefixes or Prefixes(PrefixCache(0), None, lambda: False)
         self._waiting: deque[BatchText] = deque()
         self._active: list[BatchText] = []  # texts with a sequence, oldest first
         self.tally = Tally()
@@ -80,13 +89,20 @@ class Scheduler:
         """Let texts leave and join, and run one step on those that are there."""
         self._leave()
         self._join()
-        chosen = self._fitting(self._choose())
+        began = self._drafting.clock() if self._drafting else 0.0
+        chosen = self._fitting(self._with_drafts(self._choose()))
         if not chosen:
             return
         self.tally.steps += 1
+        are_plain = all(count == 1 + len(text.drafted) and text.generated for text, count in chosen)
         results = self._stepper.run([_part(text, count) for text, count in chosen])
+        seconds = self._drafting.clock() - began if self._drafting else 0.0
+        drafted, accepted = sum(len(text.drafted) for text, _ in chosen), self.tally.accepted
         for (text, _), result in zip(chosen, results, strict=True):
             self._advance(text, result)
+        self.tally.drafted += drafted
+        if self._drafting and are_plain:
+            self._drafting.add(len(chosen), drafted, self.tally.accepted - accepted, seconds)
         self._leave()
 
     def end_all(self, others: Iterable[BatchText], end: BatchEnd) -> None:
@@ -127,9 +143,23 @@ class Scheduler:
                 left -= count
         return [(text, counts[id(text)]) for text in self._active if id(text) in counts]
 
+    def _with_drafts(self, chosen: list[tuple[BatchText, int]]) -> list[tuple[BatchText, int]]:
+        """The same with the ids drafted for those that have chosen one, where there is memory for them."""
+        texts = [text for text, _ in chosen if not text.is_reading]
+        if self._drafting is None or not self._drafting.draft(texts):
+            return chosen
+        longer = [(text, count + len(text.drafted)) for text, count in chosen]
+        if self._fits(longer):
+            return longer
+        self._drafting.withdraw(texts)
+        return chosen
+
+    def _fits(self, chosen: list[tuple[BatchText, int]]) -> bool:
+        return self._stepper.fits([_part(text, count) for text, count in chosen])
+
     def _fitting(self, chosen: list[tuple[BatchText, int]]) -> list[tuple[BatchText, int]]:
         """The same without the newest texts, where there is no memory for all; these wait."""
-        while chosen and not self._stepper.fits([_part(text, count) for text, count in chosen]):
+        while chosen and not self._fits(chosen):
             newest = self._active.pop()
             chosen = [(text, count) for text, count in chosen if text is not newest]
             if self._active:
@@ -159,7 +189,7 @@ class Scheduler:
 
     def _choose_next(self, text: BatchText, result: Chunk) -> None:
         before = text.generated
-        text.choose(result)
+        self.tally.accepted += text.choose(result)
         self.tally.generated += text.generated - before
 
     def _fork(self, text: BatchText, result: Chunk) -> None:
@@ -189,7 +219,7 @@ class Scheduler:
 
 def _part(text: BatchText, count: int) -> StepPart:
     assert text.sequence
-    return StepPart(text.sequence, np.array(text.unread[:count], np.int64))
+    return StepPart(text.sequence, np.array(text.next_ids[:count], np.int64))
 
 
 def _too_long() -> EdgebltError:

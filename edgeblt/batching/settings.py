@@ -8,16 +8,18 @@ from edgeblt.batching.text import Recorded
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, merged_settings
 from edgeblt.errors import EdgebltError
+from edgeblt.names import DraftName, Name
 
 
 class BatchSettings(OtherSettings, total=False):
-    """Settings that calls for batches take by keyword; `GenerationSettings` explains them. Nothing is drafted."""
+    """Settings that calls for batches take by keyword; `GenerationSettings` explains them."""
 
     max_new_bytes: int
     temperature: float | None
     top_k: int | None
     top_p: float | None
     seed: int | None
+    draft: DraftName | Name
 
 
 def completed_settings(config: ModelConfig, settings: GenerationSettings | None, **changes: Any) -> GenerationSettings:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from edgeblt.decoding.details import ByteDetails, DetailRecorder
+from edgeblt.decoding.drafters import NgramDrafter
 from edgeblt.decoding.output import EndReason
 from edgeblt.decoding.settings import GenerationSettings, text_output, text_sampler
+from edgeblt.decoding.speculation import verified_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.runtime.batch.stepper import BatchSequence, room
@@ -56,6 +58,8 @@ class BatchText:
     """A text that is generated in a batch. It reads `unread`, then chooses an id, which it reads next.
 
     sequence: its state, None while it waits; all it has read is read again when it gets another.
+    draft, drafter: the setting, and what drafts for it, if something does.
+    drafted: ids that are read after `unread` and verified: those that are not chosen are forgotten again.
     prompt_details: details of the bytes of its prompt that it has read, where these are recorded.
     """
 
@@ -79,6 +83,9 @@ class BatchText:
         self.prompt_details: list[ByteDetails] = []
         self.marks: list[int] = []  # positions, ascending, at which its state is kept
         self.keep: Callable[[BatchSequence], None] | None = None  # keeps the state at its end
+        self.draft = settings.draft
+        self.drafter: NgramDrafter | None = None
+        self.drafted: list[int] = []
         self._sampler, self._output = text_sampler(settings, ends, prompt), text_output(settings, prompt)
         self._recorder = DetailRecorder(recorded.alternatives, ends) if recorded else None
         self._with_prompt = recorded is not None and recorded.with_prompt
@@ -107,6 +114,22 @@ class BatchText:
         most = min(len(self.unread), room(position))
         return min(most, self.marks[0] - position) if self.marks and self.marks[0] > position else most
 
+    @property
+    def next_ids(self) -> list[int]:
+        """The ids that it has still to read, with those drafted after them."""
+        return self.unread + self.drafted
+
+    @property
+    def most_drafted(self) -> int:
+        """Most ids that may be drafted after the one it reads next; 0 where it reads others than the one it chose."""
+        if not self.generated or len(self.unread) != 1 or self.sequence is None:
+            return 0
+        return min(room(self.sequence.position), self._most - self.generated) - 1
+
+    def permitted(self, ids: list[int]) -> list[int]:
+        """Those of `ids`, drafted one after the other, that the settings let follow."""
+        return ids[: self._sampler.allowed_ids(ids)]
+
     def read(self, chunk: Chunk) -> None:
         """Count its next ids as read; `chunk` is what the step gave for them."""
         count = len(chunk.logits)
@@ -120,14 +143,37 @@ class BatchText:
         ids = self.unread[1 + skipped : min(len(chunk.logits) + 1, self.prompt_count - chunk.position)]
         self.prompt_details += recorder.of_rows(chunk, skipped, ids)
 
-    def choose(self, chunk: Chunk) -> None:
-        """Choose and deliver what comes next, given the results after all it has read; ends it where nothing is."""
+    def choose(self, chunk: Chunk) -> int:
+        """Choose and deliver what comes next, given the results after all it has read; ends it where nothing is.
+
+        Returns how many of the drafted ids were accepted; the others are forgotten.
+        """
+        drafted, self.drafted = self.drafted, []
         try:
-            self.unread = self._next_ids(chunk)
+            chosen, forced = self._next_ids(chunk, drafted)
+            accepted = max(len(chosen) - 1, 0)
+            self._forget(len(drafted) - accepted)
         except EdgebltError as error:
-            return self.finish(BatchEnd("error", error=error))
-        self.generated += len(self.unread)
-        for id in self.unread:
+            self.finish(BatchEnd("error", error=error))
+            return 0
+        following = chosen + forced
+        self.unread = following[accepted:]
+        self.generated += len(following)
+        if self.drafter:
+            if drafted:
+                self.drafter.judge(len(drafted), accepted)
+            self.drafter.extend(following)
+        self._deliver_all(following)
+        return accepted
+
+    def _forget(self, count: int) -> None:
+        """Forget the ids read last, which were drafted wrongly."""
+        if count:
+            assert self.sequence
+            self.sequence.rollback(self.sequence.position - count)
+
+    def _deliver_all(self, ids: list[int]) -> None:
+        for id in ids:
             if id in self._sampler.ends:
                 return self._end_with("eos")
             self._give(self._output.take(id - OFFSET))
@@ -138,28 +184,33 @@ class BatchText:
         elif self.generated >= self._most:
             self._end_with("length")
 
-    def _next_ids(self, chunk: Chunk) -> list[int]:
-        """The next id with those forced after it; none where a constraint is complete from the beginning."""
-        left, logits = self._most - self.generated, chunk.logits[-1]
+    def _next_ids(self, chunk: Chunk, drafted: list[int]) -> tuple[list[int], list[int]]:
+        """The ids that are chosen next, accepted ones first, and those forced after them.
+
+        Nothing is chosen where ids are forced from the beginning, or a constraint is complete there.
+        """
         if self._recorder:
-            return self._recorded_id(self._recorder, chunk)
+            return self._recorded_ids(self._recorder, chunk, drafted), []
         if not self.generated:
             if self._sampler.is_complete:
-                return []
-            if forced := self._sampler.forced(left):
-                return forced
-        chosen = self._sampler.choose(logits)
-        return [chosen] if chosen in self._sampler.ends else [chosen, *self._sampler.forced(left - 1)]
+                return [], []
+            if forced := self._sampler.forced(self._most):
+                return [], forced
+        chosen = verified_ids(self._sampler, chunk.logits[-1 - len(drafted) :], drafted)
+        if chosen[-1] in self._sampler.ends:
+            return chosen, []
+        return chosen, self._sampler.forced(self._most - self.generated - len(chosen))
 
-    def _recorded_id(self, recorder: DetailRecorder, chunk: Chunk) -> list[int]:
-        """The next id, recorded; a forced one has details of its own, so it is read before the next is chosen."""
+    def _recorded_ids(self, recorder: DetailRecorder, chunk: Chunk, drafted: list[int]) -> list[int]:
+        """The next ids, recorded; a forced one has details of its own, so it is read before the next is chosen."""
         if self._sampler.is_complete:
             return []
-        recorder.read(chunk)
-        forced = self._sampler.forced(1)
-        chosen = forced[0] if forced else self._sampler.choose(chunk.logits[-1])
-        recorder.add(-1, chosen, "forced" if forced else "sampled")
-        return [chosen]
+        recorder.read(chunk, 1 + len(drafted))
+        forced = [] if drafted else self._sampler.forced(1)
+        if not forced:
+            return verified_ids(self._sampler, chunk.logits[-1 - len(drafted) :], drafted, recorder)
+        recorder.add(-1, forced[0], "forced")
+        return forced
 
     def _give(self, pieces: list[bytes]) -> None:
         for piece in pieces:

@@ -13,16 +13,14 @@ from typing import Any
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.text import BatchEnd
 from edgeblt.bundle.text_files import read_text
-from edgeblt.bundle.weight_plan import typical_bytes_per_patch
 from edgeblt.decoding.output import TextEnd
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.settings_json import settings_from_json
 from edgeblt.errors import EdgebltError, shown
-from edgeblt.inspection import bundle_plan
 from edgeblt.model import Model
 from edgeblt.progress import progress
 
-CACHED_BYTES = 32 << 20  # weights a byte that a processor's caches may hold
+LEAST_TOGETHER = 3  # prompts answered in common steps; two on a small model are as fast one by one, with all drafters
 _FIELDS = ("prompt", "id", "settings")
 
 
@@ -77,7 +75,7 @@ def answer_prompts(model: Model, prompts: list[PromptLine], out: Path) -> None:
         done = _completed_lines(file, out, keys)
         advance(done)
         left = prompts[done:]
-        answers = _together(model, left) if _gains_together(model, left) else _one_by_one(model, left)
+        answers = _together(model, left) if len(left) >= LEAST_TOGETHER else _one_by_one(model, left)
         for number, (prompt, key) in enumerate(zip(left, keys[done:], strict=True), done + 1):
             try:
                 text, end = next(answers)
@@ -87,24 +85,6 @@ def answer_prompts(model: Model, prompts: list[PromptLine], out: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
             advance(1)
-
-
-def _gains_together(model: Model, prompts: list[PromptLine]) -> bool:
-    """Whether these prompts are answered faster in common steps than one by one with drafts.
-
-    A small model's greedy text is not: its weights stay in the processor's caches, and most of its drafts are right.
-    """
-    if len(prompts) < 2:
-        return False
-    stated = model.config.generation
-    settings = [prompt.settings.completed(stated) for prompt in prompts]
-    if any(each.temperature or each.draft == "none" for each in settings):
-        return True
-    try:
-        plan = bundle_plan(model.bundle, typical_bytes_per_patch(model.config.patching))
-    except EdgebltError:  # the bundle was removed since it was opened
-        return True
-    return plan.weight_bytes_per_byte > CACHED_BYTES
 
 
 def _one_by_one(model: Model, prompts: list[PromptLine]) -> Iterator[tuple[bytes, TextEnd | BatchEnd]]:

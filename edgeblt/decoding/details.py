@@ -54,9 +54,10 @@ class DetailRecorder:
         self._rows: list[_Row] = []  # for the id after each id fed last
         self._recorded: deque[ByteDetails] = deque()
 
-    def read(self, chunk: Chunk) -> None:
-        """Keep what the last id of a chunk says of the next id."""
-        self._rows = _rows(chunk)[-1:]
+    def read(self, chunk: Chunk, count: int = 1) -> None:
+        """Keep what the last `count` ids of a chunk say of the id after each."""
+        last = (chunk.logits[-count:], chunk.entropies[-count:], chunk.patch_starts[-count:])
+        self._rows = _rows(Chunk(chunk.position + len(chunk.logits) - count, *last))
 
     def feed(self, session: Session, ids: list[int]) -> NDArray[np.float32]:
         """Feed ids to a session as `Session.feed` does, keeping what they say of the next ones."""

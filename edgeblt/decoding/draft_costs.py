@@ -36,7 +36,7 @@ class LinearFit:
     def __init__(self) -> None:
         self._count = self._ids = self._squares = self._seconds = self._products = 0.0  # exponentially weighted sums
 
-    def add(self, ids: int, seconds: float, plain: float) -> None:
+    def add(self, ids: float, seconds: float, plain: float) -> None:
         """Add a pass that checked `ids` drafted ids; `plain` is the seconds of a draft-free pass."""
         if self._count:
             start, more = self.fit(plain)
@@ -74,7 +74,7 @@ class PassCosts:
         self._fits: dict[str, LinearFit] = {}
         self._since_plain = self._since_draft = 0
 
-    def add(self, name: str | None, drafted: int, generated: int, seconds: float) -> None:
+    def add(self, name: str | None, drafted: float, generated: float, seconds: float) -> None:
         """Add a pass that generated `generated` ids; `seconds` include drafting.
 
         name: drafter of the `drafted` ids that the pass checked; None for a draft-free pass.

@@ -147,6 +147,10 @@ class NgramDrafter:
         return kind >= 0
 
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
+        return self.following(needed)
+
+    def following(self, needed: float) -> Draft:
+        """Ids that may follow the text, as many as `draft` gives; no model is asked."""
         if not self._find():
             return NOTHING
         chance, longer = self._rates[2 * self._kind], self._rates[2 * self._kind + 1]
@@ -155,13 +159,13 @@ class NgramDrafter:
         count, expected = 0, 0.0
         while count < MOST_DRAFTED and chance > needed:
             count, chance, expected = count + 1, chance * longer, expected + chance
-        return Draft([byte + OFFSET for byte in self._following(self._place, count)], expected)
+        return Draft([byte + OFFSET for byte in self._copied(self._place, count)], expected)
 
     def judge(self, drafted: int, accepted: int) -> None:
         for index in range(min(accepted + 1, drafted)):
             self._rates.add(2 * self._kind + (index > 0), index < accepted)
 
-    def _following(self, place: int, count: int) -> bytearray:
+    def _copied(self, place: int, count: int) -> bytearray:
         """`count` bytes from `place` on; past the end of the text they repeat from `place`."""
         period = self._text[place : place + count]
         return (period * (count // len(period) + 1))[:count] if len(period) < count else period

@@ -10,7 +10,7 @@ it. A model keeps these statistics from one text to the next.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,6 +111,29 @@ def generate_ids(
         chosen = speculation.advance(most) if most > 0 else []
 
 
+def verified_ids(
+    sampler: Sampler, rows: NDArray[np.float32], drafted: Sequence[int], details: DetailRecorder | None = None
+) -> list[int]:
+    """Sampled ids, up to and including the first that was not drafted or ends the text, or allows no more.
+
+    rows: logits [1 + len(drafted), vocab] after the newest id and after each drafted one.
+    details: gets those of each id.
+
+    Raises EdgebltError where the model fails (`Sampler.choose`).
+    """
+    chosen: list[int] = []
+    for row, guess in zip(rows, [*drafted, None], strict=True):
+        chosen.append(sampler.choose(row))
+        if details:
+            origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
+            details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)
+        if chosen[-1] != guess or guess in sampler.ends:
+            break
+        if sampler.has_rules and sampler.is_complete:
+            break
+    return chosen
+
+
 class _Speculation:
     """Speculation on one text: the n-gram drafter is asked first, then the smaller model that has been fastest."""
 
@@ -136,7 +159,7 @@ class _Speculation:
         if most > 1 and self._drafters:
             self._untold = self._session.ids.tolist()
         forced = self._force(most)
-        return forced or self._goes_on(self._check(logits[None], []), most)
+        return forced or self._goes_on(self._verify(logits[None], []), most)
 
     def advance(self, most: int) -> list[int]:
         """Feed the newest ids with a draft; returns at most `most` ids that come next, none where the text is complete.
@@ -177,7 +200,7 @@ class _Speculation:
     def _pass(self, most: int) -> list[int]:
         self._counts.passes += 1
         if len(self._unfed) > 1 or not self._drafters:  # a pass with forced ids is no measure of others
-            return self._check(self._feed(self._unfed)[-1:], [])
+            return self._verify(self._feed(self._unfed)[-1:], [])
         pending = self._unfed[0]
         self._extend(self._untold)
         self._untold = []
@@ -186,7 +209,7 @@ class _Speculation:
         start = self._session.position
         rows = self._feed([pending, *drafted])
         seconds = self._clock() - began
-        chosen = self._check(rows, drafted)
+        chosen = self._verify(rows, drafted)
         if drafted:
             self._judge(name, drafted, chosen, start + len(chosen))
         plain = not drafted and name != DECODER  # the patcher reads these bytes in any pass
@@ -225,19 +248,8 @@ class _Speculation:
         for drafter in self._drafters.values():
             drafter.extend(ids)
 
-    def _check(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
-        """Sampled ids, up to and including the first that was not drafted or ends the text, or allows no more."""
-        chosen: list[int] = []
-        for row, guess in zip(rows, [*drafted, None], strict=True):
-            chosen.append(self._sampler.choose(row))
-            if self._details:
-                origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
-                self._details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)
-            if chosen[-1] != guess or guess in self._sampler.ends:
-                break
-            if self._sampler.has_rules and self._sampler.is_complete:
-                break
-        return chosen
+    def _verify(self, rows: NDArray[np.float32], drafted: list[int]) -> list[int]:
+        return verified_ids(self._sampler, rows, drafted, self._details)
 
     def _picker(self) -> Pick:
         """A function that guesses one id after the other as the sampler will choose."""

@@ -68,6 +68,8 @@ class _EngineCollector(MetricCollector):
             "rows": "Ids read in these steps; divided by the steps it is how full they are.",
             "prompt_bytes": "Bytes of prompts read.",
             "generated_bytes": "Bytes generated.",
+            "drafted_bytes": "Bytes drafted.",
+            "accepted_bytes": "Drafted bytes that were generated; divided by those drafted, the acceptance rate.",
             "prefix_hits": "Texts that started from a state in the prefix cache.",
             "prefix_misses": "Texts that started from their beginning.",
         }
@@ -93,6 +95,8 @@ def _numbers(served: ServedModel) -> dict[str, float]:
         "rows": counts.rows,
         "prompt_bytes": counts.prompt_bytes,
         "generated_bytes": counts.generated_bytes,
+        "drafted_bytes": counts.drafted_bytes,
+        "accepted_bytes": counts.accepted_bytes,
         "prefix_hits": counts.prefix_hits,
         "prefix_misses": counts.prefix_misses,
     }
