@@ -166,7 +166,7 @@ def test_details_are_those_of_a_text_alone(batch_models: Callable[[str], Model],
     tolerance = 0 if is_exact(model) else 1e-4
 
     async def read(prompt: bytes) -> list[ByteDetails]:
-        answer, found = engine.stream(prompt, max_new_bytes=30, details=3, **sampling), list[ByteDetails]()
+        answer, found = engine.stream(prompt, max_new_bytes=30, details=3, draft="none", **sampling), list[ByteDetails]()
         async for piece in answer:
             assert b"".join(each.byte for each in answer.details) == piece
             found += answer.details
@@ -190,7 +190,7 @@ def test_details_of_forced_bytes(batch_models: Callable[[str], Model]) -> None:
     for _ in stream:
         alone += stream.details
     with model.engine() as engine:
-        (answer,) = engine.submit(b"abc", details=2, **settings)
+        (answer,) = engine.submit(b"abc", details=2, draft="none", **settings)
         found = [each for _ in answer for each in answer.details]
     assert any(each.origin == "forced" for each in found)
     _assert_alike(found, alone, 0 if is_exact(model) else 1e-4)

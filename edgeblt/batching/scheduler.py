@@ -17,6 +17,7 @@ import numpy as np
 from edgeblt.batching.drafting import Drafting
 from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.text import BatchEnd, BatchText
+from edgeblt.decoding.sampling_rows import foreseen_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult
 from edgeblt.runtime.saved.prefix_cache import PrefixCache
@@ -98,8 +99,13 @@ class Scheduler:
         results = self._stepper.run([_part(text, count) for text, count in chosen])
         seconds = self._drafting.clock() - began if self._drafting else 0.0
         drafted, accepted = sum(len(text.drafted) for text, _ in chosen), self.tally.accepted
-        for (text, _), result in zip(chosen, results, strict=True):
-            self._advance(text, result)
+        self._choose_all(
+            [
+                (text, chunk)
+                for (text, _), result in zip(chosen, results, strict=True)
+                if (chunk := self._read(text, result))
+            ]
+        )
         self.tally.drafted += drafted
         if self._drafting and are_plain:
             self._drafting.add(len(chosen), drafted, self.tally.accepted - accepted, seconds)
@@ -170,26 +176,34 @@ class Scheduler:
                 self._release_forks(newest)
         return chosen
 
-    def _advance(self, text: BatchText, result: StepResult) -> None:
+    def _read(self, text: BatchText, result: StepResult) -> Chunk | None:
+        """Result of a step for a text that has read all ids it had to, and now chooses the next; None for others."""
         if isinstance(result, EdgebltError):
             text.finish(BatchEnd("error", error=result))
-            return self._release_forks(text)
+            self._release_forks(text)
+            return None
         text.turn = self.steps
         self._count(text, result)
         text.read(result)
         self._prefixes.keep(text)
-        if not text.unread:
-            self._fork(text, result)
-            self._choose_next(text, result)
+        return None if text.unread else result
+
+    def _choose_all(self, texts: list[tuple[BatchText, Chunk]]) -> None:
+        """Let texts choose what comes next, sampling from the first row of each at once."""
+        samplers = [text.sampler for text, _ in texts]
+        foreseen = foreseen_ids(samplers, [chunk.logits[-1 - len(text.drafted)] for text, chunk in texts])
+        for (text, chunk), id in zip(texts, foreseen, strict=True):
+            self._fork(text, chunk)
+            self._choose_next(text, chunk, id)
 
     def _count(self, text: BatchText, result: Chunk) -> None:
         end = result.position + len(result.logits)
         self.tally.rows += len(result.logits)
         self.tally.prompt_bytes += max(min(end, text.prompt_count) - max(result.position, 1), 0)
 
-    def _choose_next(self, text: BatchText, result: Chunk) -> None:
+    def _choose_next(self, text: BatchText, result: Chunk, foreseen: int | None = None) -> None:
         before = text.generated
-        self.tally.accepted += text.choose(result)
+        self.tally.accepted += text.choose(result, foreseen)
         self.tally.generated += text.generated - before
 
     def _fork(self, text: BatchText, result: Chunk) -> None:

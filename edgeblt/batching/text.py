@@ -58,6 +58,7 @@ class BatchText:
     """A text that is generated in a batch. It reads `unread`, then chooses an id, which it reads next.
 
     sequence: its state, None while it waits; all it has read is read again when it gets another.
+    sampler: chooses its ids.
     draft, drafter: the setting, and what drafts for it, if something does.
     drafted: ids that are read after `unread` and verified: those that are not chosen are forgotten again.
     prompt_details: details of the bytes of its prompt that it has read, where these are recorded.
@@ -86,7 +87,7 @@ class BatchText:
         self.draft = settings.draft
         self.drafter: NgramDrafter | None = None
         self.drafted: list[int] = []
-        self._sampler, self._output = text_sampler(settings, ends, prompt), text_output(settings, prompt)
+        self.sampler, self._output = text_sampler(settings, ends, prompt), text_output(settings, prompt)
         self._recorder = DetailRecorder(recorded.alternatives, ends) if recorded else None
         self._with_prompt = recorded is not None and recorded.with_prompt
         self._most, self._deliver = settings.max_new_bytes, deliver
@@ -127,8 +128,8 @@ class BatchText:
         return min(room(self.sequence.position), self._most - self.generated) - 1
 
     def permitted(self, ids: list[int]) -> list[int]:
-        """Those of `ids`, drafted one after the other, that the settings let follow."""
-        return ids[: self._sampler.allowed_ids(ids)]
+        """Beginning of `ids`, drafted one after the other, that the settings let follow."""
+        return ids[: self.sampler.allowed_ids(ids)]
 
     def read(self, chunk: Chunk) -> None:
         """Count its next ids as read; `chunk` is what the step gave for them."""
@@ -143,14 +144,16 @@ class BatchText:
         ids = self.unread[1 + skipped : min(len(chunk.logits) + 1, self.prompt_count - chunk.position)]
         self.prompt_details += recorder.of_rows(chunk, skipped, ids)
 
-    def choose(self, chunk: Chunk) -> int:
+    def choose(self, chunk: Chunk, foreseen: int | None = None) -> int:
         """Choose and deliver what comes next, given the results after all it has read; ends it where nothing is.
+
+        foreseen: what its sampler gives for the first of the rows, where that is known.
 
         Returns how many of the drafted ids were accepted; the others are forgotten.
         """
         drafted, self.drafted = self.drafted, []
         try:
-            chosen, forced = self._next_ids(chunk, drafted)
+            chosen, forced = self._next_ids(chunk, drafted, foreseen)
             accepted = max(len(chosen) - 1, 0)
             self._forget(len(drafted) - accepted)
         except EdgebltError as error:
@@ -174,41 +177,43 @@ class BatchText:
 
     def _deliver_all(self, ids: list[int]) -> None:
         for id in ids:
-            if id in self._sampler.ends:
+            if id in self.sampler.ends:
                 return self._end_with("eos")
             self._give(self._output.take(id - OFFSET))
             if self._output.stop is not None:
                 return self.finish(BatchEnd("stop", self._output.stop))
-        if self._sampler.is_complete:
+        if self.sampler.is_complete:
             self._end_with("constraint")
         elif self.generated >= self._most:
             self._end_with("length")
 
-    def _next_ids(self, chunk: Chunk, drafted: list[int]) -> tuple[list[int], list[int]]:
+    def _next_ids(self, chunk: Chunk, drafted: list[int], foreseen: int | None) -> tuple[list[int], list[int]]:
         """The ids that are chosen next, accepted ones first, and those forced after them.
 
         Nothing is chosen where ids are forced from the beginning, or a constraint is complete there.
         """
         if self._recorder:
-            return self._recorded_ids(self._recorder, chunk, drafted), []
+            return self._recorded_ids(self._recorder, chunk, drafted, foreseen), []
         if not self.generated:
-            if self._sampler.is_complete:
+            if self.sampler.is_complete:
                 return [], []
-            if forced := self._sampler.forced(self._most):
+            if forced := self.sampler.forced(self._most):
                 return [], forced
-        chosen = verified_ids(self._sampler, chunk.logits[-1 - len(drafted) :], drafted)
-        if chosen[-1] in self._sampler.ends:
+        chosen = verified_ids(self.sampler, chunk.logits[-1 - len(drafted) :], drafted, None, foreseen)
+        if chosen[-1] in self.sampler.ends:
             return chosen, []
-        return chosen, self._sampler.forced(self._most - self.generated - len(chosen))
+        return chosen, self.sampler.forced(self._most - self.generated - len(chosen))
 
-    def _recorded_ids(self, recorder: DetailRecorder, chunk: Chunk, drafted: list[int]) -> list[int]:
+    def _recorded_ids(
+        self, recorder: DetailRecorder, chunk: Chunk, drafted: list[int], foreseen: int | None
+    ) -> list[int]:
         """The next ids, recorded; a forced one has details of its own, so it is read before the next is chosen."""
-        if self._sampler.is_complete:
+        if self.sampler.is_complete:
             return []
         recorder.read(chunk, 1 + len(drafted))
-        forced = [] if drafted else self._sampler.forced(1)
+        forced = [] if drafted else self.sampler.forced(1)
         if not forced:
-            return verified_ids(self._sampler, chunk.logits[-1 - len(drafted) :], drafted, recorder)
+            return verified_ids(self.sampler, chunk.logits[-1 - len(drafted) :], drafted, recorder, foreseen)
         recorder.add(-1, forced[0], "forced")
         return forced
 

@@ -19,6 +19,7 @@ from numpy.random import SeedSequence, default_rng  # imported by name, or numpy
 from numpy.typing import NDArray
 
 from edgeblt.arguments import real_number, whole_number
+from edgeblt.decoding.cuts import Cuts
 from edgeblt.decoding.rules import ForcingRule, TextRules
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
@@ -107,6 +108,8 @@ class Sampler:
     resemble the model's, mostly give the id that the model's will. Besides bytes only `ends` are sampled, the ids that
     end a text, which may be ids of bytes too; with `endless` there are none. `rules` are those of one text, which
     follow the ids sampled; without them a sampler may be used for several.
+
+    kind: samplers of one kind, unless it is empty, can be asked together (`sampling_rows.py`).
     """
 
     def __init__(
@@ -129,13 +132,18 @@ class Sampler:
         finite = {id: nats for id, nats in biases.items() if nats != -math.inf and id not in never}
         self._biased, self._nats = list(finite), np.array(list(finite.values()), np.float64)
         self._is_plain = not finite and rules is None
-        self._temperature = sampling.temperature or 0.0
-        self._has_cuts = not (sampling.top_k is None and sampling.min_p is None and sampling.top_p in (None, 1.0))
+        self.temperature = sampling.temperature or 0.0
+        self.cuts = Cuts.of(sampling.top_k, sampling.top_p, sampling.min_p)
+        self._has_cuts = any(self.cuts.kinds)
+        self.kind = (self._width, *self._never, *self.cuts.kinds) if self._is_plain and self.temperature else ()
         self._times: deque[NDArray[np.float64]] = deque()  # for each coming position, exponential random times by id
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """Sample the next id from `logits` [vocab]. Raises EdgebltError as `foresee`."""
-        chosen = self.foresee(logits, 0)
+    def choose(self, logits: NDArray[np.float32], foreseen: int | None = None) -> int:
+        """Sample the next id from `logits` [vocab]; `foreseen` is that id, where it was computed with other rows.
+
+        Raises EdgebltError as `foresee`.
+        """
+        chosen = self.foresee(logits, 0) if foreseen is None else foreseen
         if self._times:
             self._times.popleft()
         if self._rules:
@@ -153,7 +161,7 @@ class Sampler:
         """Go on after `ids` of this text, which a sampler with this `entropy` sampled; for a new sampler only."""
         self._random = default_rng(entropy)
         for id in ids:
-            if self._temperature:
+            if self.temperature:
                 self._random.standard_exponential(self._width)
             if self._rules:
                 self._rules.take(id)
@@ -173,7 +181,7 @@ class Sampler:
                 break
             if self._times:
                 self._times.popleft()
-            elif self._temperature:
+            elif self.temperature:
                 self._random.standard_exponential(self._width)
             self._rules.take(id)
             taken.append(id)
@@ -203,16 +211,31 @@ class Sampler:
 
         Raises EdgebltError where an id that may be sampled has NaN, or all have -inf.
         """
-        if self._temperature:
-            while len(self._times) <= ahead:
-                self._times.append(self._random.standard_exponential(self._width))
-        if self._rules and self._rules.forcing and (self._temperature == 0 or not self._has_cuts):
+        if self.temperature:
+            self._draw(ahead)
+        if self._rules and self._rules.forcing and (self.temperature == 0 or not self._has_cuts):
             chosen = self._permitted(self._rules.forcing, logits, ahead)
             if chosen is not None:
                 return chosen
-        if self._temperature == 0:
+        if self.temperature == 0:
             return self._likeliest(logits)
         return int(self._arrivals(self.distribution(logits), ahead).argmin())
+
+    def _draw(self, ahead: int) -> None:
+        while len(self._times) <= ahead:
+            self._times.append(self._random.standard_exponential(self._width))
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """Exponential random times by id of the next position, above temperature 0."""
+        self._draw(0)
+        return self._times[0]
+
+    def without_forbidden(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows [n, vocab] of logits as [n, ids], -inf at ids that are never sampled, without biases and rules."""
+        allowed = rows[:, : self._width].copy()
+        allowed[:, self._never] = -np.inf
+        return allowed
 
     def _arrivals(self, weights: NDArray[np.float64], ahead: int) -> NDArray[np.float64]:
         """Times of exponential events with these rates; the first of them is a sample."""
@@ -231,10 +254,10 @@ class Sampler:
             allowed = self._allowed(logits, with_forcing=False)
         except EdgebltError:  # perhaps because of ids that are not permitted
             return None
-        if self._temperature == 0:
+        if self.temperature == 0:
             scores = allowed
         else:
-            weights = _weights(allowed, self._temperature)
+            weights = _weights(allowed, self.temperature)
             scores = -self._arrivals(weights, ahead)
         chosen = int(scores.argmax())
         if forcing.permitted([chosen]):
@@ -242,36 +265,21 @@ class Sampler:
         scores = scores.astype(np.float64)
         forcing.adjust(scores)
         chosen = int(scores.argmax())
-        certain = scores[chosen] > -math.inf and (self._temperature == 0 or weights[chosen] > _SMALLEST_WEIGHT)
+        certain = scores[chosen] > -math.inf and (self.temperature == 0 or weights[chosen] > _SMALLEST_WEIGHT)
         return chosen if certain else None
 
     def likelihood(self, logits: NDArray[np.float32], id: int) -> float:
         """Heuristic probability that the model's logits give `id`, which `foresee` gave for a drafter's `logits`."""
         weights = _weights(self._allowed(logits), 1.0)
         share = float(weights[id] / weights.sum())
-        return share if self._temperature == 0 else 0.5 + share / 2  # both use the same random numbers
+        return share if self.temperature == 0 else 0.5 + share / 2  # both use the same random numbers
 
     def distribution(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of each id, float64, in what `choose` samples at a temperature above 0. Raises as `foresee`."""
-        weights = _weights(self._allowed(logits), self._temperature)
-        if not self._has_cuts:
-            weights /= weights.sum()
-            return weights
-        top_k, min_p = self.sampling.top_k, self.sampling.min_p
-        top_p = 1.0 if self.sampling.top_p is None else self.sampling.top_p
-        order = np.argsort(-weights, kind="stable")
-        if top_k is not None:
-            weights[order[top_k:]] = 0
-        weights /= weights.sum()
-        if top_p < 1:
-            # Kept: the likeliest ids up to and including the one with which their sum reaches top_p.
-            before = np.cumsum(weights[order]) - weights[order]
-            weights[order[before >= top_p]] = 0
-            weights /= weights.sum()
-        if min_p is not None:
-            weights[weights < min_p * weights.max()] = 0
-            weights /= weights.sum()
-        return weights
+        weights = _weights(self._allowed(logits), self.temperature)[None]
+        self.cuts.normalize(weights)
+        distribution: NDArray[np.float64] = weights[0]
+        return distribution
 
     def _likeliest(self, logits: NDArray[np.float32]) -> int:
         likeliest = int(logits[: self._width].argmax())  # the first NaN, if there is one

@@ -112,18 +112,23 @@ def generate_ids(
 
 
 def verified_ids(
-    sampler: Sampler, rows: NDArray[np.float32], drafted: Sequence[int], details: DetailRecorder | None = None
+    sampler: Sampler,
+    rows: NDArray[np.float32],
+    drafted: Sequence[int],
+    details: DetailRecorder | None = None,
+    foreseen: int | None = None,
 ) -> list[int]:
     """Sampled ids, up to and including the first that was not drafted or ends the text, or allows no more.
 
     rows: logits [1 + len(drafted), vocab] after the newest id and after each drafted one.
     details: gets those of each id.
+    foreseen: the first id, where it was computed with other texts' (`sampling_rows.py`).
 
     Raises EdgebltError where the model fails (`Sampler.choose`).
     """
     chosen: list[int] = []
     for row, guess in zip(rows, [*drafted, None], strict=True):
-        chosen.append(sampler.choose(row))
+        chosen.append(sampler.choose(row, None if chosen else foreseen))
         if details:
             origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
             details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)
