@@ -265,8 +265,8 @@ class Model(BatchCalls, RestoreCalls):
         with EnoughMemory("to score a text"):
             targets = encode(data)
             scores = empty_scores(len(targets))
-            for chunk in self.session().run(np.concatenate([[BOS], targets])[: len(targets)]):
-                store_scores(scores, chunk, targets)
+            ids = np.concatenate([[BOS], targets])[: len(targets)]
+            self.session().read(ids, lambda chunk: store_scores(scores, chunk, targets))
             return scores
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.decoding.sampling import log_softmax
-from edgeblt.runtime.session import Chunk
+from edgeblt.runtime.buffers import Chunk
 
 
 @dataclass(frozen=True, repr=False)

@@ -166,7 +166,8 @@ def test_details_are_those_of_a_text_alone(batch_models: Callable[[str], Model],
     tolerance = 0 if is_exact(model) else 1e-4
 
     async def read(prompt: bytes) -> list[ByteDetails]:
-        answer, found = engine.stream(prompt, max_new_bytes=30, details=3, draft="none", **sampling), list[ByteDetails]()
+        answer = engine.stream(prompt, max_new_bytes=30, details=3, draft="none", **sampling)
+        found: list[ByteDetails] = []
         async for piece in answer:
             assert b"".join(each.byte for each in answer.details) == piece
             found += answer.details

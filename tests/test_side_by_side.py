@@ -17,6 +17,8 @@ from conftest import Exported
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, load
+from edgeblt.runtime import side_by_side
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.runtime.session import Session
 from edgeblt.runtime.side_by_side import AT_ONCE, Line, SideBySide
@@ -94,6 +96,41 @@ def test_the_same_bits(models: tuple[Model, Model], ids: NDArray[np.int64]) -> N
                 session = session.fork()
             assert results(session, ids[position:end]) == whole[position:end]
             assert session.patch_count == sum(row[-1] for row in whole[: session.position])
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 32])
+def test_chunks_are_given_in_order_with_the_same_bits(
+    models: tuple[Model, Model], ids: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(side_by_side, "AHEAD", ahead)
+    whole, found = results(models[0].session(), ids), list[bytes]()
+
+    def take(chunk: Chunk) -> None:
+        assert chunk.position == len(found)
+        rows = zip(chunk.logits, chunk.entropies, chunk.patch_starts, strict=True)
+        found.extend(row.tobytes() + entropy.tobytes() + bytes([int(start)]) for row, entropy, start in rows)
+
+    for model in models:
+        session = model.session()
+        found.clear()
+        session.read(ids[:700], take)
+        session.read([], take)
+        session.read(ids[700:], take)
+        assert found == whole and session.position == LENGTH
+
+
+def test_an_error_of_whoever_takes_the_chunks(models: tuple[Model, Model], ids: NDArray[np.int64]) -> None:
+    for model in models:
+        session = model.session()
+        session.feed(ids[:10])
+
+        def take(chunk: Chunk) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            session.read(ids[10:], take)
+        assert session.position == 10
+        assert results(session, ids[10:]) == results(models[0].session(), ids)[10:]
 
 
 @pytest.mark.parametrize("stage", STAGES)

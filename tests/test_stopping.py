@@ -20,7 +20,7 @@ def stuck(*_):
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
-Session._run_chunk = stuck
+Session._run_span = stuck
 """
 # An import that says it has begun and never ends.
 SLOW_IMPORT = """

@@ -19,7 +19,7 @@ from edgeblt.measure.reference import CONTINUATION_BYTES, ComputedRows, Referenc
 from edgeblt.measure.texts import HELD_OUT_TEXTS, held_out_text, held_out_texts
 from edgeblt.measure.validation import PASSAGE_BYTES, Limits, Passage, Report, Validation, validate
 from edgeblt.model import Model
-from edgeblt.runtime.session import Chunk
+from edgeblt.runtime.buffers import Chunk, Take
 
 NOT_ACCURACY = ("bundle", "bundle_id", "recipe", "bundle_bytes", "device", "threshold", "passage")
 TEXT = bytes(id_ - OFFSET for id_ in tiny_models.random_ids(3, 701)[1:])
@@ -67,6 +67,10 @@ class ScriptedSession:
             logits, starts = whole.logits[start : start + 3], whole.patch_starts[start : start + 3]
             entropies[: len(logits)] = start + np.arange(len(logits))
             yield Chunk(start, logits, entropies[: len(logits)], starts)
+
+    def read(self, ids: NDArray[np.int64], take: Take) -> None:
+        for chunk in self.run(ids):
+            take(chunk)
 
     def feed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         before, self.ids = len(self.ids), self.ids + ids.tolist()

@@ -20,8 +20,8 @@ from edgeblt.batching.text import BatchEnd, BatchText
 from edgeblt.decoding.sampling_rows import foreseen_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import StepPart, Stepper, StepResult
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.saved.prefix_cache import PrefixCache
-from edgeblt.runtime.session import Chunk
 
 PROMPT_ROWS = 128  # most ids of prompts in a step
 

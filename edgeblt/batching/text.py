@@ -12,7 +12,7 @@ from edgeblt.decoding.speculation import verified_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.runtime.batch.stepper import BatchSequence, room
-from edgeblt.runtime.session import Chunk
+from edgeblt.runtime.buffers import Chunk
 
 SHORT = 32  # ids that a text may read in a step without counting as a reader: one chosen, and those forced after it
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeblt.decoding.sampling import log_softmax
 from edgeblt.ids import OFFSET
-from edgeblt.runtime.session import Chunk, Session
+from edgeblt.runtime.buffers import Chunk
+from edgeblt.runtime.session import Session
 
 Origin = Literal["sampled", "drafted", "forced", "prompt"]
 

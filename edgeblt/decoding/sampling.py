@@ -138,17 +138,18 @@ class Sampler:
         self.kind = (self._width, *self._never, *self.cuts.kinds) if self._is_plain and self.temperature else ()
         self._times: deque[NDArray[np.float64]] = deque()  # for each coming position, exponential random times by id
 
-    def choose(self, logits: NDArray[np.float32], foreseen: int | None = None) -> int:
-        """Sample the next id from `logits` [vocab]; `foreseen` is that id, where it was computed with other rows.
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Sample the next id from `logits` [vocab]. Raises EdgebltError as `foresee`."""
+        chosen = self.foresee(logits, 0)
+        self.take(chosen)
+        return chosen
 
-        Raises EdgebltError as `foresee`.
-        """
-        chosen = self.foresee(logits, 0) if foreseen is None else foreseen
+    def take(self, id: int) -> None:
+        """Go on to the next position, after `id`, which `choose` gives for this one."""
         if self._times:
             self._times.popleft()
         if self._rules:
-            self._rules.take(chosen)
-        return chosen
+            self._rules.take(id)
 
     @property
     def entropy(self) -> int:

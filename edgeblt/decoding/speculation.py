@@ -128,7 +128,11 @@ def verified_ids(
     """
     chosen: list[int] = []
     for row, guess in zip(rows, [*drafted, None], strict=True):
-        chosen.append(sampler.choose(row, None if chosen else foreseen))
+        if foreseen is None or chosen:
+            chosen.append(sampler.choose(row))
+        else:
+            sampler.take(foreseen)
+            chosen.append(foreseen)
         if details:
             origin: Origin = "drafted" if chosen[-1] == guess else "sampled"
             details.add(len(chosen) - 1 - len(rows), chosen[-1], origin)

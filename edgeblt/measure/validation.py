@@ -17,7 +17,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.measure.reference import ReferenceRow, Rows, TextRow, greedy_continuation
 from edgeblt.model import Model
 from edgeblt.progress import progress
-from edgeblt.runtime.session import Chunk
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.scores import cut_into_patches
 
 PASSAGE_BYTES = 400
@@ -225,10 +225,14 @@ class _Sums:
 
 def _compare(row: TextRow, model: Model) -> _Sums:
     targets, sums = row.ids[1:], _Sums()
-    for chunk in model.session().run(row.ids[:-1]):
+
+    def compare(chunk: Chunk) -> None:
+        nonlocal sums
         part = slice(chunk.position, chunk.position + len(chunk.logits))
         expected = ReferenceRow(row.reference.logits[part], row.reference.patch_starts[part])
         sums += _compare_chunk(chunk, expected, targets[part])
+
+    model.session().read(row.ids[:-1], compare)
     if not row.continuation:
         return sums
     session = model.session()

@@ -1,6 +1,7 @@
 """Buffers between the stages of a session: allocated once for short chunks, each in host or device memory."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -93,3 +94,19 @@ class EncodedPiece(NamedTuple):
     buffers: Buffers
     patching: Patching
     patches: PatchBuffers
+
+
+class Chunk(NamedTuple):
+    """Results for T ids from `position` on: views that later chunks may overwrite."""
+
+    position: int
+    logits: NDArray[np.float32]  # [T, vocab]: for the id after each id
+    entropies: NDArray[np.float32]  # [T]: the patcher's uncertainty about the id after each id, nats
+    patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
+
+    def store_logits(self, logits: NDArray[np.float32], start: int) -> None:
+        """Copy the logits to those from position `start` on, [n, vocab]."""
+        logits[self.position - start :][: len(self.logits)] = self.logits
+
+
+Take = Callable[[Chunk], object]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STATE_WIDTH
 from edgeblt.runtime.opened_graphs import MANY
-from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.stage import KeptArrays, StageRunner
 from edgeblt.runtime.state.cache import pieces
 from edgeblt.runtime.state.sequence import SequenceState
 
@@ -70,10 +70,10 @@ class PatchReader:
     ) -> None:
         """Read for the sequence whose state this is; `threshold`, in nats, replaces the graph's own."""
         self._config, self._stage, self._state, self._rollback = config, stage, state, rollback
-        self._settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
         self._ahead_ids: list[int] = []
         self._ahead = Patching.empty(config, rollback)
-        self._kept_buffers: dict[int, _Buffers] = {}
+        settings = {} if threshold is None else {"threshold": np.array([threshold], np.float32)}
+        self._buffers = KeptArrays(lambda count: _Buffers(config, count, settings))
 
     def read(self, position: int, ids: NDArray[np.int64]) -> Patching:
         """Results for `ids`, which the session is fed at this position."""
@@ -134,7 +134,7 @@ class PatchReader:
 
     def _run(self, position: int, ids: NDArray[np.int64]) -> Patching:
         count, states = len(ids), self._state.patcher_states
-        buffers = self._buffers(count)
+        buffers = self._buffers[count]
         buffers.inputs["ids"][:] = ids
         buffers.inputs["position"][0] = position
         if position:
@@ -144,14 +144,6 @@ class PatchReader:
         self._stage.run(buffers.inputs, buffers.outputs, count, 0)
         states.append(buffers.found.states, max(position + count - 2 * self._rollback, 0) - 1)
         return buffers.found
-
-    def _buffers(self, count: int) -> "_Buffers":
-        buffers = self._kept_buffers.get(count)
-        if buffers is None:
-            buffers = _Buffers(self._config, count, self._settings)
-            if count < MANY:
-                self._kept_buffers[count] = buffers
-        return buffers
 
 
 class _Buffers:

@@ -4,10 +4,11 @@ For each chunk the patcher decides which positions start a patch, the encoder co
 completed patches, the global transformer maps patch vectors to latents, and the decoder reads byte vectors and latents.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +17,12 @@ from edgeblt.arguments import checked_ids, whole_number
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.buffers import Buffers, EncodedPiece, open_index
-from edgeblt.runtime.opened_graphs import CHUNK_BYTES, MANY, OpenedGraphs, slices
+from edgeblt.runtime.buffers import Buffers, Chunk, EncodedPiece, Take, open_index
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
 from edgeblt.runtime.patch_reader import NO_PATCHING, Patching, PatchReader
 from edgeblt.runtime.saved.save_calls import SaveCalls
 from edgeblt.runtime.side_by_side import SideBySide, stages_side_by_side
-from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.stage import KeptArrays, StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.cache import pieces
 from edgeblt.runtime.state.device_array import Array
@@ -29,15 +30,6 @@ from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.turn import Turn
 
 ROLLBACK_BYTES = 32  # rolling back by at most so many is instant; further back the text is fed again
-
-
-class Chunk(NamedTuple):
-    """Results for T ids from `position` on: views that later chunks may overwrite."""
-
-    position: int
-    logits: NDArray[np.float32]  # [T, vocab]: for the id after each id
-    entropies: NDArray[np.float32]  # [T]: the patcher's uncertainty about the id after each id, nats
-    patch_starts: NDArray[np.bool_]  # [T]: whether the id after each id starts a patch
 
 
 class Session(SaveCalls):
@@ -53,8 +45,9 @@ class Session(SaveCalls):
         self.state = SequenceState(config, graphs.contracts, graphs.memories, ROLLBACK_BYTES)
         self._stages = {name: StageRunner(name, graphs[name], self.state.caches.get(name)) for name in STAGES}
         self._patch_reader = PatchReader(config, self._stages["patcher"], self.state, ROLLBACK_BYTES, threshold)
-        self._kept_buffers: dict[int, Buffers] = {}
-        self._single = self._buffers(1)
+        homes = self.state.homes
+        self._buffers = KeptArrays(lambda count: Buffers(config, homes, count))
+        self._single = self._buffers[1]
         self._unsettled: int | None = None  # the position to return to, while an operation is under way
         self._at_work: SideBySide | None = None
         self._turn = Turn()
@@ -88,15 +81,24 @@ class Session(SaveCalls):
         array = checked_ids(ids, self.config.vocab_size)
         with self._turn:
             if len(array) == 1:
-                return self._run_chunk(array)[0].logits.copy()
-            logits = np.empty((len(array), self.config.vocab_size), np.float32)
-            self._settle()
-            self._unsettled = start = self.state.position  # all or nothing
-            for span in self._graphs.spans(len(array)):
-                for chunk in self._advance(array[span]):
-                    logits[chunk.position - start :][: len(chunk.logits)] = chunk.logits
-            self._unsettled = None
+                return self._run_span(array)[0].logits.copy()
+            logits, start = np.empty((len(array), self.config.vocab_size), np.float32), self.position
+            self._feed_all(
+                array, lambda chunk: np.copyto(logits[chunk.position - start :][: len(chunk.logits)], chunk.logits)
+            )
             return logits
+
+    def read(self, ids: ArrayLike, take: Take) -> None:
+        """Feed ids, giving the results of each chunk to a function, in order; the next may overwrite them.
+
+        ids: as `feed` takes them.
+        take: may be called in another thread, beside the stages' work on the next chunks.
+
+        Raises EdgebltError as `feed` does, and what `take` raises.
+        """
+        array = checked_ids(ids, self.config.vocab_size)
+        with self._turn:
+            self._feed_all(array, take)
 
     def run(self, ids: ArrayLike) -> Iterator[Chunk]:
         """Feed ids chunk by chunk, yielding the results of each; they are views that the next chunk may overwrite.
@@ -114,7 +116,7 @@ class Session(SaveCalls):
                 turns += 1
                 self._turn.check(turns)
                 try:
-                    chunks = self._run_chunk(array[span])
+                    chunks = self._run_span(array[span])
                 except EdgebltError:
                     if span.stop - span.start <= CHUNK_BYTES:
                         raise
@@ -137,12 +139,11 @@ class Session(SaveCalls):
             if position == self.state.position:
                 return
             self._unsettled = position
-            if self.state.can_rewind(position):
-                self._patch_reader.clear()
-                self.state.rewind(position)
-                self._unsettled = None
-            else:
-                self._settle()
+            if not self.state.can_rewind(position):
+                return self._settle()
+            self._patch_reader.clear()
+            self.state.rewind(position)
+            self._unsettled = None
 
     def fork(self) -> "Session":
         """An independent session in the same state."""
@@ -168,8 +169,7 @@ class Session(SaveCalls):
         self._patch_reader.clear()
         for stage in self._stages.values():
             stage.release()
-        for span in self._graphs.spans(len(ids)):
-            self._advance(ids[span])
+        self._advance(ids, lambda _: None)
         self._unsettled = None
 
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
@@ -203,26 +203,23 @@ class Session(SaveCalls):
             self._settle()
             self._unsettled = self.state.position
             turns = self._turn.count
-            yield self._single_feed()
+            positions = itertools.count(self.state.position)
+
+            def feed(id: int) -> NDArray[np.float32]:
+                self._turn.check(turns)
+                position, state = next(positions), self.state
+                state.ids.store(position, np.array([id]))
+                single = self._single
+                single.windows[:] = state.ids.windows(position, 1)
+                piece = EncodedPiece(state.position, state.patch_count, single, NO_PATCHING, single.patches(0))
+                self._run_encoder(piece)
+                logits: NDArray[np.float32] = self._decode(piece, piece.patches.latents)[0].copy()
+                return logits
+
+            yield feed
             self._turn.check(turns)
             self.state.rewind_local()
             self._unsettled = None
-
-    def _single_feed(self) -> Callable[[int], NDArray[np.float32]]:
-        ahead, turns, state = 0, self._turn.count, self.state
-
-        def feed(id: int) -> NDArray[np.float32]:
-            nonlocal ahead
-            self._turn.check(turns)
-            state.ids.store(state.position + ahead, np.array([id]))
-            self._single.windows[:] = state.ids.windows(state.position + ahead, 1)
-            piece = EncodedPiece(state.position, state.patch_count, self._single, NO_PATCHING, self._single.patches(0))
-            self._run_encoder(piece)
-            ahead += 1
-            logits: NDArray[np.float32] = self._decode(piece, piece.patches.latents)[0].copy()
-            return logits
-
-        return feed
 
     def __repr__(self) -> str:
         return f"<edgeblt.Session at position {self.position}>"
@@ -244,28 +241,37 @@ class Session(SaveCalls):
         caches = self.state.caches
         return {name: caches[name].nbytes if name in caches else 0 for name in STAGES}
 
-    def _run_chunk(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        self._settle()
-        self._unsettled = self.state.position
-        chunks = self._advance(ids)
-        self._unsettled = None
+    def _run_span(self, ids: NDArray[np.int64]) -> list[Chunk]:
+        """Results of ids, which are kept for all of them."""
+        chunks: list[Chunk] = []
+        self._feed_all(ids, chunks.append)
         return chunks
 
-    def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        """Run the ids of a span through the stages, which work side by side on one of several chunks.
+    def _feed_all(self, ids: NDArray[np.int64], take: Take) -> None:
+        """Feed ids, or none of them where something fails."""
+        self._settle()
+        self._unsettled = self.state.position
+        self._advance(ids, take)
+        self._unsettled = None
+
+    def _advance(self, ids: NDArray[np.int64], take: Take) -> None:
+        """Run ids through the stages, which work side by side on more than a chunk where they can.
 
         In a chunk the local stages go piece by piece, as attention computes what lies outside its window too; the
         global stage takes all patches at once, to read its weights once for many.
         """
-        first_patch, cuts = self.state.patch_count, pieces(self.state.position, len(ids))
-        if len(ids) > CHUNK_BYTES:
-            return self._advance_side_by_side(ids, cuts)
-        encoded = [self._encode(ids[cut], len(cuts) == 1) for cut in cuts]
-        latents = self._run_global(first_patch, encoded)
-        return [self._chunk(piece, latents, first_patch) for piece in encoded]
+        if len(ids) > CHUNK_BYTES and self._graphs.are_side_by_side:
+            return self._advance_side_by_side(ids, take)
+        for span in slices(slice(0, len(ids)), CHUNK_BYTES):
+            first_patch, cuts = self.state.patch_count, pieces(self.state.position, span.stop - span.start)
+            encoded = [self._encode(ids[span][cut], len(cuts) == 1) for cut in cuts]
+            latents = self._run_global(first_patch, encoded)
+            for piece in encoded:
+                take(self._chunk(piece, latents, first_patch))
+        return None
 
-    def _advance_side_by_side(self, ids: NDArray[np.int64], cuts: list[slice]) -> list[Chunk]:
-        start, chunks = self.state.position, list[Chunk]()
+    def _advance_side_by_side(self, ids: NDArray[np.int64], take: Take) -> None:
+        start, cuts = self.state.position, pieces(self.state.position, len(ids))
         self.state.ids.store(start, ids)
         self._at_work = stages_side_by_side(
             list(self._stages.values()),
@@ -273,15 +279,14 @@ class Session(SaveCalls):
             lambda step: self._patch_reader.read(start + cuts[step].start, ids[cuts[step]]).own(),
             lambda step, patching: self._encode(ids[cuts[step]], False, patching),
             lambda pieces: self._run_global(pieces[0].first_patch, pieces),
-            lambda piece, latents, first_patch: chunks.append(self._chunk(piece, latents, first_patch)),
+            lambda piece, latents, first_patch: take(self._chunk(piece, latents, first_patch)),
         )
         self._at_work.run()
-        return chunks
 
     def _encode(self, ids: NDArray[np.int64], alone: bool, patching: Patching | None = None) -> EncodedPiece:
         """Patch starts, byte vectors and patch vectors of the next ids; `alone`: the chunk has no other piece."""
         count, state = len(ids), self.state
-        buffers = self._buffers(count) if alone else Buffers(self.config, state.homes, count)
+        buffers = self._buffers[count] if alone else Buffers(self.config, state.homes, count)
         state.ids.store(state.position, ids)
         buffers.windows[:] = state.ids.windows(state.position, count)
         if patching is None:
@@ -327,8 +332,8 @@ class Session(SaveCalls):
         start, count = piece.first_patch - first_patch, piece.patches.count
         if len(latents) != count:
             latents = latents[start : start + count]
-        patching = piece.patching
-        return Chunk(piece.position, self._decode(piece, latents), patching.entropies, patching.patch_starts)
+        logits, (_, entropies, patch_starts, _) = self._decode(piece, latents), piece.patching
+        return Chunk(piece.position, logits, entropies, patch_starts)
 
     def _decode(self, piece: EncodedPiece, latents: Array) -> NDArray[np.float32]:
         """Logits of a piece, given the latents of the patches it completes."""
@@ -340,11 +345,3 @@ class Session(SaveCalls):
         stage.run(patches.decoder_inputs, patches.decoder_outputs, buffers.count, patches.count)
         self.state.append_cross_rows(piece.first_patch, patches.cross_rows)
         return buffers.logits
-
-    def _buffers(self, count: int) -> Buffers:
-        buffers = self._kept_buffers.get(count)
-        if buffers is None:
-            buffers = Buffers(self.config, self.state.homes, count)
-            if count < MANY:
-                self._kept_buffers[count] = buffers
-        return buffers

@@ -12,6 +12,7 @@ from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.state.device_array import Array
 
 AT_ONCE = 2  # stages at work at the same time, each on as many threads
+AHEAD = 32  # pieces that the patcher may be ahead of the decoder: what lies between them takes memory
 GROUP = 2  # pieces whose patches the global stage computes in one run
 GAIN_OF_ALL = 1.6  # how much faster a stage is on all threads than on a share
 OUTWEIGHING = 1.2  # times the others' seconds that make the global stage take all threads
@@ -119,7 +120,7 @@ def stages_side_by_side(
     patch: Callable[[int], Patching],
     encode: Callable[[int, Patching], EncodedPiece],
     run_global: Callable[[list[EncodedPiece]], Array],
-    decode: Callable[[EncodedPiece, Array, int], None],
+    decode: Callable[[EncodedPiece, Array, int], object],
 ) -> SideBySide:
     """Work that takes `count` pieces through these stages, given what each does with a piece, by its number.
 
@@ -128,10 +129,10 @@ def stages_side_by_side(
     than the others together: its attention reads back to the beginning of the text.
     """
     patcher, encoder, middle, decoder = stages
-    patched, encoded, latents = list[Patching](), list[EncodedPiece](), list[Array]()
+    patched, encoded, latents = dict[int, Patching](), dict[int, EncodedPiece](), dict[int, Array]()
 
-    def group(step: int) -> slice:
-        return slice(GROUP * step, min(GROUP * step + GROUP, count))
+    def group(step: int) -> range:
+        return range(GROUP * step, min(GROUP * step + GROUP, count))
 
     def outweighs() -> bool:
         others = patcher.last_seconds + encoder.last_seconds + decoder.last_seconds
@@ -139,20 +140,28 @@ def stages_side_by_side(
 
     def run_group(step: int) -> None:
         middle.shares_threads = not groups.takes_all
-        latents.append(run_global(encoded[group(step)]))
+        latents[step] = run_global([encoded[piece] for piece in group(step)])
         if groups.takes_all:
             middle.last_seconds *= GAIN_OF_ALL  # about what it would take on a share
         groups.takes_all = outweighs()
 
-    def decode_piece(step: int) -> None:
-        first = encoded[group(step // GROUP).start]
-        decode(encoded[step], latents[step // GROUP], first.first_patch)
+    def patch_piece(step: int) -> None:
+        patched[step] = patch(step)
 
-    groups = Line(-(-count // GROUP), run_group, lambda step: group(step).stop <= len(encoded), takes_all=outweighs())
-    lines = (  # the last stage first: what has begun is brought to its end, and few pieces are between stages
-        Line(count, decode_piece, lambda step: step // GROUP < len(latents)),
-        groups,
-        Line(count, lambda step: encoded.append(encode(step, patched[step])), lambda step: step < len(patched)),
-        Line(count, lambda step: patched.append(patch(step)), lambda _: True),
-    )
-    return SideBySide(stages, lines)
+    def encode_piece(step: int) -> None:
+        encoded[step] = encode(step, patched.pop(step))
+
+    def decode_piece(step: int) -> None:
+        own = group(step // GROUP)
+        decode(encoded[step], latents[step // GROUP], encoded[own.start].first_patch)
+        if step + 1 == own.stop:  # nobody needs them any more
+            del latents[step // GROUP]
+            for piece in own:
+                del encoded[piece]
+
+    patches = Line(count, patch_piece, lambda step: step < decoded.done + AHEAD)
+    encodings = Line(count, encode_piece, lambda step: step < patches.done)
+    groups = Line(-(-count // GROUP), run_group, lambda step: group(step).stop <= encodings.done, takes_all=outweighs())
+    decoded = Line(count, decode_piece, lambda step: step // GROUP < groups.done)
+    # The last stage first: what has begun is brought to its end, and few pieces are between stages.
+    return SideBySide(stages, (decoded, groups, encodings, patches))

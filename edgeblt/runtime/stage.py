@@ -1,9 +1,9 @@
 """One stage of one session: ONNX Runtime bindings whose buffers stay bound until they are replaced."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import is_
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -16,6 +16,7 @@ from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.device_array import Array, DeviceArray
 
+_Arrays = TypeVar("_Arrays")
 _OF_FEW, _OF_MANY, _SHARING = (2, 0), (MANY, 0), (MANY, 1)
 _OF_ONE_SEQUENCE = {
     spec.name: np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], spec.dtype)
@@ -35,6 +36,21 @@ class BoundCache(Protocol):
     def read_bytes(self, count: int) -> int:
         """Bytes of keys and values in the windows of the last `count` positions."""
         ...
+
+
+class KeptArrays(Generic[_Arrays]):
+    """Arrays by size; those for MANY rows or more are made anew each time."""
+
+    def __init__(self, make: Callable[[int], _Arrays]) -> None:
+        self._make, self._kept = make, dict[int, _Arrays]()
+
+    def __getitem__(self, size: int) -> _Arrays:
+        arrays = self._kept.get(size)
+        if arrays is None:
+            arrays = self._make(size)
+            if size < MANY:
+                self._kept[size] = arrays
+        return arrays
 
 
 class StageRunner:

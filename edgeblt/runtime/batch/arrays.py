@@ -3,8 +3,8 @@
 Binding an array to a graph takes longer than filling a small one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,26 +12,9 @@ from numpy.typing import NDArray
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STATE_WIDTH, StageName, cross_row_width
 from edgeblt.runtime.batch.pool import CachePool, Rope
-from edgeblt.runtime.opened_graphs import MANY
 from edgeblt.runtime.patch_reader import Patching
 
 _NO_LENGTH = np.zeros(1, np.int32)  # `places` say where rows go
-_Arrays = TypeVar("_Arrays")
-
-
-class KeptArrays(Generic[_Arrays]):
-    """Arrays by size; those for MANY rows or more are made anew each time."""
-
-    def __init__(self, make: Callable[[int], _Arrays]) -> None:
-        self._make, self._kept = make, dict[int, _Arrays]()
-
-    def __getitem__(self, size: int) -> _Arrays:
-        arrays = self._kept.get(size)
-        if arrays is None:
-            arrays = self._make(size)
-            if size < MANY:
-                self._kept[size] = arrays
-        return arrays
 
 
 class _Angles(NamedTuple):

@@ -14,9 +14,10 @@ from edgeblt.runtime import native
 from edgeblt.runtime.batch.one_by_one import OneByOneStepper
 from edgeblt.runtime.batch.ragged import RaggedStepper
 from edgeblt.runtime.batch.stepper import StepPart, Stepper
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.machine.memory import available_memory
 from edgeblt.runtime.opened_graphs import OpenedGraphs
-from edgeblt.runtime.session import Chunk, Session
+from edgeblt.runtime.session import Session
 
 _MEMORY = 2 << 30  # bytes allowed where nothing says how many are free
 _TRIAL_MEMORY = 1 << 30

@@ -17,9 +17,10 @@ from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.pool import CachePool, PagedCache, pooled
 from edgeblt.runtime.batch.rows import StepRows, StepRunner
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, StepResult, expected_patches, room
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
-from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
+from edgeblt.runtime.session import ROLLBACK_BYTES
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import StateSnapshot

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, STATE_WIDTH, StageName
-from edgeblt.runtime.batch.arrays import KeptArrays, PatchArrays, RowArrays, SequenceArrays, page_table
+from edgeblt.runtime.batch.arrays import PatchArrays, RowArrays, SequenceArrays, page_table
 from edgeblt.runtime.batch.pool import CachePool, pooled
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.opened_graphs import OpenedGraphs
-from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk
-from edgeblt.runtime.stage import StageRunner
+from edgeblt.runtime.session import ROLLBACK_BYTES
+from edgeblt.runtime.stage import KeptArrays, StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.session import Chunk
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.state.cache import PIECE_BYTES
 from edgeblt.runtime.state.snapshot import StateSnapshot
 

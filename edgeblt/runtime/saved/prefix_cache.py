@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
+from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES
-from edgeblt.runtime.session import ROLLBACK_BYTES, Chunk, Session
+from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
 PREFIX_CACHE_BYTES = 256 << 20
