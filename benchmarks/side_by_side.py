@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgeblt
+from edgeblt.bundle.contract import STAGES
 from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import held_out_text
 from edgeblt.runtime.machine.device import device_name
@@ -120,6 +121,7 @@ def measured(bundle: Path, score_bytes: int, rounds: int, decode_rounds: int, de
             scores[key].append(score(model, data))
     result["none"]["score"] = scores
     result["profile"] = min((profile(models["2"], ids) for _ in range(rounds)), key=lambda found: found["seconds"])
+    result["score_profile"] = profile(models["2"], np.concatenate([[BOS], encode(data)]))
     for model in models.values():
         model.close()
     return result
@@ -138,10 +140,19 @@ def show(result: dict[str, Any]) -> None:
                     f"    {kind:7}{key:>8}  {1e3 * value:10.2f} ms, least {1e3 * min(seconds):10.2f}"
                     f"   {one / value:5.2f} times one thread's speed"
                 )
+    for state in list(NEIGHBOURS)[1:]:
+        decoding = {key: median(times) for key, times in result[state]["decode"].items()}
+        beside = ", ".join(f"{key} {seconds / decoding['1']:.2f}" for key, seconds in decoding.items() if key != "1")
+        print(f"  decoding beside a busy process ({state} priority) takes, of its time with --threads 1: {beside}")
     shares = result["profile"]
     whole = AT_ONCE * shares["seconds"]
     parts = ", ".join(f"{part} {seconds / whole:.0%}" for part, seconds in shares.items() if part != "seconds")
     print(f"  read on two threads, {1e3 * shares['seconds']:.1f} ms, of the time of both: {parts}")
+    spent = result["score_profile"]
+    parts = ", ".join(f"{stage} {spent[stage]:.2f}" for stage in STAGES)
+    print(
+        f"  score on two threads, {spent['seconds']:.2f} s, seconds of each stage, the global one mostly on both: {parts}"
+    )
 
 
 def main() -> None:
