@@ -150,9 +150,7 @@ def show(result: dict[str, Any]) -> None:
     print(f"  read on two threads, {1e3 * shares['seconds']:.1f} ms, of the time of both: {parts}")
     spent = result["score_profile"]
     parts = ", ".join(f"{stage} {spent[stage]:.2f}" for stage in STAGES)
-    print(
-        f"  score on two threads, {spent['seconds']:.2f} s, seconds of each stage, the global one mostly on both: {parts}"
-    )
+    print(f"  score on two threads, {spent['seconds']:.2f} s; seconds of the stages, global on both threads: {parts}")
 
 
 def main() -> None:
