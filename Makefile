@@ -41,7 +41,8 @@ test: lint
 EXACT := $(addprefix tests/test_,exactness.py session.py portable.py bitsandbytes.py speculation.py compress.py)
 
 levels: $(READY)
-	@set -e; for level in 0 $$($(BIN)/python -c 'from edgeblt import native; print(*native.status().levels)'); do \
+	@set -e; levels=$$($(BIN)/python -c 'from edgeblt.runtime import native; print(*native.status().levels)'); \
+	for level in 0 $$levels; do \
 		echo "EDGEBLT_NATIVE=$$level"; EDGEBLT_NATIVE=$$level $(BIN)/python -m pytest -n 2 -q $(EXACT); \
 	done
 

@@ -68,16 +68,17 @@ class DenseLayer final : public Kernel {
   void add_mlp(const Call& call, const float* x, int64_t rows, const Values& values, float* y) const {
     const Kernels& table = kernels(current_level());
     float *gate = values.rest, *up = gate + rows * intermediate_;
-    Inputs inputs = gate_.round(call, table, rows, [&](int64_t row) {
+    const Inputs inputs = gate_.round(call, table, rows, [&](int64_t row) {
       const int64_t begin = row * width_;
       table.normalize(y + begin, x + begin, mlp_norm_, width_, epsilon_, values.total + begin, values.normed + begin);
       return values.normed + begin;
     });
-    gate_.run(call, table, inputs, gate);
-    if (!up_.rounds_as(gate_)) {
-      inputs = up_.round(call, table, rows, [&](int64_t row) { return values.normed + row * width_; });
+    if (up_.rounds_as(gate_)) {
+      gate_.run_beside(call, table, inputs, gate, up_, up);
+    } else {
+      gate_.run(call, table, inputs, gate);
+      up_.run(call, table, up_.round(call, table, rows, [&](int64_t row) { return values.normed + row * width_; }), up);
     }
-    up_.run(call, table, inputs, up);
     down_.run(call, table, down_.round(call, table, rows, [&](int64_t row) {
       const int64_t begin = row * intermediate_;
       table.gate(gate + begin, up + begin, intermediate_, gate + begin);

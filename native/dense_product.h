@@ -85,6 +85,27 @@ class DenseProduct {
     });
   }
 
+  // The same of this and another product of the same inputs, whose tasks follow each other without a wait in between.
+  void run_beside(
+      const Call& call, const Kernels& table, const Inputs& inputs, float* out, const DenseProduct& other,
+      float* other_out) const {
+    const ProductTasks tasks(table, form_, inputs), others(table, other.form_, inputs);
+    const auto run_task = [&](int64_t task) {
+      const DenseProduct& product = task < tasks.count() ? *this : other;
+      const auto multiply = [&](const Inputs& some, int64_t first, int64_t last, float* place) {
+        product.multiply(table, some, first, last, place);
+      };
+      if (task < tasks.count()) return tasks.run(task, out, multiply);
+      others.run(task - tasks.count(), other_out, multiply);
+    };
+    const int64_t count = tasks.count() + others.count();
+    if (count > 2) {
+      return call.parallel(static_cast<size_t>(count), [&](size_t task) { run_task(static_cast<int64_t>(task)); });
+    }
+    run_task(0);  // both are small
+    run_task(1);
+  }
+
  private:
   Form form_;
   DenseWeights weights_{};

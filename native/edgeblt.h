@@ -23,6 +23,9 @@ EDGEBLT_API int edgeblt_use_level(int level);
 // 2 SparseMatMul, 3 MaskedMatMul, 4 WindowAttention. What tells a kernel at work from a portable body.
 EDGEBLT_API unsigned long long edgeblt_runs(int op);
 
+// The sum of `count` bytes as little-endian words of 64 bits, modulo 2 ** 64: a read of memory to be timed.
+EDGEBLT_API unsigned long long edgeblt_read_memory(const void* bytes, size_t count);
+
 // Null where everything was registered, else one line on why the last RegisterCustomOps did not.
 EDGEBLT_API const char* edgeblt_registration_error(void);
 

@@ -63,24 +63,50 @@ Inputs round_rows(
   return rounding.inputs();
 }
 
-// multiply(inputs, first, last, out) for portions of the weights' rows, which begin at multiples of 16, and where these
-// are few also of the inputs' rows, which begin with tiles. Where tiles are wide, products take an eighth of the time or
-// less, and portions are whole panels (dense_amx.cpp).
+// A product in tasks: portions of the weights' rows, which begin at multiples of kWeightRows, and where these are few also
+// of the inputs' rows, which begin with tiles. Where tiles are wide, products take an eighth of the time or less, and
+// portions are whole panels (dense_amx.cpp). Where they are narrow there are more tasks: the last of them is what one
+// thread does while others wait.
+class ProductTasks {
+ public:
+  ProductTasks(const Kernels& table, const Form& form, const Inputs& inputs)
+      : inputs_(inputs), columns_(form.rows), wanted_(wanted(form, inputs)), weights_(form.rows, kWeightRows, wanted_),
+        rows_(inputs.rows, is_wide(inputs) ? kWidePass : table.tile_rows, inputs.tiles ? wanted_ / weights_.count : 1) {}
+
+  int64_t count() const { return weights_.count * rows_.count; }
+
+  // multiply(inputs, first, last, out) for one of them; `out` is that of the whole product.
+  template <typename Multiply>
+  void run(int64_t task, float* out, const Multiply& multiply) const {
+    const int64_t first = task % weights_.count * weights_.size, row = task / weights_.count * rows_.size;
+    const Inputs some = some_rows(inputs_, row, std::min(rows_.size, inputs_.rows - row));
+    multiply(some, first, std::min(columns_, first + weights_.size), out + row * columns_);
+  }
+
+ private:
+  static constexpr int64_t kWeightRows = kWidePanel;  // as many groups as AVX-512 reads side by side
+  static constexpr int64_t kMostNarrow = 64;          // tasks
+
+  static bool is_wide(const Inputs& inputs) { return inputs.tiles && inputs.tile_width == kWideTile; }
+
+  static int64_t wanted(const Form& form, const Inputs& inputs) {
+    const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs.rows);
+    return is_wide(inputs) ? wanted_tasks(products / 8) : wanted_tasks(products, kMostNarrow);
+  }
+
+  const Inputs& inputs_;
+  int64_t columns_, wanted_;
+  Portions weights_, rows_;
+};
+
+// multiply(inputs, first, last, out) for all tasks of a product, on the session's threads.
 template <typename Multiply>
 void multiply_rows(
     const Call& call, const Kernels& table, const Form& form, const Inputs& inputs, float* out,
     const Multiply& multiply) {
-  const double products = static_cast<double>(form.rows * form.columns) * static_cast<double>(inputs.rows);
-  const bool wide = inputs.tiles && inputs.tile_width == kWideTile;
-  const int64_t tasks = wanted_tasks(wide ? products / 8 : products);
-  if (tasks == 1) return multiply(inputs, 0, form.rows, out);
-  const Portions weights(form.rows, wide ? kWidePanel : kGroup, tasks);
-  const Portions rows(inputs.rows, wide ? kWidePass : table.tile_rows, inputs.tiles ? tasks / weights.count : 1);
-  call.parallel(static_cast<size_t>(weights.count * rows.count), [&](size_t task) {
-    const int64_t first = static_cast<int64_t>(task) % weights.count * weights.size;
-    const int64_t row = static_cast<int64_t>(task) / weights.count * rows.size;
-    const Inputs some = some_rows(inputs, row, std::min(rows.size, inputs.rows - row));
-    multiply(some, first, std::min(form.rows, first + weights.size), out + row * form.rows);
+  const ProductTasks tasks(table, form, inputs);
+  call.parallel(static_cast<size_t>(tasks.count()), [&](size_t task) {
+    tasks.run(static_cast<int64_t>(task), out, multiply);
   });
 }
 

@@ -10,9 +10,9 @@ namespace edgeblt {
 constexpr int64_t kTaskProducts = 65536;  // below this, handing work to a thread takes longer than it saves
 constexpr int64_t kMostTasks = 16;
 
-// The number of tasks that so many products are worth, at least one.
-inline int64_t wanted_tasks(double products) {
-  return static_cast<int64_t>(std::clamp<double>(products / kTaskProducts, 1, kMostTasks));
+// The number of tasks that so many products are worth, at least one and at most `most`.
+inline int64_t wanted_tasks(double products, int64_t most = kMostTasks) {
+  return static_cast<int64_t>(std::clamp<double>(products / kTaskProducts, 1, static_cast<double>(most)));
 }
 
 // `total` in at most `most` portions of one size, a multiple of `unit`; the last may be smaller.

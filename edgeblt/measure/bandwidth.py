@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.examination.onnx_graph import FLOAT, Node, Value
 from edgeblt.errors import EdgebltError
 from edgeblt.measure.products.graph_writer import write_model
+from edgeblt.runtime import native
 from edgeblt.runtime.machine.cores import check_threads, usable_cores
 from edgeblt.runtime.providers import session_options
 
@@ -56,7 +57,10 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int = BUFFER_BYT
 
 
 def memory_readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
-    """Functions by name that each read all of `matrix` once."""
+    """Functions by name that each read all of `matrix` once, on no more than `threads` cores.
+
+    numpy's product takes as many cores as its library likes, so that it may only be had where all are to be used.
+    """
     session = onnxruntime.InferenceSession(
         product_graph(), session_options(threads), providers=["CPUExecutionProvider"]
     )
@@ -66,11 +70,15 @@ def memory_readers(matrix: Buffer, threads: int, pool: ThreadPoolExecutor) -> di
     def in_threads(read: Callable[[Buffer], object]) -> Callable[[], object]:
         return lambda: list(pool.map(read, pieces))
 
-    return {
+    readers = {
         "onnxruntime MatMul": lambda: session.run(None, {"row": row, "matrix": matrix}),
-        "numpy product": in_threads(lambda piece: row[0, : len(piece)] @ piece),
         "numpy maximum": in_threads(lambda piece: piece.view(np.uint8).max()),
     }
+    if threads >= usable_cores():
+        readers["numpy product"] = in_threads(lambda piece: row[0, : len(piece)] @ piece)
+    if native.library_path():
+        readers["native"] = in_threads(native.read_memory)
+    return readers
 
 
 def _seconds(read: Callable[[], object]) -> float:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 import edgeblt
 
 LIBRARY_NAME, CUDA_LIBRARY_NAME = "libedgeblt.so", "libedgeblt_cuda.so"
@@ -127,6 +129,17 @@ def use_level(level: str) -> str:
     return before
 
 
+def read_memory(buffer: NDArray[Any]) -> int:
+    """Sum of a contiguous array's bytes as little-endian 64-bit words, modulo 2 ** 64; other threads run meanwhile.
+
+    One core reads memory about as fast as it can. Raises ValueError without the library.
+    """
+    path = library_path()
+    if path is None or not buffer.flags.c_contiguous:
+        raise ValueError("memory is read by the native library, and from contiguous arrays")
+    return int(_library(path).edgeblt_read_memory(buffer.ctypes.data, buffer.nbytes))
+
+
 def package_version() -> str | None:
     """Version of the installed package; None where the sources are used without being installed."""
     try:
@@ -215,6 +228,7 @@ def _library(path: Path) -> ctypes.CDLL:
         ("edgeblt_level", (), number),
         ("edgeblt_level_available", (number,), number),
         ("edgeblt_use_level", (number,), number),
+        ("edgeblt_read_memory", (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_ulonglong),
     )
     for name, arguments, result in functions[:3] if path.name == CUDA_LIBRARY_NAME else functions:
         function = getattr(library, name)
