@@ -1,0 +1,64 @@
+// Holds the model beside the page's own thread: loads it, then writes whenever the page asks.
+
+import * as ort from './ort/ort.wasm.bundle.min.mjs';
+import { generate, Text } from './blt.mjs';
+
+const tell = (kind, content) => postMessage([kind, content]);
+let session, contract, stopped;
+
+// The bytes of one file of the bundle: kept from an earlier visit, or else from the network, checked, and then kept.
+async function download(name, { size, sha256 }, arrived) {
+  const [cache, key] = [await caches.open('edgeblt-model'), `model/${name}?${sha256}`];
+  const kept = await cache.match(key);
+  if (kept) return new Uint8Array(await kept.arrayBuffer());
+  const reader = (await fetch(`model/${name}`)).body.getReader();
+  const bytes = new Uint8Array(size);
+  for (let at = 0, part; !(part = await reader.read()).done; at += part.value.length) {
+    bytes.set(part.value, at);
+    arrived(part.value.length);
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  if (Array.from(digest, byte => byte.toString(16).padStart(2, '0')).join('') !== sha256)
+    throw new Error(`model/${name} did not arrive whole; reload the page`);
+  for (const old of await cache.keys()) if (old.url.includes(`/${name}?`)) await cache.delete(old);
+  await cache.put(key, new Response(bytes));
+  return bytes;
+}
+
+async function load(threads) {
+  const { name, recipe, portable, files } = await (await fetch('model/bundle.json')).json();
+  contract = portable;
+  const wanted = Object.entries(files).filter(([file]) => !file.endsWith('.md'));
+  const total = wanted.reduce((sum, [, { size }]) => sum + size, 0);
+  const data = {};
+  let done = 0;
+  for (const [file, record] of wanted)
+    data[file] = await download(file, record, count => tell('loading', { share: (done += count) / total, total }));
+  const { 'model.onnx': graph, ...weights } = data;
+  ort.env.wasm.numThreads = crossOriginIsolated ? threads : 1; // threads share memory, which only isolated pages may
+  session = await ort.InferenceSession.create(graph, {
+    externalData: Object.entries(weights).map(([path, data]) => ({ path, data })),
+    extra: { session: { disable_quant_qdq: '1' } }, // weights are unpacked now, rather than in every run
+  });
+  tell('ready', { name, recipe, total, threads: ort.env.wasm.numThreads });
+}
+
+async function write({ prompt, options }) {
+  stopped = false;
+  let heard = performance.now();
+  for await (const step of generate(new Text(ort, session, contract), new TextEncoder().encode(prompt), options)) {
+    tell('step', step);
+    if (performance.now() - heard > 100) { // time to hear of a stop
+      await new Promise(resolve => setTimeout(resolve));
+      heard = performance.now();
+    }
+    if (stopped) break;
+  }
+  tell('ended', { stopped });
+}
+
+onmessage = ({ data }) => {
+  stopped = true;
+  const work = data.threads ? load(data.threads) : data.options ? write(data) : Promise.resolve();
+  work.catch(error => tell('failed', error.message));
+};
