@@ -8,8 +8,8 @@ import { gzipSync } from 'node:zlib';
 const here = fileURLToPath(new URL('.', import.meta.url));
 const [bundle, site = join(here, 'site')] = process.argv.slice(2);
 if (!bundle || !existsSync(join(bundle, 'bundle.json'))) throw new Error('usage: build.mjs BUNDLE [SITE]');
-const { files, portable } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
-if (!portable) throw new Error(`${bundle} is not a portable bundle: export it with --target portable`);
+const { files, target } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
+if (target !== 'portable') throw new Error(`${bundle} is not a portable bundle: export it with --target portable`);
 
 const runtime = 'node_modules/onnxruntime-web/dist';
 const FOLDERS = [

@@ -62,7 +62,7 @@ const hear = {
     if (run.written % 8 === 1) showCounts();
   },
   ended({ stopped }) {
-    run.patch?.append(run.decoder.decode()); // an unfinished character at the end
+    run.patch?.lastChild.append(run.decoder.decode()); // an unfinished character at the end
     showCounts();
     say(`${stopped ? 'Stopped' : 'Done'}: ${run.written} bytes written.`, 'ready');
   },

@@ -4,7 +4,7 @@ import * as ort from './ort/ort.wasm.bundle.min.mjs';
 import { generate, Text } from './blt.mjs';
 
 const tell = (kind, content) => postMessage([kind, content]);
-let session, contract, stopped;
+let session, ends, stopped;
 
 // The bytes of one file of the bundle: kept from an earlier visit, or else from the network, checked, and then kept.
 async function download(name, { size, sha256 }, arrived) {
@@ -26,8 +26,8 @@ async function download(name, { size, sha256 }, arrived) {
 }
 
 async function load(threads) {
-  const { name, recipe, portable, files } = await (await fetch('model/bundle.json')).json();
-  contract = portable;
+  const { name, recipe, config, files } = await (await fetch('model/bundle.json')).json();
+  ends = config.generation.ends;
   const wanted = Object.entries(files).filter(([file]) => !file.endsWith('.md'));
   const total = wanted.reduce((sum, [, { size }]) => sum + size, 0);
   const data = {};
@@ -46,7 +46,8 @@ async function load(threads) {
 async function write({ prompt, options }) {
   stopped = false;
   let heard = performance.now();
-  for await (const step of generate(new Text(ort, session, contract), new TextEncoder().encode(prompt), options)) {
+  const text = new Text(ort, session);
+  for await (const step of generate(text, new TextEncoder().encode(prompt), { ...options, ends })) {
     tell('step', step);
     if (performance.now() - heard > 100) { // time to hear of a stop
       await new Promise(resolve => setTimeout(resolve));

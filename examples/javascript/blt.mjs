@@ -1,20 +1,22 @@
 // Runs a portable bundle with any ONNX Runtime for JavaScript: the caller gives the runtime, onnxruntime-web or -node.
 // docs/portable.md has the contract that this follows.
 
-const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array, uint8: Uint8Array };
+const BOS = 1, OFFSET = 4; // byte b is id b + 4
 const CHUNK = 256; // ids of a prompt that are read at once
+const ARRAYS = { float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array };
 
-// One text: `feed` reads ids, and the state that the graph gives back goes into its next run.
+// One text. Its state is zeros at first, and then what the graph gave with the ids before.
 export class Text {
-  constructor(ort, session, contract) {
-    Object.assign(this, { ort, session, contract });
-    this.state = Object.fromEntries(contract.state.map(({ name, dtype, shape }) => {
-      const zeros = new ARRAYS[dtype](shape.reduce((product, size) => product * size, 1));
-      return [name, new ort.Tensor(dtype, zeros, shape)];
-    }));
+  constructor(ort, session) {
+    Object.assign(this, { ort, session, state: {} });
+    for (const { name, type, shape } of session.inputMetadata.filter(({ name }) => name !== 'ids')) {
+      const sizes = shape.map(size => (typeof size === 'number' ? size : 1));
+      const zeros = new ARRAYS[type](sizes.reduce((product, size) => product * size, 1));
+      this.state[name] = new ort.Tensor(type, zeros, sizes);
+    }
   }
 
-  // Logits [vocabulary] after the last of `ids`, and for each id whether it starts a patch.
+  // Reads `ids`; gives the logits of the id after them, and for each of them whether the id after it starts a patch.
   async feed(ids) {
     const tensor = new this.ort.Tensor('int64', BigInt64Array.from(ids, BigInt), [1, ids.length]);
     const results = await this.session.run({ ids: tensor, ...this.state });
@@ -23,23 +25,22 @@ export class Text {
   }
 }
 
-// Yields { byte, starts, written } for every byte of `prompt` (a Uint8Array) and then for every byte that is written.
-export async function* generate(text, prompt, { maxBytes = 256, ...sampling } = {}) {
-  const { bos, eos, offset } = text.contract;
-  const ids = [bos, ...Array.from(prompt, byte => byte + offset)];
+// Yields { byte, starts, written } for each byte of `prompt` (a Uint8Array) and each that is written after it: whether it
+// starts a patch, whether the model wrote it. `ends`: the ids that end a text.
+export async function* generate(text, prompt, { maxBytes = 256, ends = [2], ...sampling } = {}) {
+  const choose = sampler(sampling, [...Array(256).keys()].map(byte => byte + OFFSET).concat(ends));
+  const ids = [BOS, ...Array.from(prompt, byte => byte + OFFSET)];
   let step;
   for (let at = 0; at < ids.length; at += CHUNK) {
-    const chunk = ids.slice(at, at + CHUNK);
-    step = await text.feed(chunk);
-    for (const [index, id] of chunk.entries())
-      if (at + index > 0) yield { byte: id - offset, starts: !!step.starts[index], written: false };
+    step = await text.feed(ids.slice(at, at + CHUNK));
+    for (const [index, starts] of step.starts.entries()) // of the byte after each id
+      if (at + index < prompt.length) yield { byte: prompt[at + index], starts: !!starts, written: false };
   }
-  const choose = sampler(sampling, [...Array(256).keys()].map(byte => byte + offset).concat(eos));
-  for (let count = 0; count < maxBytes; count++) {
+  for (let count = 1; count <= maxBytes; count++) {
     const id = choose(step.logits);
-    if (id === eos) return;
-    step = await text.feed([id]);
-    yield { byte: id - offset, starts: !!step.starts[0], written: true };
+    if (ends.includes(id)) return;
+    yield { byte: id - OFFSET, starts: !!step.starts.at(-1), written: true };
+    if (count < maxBytes) step = await text.feed([id]);
   }
 }
 

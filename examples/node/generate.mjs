@@ -20,7 +20,7 @@ const [bundle, prompt] = positionals;
 if (prompt === undefined) throw new Error('usage: ./run BUNDLE PROMPT [--temperature T ...]');
 
 const opened = performance.now();
-const { portable: contract } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
+const { ends } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8')).config.generation;
 const session = await ort.InferenceSession.create(join(bundle, 'model.onnx'), {
   intraOpNumThreads: Number(values.threads),
 });
@@ -29,7 +29,8 @@ const session = await ort.InferenceSession.create(join(bundle, 'model.onnx'), {
 const decoder = new TextDecoder();
 const started = performance.now();
 let first, count = 0;
-for await (const { byte, starts, written } of generate(new Text(ort, session, contract), Buffer.from(prompt), {
+for await (const { byte, starts, written } of generate(new Text(ort, session), Buffer.from(prompt), {
+  ends,
   maxBytes: Number(values['max-bytes']), temperature: Number(values.temperature),
   topK: Number(values['top-k']), topP: Number(values['top-p']), seed: Number(values.seed),
 })) {
