@@ -74,7 +74,7 @@ def greedy_bytes(session: onnxruntime.InferenceSession, prompt: bytes, written: 
         gaps.append(float(max(logits[BYTES].max(), logits[EOS]) - logits[byte + OFFSET]))
         logits, start = text.feed([byte + OFFSET])
     first = len(prompt)
-    return GreedyBytes(np.array(gaps[first:]), tuple(starts[first:]), max(1, sum(starts)))
+    return GreedyBytes(np.array(gaps[first:]), tuple(starts[first:]), 1 + sum(starts[1:]))
 
 
 def node_text(bundle: Path, prompt: str, *options: str) -> str:

@@ -1,7 +1,7 @@
 """The clients of examples/ in JavaScript: a page in a real browser, and a Node program, on the bundled model.
 
-Oracle: the same loop in Python on the same graph. Two runtimes round differently, so a client may write another byte than
-Python where their logits are as good as equal; every byte must be within `TIE` of the likeliest.
+Oracle: the same loop in Python on the same graph. Two runtimes round differently, so a client may write another byte
+than Python where the logits of both are as good as equal: every byte must be within `TIE` of the likeliest.
 """
 
 import functools
