@@ -68,7 +68,7 @@ npm:
 
 examples: export OMP_NUM_THREADS ?= 1
 examples: $(READY) $(NPM)
-	$(BIN)/python -m pytest -rs tests/test_portable_clients.py tests/test_javascript_sampling.py
+	$(BIN)/python -m pytest -rs tests/test_example_clients.py tests/test_javascript_sampling.py
 
 # Bundles changed at random; then, where they have a fuzzer of their own, the native operators. A case that is found is
 # printed with how to run it again.

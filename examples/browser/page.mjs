@@ -7,6 +7,7 @@ let run; // counts and times of the text that is being written, and where its ne
 
 function say(text, state) { // loading, ready, writing or failed
   get('said').textContent = text;
+  get('size').textContent = '';
   document.body.className = state;
   get('write').disabled = state !== 'ready' && !(state === 'failed' && run);
   get('stop').disabled = state !== 'writing';
@@ -49,9 +50,9 @@ function write(event) {
 const hear = {
   loading({ share, total }) {
     get('progress').value = share;
-    const all = `Loading the model: ${megabytes(share * total)} of ${megabytes(total)}`;
-    say(share < 1 ? all : 'Opening the model …', 'loading');
+    get('size').textContent = `${megabytes(share * total)} of ${megabytes(total)}`;
   },
+  opening: () => say('Opening the model …', 'loading'),
   ready({ name, recipe, total, threads }) {
     const why = crossOriginIsolated ? '' : ': more need a host that isolates the page by its Cross-Origin headers';
     get('machine').textContent = `WebAssembly with SIMD, ${threads} thread${threads > 1 ? 's' : ''}${why}.`;

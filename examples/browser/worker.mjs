@@ -34,6 +34,7 @@ async function load(threads) {
   let done = 0;
   for (const [file, record] of wanted)
     data[file] = await download(file, record, count => tell('loading', { share: (done += count) / total, total }));
+  tell('opening');
   const { 'model.onnx': graph, ...weights } = data;
   ort.env.wasm.numThreads = crossOriginIsolated ? threads : 1; // threads share memory, which only isolated pages may
   session = await ort.InferenceSession.create(graph, {

@@ -17,7 +17,7 @@ import pytest
 from browsers import started_chromium, until
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.measure.texts import DEMO_CHECKPOINT
-from portable_clients import (
+from example_clients import (
     EXAMPLES,
     GreedyBytes,
     built_site,
