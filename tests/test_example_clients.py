@@ -17,6 +17,7 @@ import pytest
 from browsers import started_chromium, until
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.measure.texts import DEMO_CHECKPOINT
+from edgeblt.names import RecipeName
 from example_clients import (
     EXAMPLES,
     GreedyBytes,
@@ -33,15 +34,15 @@ PROMPT = "It was a bright morning, and the captain of the ship"
 COUNT = 200  # bytes written
 TIE = 1e-3  # of logits whose largest is some 20: a few times what float32 products in another order differ by
 SMALL = 4_500_000  # bytes of the int4 graph, everything in it
-RECIPES = ("int8", "int4")
+RECIPES: tuple[RecipeName, ...] = ("int8", "int4")
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RecipeName], Path]:
     """The bundled model in a recipe, for any runtime, in one file."""
 
     @functools.cache
-    def exported(recipe: str) -> Path:
+    def exported(recipe: RecipeName) -> Path:
         path = tmp_path_factory.mktemp("clients") / recipe
         return export_bundle(DEMO_CHECKPOINT, path, recipe=recipe, target="portable", embed=True).path
 
@@ -56,7 +57,9 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def addresses(bundles: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(
+    bundles: Callable[[RecipeName], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """The address of the page with each recipe."""
     skip_without("browser", "onnxruntime-web")
     sites = [built_site(bundles(recipe), tmp_path_factory.mktemp("site") / recipe) for recipe in RECIPES]
@@ -123,7 +126,7 @@ def check_greedy(bundle: Path, written: str, unpacked: bool) -> GreedyBytes:
 @pytest.mark.browser
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_page_writes_what_python_writes(
-    recipe: str, bundles: Callable[[str], Path], addresses: dict[str, str], open_page: Callable[..., Any]
+    recipe: RecipeName, bundles: Callable[[RecipeName], Path], addresses: dict[str, str], open_page: Callable[..., Any]
 ) -> None:
     page = open_page(addresses[recipe])
     wait_until_ready(page)
@@ -159,7 +162,8 @@ def test_a_second_visit_needs_no_network(addresses: dict[str, str], open_page: C
 def test_writing_can_be_stopped(addresses: dict[str, str], open_page: Callable[..., Any]) -> None:
     page = open_page(addresses["int4"])
     wait_until_ready(page)
-    for stop in (lambda: page.click("#stop"), lambda: page.keyboard.press("Escape")):
+    stops: list[Callable[[], None]] = [lambda: page.click("#stop"), lambda: page.keyboard.press("Escape")]
+    for stop in stops:
         page.fill("#maxBytes", "10000")
         page.focus("#prompt")
         page.keyboard.press("Control+Enter")
@@ -200,7 +204,7 @@ def test_a_phone_and_the_dark(addresses: dict[str, str], open_page: Callable[...
 
 @pytest.mark.browser
 def test_a_model_that_arrives_broken_is_said(
-    addresses: dict[str, str], bundles: Callable[[str], Path], open_page: Callable[..., Any]
+    addresses: dict[str, str], bundles: Callable[[RecipeName], Path], open_page: Callable[..., Any]
 ) -> None:
     broken = bytes(graph_file(bundles("int4"))["size"])
 
@@ -229,7 +233,7 @@ def plain_server(site: Path) -> Iterator[str]:
 
 @pytest.mark.browser
 def test_a_host_without_headers_gets_one_thread(
-    bundles: Callable[[str], Path], tmp_path: Path, chromium: Any, open_page: Callable[..., Any]
+    bundles: Callable[[RecipeName], Path], tmp_path: Path, chromium: Any, open_page: Callable[..., Any]
 ) -> None:
     with plain_server(built_site(bundles("int4"), tmp_path / "site")) as address:
         page = open_page(address)
@@ -239,19 +243,19 @@ def test_a_host_without_headers_gets_one_thread(
         check_greedy(bundles("int4"), write(page, PROMPT, COUNT), unpacked=True)
 
 
-def test_the_int4_model_is_a_small_download(bundles: Callable[[str], Path]) -> None:
+def test_the_int4_model_is_a_small_download(bundles: Callable[[RecipeName], Path]) -> None:
     files = [path for path in bundles("int4").iterdir() if path.suffix not in (".md", ".json")]
     assert [path.name for path in files] == ["model.onnx"]
     assert files[0].stat().st_size == graph_file(bundles("int4"))["size"] < SMALL
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_node_writes_what_python_writes(recipe: str, bundles: Callable[[str], Path]) -> None:
+def test_node_writes_what_python_writes(recipe: RecipeName, bundles: Callable[[RecipeName], Path]) -> None:
     skip_without("node", "onnxruntime-node")
     check_greedy(bundles(recipe), node_text(bundles(recipe), PROMPT, "--max-bytes", str(COUNT)), unpacked=False)
 
 
-def test_node_repeats_a_seed_and_shows_patches(bundles: Callable[[str], Path]) -> None:
+def test_node_repeats_a_seed_and_shows_patches(bundles: Callable[[RecipeName], Path]) -> None:
     skip_without("node", "onnxruntime-node")
     options = ("--max-bytes", "40", "--temperature", "0.8", "--top-k", "40", "--top-p", "0.9", "--seed")
     first, again, other = (node_text(bundles("int4"), "Grüße 🐋 ", *options, seed) for seed in ("5", "5", "6"))
