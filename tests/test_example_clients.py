@@ -34,11 +34,12 @@ PROMPT = "It was a bright morning, and the captain of the ship"
 COUNT = 200  # bytes written
 TIE = 1e-3  # of logits whose largest is some 20: a few times what float32 products in another order differ by
 SMALL = 4_500_000  # bytes of the int4 graph, everything in it
+Bundles = Callable[[RecipeName], Path]
 RECIPES: tuple[RecipeName, ...] = ("int8", "int4")
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RecipeName], Path]:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """The bundled model in a recipe, for any runtime, in one file."""
 
     @functools.cache
@@ -57,9 +58,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def addresses(
-    bundles: Callable[[RecipeName], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def addresses(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The address of the page with each recipe."""
     skip_without("browser", "onnxruntime-web")
     sites = [built_site(bundles(recipe), tmp_path_factory.mktemp("site") / recipe) for recipe in RECIPES]
@@ -126,7 +125,7 @@ def check_greedy(bundle: Path, written: str, unpacked: bool) -> GreedyBytes:
 @pytest.mark.browser
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_page_writes_what_python_writes(
-    recipe: RecipeName, bundles: Callable[[RecipeName], Path], addresses: dict[str, str], open_page: Callable[..., Any]
+    recipe: RecipeName, bundles: Bundles, addresses: dict[str, str], open_page: Callable[..., Any]
 ) -> None:
     page = open_page(addresses[recipe])
     wait_until_ready(page)
@@ -204,7 +203,7 @@ def test_a_phone_and_the_dark(addresses: dict[str, str], open_page: Callable[...
 
 @pytest.mark.browser
 def test_a_model_that_arrives_broken_is_said(
-    addresses: dict[str, str], bundles: Callable[[RecipeName], Path], open_page: Callable[..., Any]
+    addresses: dict[str, str], bundles: Bundles, open_page: Callable[..., Any]
 ) -> None:
     broken = bytes(graph_file(bundles("int4"))["size"])
 
@@ -233,7 +232,7 @@ def plain_server(site: Path) -> Iterator[str]:
 
 @pytest.mark.browser
 def test_a_host_without_headers_gets_one_thread(
-    bundles: Callable[[RecipeName], Path], tmp_path: Path, chromium: Any, open_page: Callable[..., Any]
+    bundles: Bundles, tmp_path: Path, chromium: Any, open_page: Callable[..., Any]
 ) -> None:
     with plain_server(built_site(bundles("int4"), tmp_path / "site")) as address:
         page = open_page(address)
@@ -243,19 +242,19 @@ def test_a_host_without_headers_gets_one_thread(
         check_greedy(bundles("int4"), write(page, PROMPT, COUNT), unpacked=True)
 
 
-def test_the_int4_model_is_a_small_download(bundles: Callable[[RecipeName], Path]) -> None:
+def test_the_int4_model_is_a_small_download(bundles: Bundles) -> None:
     files = [path for path in bundles("int4").iterdir() if path.suffix not in (".md", ".json")]
     assert [path.name for path in files] == ["model.onnx"]
     assert files[0].stat().st_size == graph_file(bundles("int4"))["size"] < SMALL
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_node_writes_what_python_writes(recipe: RecipeName, bundles: Callable[[RecipeName], Path]) -> None:
+def test_node_writes_what_python_writes(recipe: RecipeName, bundles: Bundles) -> None:
     skip_without("node", "onnxruntime-node")
     check_greedy(bundles(recipe), node_text(bundles(recipe), PROMPT, "--max-bytes", str(COUNT)), unpacked=False)
 
 
-def test_node_repeats_a_seed_and_shows_patches(bundles: Callable[[RecipeName], Path]) -> None:
+def test_node_repeats_a_seed_and_shows_patches(bundles: Bundles) -> None:
     skip_without("node", "onnxruntime-node")
     options = ("--max-bytes", "40", "--temperature", "0.8", "--top-k", "40", "--top-p", "0.9", "--seed")
     first, again, other = (node_text(bundles("int4"), "Grüße 🐋 ", *options, seed) for seed in ("5", "5", "6"))
