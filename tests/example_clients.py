@@ -48,12 +48,12 @@ class PortableText:
             shape = [size if isinstance(size, int) else 1 for size in given.shape]
             self._state[given.name] = np.zeros(shape, TYPES[given.type])
 
-    def feed(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], bool]:
-        """Logits [vocabulary] of the id after `ids`, and whether it starts a patch."""
+    def feed(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[bool]]:
+        """Logits [vocabulary] of the id after `ids`, and for each of them whether the id after it starts a patch."""
         values = self._session.run(self._outputs, {"ids": np.array([ids], np.int64), **self._state})
         results = dict(zip(self._outputs, values, strict=True))
         self._state = {name: results[f"next.{name}"] for name in self._state}
-        return results["logits"][0, -1], bool(results["patch_starts"][0, -1])
+        return results["logits"][0, -1], results["patch_starts"][0].tolist()
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,19 @@ class GreedyBytes:
     """Bytes that a client wrote by argmax, beside what the Python loop makes of the same text."""
 
     gaps: NDArray[np.float64]  # [count] the largest logit minus that of the byte that was written
-    starts: tuple[bool, ...]  # [count] whether the byte starts a patch
     patches: int  # patches of prompt and text together
 
 
 def greedy_bytes(session: onnxruntime.InferenceSession, prompt: bytes, written: bytes) -> GreedyBytes:
-    """Reads prompt and written bytes, one id at a time."""
-    text, gaps, starts = PortableText(session), list[float](), list[bool]()
-    logits, start = text.feed([BOS])
-    for byte in prompt + written:
-        starts.append(start)
+    """Reads the prompt at once and the written bytes one by one, as the clients do."""
+    text, gaps = PortableText(session), list[float]()
+    logits, starts = text.feed([BOS, *(byte + OFFSET for byte in prompt)])
+    for byte in written:
         gaps.append(float(max(logits[BYTES].max(), logits[EOS]) - logits[byte + OFFSET]))
-        logits, start = text.feed([byte + OFFSET])
-    first = len(prompt)
-    return GreedyBytes(np.array(gaps[first:]), tuple(starts[first:]), 1 + sum(starts[1:]))
+        logits, more = text.feed([byte + OFFSET])
+        starts += more
+    # A start is given one id before it; that of the first byte does not matter, and that after the last is not shown.
+    return GreedyBytes(np.array(gaps), 1 + sum(starts[1:-1]))
 
 
 def node_text(bundle: Path, prompt: str, *options: str) -> str:
@@ -97,13 +96,12 @@ def built_site(bundle: Path, site: Path) -> Path:
 def served_site(site: Path) -> Iterator[str]:
     """The address of a site, served by examples/browser's own server on a free port, which ends afterwards."""
     serve = ["node", str(EXAMPLES / "browser" / "serve.mjs"), str(site), "0"]
-    process = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def graph_file(bundle: Path) -> dict[str, Any]:

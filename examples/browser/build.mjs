@@ -9,13 +9,14 @@ const here = fileURLToPath(new URL('.', import.meta.url));
 const [bundle, site = join(here, 'site')] = process.argv.slice(2);
 if (!bundle || !existsSync(join(bundle, 'bundle.json'))) throw new Error('usage: build.mjs BUNDLE [SITE]');
 const { files, target } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
-if (target !== 'portable') throw new Error(`${bundle} is not a portable bundle: export it with --target portable`);
+if (target !== 'portable' || Object.keys(files).some(name => name.endsWith('.weights')))
+  throw new Error(`${bundle} does not fit a browser: export it with --target portable --embed`);
 
 const runtime = 'node_modules/onnxruntime-web/dist';
 const FOLDERS = [
   [here, '.', ['index.html', 'style.css', 'page.mjs', 'worker.mjs', 'offline.mjs', '../javascript/blt.mjs']],
   [join(here, runtime), 'ort', ['ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm']],
-  [bundle, 'model', ['bundle.json', ...Object.keys(files)]],
+  [bundle, 'model', ['bundle.json', 'model.onnx']],
 ];
 rmSync(site, { recursive: true, force: true });
 for (const [from, to, names] of FOLDERS) {

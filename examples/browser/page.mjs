@@ -48,15 +48,15 @@ function write(event) {
 }
 
 const hear = {
-  loading({ share, total }) {
-    get('progress').value = share;
-    get('size').textContent = `${megabytes(share * total)} of ${megabytes(total)}`;
+  loading({ done, size }) {
+    get('progress').value = done / size;
+    get('size').textContent = `${megabytes(done)} of ${megabytes(size)}`;
   },
   opening: () => say('Opening the model …', 'loading'),
-  ready({ name, recipe, total, threads }) {
+  ready({ name, recipe, size, threads }) {
     const why = crossOriginIsolated ? '' : ': more need a host that isolates the page by its Cross-Origin headers';
     get('machine').textContent = `WebAssembly with SIMD, ${threads} thread${threads > 1 ? 's' : ''}${why}.`;
-    say(`Ready: ${name}, ${recipe}, ${megabytes(total)}`, 'ready');
+    say(`Ready: ${name}, ${recipe}, ${megabytes(size)}`, 'ready');
   },
   step(step) {
     show(step);

@@ -7,7 +7,7 @@ const tell = (kind, content) => postMessage([kind, content]);
 let session, ends, stopped;
 
 // The bytes of one file of the bundle: kept from an earlier visit, or else from the network, checked, and then kept.
-async function download(name, { size, sha256 }, arrived) {
+async function download(name, { size, sha256 }) {
   const [cache, key] = [await caches.open('edgeblt-model'), `model/${name}?${sha256}`];
   const kept = await cache.match(key);
   if (kept) return new Uint8Array(await kept.arrayBuffer());
@@ -15,7 +15,7 @@ async function download(name, { size, sha256 }, arrived) {
   const bytes = new Uint8Array(size);
   for (let at = 0, part; !(part = await reader.read()).done; at += part.value.length) {
     bytes.set(part.value, at);
-    arrived(part.value.length);
+    tell('loading', { done: at + part.value.length, size });
   }
   const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
   if (Array.from(digest, byte => byte.toString(16).padStart(2, '0')).join('') !== sha256)
@@ -28,20 +28,14 @@ async function download(name, { size, sha256 }, arrived) {
 async function load(threads) {
   const { name, recipe, config, files } = await (await fetch('model/bundle.json')).json();
   ends = config.generation.ends;
-  const wanted = Object.entries(files).filter(([file]) => !file.endsWith('.md'));
-  const total = wanted.reduce((sum, [, { size }]) => sum + size, 0);
-  const data = {};
-  let done = 0;
-  for (const [file, record] of wanted)
-    data[file] = await download(file, record, count => tell('loading', { share: (done += count) / total, total }));
+  const graph = await download('model.onnx', files['model.onnx']);
   tell('opening');
-  const { 'model.onnx': graph, ...weights } = data;
   ort.env.wasm.numThreads = crossOriginIsolated ? threads : 1; // threads share memory, which only isolated pages may
-  session = await ort.InferenceSession.create(graph, {
-    externalData: Object.entries(weights).map(([path, data]) => ({ path, data })),
-    extra: { session: { disable_quant_qdq: '1' } }, // weights are unpacked now, rather than in every run
-  });
-  tell('ready', { name, recipe, total, threads: ort.env.wasm.numThreads });
+  // Weights are unpacked now, rather than in every run.
+  session = await ort.InferenceSession.create(graph, { extra: { session: { disable_quant_qdq: '1' } } });
+  // A browser compiles what a run needs when it first runs: better now than when somebody waits.
+  for await (const _ of generate(new Text(ort, session), new Uint8Array(64).fill(32), { maxBytes: 8 }));
+  tell('ready', { name, recipe, size: graph.length, threads: ort.env.wasm.numThreads });
 }
 
 async function write({ prompt, options }) {

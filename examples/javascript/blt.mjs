@@ -1,9 +1,9 @@
-// Runs a portable bundle with any ONNX Runtime for JavaScript: the caller gives the runtime, onnxruntime-web or -node.
+// Runs a portable bundle in JavaScript. The caller gives the runtime: onnxruntime-web, onnxruntime-node or another.
 // docs/portable.md has the contract that this follows.
 
 const BOS = 1, OFFSET = 4; // byte b is id b + 4
 const CHUNK = 256; // ids of a prompt that are read at once
-const ARRAYS = { float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, int32: Int32Array, bool: Uint8Array };
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
 // One text. Its state is zeros at first, and then what the graph gave with the ids before.
 export class Text {
@@ -25,8 +25,8 @@ export class Text {
   }
 }
 
-// Yields { byte, starts, written } for each byte of `prompt` (a Uint8Array) and each that is written after it: whether it
-// starts a patch, whether the model wrote it. `ends`: the ids that end a text.
+// Yields { byte, starts, written } for each byte of `prompt` (a Uint8Array), then for each byte that the model writes:
+// whether it starts a patch, whether it is written. `ends` are the ids that end a text.
 export async function* generate(text, prompt, { maxBytes = 256, ends = [2], ...sampling } = {}) {
   const choose = sampler(sampling, [...Array(256).keys()].map(byte => byte + OFFSET).concat(ends));
   const ids = [BOS, ...Array.from(prompt, byte => byte + OFFSET)];
