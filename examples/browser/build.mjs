@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 
+process.on('uncaughtException', error => { console.error(error.message); process.exit(1); });
 const here = fileURLToPath(new URL('.', import.meta.url));
 const [bundle, site = join(here, 'site')] = process.argv.slice(2);
 if (!bundle || !existsSync(join(bundle, 'bundle.json'))) throw new Error('usage: build.mjs BUNDLE [SITE]');

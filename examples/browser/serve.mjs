@@ -30,4 +30,5 @@ const server = createServer((request, response) => {
   response.writeHead(200, headers);
   createReadStream(isCompressed ? `${path}.gz` : path).pipe(response);
 });
+server.on('error', error => { console.error(error.message); process.exit(1); });
 server.listen(Number(port), 'localhost', () => console.log(`http://localhost:${server.address().port}/`));

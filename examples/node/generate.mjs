@@ -8,6 +8,7 @@ import { parseArgs } from 'node:util';
 import ort from 'onnxruntime-node';
 import { generate, Text } from '../javascript/blt.mjs';
 
+process.on('uncaughtException', error => { console.error(error.message); process.exit(1); });
 const number = fallback => ({ type: 'string', default: String(fallback) });
 const { values, positionals } = parseArgs({
   allowPositionals: true,
