@@ -9,8 +9,8 @@ process.on('uncaughtException', error => { console.error(error.message); process
 const here = fileURLToPath(new URL('.', import.meta.url));
 const [bundle, site = join(here, 'site')] = process.argv.slice(2);
 if (!bundle || !existsSync(join(bundle, 'bundle.json'))) throw new Error('usage: build.mjs BUNDLE [SITE]');
-const { files, target } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
-if (target !== 'portable' || Object.keys(files).some(name => name.endsWith('.weights')))
+const { files, portable } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8'));
+if (!portable || Object.keys(files).some(name => name.endsWith('.weights')))
   throw new Error(`${bundle} does not fit a browser: export it with --target portable --embed`);
 
 const runtime = 'node_modules/onnxruntime-web/dist';

@@ -26,8 +26,8 @@ async function download(name, { size, sha256 }) {
 }
 
 async function load(threads) {
-  const { name, recipe, config, files } = await (await fetch('model/bundle.json')).json();
-  ends = config.generation.ends;
+  const { name, recipe, portable, files } = await (await fetch('model/bundle.json')).json();
+  ends = portable.ends;
   const graph = await download('model.onnx', files['model.onnx']);
   tell('opening');
   ort.env.wasm.numThreads = crossOriginIsolated ? threads : 1; // threads share memory, which only isolated pages may

@@ -28,7 +28,7 @@ export class Text {
 // Yields { byte, starts, written } for each byte of `prompt` (a Uint8Array), then for each byte that the model writes:
 // whether it starts a patch, whether it is written. `ends` are the ids that end a text.
 export async function* generate(text, prompt, { maxBytes = 256, ends = [2], ...sampling } = {}) {
-  const choose = sampler(sampling, [...Array(256).keys()].map(byte => byte + OFFSET).concat(ends));
+  const choose = sampler(sampling, [...new Set([...Array(256).keys()].map(byte => byte + OFFSET).concat(ends))]);
   const ids = [BOS, ...Array.from(prompt, byte => byte + OFFSET)];
   let step;
   for (let at = 0; at < ids.length; at += CHUNK) {

@@ -21,7 +21,7 @@ const [bundle, prompt] = positionals;
 if (prompt === undefined) throw new Error('usage: ./run BUNDLE PROMPT [--temperature T ...]');
 
 const opened = performance.now();
-const { ends } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8')).config.generation;
+const { ends } = JSON.parse(readFileSync(join(bundle, 'bundle.json'), 'utf8')).portable;
 const session = await ort.InferenceSession.create(join(bundle, 'model.onnx'), {
   intraOpNumThreads: Number(values.threads),
 });
