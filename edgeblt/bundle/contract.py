@@ -26,7 +26,8 @@ STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 # The execution provider that a stage's graph is made for; `portable`: all stages in one graph (`portable_contract`).
 Target = Literal["cpu", "cuda", "portable"]
-TARGETS: tuple[Target, ...] = ("cpu", "cuda")
+PORTABLE: Target = "portable"
+TARGETS: tuple[Target, ...] = ("cpu", "cuda")  # of a stage's own graph
 COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16", "portable": "float32"}
 CacheFormat = Literal["fp32", "fp16", "int8"]  # format of keys and values
 CACHE_FORMATS: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")

@@ -1,6 +1,6 @@
 """The contract of a portable graph, which holds all four stages: docs/portable.md says the same to its users.
 
-Dimensions: T ids of the chunk, N rows of the open patch with one before them, and by stage the slots of its caches:
+Dimensions: T ids of the chunk, P patches completed in it, N rows of the open patch with one before them, M after it, and by stage the slots of its caches:
 C_patcher, C_encoder, C_global, C_decoder, where a stage has no window.
 """
 
@@ -20,6 +20,11 @@ from edgeblt.bundle.contract import (
 
 NEXT = "next."  # what the name of a state's output begins with
 PORTABLE_VERSION = 1
+# Dimensions of state after the chunk.
+_GROWN: dict[Dimension, Dimension] = {
+    "N": "M", "C_patcher": "C_patcher + T", "C_encoder": "C_encoder + T", "C_global": "C_global + P",
+    "C_decoder": "C_decoder + T",
+}  # fmt: skip
 IDS = TensorSpec("ids", "int64", (1, "T"))
 
 
@@ -31,7 +36,10 @@ def portable_contract(config: ModelConfig) -> StageContract:
         TensorSpec("entropies", "float32", (1, "T")),
         TensorSpec("patch_starts", "bool", (1, "T")),
     )
-    following = tuple(TensorSpec(NEXT + spec.name, spec.dtype, _following(spec.shape)) for spec in states)
+    following = tuple(
+        TensorSpec(NEXT + spec.name, spec.dtype, tuple(_GROWN.get(size, size) for size in spec.shape))
+        for spec in states
+    )
     return StageContract("model", "portable", (IDS, *states), (), (*outputs, *following), None)
 
 
@@ -71,6 +79,3 @@ def _caches(config: ModelConfig, stage: StageName) -> Iterator[TensorSpec]:
         shape = (1, cache.kv_head_count, cache_slots(stage, cache.window), cache.head_dim)
         yield from (TensorSpec(name, cache.dtype, shape) for name in cache_names(stage, layer))
 
-
-def _following(shape: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
-    return tuple(f"{size}_next" if isinstance(size, str) else size for size in shape)
