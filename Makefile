@@ -9,7 +9,7 @@ CHECKED := edgeblt $(wildcard tests tools benchmarks)
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test levels lint bench slow browser-tests fuzz cuda native-tests fuzz-native venv wheel clean
+.PHONY: help demo test levels lint bench slow browser-tests examples npm fuzz cuda native-tests fuzz-native venv wheel clean
 
 help:
 	@echo "make demo   export, validate, time and run the bundled model"
@@ -19,6 +19,7 @@ help:
 	@echo "make levels what must be exact, once without the native library and once at each of its levels here"
 	@echo "make slow   the slow tests and those that install packages"
 	@echo "make browser-tests  the page of the server in a real browser, which it installs where there is none"
+	@echo "make examples  what the clients in examples/ need from npm, and their tests"
 	@echo "make fuzz   COUNT bundles (1000) changed at random from SEED (1): each must work or be refused"
 	@echo "make cuda   all that needs an NVIDIA GPU: accuracy, speed, tests; a few minutes"
 	@echo "make native-tests  the kernels' own tests under sanitizers, for this machine and by emulation for others"
@@ -34,7 +35,7 @@ demo: $(READY)
 test slow levels: export OMP_NUM_THREADS ?= 1
 test slow levels: export HF_HUB_OFFLINE = 1
 
-test: lint
+test: lint npm
 	$(BIN)/python -m pytest -n 2
 
 # Tests that compare results with another computation, or with themselves in other company.
@@ -55,6 +56,20 @@ browser-tests: $(READY)
 	@for name in chromium chromium-browser google-chrome; do ! command -v $$name >/dev/null || exit 0; done; \
 		$(BIN)/python -m playwright install chromium
 	$(BIN)/python -m pytest -m browser
+
+# Clients in JavaScript: the tests that need their packages are skipped where there is no npm, or no registry.
+NPM := $(addprefix examples/,$(addsuffix /node_modules/.package-lock.json,browser node))
+
+examples/%/node_modules/.package-lock.json: examples/%/package-lock.json
+	npm ci --silent --prefix examples/$*
+
+npm:
+	@if ! command -v npm >/dev/null; then echo "npm is not installed; tests of examples/ that need it are skipped"; \
+	else $(MAKE) --no-print-directory $(NPM) || echo "npm installed nothing; tests of examples/ are skipped"; fi
+
+examples: export OMP_NUM_THREADS ?= 1
+examples: $(READY) $(NPM)
+	$(BIN)/python -m pytest -rs tests/test_example_clients.py tests/test_javascript_sampling.py
 
 # Bundles changed at random; then, where they have a fuzzer of their own, the native operators. A case that is found is
 # printed with how to run it again.

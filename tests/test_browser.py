@@ -5,7 +5,6 @@ Oracles: `Model.generate` for what is written, `Model.score` for entropies, patc
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,9 @@ import numpy as np
 import pytest
 
 import edgeblt
+from browsers import started_chromium, until
 from edgeblt.scores import Scores
 from page_server import PageServer, bundled_model, started_server
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 
 pytestmark = pytest.mark.browser
 
@@ -44,16 +42,8 @@ def model(bundle: Path) -> Iterator[edgeblt.Model]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Debian's chromium, or the one that playwright installed."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            # A container has no user namespaces for its sandbox; only this server's page is opened in it.
-            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        except sync_api.Error as error:
-            pytest.skip(f"no chromium that starts (Debian: apt install chromium): {str(error).splitlines()[0]}")
+    with started_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -83,15 +73,6 @@ def open_page(chromium: Any, server: PageServer) -> Iterator[Callable[..., Any]]
         context.close()
     assert errors == []
     assert asked and all(url.startswith(server.address) for url in asked)
-
-
-def until(page: Any, expression: str) -> None:
-    """Returns when the expression holds; playwright's own function asks for `eval`, which the policy forbids."""
-    for _ in range(1200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"not within a minute: {expression}; the page says {page.inner_text('#said')!r}")
 
 
 def wait_for_scores(page: Any, text: str) -> None:

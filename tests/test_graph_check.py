@@ -18,6 +18,7 @@ from checkpoint_oracle import assert_one_sentence
 from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.bundle.contract import (
     CACHE_FORMATS,
+    PORTABLE,
     STAGES,
     TARGETS,
     CacheFormat,
@@ -34,7 +35,9 @@ from edgeblt.bundle.manifest import Bundle, open_bundle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
+from edgeblt.bundle.portable_contract import portable_contract
 from edgeblt.export.export_bundle import build_graphs
+from edgeblt.export.graphs.portable import portable_graph
 from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
 from tiny_bundles import RECIPES, whole_layers
@@ -108,6 +111,8 @@ def written(root: Path) -> Graphs:
                 contracts = stage_contracts(opened.config, targets, caches)
                 for stage, built in build_graphs(source, targets, caches).items():
                     found[name, target, format, stage] = ir.to_proto(built.model).SerializeToString(), contracts[stage]
+        content = ir.to_proto(portable_graph(source).model).SerializeToString()
+        found[name, PORTABLE, "fp32", "model"] = content, portable_contract(opened.config)
     return found
 
 
@@ -117,7 +122,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def test_all_that_the_exporter_writes_is_accepted(graphs: Graphs) -> None:
-    assert len(graphs) == (len(CACHE_FORMATS) + 1) * 4 * (len(RECIPES) + 1)
+    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1)
     for (*_, stage), (content, contract) in graphs.items():
         check_graph(content, Path(f"{stage}.onnx"), {f"{stage}.weights": 1 << 40}, "", contract=contract)
 

@@ -44,8 +44,9 @@ TOY = {
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.
 LONG = {
     "benchmarks/against_transformers.py", "benchmarks/channels.py", "benchmarks/formats.py",
-    "benchmarks/large_model.py", "benchmarks/pruning.py", "benchmarks/recipes.py", "benchmarks/sensitivity.py",
-    "benchmarks/table_pruning.py", "tools/api_page.py", "tools/check_cuda.py", "tools/train_demo.py",
+    "benchmarks/large_model.py", "benchmarks/portable_clients.py", "benchmarks/pruning.py", "benchmarks/recipes.py",
+    "benchmarks/sensitivity.py", "benchmarks/table_pruning.py", "tools/api_page.py", "tools/check_cuda.py",
+    "tools/train_demo.py",
 }  # fmt: skip
 # Modules of other scripts, and scripts without arguments that test_kernel_table.py and test_check_cuda.py test.
 MODULES = {

@@ -37,6 +37,10 @@ def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provid
     if provider is not None and not isinstance(provider, str):
         raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
     targets = bundle.manifest.targets
+    if bundle.manifest.is_portable:
+        if provider not in (None, "cpu"):
+            raise EdgebltError(f"{bundle.path} is portable and runs on the cpu here; leave provider {provider} out")
+        return dict.fromkeys(STAGES, "cpu")
     placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
     for stage, place in placement.items():
         if place == "cuda" and targets[stage] != "cuda":

@@ -1,0 +1,175 @@
+"""Speed of portable bundles in Python and in the clients of examples/: decoding, first byte, opening.
+
+    python benchmarks/portable_clients.py BUNDLE ... [--new-bytes N] [--rounds N] [--clients NAME ...]
+
+Each client continues the same sentence, greedily, in rounds that take turns; the fastest round of each counts, as other
+work on a machine only slows it. Python is `edgeblt` with the bundle on one thread; node is examples/node; the browsers
+are chromium, headless, with the page of examples/browser on one thread and on two. Decoding is timed from the first new
+byte to the last; the first byte, from the prompt to that byte, with the model open. Opening a page is from its address
+to the model being ready: at the first visit, and again with everything in its caches. A client whose tools are absent
+is left out by name. The last line is JSON.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeblt.model import load
+from edgeblt.runtime.machine.device import device_name
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PROMPT = "It was a bright morning, and the captain of the ship"
+CLIENTS = ("python", "node", "browser-1", "browser-2")
+
+
+@dataclass(frozen=True)
+class Round:
+    bytes_per_s: float
+    first_byte_ms: float
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client with an open bundle; `opened_ms`: how long that took, each time it was done."""
+
+    run: Callable[[int], Round]
+    opened_ms: tuple[float, ...] = ()
+
+
+class AbsentError(Exception):
+    """A client cannot run here."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--new-bytes", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
+    options = parser.parse_args()
+    rows = [row for bundle in options.bundles for row in measure(bundle, options)]
+    print(json.dumps({"device": device_name(), "new_bytes": options.new_bytes, "rows": rows}))
+
+
+def measure(bundle: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each client that runs here."""
+    with ExitStack() as stack:
+        clients: dict[str, Client] = {}
+        for name in options.clients:
+            try:
+                clients[name] = stack.enter_context(opened_client(name, bundle))
+            except AbsentError as error:
+                print(f"{name} left out: {error}", file=sys.stderr)
+        rounds: dict[str, list[Round]] = {name: [] for name in clients}
+        for _ in range(options.rounds):
+            for name, client in clients.items():
+                rounds[name].append(client.run(options.new_bytes))
+    rows = []
+    for name, found in rounds.items():
+        best = Round(max(one.bytes_per_s for one in found), min(one.first_byte_ms for one in found))
+        opened = [round(milliseconds) for milliseconds in clients[name].opened_ms]
+        rows.append({"bundle": bundle.name, "client": name, **asdict(best), "opened_ms": opened})
+        print(
+            f"{bundle.name:12} {name:10} {best.bytes_per_s:7,.0f} bytes/s, first byte {best.first_byte_ms:4.0f} ms"
+            + (f", opened in {' and '.join(map(str, opened))} ms" if opened else ""),
+            flush=True,
+        )
+    return rows
+
+
+@contextmanager
+def opened_client(name: str, bundle: Path) -> Iterator[Client]:
+    """Raises AbsentError where the client cannot run here."""
+    kind, _, threads = name.partition("-")
+    if kind != "python":
+        require_node(kind)
+    if kind == "python":
+        with load(bundle, threads=1) as model:
+            yield Client(lambda count: timed(model.stream(PROMPT, max_new_bytes=count, draft="none")))
+    elif kind == "node":
+        yield Client(lambda count: node_round(bundle, count))
+    else:
+        with opened_page(bundle, int(threads)) as client:
+            yield client
+
+
+def require_node(example: str) -> None:
+    if shutil.which("node") is None:
+        raise AbsentError("there is no node")
+    if not (EXAMPLES / example / "node_modules").is_dir():
+        raise AbsentError("its packages are not installed; run `make examples`")
+
+
+def timed(stream: Iterator[bytes]) -> Round:
+    """Times of a stream that begins with its first `next`."""
+    started = time.perf_counter()
+    count = len(next(stream))
+    first = time.perf_counter()
+    more = sum(len(piece) for piece in stream)
+    assert count == 1
+    return Round(more / (time.perf_counter() - first), (first - started) * 1000)
+
+
+def node_round(bundle: Path, count: int) -> Round:
+    """One run of examples/node, by the line in which it says its times."""
+    command = ["node", str(EXAMPLES / "node" / "generate.mjs"), str(bundle), PROMPT, "--max-bytes", str(count)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    found = re.search(r"first byte after (\d+) ms, (\d+) bytes/s", said)
+    assert found is not None, said
+    return Round(float(found[2]), float(found[1]))
+
+
+@contextmanager
+def opened_page(bundle: Path, threads: int) -> Iterator[Client]:
+    """The page with the bundle, in a headless chromium. Raises AbsentError where there is none."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise AbsentError("playwright is not installed (pip install playwright)") from None
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with ExitStack() as stack:
+        site = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = EXAMPLES / "browser"
+        subprocess.run(["node", str(folder / "build.mjs"), str(bundle), site], check=True)
+        server = subprocess.Popen(["node", str(folder / "serve.mjs"), site, "0"], stdout=subprocess.PIPE, text=True)
+        stack.callback(server.wait)
+        stack.callback(server.terminate)
+        assert server.stdout is not None
+        address = f"{server.stdout.readline().strip()}?threads={threads}"
+        playwright = stack.enter_context(sync_playwright())
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        stack.callback(browser.close)
+        page = browser.new_page()
+        opened = []
+        for _ in range(2):
+            started = time.perf_counter()
+            page.goto(address)
+            page.wait_for_selector("body.ready", timeout=60_000)
+            opened.append((time.perf_counter() - started) * 1000)
+            page.wait_for_timeout(2000)  # the service worker keeps what has come
+        yield Client(lambda count: page_round(page, count), tuple(opened))
+
+
+def page_round(page: Any, count: int) -> Round:
+    """One text of the page, by the numbers that it shows."""
+    page.fill("#prompt", PROMPT)
+    page.fill("#maxBytes", str(count))
+    page.fill("#temperature", "0")
+    page.click("#write")
+    page.wait_for_selector("body.ready", timeout=120_000)
+    speed, first = page.inner_text("#speed"), page.inner_text("#first")
+    return Round(float(speed.split()[0]), float(first.split()[0]))
+
+
+if __name__ == "__main__":
+    main()
