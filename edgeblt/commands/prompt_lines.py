@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.text import BatchEnd
+from edgeblt.bundle import system_calls
 from edgeblt.bundle.text_files import read_text
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
 from edgeblt.decoding.output import TextEnd
@@ -23,6 +24,7 @@ from edgeblt.model import Model
 from edgeblt.progress import progress
 
 CACHED_BYTES = 32 << 20  # weights a byte that a processor's caches may hold
+_FLAGS = os.O_RDWR | os.O_CREAT | system_calls.NOT_BLOCKING | system_calls.NOT_INHERITED
 _FIELDS = ("prompt", "id", "settings")
 
 
@@ -141,7 +143,7 @@ def _answer(prompt: PromptLine, text: bytes, end: TextEnd | BatchEnd, key: str) 
 
 def _opened(out: Path) -> Any:
     try:
-        descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(out, _FLAGS, 0o666)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise EdgebltError(
