@@ -11,10 +11,17 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edgeblt.bundle import system_calls
 from edgeblt.errors import EdgebltError
 
 # A pipe must not block, a terminal must not become ours. Links are refused, the last part of the path alone.
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FLAGS = (
+    os.O_RDONLY
+    | system_calls.NO_LINK
+    | system_calls.NOT_BLOCKING
+    | system_calls.NO_TERMINAL
+    | system_calls.NOT_INHERITED
+)
 _BLOCK = 1 << 20  # bytes
 _NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 
@@ -66,7 +73,8 @@ class HeldFile:
 
     def _blocks(self) -> Iterable[bytes]:
         place = 0
-        while place < self.size and (block := os.pread(self._descriptor, min(_BLOCK, self.size - place), place)):
+        read = system_calls.read_at
+        while place < self.size and (block := read(self._descriptor, min(_BLOCK, self.size - place), place)):
             yield block
             place += len(block)
 
@@ -81,7 +89,7 @@ class HeldFile:
 
     def refuse_replacement(self) -> None:
         """Raises EdgebltError if the file changed in any way, or its name leads to another one."""
-        _refuse_another(self.path, self._descriptor, self._status, os.lstat)
+        _refuse_another(self.path, lambda: os.fstat(self._descriptor), self._status, os.lstat)
 
 
 class HeldDirectory:
@@ -90,8 +98,9 @@ class HeldDirectory:
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self.path, self._descriptor = path, -1
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._status = os.fstat(self._descriptor)
+        if system_calls.OPENS_DIRECTORIES:
+            self._descriptor = os.open(path, os.O_RDONLY | system_calls.A_DIRECTORY | system_calls.NOT_INHERITED)
+        self._status = self._now()
 
     def __del__(self) -> None:
         self.close()
@@ -103,15 +112,21 @@ class HeldDirectory:
 
     def refuse_replacement(self) -> None:
         """Raises EdgebltError if the directory's name leads to another one, or did since it was opened."""
-        _refuse_another(self.path, self._descriptor, self._status, os.stat)
+        _refuse_another(self.path, self._now, self._status, os.stat)
+
+    def _now(self) -> os.stat_result:
+        return os.fstat(self._descriptor) if self._descriptor >= 0 else os.stat(self.path)
 
 
 def _refuse_another(
-    path: Path, descriptor: int, opened: os.stat_result, status_of: Callable[[Path], os.stat_result]
+    path: Path,
+    held: Callable[[], os.stat_result],
+    opened: os.stat_result,
+    status_of: Callable[[Path], os.stat_result],
 ) -> None:
     """Raises EdgebltError unless what is open is as it was when opened, and is what its name leads to now."""
     try:
-        now, named = os.fstat(descriptor), status_of(path)
+        now, named = held(), status_of(path)
     except OSError:
         raise _replaced(path) from None
     if not (_identity(now) == _identity(opened) == _identity(named)):

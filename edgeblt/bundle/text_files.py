@@ -5,10 +5,12 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeblt.bundle import system_calls
 from edgeblt.errors import EdgebltError
 
 LARGEST_TEXT = 1 << 28  # bytes
 _PIECE = 1 << 20
+_FLAGS = os.O_RDONLY | system_calls.NOT_BLOCKING | system_calls.NOT_INHERITED  # a pipe without a writer would block
 
 
 def read_text(path: str | Path, what: str = "") -> bytes:
@@ -18,7 +20,7 @@ def read_text(path: str | Path, what: str = "") -> bytes:
     """
     name = f"{what} {path}".lstrip()
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe nobody writes to would block
+        descriptor = os.open(path, _FLAGS)
         try:
             return _read_open(descriptor, name)
         finally:
@@ -58,7 +60,7 @@ def _read_open(descriptor: int, name: str) -> bytes:
                 raise EdgebltError(f"{name} is a pipe that nothing comes from; give a text file")
         except BlockingIOError:  # its writer has yet to write
             pass
-        os.set_blocking(descriptor, True)
+        system_calls.set_blocking(descriptor, True)
     elif not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
         raise EdgebltError(f"{name} is {kind}; give a text file")

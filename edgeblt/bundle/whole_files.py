@@ -5,15 +5,16 @@ it; a process that is killed leaves it behind, unlocked, for the next one that w
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeblt.bundle import system_calls
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.errors import EdgebltError
 
@@ -90,18 +91,20 @@ def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
     try:
         mode = _mode(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path, partial, os.O_RDWR | os.O_CREAT) as descriptor:
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT) as held:
             try:
-                os.ftruncate(descriptor, 0)
+                os.ftruncate(held.descriptor, 0)
                 if mode is not None:
-                    os.fchmod(descriptor, mode)
-                with open(descriptor, "r+b", closefd=False) as file:
+                    os.chmod(held.descriptor if os.chmod in os.supports_fd else partial, mode)
+                with open(held.descriptor, "r+b", closefd=False) as file:
                     yield file
-                os.fsync(descriptor)  # its name must not be on the disk before its content
+                os.fsync(held.descriptor)  # its name must not be on the disk before its content
+                held.allow_renaming()
                 if not replace:
                     _refuse_existing(path)
-                partial.rename(path)
+                partial.replace(path)
             except BaseException:
+                held.allow_renaming()
                 with suppress(OSError):
                     partial.unlink()
                 raise
@@ -118,7 +121,8 @@ def check_writable(path: Path, replace: bool = False) -> None:
     try:
         _mode(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path, partial, os.O_RDWR | os.O_CREAT):
+        with _locked(path, partial, os.O_RDWR | os.O_CREAT) as held:
+            held.allow_renaming()
             partial.unlink()
     except OSError as error:
         raise cannot_write(path, error) from None
@@ -130,8 +134,10 @@ def check_writable(path: Path, replace: bool = False) -> None:
 
 def flush(directory: Path) -> None:
     """Syncs a directory and its files to the disk, so that none can be found truncated later. Raises OSError."""
-    for path in (*directory.iterdir(), directory):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    on_directories = system_calls.OPENS_DIRECTORIES
+    access = os.O_RDONLY if on_directories else os.O_RDWR
+    for path in (*directory.iterdir(), directory) if on_directories else directory.iterdir():
+        descriptor = os.open(path, access | system_calls.NO_LINK | system_calls.NOT_INHERITED)
         try:
             os.fsync(descriptor)
         finally:
@@ -157,28 +163,45 @@ def cannot_write(path: Path, error: OSError) -> EdgebltError:
     return EdgebltError(f"{path} cannot be written ({reason}); free some space or choose another place")
 
 
+@dataclass
+class _Held:
+    """An open descriptor, -1 when it is closed."""
+
+    descriptor: int
+
+    def allow_renaming(self) -> None:
+        """Closes it on systems that neither rename nor remove what is open."""
+        if not system_calls.OPENS_DIRECTORIES:
+            self.close()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
 @contextmanager
-def _locked(path: Path, partial: Path, flags: int) -> Iterator[int]:
-    """Yields the descriptor of `partial`, locked for this process; the lock ends with the process, however it ends."""
+def _locked(path: Path, partial: Path, flags: int) -> Iterator[_Held]:
+    """Yields `partial`, open and locked for this process; the lock ends with the process, however it ends."""
     try:
-        descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        held = _Held(os.open(partial, flags | system_calls.NO_LINK | system_calls.NOT_INHERITED, 0o666))
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR):  # a link, or of the other kind
             raise
         raise EdgebltError(f"{partial} is in the way; remove it, or choose another name") from None
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system_calls.lock(held.descriptor)
             same = os.path.samestat(
-                os.fstat(descriptor), os.lstat(partial)
+                os.fstat(held.descriptor), os.lstat(partial)
             )  # False if it was renamed before it was locked
         except (BlockingIOError, FileNotFoundError):
             same = False
         if not same:
             raise EdgebltError(f"{path} is being written by another process; wait for it, or choose another name")
-        yield descriptor
+        yield held
     finally:
-        os.close(descriptor)
+        held.close()
 
 
 def _mode(path: Path) -> int | None:
@@ -204,7 +227,7 @@ class _Spare:
         self._descriptors: list[int] = []
         try:
             for _ in range(_SPARE):
-                self._descriptors.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+                self._descriptors.append(os.open(os.devnull, os.O_RDONLY | system_calls.NOT_INHERITED))
         except OSError:
             self.release()
             raise
@@ -223,8 +246,11 @@ def _own_directory(path: Path, directory: Path) -> Iterator[None]:
     """Locks `directory`, which lies beside `path`, for this process; makes it if absent. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     left = _made_before(directory)
-    with _locked(path, directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-        if left and os.fstat(descriptor).st_uid != os.geteuid():
+    if not system_calls.OPENS_DIRECTORIES:
+        yield
+        return
+    with _locked(path, directory, os.O_RDONLY | system_calls.A_DIRECTORY) as held:
+        if left and os.fstat(held.descriptor).st_uid != os.geteuid():
             raise EdgebltError(f"{directory} is somebody else's; remove it, or choose another name")
         yield
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.text import BatchEnd
+from edgeblt.bundle import system_calls
 from edgeblt.bundle.text_files import read_text
 from edgeblt.decoding.output import TextEnd
 from edgeblt.decoding.settings import GenerationSettings
@@ -21,6 +22,7 @@ from edgeblt.model import Model
 from edgeblt.progress import progress
 
 LEAST_TOGETHER = 3  # prompts answered in common steps; two on a small model are as fast one by one, with all drafters
+_FLAGS = os.O_RDWR | os.O_CREAT | system_calls.NOT_BLOCKING | system_calls.NOT_INHERITED
 _FIELDS = ("prompt", "id", "settings")
 
 
@@ -121,7 +123,7 @@ def _answer(prompt: PromptLine, text: bytes, end: TextEnd | BatchEnd, key: str) 
 
 def _opened(out: Path) -> Any:
     try:
-        descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(out, _FLAGS, 0o666)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise EdgebltError(

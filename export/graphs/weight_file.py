@@ -194,7 +194,10 @@ class WeightFile:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Reserves disk space, so that a full disk shows now and not after an hour; some file systems cannot."""
+    """Reserves disk space, so that a full disk shows now and not after an hour; some systems cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        os.ftruncate(descriptor, size)
+        return
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

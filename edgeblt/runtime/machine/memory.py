@@ -1,10 +1,11 @@
 """Resident memory of this process, now and at most, and what the machine has left."""
 
 import ctypes
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from edgeblt.bundle.system_calls import module
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,11 @@ def resident_memory() -> Memory | None:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Largest resident memory of this process so far; 0 on a system that does not say."""
+    resource = module("resource")
+    if resource is None:
+        return 0
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def available_memory() -> int | None:
@@ -46,6 +50,8 @@ def return_freed_memory() -> None:
 
     Opening a graph packs one matrix after another in memory that is freed again; glibc would keep most of it.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(ctypes.c_size_t(0))
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or none under that name
+        return
+    trim(ctypes.c_size_t(0))

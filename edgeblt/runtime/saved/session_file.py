@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle import system_calls
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.bundle.whole_files import check_writable, whole_file
 from edgeblt.errors import EdgebltError
@@ -31,6 +32,7 @@ from edgeblt.errors import EdgebltError
 MAGIC, FORMAT_VERSION = b"EBLTSESS", 1
 _START = struct.Struct("<8sII")
 _HEADER_LIMIT = 1 << 20
+_FLAGS = os.O_RDONLY | system_calls.NOT_BLOCKING | system_calls.NOT_INHERITED  # a pipe would block
 _DIGEST_BYTES = 32
 _PIECE_BYTES = 1 << 20  # bytes read and hashed at once
 REMEDY = "save the session again"
@@ -269,7 +271,7 @@ def _read_array(file: BinaryIO, place: ArrayPlace, digest: Any, path: Path) -> N
 def _opened(path: Path) -> BinaryIO:
     """The file, open. Raises EdgebltError for anything but a regular file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+        descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise EdgebltError(f"{path} cannot be read ({reason}); give a file that --save-state wrote") from None

@@ -1,0 +1,166 @@
+// Continues a text with a portable bundle of edgeblt, on ONNX Runtime's C++ API alone.
+//
+//     examples/cpp/run BUNDLE "Once upon a time" --bytes 200 --temperature 0.7 --top-p 0.95 --seed 1
+//
+// The loop is that of docs/portable.md: ids and state go in, logits and the next state come out.
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+constexpr int64_t kBos = 1, kFirstByte = 4;  // byte b is id b + 4
+constexpr size_t kPiece = 256;               // ids of a call: memory grows with their square
+
+// A text of one model: what it has read lies in the state, a list of tensors that every call takes and gives anew.
+class Text {
+ public:
+  Text(const std::string& path, int threads) : session_(nullptr) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(threads);
+    session_ = Ort::Session(environment_, path.c_str(), options);
+    Ort::AllocatorWithDefaultOptions memory;
+    inputs_ = {"ids"};
+    outputs_ = {"logits"};
+    for (size_t i = 0; i < session_.GetInputCount(); ++i) {
+      const std::string name = session_.GetInputNameAllocated(i, memory).get();
+      if (name == "ids") continue;
+      inputs_.push_back(name);
+      outputs_.push_back("next." + name);
+      state_.push_back(zeros(session_.GetInputTypeInfo(i).GetTensorTypeAndShapeInfo(), memory));
+    }
+    const auto metadata = session_.GetModelMetadata().LookupCustomMetadataMapAllocated("edgeblt", memory);
+    const char* ends = metadata ? std::strstr(metadata.get(), "\"ends\"") : nullptr;
+    std::stringstream list(ends ? std::strchr(ends, '[') + 1 : "2");  // such as 2, 7]
+    for (int64_t id; list >> id; list.ignore()) ends_.push_back(id);
+  }
+
+  // Reads ids; gives the logits of the id after them.
+  std::vector<float> read(const std::vector<int64_t>& ids) {
+    std::vector<float> logits;
+    for (size_t start = 0; start < ids.size(); start += kPiece) {
+      std::vector<int64_t> piece(ids.begin() + start, ids.begin() + std::min(ids.size(), start + kPiece));
+      logits = call(piece);
+    }
+    return logits;
+  }
+
+  bool ends_with(int64_t id) const { return std::count(ends_.begin(), ends_.end(), id) > 0; }
+
+ private:
+  // State at the beginning of a text: zeros, and 1 for every dimension that varies.
+  static Ort::Value zeros(const Ort::ConstTensorTypeAndShapeInfo& declared, OrtAllocator* memory) {
+    std::vector<int64_t> shape = declared.GetShape();
+    for (int64_t& size : shape) size = std::max<int64_t>(size, 1);
+    Ort::Value value = Ort::Value::CreateTensor(memory, shape.data(), shape.size(), declared.GetElementType());
+    const size_t bytes = declared.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 ? 8 : 4;
+    std::memset(value.GetTensorMutableRawData(), 0, bytes * value.GetTensorTypeAndShapeInfo().GetElementCount());
+    return value;
+  }
+
+  std::vector<float> call(std::vector<int64_t>& ids) {
+    const int64_t shape[] = {1, static_cast<int64_t>(ids.size())};
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+    std::vector<Ort::Value> values;
+    values.push_back(Ort::Value::CreateTensor<int64_t>(memory, ids.data(), ids.size(), shape, 2));
+    std::move(state_.begin(), state_.end(), std::back_inserter(values));
+    const auto inputs = pointers(inputs_), outputs = pointers(outputs_);
+    auto results = session_.Run({}, inputs.data(), values.data(), values.size(), outputs.data(), outputs.size());
+    std::move(results.begin() + 1, results.end(), state_.begin());
+    const int64_t size = results[0].GetTensorTypeAndShapeInfo().GetShape()[2];
+    const float* last = results[0].GetTensorData<float>() + (ids.size() - 1) * size;  // [1, T, size]
+    return {last, last + size};
+  }
+
+  static std::vector<const char*> pointers(const std::vector<std::string>& names) {
+    std::vector<const char*> pointers;
+    for (const std::string& name : names) pointers.push_back(name.c_str());
+    return pointers;
+  }
+
+  Ort::Env environment_;
+  Ort::Session session_;
+  std::vector<std::string> inputs_, outputs_;  // ids, then the state; logits, then the next state
+  std::vector<Ort::Value> state_;
+  std::vector<int64_t> ends_;
+};
+
+// The likeliest id, or one sampled at a temperature from the top_k likeliest, of these the fewest that make up top_p.
+int64_t sample(std::vector<float> logits, double temperature, size_t top_k, double top_p, std::mt19937_64& random) {
+  logits[0] = logits[kBos] = logits[3] = -INFINITY;  // these have no meaning within a text
+  std::vector<int64_t> ids(logits.size());
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int64_t>(i);
+  std::stable_sort(ids.begin(), ids.end(), [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+  if (temperature <= 0) return ids[0];
+  if (top_k > 0 && top_k < ids.size()) ids.resize(top_k);
+  std::vector<double> weights;
+  for (int64_t id : ids) weights.push_back(std::exp((logits[id] - logits[ids[0]]) / temperature));
+  double total = 0, kept = 0;
+  for (double weight : weights) total += weight;
+  size_t count = 0;
+  while (count < weights.size() && kept < top_p * total) kept += weights[count++];
+  double place = static_cast<double>(random() >> 11) * 0x1p-53 * kept;  // the same on every platform
+  size_t chosen = 0;
+  while (chosen + 1 < count && (place -= weights[chosen]) >= 0) ++chosen;
+  return ids[chosen];
+}
+
+// Number of leading bytes after which no character of UTF-8 is cut; bytes that are no UTF-8 are not held back.
+size_t whole_characters(const std::string& text) {
+  for (size_t back = 1; back <= std::min<size_t>(text.size(), 3); ++back) {
+    const unsigned char byte = text[text.size() - back];
+    if (byte >= 0xC0) return (byte >= 0xF0 ? 4u : byte >= 0xE0 ? 3u : 2u) > back ? text.size() - back : text.size();
+    if (byte < 0x80) break;
+  }
+  return text.size();
+}
+
+int main(int count, char** arguments) try {
+  std::map<std::string, double> options{{"--bytes", 200}, {"--temperature", 0}, {"--top-k", 0},
+                                        {"--top-p", 1},   {"--seed", 0},        {"--threads", 1}};
+  for (int i = 3; i + 1 < count; i += 2) options.at(arguments[i]) = std::atof(arguments[i + 1]);
+  if (count < 3 || count % 2 == 0) throw std::out_of_range("arguments");
+
+  Text text(std::string(arguments[1]) + "/model.onnx", static_cast<int>(options["--threads"]));
+  std::mt19937_64 random(static_cast<uint64_t>(options["--seed"]));
+  std::vector<int64_t> ids{kBos};
+  for (const char* byte = arguments[2]; *byte; ++byte) ids.push_back(static_cast<unsigned char>(*byte) + kFirstByte);
+
+  const auto seconds = [] { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()); };
+  const auto start = seconds();
+  auto first = start;
+  std::string pending;
+  int written = 0;
+  std::fputs(arguments[2], stdout);
+  for (; written < options["--bytes"]; ++written) {
+    const auto logits = text.read(ids);
+    if (written == 0) first = seconds();
+    const int64_t id = sample(logits, options["--temperature"], static_cast<size_t>(options["--top-k"]), options["--top-p"], random);
+    if (text.ends_with(id) || id < kFirstByte) break;
+    ids = {id};
+    pending += static_cast<char>(id - kFirstByte);
+    const size_t whole = whole_characters(pending);
+    std::fwrite(pending.data(), 1, whole, stdout);
+    std::fflush(stdout);
+    pending.erase(0, whole);
+  }
+  std::printf("%s\n", pending.c_str());
+  std::fprintf(stderr, "first byte after %.3f s, then %.1f bytes/s\n", (first - start).count(),
+               written > 1 ? (written - 1) / (seconds() - first).count() : 0.0);
+  return 0;
+} catch (const std::out_of_range&) {
+  std::fputs("usage: run BUNDLE PROMPT [--bytes N] [--temperature T] [--top-k K] [--top-p P] [--seed N] [--threads N]\n", stderr);
+  return 2;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}
