@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: build the four graphs, write them with their weights, describe what was written."""
+"""From a checkpoint to a bundle: build the graphs, write them with their weights, describe what was written."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import STAGES, TARGETS, CacheFormat, StageName, Target, stage_contracts
+from edgeblt.bundle.architectures import architecture
+from edgeblt.bundle.contract import CACHE_FORMATS, TARGETS, CacheFormat, StageName, Target
 from edgeblt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -19,14 +20,11 @@ from edgeblt.bundle.manifest import (
 )
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
+from edgeblt.export.architectures import workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
-from edgeblt.export.graphs.decoder import decoder_graph
-from edgeblt.export.graphs.encoder import encoder_graph
-from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
-from edgeblt.export.graphs.patcher import patcher_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
@@ -39,7 +37,6 @@ from edgeblt.quant.memory_limit import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
-GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 
 
@@ -79,8 +76,9 @@ def export_bundle(
     needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
-    targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
+    stages = architecture(opened.config.architecture).stages
+    targets = parse_placement(target, "target", TARGETS, dict.fromkeys(stages, TARGETS[0]))
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
     caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
@@ -143,6 +141,7 @@ def _write_bundle(
             stages=stages,
             files={name: file_record(partial / name) for name in sorted(names)},
             made_by=made_by,
+            architecture=source.config.architecture,
         )
         write_manifest(partial, manifest)
         journal.finish()
@@ -154,8 +153,10 @@ def build_graphs(
     caches: Mapping[StageName, CacheFormat] | None = None,
 ) -> dict[StageName, BuiltStage]:
     """Builds all stages, by default for cpu and with caches in fp32, without reading weights."""
-    contracts = stage_contracts(source.config, targets, caches)
-    return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
+    name = source.config.architecture
+    graphs = workbench_architecture(name).graphs
+    contracts = architecture(name).contracts(source.config, targets, caches)
+    return {stage: graphs[stage](source, contract) for stage, contract in contracts.items()}
 
 
 def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
@@ -174,9 +175,8 @@ def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
 
 def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
     """Formats of keys and values that the stages will have."""
-    return {
-        stage: "fp16" if targets[stage] == "cuda" else format for stage, format in parse_cache_formats(text).items()
-    }
+    formats = parse_cache_formats(text)
+    return {stage: "fp16" if targets[stage] == "cuda" else formats.get(stage, CACHE_FORMATS[0]) for stage in targets}
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:

@@ -11,7 +11,7 @@ from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import ByteModelConfig, check_prompt
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
@@ -27,7 +27,7 @@ class BatchCalls:
     """Calls of a model for many texts. They share steps, in which weights are read once for all of them, and each
     text's bytes are the same as alone."""
 
-    config: ModelConfig
+    config: ByteModelConfig
     prefix_cache: PrefixCache
     threshold: float | None
 
@@ -92,6 +92,8 @@ class BatchCalls:
         def collector(index: int) -> Deliver:
             return lambda piece: pieces.append((index, piece))
 
+        for prompt in read:
+            check_prompt(self.config, prompt)
         for index, prompt in enumerate(read):
             scheduler.add(BatchText(prompt, chosen, ends, collector(index)))
         return _streamed(scheduler, pieces)

@@ -14,7 +14,7 @@ from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.settings import BatchSettings, completed_settings, recorded_details, settings_of_answers
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver, Recorded
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import ByteModelConfig, check_prompt
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
@@ -52,7 +52,7 @@ class Engine:
     Texts may be added at any time, from any thread; each joins at the next step. They get the same bytes as alone.
     """
 
-    def __init__(self, config: ModelConfig, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
+    def __init__(self, config: ByteModelConfig, stepper: Stepper, prefixes: Prefixes | None = None) -> None:
         self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper, prefixes)
         self._changed = Condition()
         self._joining: list[BatchText] = []
@@ -196,6 +196,7 @@ class Engine:
         recorded: Recorded | None,
     ) -> list[BatchText]:
         data, chosen = as_bytes("prompt", prompt), completed_settings(self._config, settings, **changes)
+        check_prompt(self._config, data)
         ends, own = self._config.generation.ends, settings_of_answers(chosen, len(deliver))
         taken = [self._counted(take) for take in deliver]
         texts = [BatchText(data, each, ends, take, recorded) for each, take in zip(own, taken, strict=True)]

@@ -20,8 +20,8 @@ import numpy as np
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
-StageName = Literal["patcher", "encoder", "global", "decoder"]
-STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")
+StageName = Literal["patcher", "encoder", "global", "decoder", "mamba"]
+STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # of a BLT
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 Target = Literal["cpu", "cuda"]  # the execution provider that a stage's graph is made for
 TARGETS: tuple[Target, ...] = ("cpu", "cuda")

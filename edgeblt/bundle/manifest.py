@@ -3,7 +3,7 @@
 `export/` writes bundles; this module describes and checks them. Format version 2, whose dense weights are interleaved:
 
     bundle.json      a `Manifest`, and `checksum`: the sha256 of its canonical JSON without that field
-    patcher.onnx, encoder.onnx, global.onnx, decoder.onnx
+    patcher.onnx, encoder.onnx, global.onnx, decoder.onnx, or those of another architecture's stages
     *.weights        the graphs' external data
     README.md        the model card
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
-from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
+from edgeblt.bundle.architectures import FIRST, architecture
+from edgeblt.bundle.contract import TARGETS, StageContract, StageName, Target
+from edgeblt.bundle.dataclass_json import LATER, dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
 from edgeblt.bundle.placement import parse_cache_formats, parse_placement
@@ -55,20 +55,27 @@ class Manifest:
     target: str  # target of the graphs: cpu, cuda, or one for each stage, as `parse_placement` reads it
     recipe: str
     kv_cache: str  # format of keys and values: fp32, fp16, int8, or one for each stage
-    config: ModelConfig
+    config: Any  # a ByteModelConfig, of the architecture's own class
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
     made_by: dict[str, str]  # package to version
+    architecture: str = field(default=FIRST, metadata=LATER)
+
+    @property
+    def stage_names(self) -> tuple[StageName, ...]:
+        """Names of the architecture's stages, in the order of the computation."""
+        return architecture(self.architecture).stages
 
     @property
     def targets(self) -> dict[StageName, Target]:
         """Target of each stage. Raises EdgebltError for an unknown target."""
-        return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+        return parse_placement(self.target, "target", TARGETS, dict.fromkeys(self.stage_names, TARGETS[0]))
 
     @property
     def contracts(self) -> dict[StageName, StageContract]:
         """Contract of each stage. Raises EdgebltError for an unknown target or format of keys and values."""
-        return stage_contracts(self.config, self.targets, parse_cache_formats(self.kv_cache))
+        caches = parse_cache_formats(self.kv_cache, self.stage_names)
+        return architecture(self.architecture).contracts(self.config, self.targets, caches)
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
             files[name] = file
     contracts = manifest.contracts
     stages: dict[StageName, HeldStage] = {}
-    for stage in STAGES:
+    for stage in manifest.stage_names:
         entry = manifest.stages[stage]
         content, graph = contents[entry.graph], path / entry.graph
         sizes = {name: manifest.files[name].size for name in entry.weights}
@@ -217,7 +224,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} has format version {version!r:.40}; this edgeblt reads {FORMAT_VERSION}: export again with it"
         )
     check_checksum(document, path, "export the bundle again")
-    manifest = parse_dataclass(Manifest, document, str(path))
+    kind = architecture(document.get("architecture", FIRST))
+    manifest = parse_dataclass(Manifest, document, str(path), {"config": kind.config})
     _check_names(manifest, path)
     return manifest
 
@@ -234,8 +242,9 @@ def _check_names(manifest: Manifest, path: Path) -> None:
             raise EdgebltError(f"{path} names the file {name!r:.60}; only plain file names are allowed: export again")
         if record.size < 0 or not _HASH.fullmatch(record.sha256):
             raise EdgebltError(f"{path} gives {name} an impossible size or hash; export the bundle again")
-    if set(manifest.stages) != set(STAGES):
-        raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(STAGES)}")
+    names = manifest.stage_names
+    if set(manifest.stages) != set(names):
+        raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(names)}")
     try:
         manifest.contracts  # noqa: B018
     except EdgebltError as error:

@@ -121,6 +121,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Greater"): _operator(2),
     ("", "Identity"): _operator(1),
     ("", "If"): _operator(1, then_branch=_GRAPH, else_branch=_GRAPH),
+    ("", "LayerNormalization"): _operator(3, axis=_one_of(-1), epsilon=_POSITIVE, stash_type=_one_of(1)),
     ("", "MatMul"): _operator(2),
     ("", "Mod"): _operator(2),
     ("", "Mul"): _operator(2),
@@ -149,7 +150,9 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (MICROSOFT, "MatMulBnb4"): _operator(3, K=_COUNT, N=_COUNT, block_size=_BLOCK, quant_type=_one_of(0, 1)),
     (MICROSOFT, "MatMulNBits"): _operator((3, 4), K=_COUNT, N=_COUNT, bits=_BITS, block_size=_BLOCK),
     (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
+    (MICROSOFT, "SkipLayerNormalization"): _operator(4, 4, epsilon=_POSITIVE),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
+    (EDGEBLT, "CausalConvolution"): _operator(4, 2, channels=_COUNT),
     (EDGEBLT, "DenseCrossAttention"): _operator(
         15, 2, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, projected=_COUNT,
         **_products("query", "key", "output"),
@@ -172,6 +175,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
     (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
+    (EDGEBLT, "SelectiveScan"): _operator(8, 2, channels=_COUNT, states=_COUNT, rank=_COUNT),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
     (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
@@ -187,6 +191,7 @@ _TABLE_LOOKUPS = """
 # `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
 # Those with attention have all of these for each of `contract.CACHE_FORMATS`.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    (EDGEBLT, "CausalConvolution"): ("e298a9dca97f12db",),
     (EDGEBLT, "DenseCrossAttention"): ("2b5d96b587b2b876", "b2ceb08fa4d667d0", "753840054a27990f", "22d957da7a5ac75c"),
     (EDGEBLT, "DenseLayer"): (
         "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
@@ -201,6 +206,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
+    (EDGEBLT, "SelectiveScan"): ("fd62e291f2c1af0f",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip

@@ -1,0 +1,76 @@
+"""Runs of the stage on states whose buffers stay bound."""
+
+import time
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeblt.errors import EdgebltError
+from edgeblt.mambabyte.config import MambaByteConfig
+from edgeblt.mambabyte.contract import STAGE, state_specs
+from edgeblt.mambabyte.state import LayerStates
+from edgeblt.runtime.opened_graphs import MANY, OpenedGraph, closed
+from edgeblt.runtime.run_errors import run_error
+from edgeblt.runtime.stage_work import StageWork
+
+
+class StateRunner:
+    """Runs the graph from one set of states to another. Each of both has a binding that is made once."""
+
+    def __init__(self, config: MambaByteConfig, graph: OpenedGraph) -> None:
+        self.work = StageWork()
+        self._graph = graph
+        self._names = [[spec.name for spec in state_specs(config, direction)] for direction in ("past", "present")]
+        self._bindings: dict[tuple[bool, int, int], _StateBinding] = {}
+        graph.add_user(self)
+
+    def run(
+        self, ids: NDArray[np.int64], logits: NDArray[np.float32], source: LayerStates, target: LayerStates
+    ) -> None:
+        """Read bytes [T] from `source`, writing logits [T, 256] and `target`.
+
+        Raises EdgebltError where onnxruntime fails, and once the graph is closed.
+        """
+        started = time.perf_counter()
+        if self._graph.is_closed:
+            self.release()
+            raise closed()
+        key = (len(ids) >= MANY, id(source), id(target))
+        if key not in self._bindings:
+            self._bindings[key] = _StateBinding(self._graph.for_positions(len(ids)), self._names, source, target)
+        try:
+            self._bindings[key].run(ids, logits)
+        except EdgebltError:
+            raise
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            raise run_error(error, STAGE) from None
+        self.work.add(len(ids), 0, time.perf_counter() - started, source.nbytes)
+
+    def release(self) -> None:
+        """Let go of all bindings, and so of the graph."""
+        self._bindings.clear()
+
+
+class _StateBinding:
+    """States bound to a graph, and the arrays of its last run."""
+
+    def __init__(
+        self, graph: onnxruntime.InferenceSession, names: list[list[str]], source: LayerStates, target: LayerStates
+    ) -> None:
+        self._graph, self._binding = graph, graph.io_binding()
+        self._kept = source, target  # bound by their addresses
+        self._last: tuple[object, object] = None, None
+        for bind, some, states in (
+            (self._binding.bind_ortvalue_input, names[0], source),
+            (self._binding.bind_ortvalue_output, names[1], target),
+        ):
+            for name, array in zip(some, states.arrays, strict=True):
+                bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+
+    def run(self, ids: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        if self._last[0] is not ids or self._last[1] is not logits:
+            self._binding.bind_ortvalue_input("bytes", onnxruntime.OrtValue.ortvalue_from_numpy(ids))
+            self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits))
+            self._last = ids, logits
+        self._graph.run_with_iobinding(self._binding)
