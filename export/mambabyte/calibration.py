@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +15,8 @@ from torch.nn import functional
 from edgeblt.mambabyte.config import MambaByteConfig
 from edgeblt.quant.calibration.activations import Values, each
 from edgeblt.quant.calibration.forward import Lookup, Multiply, Read
+
+_TOGETHER = 64  # bytes whose states are in memory at a time
 
 
 def calibrate_mambabyte(
@@ -65,9 +68,14 @@ def _scan(config: MambaByteConfig, decay: Tensor, bias: Tensor, skip: Tensor, *v
     step, x, selected, split = values
     step = functional.softplus(step + bias)
     inputs, outputs = selected[..., config.step_rank :].split(config.state_size, dim=-1)
-    state, scanned = torch.zeros(len(x), *decay.shape), torch.empty_like(x)
-    scaled = step * x
-    for t in range(x.shape[1]):
-        state = torch.exp(step[:, t, :, None] * decay) * state + scaled[:, t, :, None] * inputs[:, t, None]
-        scanned[:, t] = (state @ outputs[:, t, :, None])[..., 0]
+    state, scanned = np.zeros((len(x), *decay.shape), np.float32), torch.empty_like(x)
+    for start in range(0, x.shape[1], _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        kept = torch.exp(step[:, some, :, None] * decay)
+        states = (step * x)[:, some, :, None] * inputs[:, some, None]
+        for before, new in zip(kept.numpy().swapaxes(0, 1), states.numpy().swapaxes(0, 1), strict=True):
+            np.multiply(before, state, out=before)
+            np.add(new, before, out=new)
+            state = new
+        scanned[:, some] = (states @ outputs[:, some, :, None])[..., 0]
     return (scanned + skip * x) * functional.silu(split[..., config.channel_count :])

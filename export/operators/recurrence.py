@@ -20,7 +20,7 @@ bodies. D channels, N states of each.
       gives y             float32 [T, D], and `present` [N, D]
 
 Each byte's numbers are computed by the same operations on the same shapes whatever T is, so how a text is cut changes
-no bit.
+no bit; Softplus is within the step, as ONNX Runtime rounds its last elements in another way.
 """
 
 import numpy as np
@@ -60,14 +60,13 @@ def selective_scan_function(opset: int = 23) -> ir.Function:
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
     channels, states, rank = (writer.attribute(name) for name in ("channels", "states", "rank"))
-    step = writer.op("Softplus", writer.op("Add", inputs["step"], inputs["step_bias"]))
     middle = writer.op("Add", rank, states)
     given = _columns(writer, inputs["selected"], rank, middle)
     read = _columns(writer, inputs["selected"], middle, writer.op("Add", middle, states))
-    scaled = writer.op("Mul", step, inputs["x"])
+    rows = ((inputs["step"], channels), (inputs["x"], channels), (given, states), (read, states))
     present, scanned = writer.ops(
-        "Scan", inputs["past"], step, scaled, given, read, outputs=2,
-        body=_step(writer, inputs["decay"]), num_scan_inputs=4,
+        "Scan", inputs["past"], *(_of_width(writer, value, width) for value, width in rows), outputs=2,
+        body=_step(writer, inputs["step_bias"], inputs["decay"]), num_scan_inputs=4,
     )  # fmt: skip
     gate = _columns(writer, inputs["split"], channels, writer.op("Add", channels, channels))
     total = writer.op("Add", scanned, writer.op("Mul", inputs["skip"], inputs["x"]))
@@ -76,15 +75,16 @@ def selective_scan_function(opset: int = 23) -> ir.Function:
     return function((EDGEBLT, SCAN), attributes, inputs, [y, present], writer, {"": opset})
 
 
-def _step(around: FunctionWriter, decay: ir.Value) -> ir.Graph:
+def _step(around: FunctionWriter, step_bias: ir.Value, decay: ir.Value) -> ir.Graph:
     """One byte's step from states [N, D]."""
     writer = FunctionWriter(around)
-    names = ("state", "step", "scaled", "given", "read")
-    state, step, scaled, given, read = inputs = [
+    names = ("state", "before_bias", "x", "given", "read")
+    state, before_bias, x, given, read = inputs = [
         ir.Value(name=f"step_{name}", type=ir.TensorType(ir.DataType.FLOAT)) for name in names
     ]
+    step = writer.op("Softplus", writer.op("Add", before_bias, step_bias))
     kept = writer.op("Mul", writer.op("Exp", writer.op("Mul", step, decay)), state)
-    added = writer.op("Mul", writer.op("Unsqueeze", given, writer.ints(1)), scaled)
+    added = writer.op("Mul", writer.op("Unsqueeze", given, writer.ints(1)), writer.op("Mul", step, x))
     new = writer.op("Add", kept, added)
     weighted = writer.op("Mul", writer.op("Unsqueeze", read, writer.ints(1)), new)
     total = writer.op("ReduceSum", weighted, writer.ints(0), keepdims=0)
@@ -95,6 +95,12 @@ def _columns(writer: FunctionWriter, values: ir.Value, start: ir.Value, end: ir.
     """Columns from `start` to `end`, each int64 []."""
     first, last = (writer.op("Unsqueeze", value, writer.ints(0)) for value in (start, end))
     return writer.op("Slice", values, first, last, writer.ints(1))
+
+
+def _of_width(writer: FunctionWriter, values: ir.Value, width: ir.Value) -> ir.Value:
+    """`values` [T, width], of which ONNX Runtime then knows the width, as it must in a Scan."""
+    shape = writer.op("Concat", writer.ints(-1), writer.op("Unsqueeze", width, writer.ints(0)), axis=0)
+    return writer.op("Reshape", values, shape)
 
 
 def _silu(writer: FunctionWriter, value: ir.Value) -> ir.Value:

@@ -206,7 +206,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
     (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
-    (EDGEBLT, "SelectiveScan"): ("fd62e291f2c1af0f",),
+    (EDGEBLT, "SelectiveScan"): ("471365ebcf0d2f89",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip
