@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.engine import Engine
@@ -11,7 +11,7 @@ from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver
-from edgeblt.bundle.architectures import ByteModelConfig, check_prompt
+from edgeblt.bundle.architectures import check_prompt
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
@@ -27,7 +27,7 @@ class BatchCalls:
     """Calls of a model for many texts. They share steps, in which weights are read once for all of them, and each
     text's bytes are the same as alone."""
 
-    config: ByteModelConfig
+    config: Any  # a ByteModelConfig
     prefix_cache: PrefixCache
     threshold: float | None
 

@@ -9,7 +9,7 @@ ARCHITECTURE = Architecture(
     config=MambaByteConfig,
     stages=(STAGE,),
     contracts=mambabyte_contracts,
-    session="edgeblt.mambabyte.session:MambaByteSession",
+    session="edgeblt.runtime.recurrent.session:RecurrentSession",
     has_batches=False,
     targets=("cpu",),
 )

@@ -45,7 +45,11 @@ class _Forward:
 
     def layer(self, prefix: str, hidden: Values) -> Values:
         """One layer, its residual included."""
-        config, read = self.config, lambda part: self.read(f"{prefix}.{part}")
+        config = self.config
+
+        def read(part: str) -> Tensor:
+            return self.read(f"{prefix}.{part}")
+
         split = self.multiply(self.norm(f"{prefix}.norm", hidden), [f"{prefix}.in_proj"], lambda both: both)
         convolve = partial(_convolve, read("convolution"), read("convolution_bias"))
         x = each(lambda both: convolve(both[..., : config.channel_count]), split)
@@ -67,7 +71,7 @@ def _scan(config: MambaByteConfig, decay: Tensor, bias: Tensor, skip: Tensor, *v
     """Gated results of the states [copies, T, channels], from steps before their bias, x, selection and split."""
     step, x, selected, split = values
     step = functional.softplus(step + bias)
-    inputs, outputs = selected[..., config.step_rank :].split(config.state_size, dim=-1)
+    inputs, outputs = torch.tensor_split(selected[..., config.step_rank :], 2, dim=-1)
     state, scanned = np.zeros((len(x), *decay.shape), np.float32), torch.empty_like(x)
     for start in range(0, x.shape[1], _TOGETHER):
         some = slice(start, start + _TOGETHER)

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgeblt.mambabyte.config import MambaByteConfig
 
-Numbers = NDArray[np.floating[Any]]
+Numbers = NDArray[Any]  # of one float type
 Read = Callable[[str], NDArray[np.float32]]
 
 

@@ -11,8 +11,8 @@ from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.mambabyte.numerics import mambabyte_logits
 from edgeblt.ids import OFFSET, VOCAB_SIZE, decode
 from edgeblt.mambabyte.config import MambaByteConfig
-from edgeblt.mambabyte.session import NEVER
 from edgeblt.measure.reference import ReferenceRow
+from edgeblt.runtime.recurrent.session import NEVER
 
 _KEPT_WEIGHTS = 1 << 26  # numbers; a larger model's weights are read for each row again
 

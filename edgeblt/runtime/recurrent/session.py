@@ -1,4 +1,4 @@
-"""Decoding with a MambaByte: feed ids in chunks of any size, roll back, fork.
+"""Decoding with a recurrent model: feed ids in chunks of any size, roll back, fork.
 
 Ids are those of every architecture: byte b is id b + 4. The model has no BOS of its own; a sequence begins with it all
 the same, and its logits say that any byte is as likely as another.
@@ -7,40 +7,44 @@ the same, and its logits say that any byte is as likely as another.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.arguments import checked_ids, whole_number
+from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET
-from edgeblt.mambabyte.config import BYTE_VALUES, MambaByteConfig
-from edgeblt.mambabyte.contract import STAGE
-from edgeblt.mambabyte.runner import StateRunner
-from edgeblt.mambabyte.state import RecurrentState
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
+from edgeblt.runtime.recurrent.runner import StateRunner
+from edgeblt.runtime.recurrent.state import RecurrentState
 from edgeblt.runtime.session import Chunk, Session
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.snapshot import StateSnapshot
 from edgeblt.runtime.turn import Turn
 
 _NOWHERE = 1 << 62
+BYTE_VALUES = 256
 NEVER = np.float32(-1e4)  # logit of the ids that are no bytes; finite, so that distributions can be compared
 
 
-class MambaByteSession(Session):
+class RecurrentSession(Session):
     """One sequence on one model, made by `Model.session`; used as `Session` says.
+
+    Its model has one stage, whose first input is `bytes` [T], whose first output `logits` [T, 256], and whose others
+    are states `past_..` and `present_..` of fixed sizes, zeros before the first byte.
 
     Rolling back takes no time itself: with the next id, what follows the nearest kept state is read again, at most 64
     ids where bytes came one by one, at most a chunk and 64 after longer reading, and further back from the beginning.
     """
 
-    def __init__(self, config: MambaByteConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
+    def __init__(self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
         self.config, self._graphs, self._threshold = config, graphs, threshold
-        self.state = self._recurrent = RecurrentState(config)
-        self._runner = StateRunner(config, graphs[STAGE])
+        ((self._stage, contract),) = graphs.contracts.items()
+        shapes = [tuple(size for size in spec.shape if isinstance(size, int)) for spec in contract.inputs[1:]]
+        self.state = self._recurrent = RecurrentState(shapes)
+        self._runner = StateRunner(contract, graphs[self._stage])
         self._one = np.empty(1, np.int64), np.empty((1, BYTE_VALUES), np.float32)
         self._unsettled = None
         self._at_work = None
@@ -49,12 +53,12 @@ class MambaByteSession(Session):
     @property
     def work(self) -> dict[StageName, StageWork]:
         """Runs, positions and seconds of the stage in this session so far, as a copy."""
-        return {STAGE: replace(self._runner.work)}
+        return {self._stage: replace(self._runner.work)}
 
     @property
     def cache_bytes(self) -> dict[StageName, int]:
         """Bytes of the states that are kept, which do not grow."""
-        return {STAGE: self._recurrent.nbytes}
+        return {self._stage: self._recurrent.nbytes}
 
     def rollback(self, position: int) -> None:
         """Forget everything after the first ids.
@@ -70,11 +74,11 @@ class MambaByteSession(Session):
             self._settle()
             self.state.rewind(position)
 
-    def fork(self) -> "MambaByteSession":
+    def fork(self) -> "RecurrentSession":
         """An independent session in the same state."""
         with self._turn:
             self._settle()
-            other = MambaByteSession(cast(MambaByteConfig, self.config), self._graphs, self._threshold)
+            other = RecurrentSession(self.config, self._graphs, self._threshold)
             other.state.copy_from(self.state)
             return other
 
@@ -95,7 +99,7 @@ class MambaByteSession(Session):
 
     @contextmanager
     def within_patch(self) -> Iterator[Callable[[int], NDArray[np.float32]]]:
-        raise EdgebltError("a MambaByte has no patches to decode within; draft with ngram")
+        raise EdgebltError("this model has no patches to decode within; draft with ngram")
         yield
 
     def _settle(self) -> None:

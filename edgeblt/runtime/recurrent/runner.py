@@ -6,11 +6,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import StageContract
 from edgeblt.errors import EdgebltError
-from edgeblt.mambabyte.config import MambaByteConfig
-from edgeblt.mambabyte.contract import STAGE, state_specs
-from edgeblt.mambabyte.state import LayerStates
 from edgeblt.runtime.opened_graphs import MANY, OpenedGraph, closed
+from edgeblt.runtime.recurrent.state import States
 from edgeblt.runtime.run_errors import run_error
 from edgeblt.runtime.stage_work import StageWork
 
@@ -18,16 +17,15 @@ from edgeblt.runtime.stage_work import StageWork
 class StateRunner:
     """Runs the graph from one set of states to another. Each of both has a binding that is made once."""
 
-    def __init__(self, config: MambaByteConfig, graph: OpenedGraph) -> None:
+    def __init__(self, contract: StageContract, graph: OpenedGraph) -> None:
         self.work = StageWork()
-        self._graph = graph
-        self._names = [[spec.name for spec in state_specs(config, direction)] for direction in ("past", "present")]
+        self._stage, self._graph = contract.name, graph
+        inputs, outputs = contract.inputs[1:], contract.outputs[1:]
+        self._names = [[spec.name for spec in specs] for specs in (inputs, outputs)]
         self._bindings: dict[tuple[bool, int, int], _StateBinding] = {}
         graph.add_user(self)
 
-    def run(
-        self, ids: NDArray[np.int64], logits: NDArray[np.float32], source: LayerStates, target: LayerStates
-    ) -> None:
+    def run(self, ids: NDArray[np.int64], logits: NDArray[np.float32], source: States, target: States) -> None:
         """Read bytes [T] from `source`, writing logits [T, 256] and `target`.
 
         Raises EdgebltError where onnxruntime fails, and once the graph is closed.
@@ -44,7 +42,7 @@ class StateRunner:
         except EdgebltError:
             raise
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            raise run_error(error, STAGE) from None
+            raise run_error(error, self._stage) from None
         self.work.add(len(ids), 0, time.perf_counter() - started, source.nbytes)
 
     def release(self) -> None:
@@ -56,7 +54,7 @@ class _StateBinding:
     """States bound to a graph, and the arrays of its last run."""
 
     def __init__(
-        self, graph: onnxruntime.InferenceSession, names: list[list[str]], source: LayerStates, target: LayerStates
+        self, graph: onnxruntime.InferenceSession, names: list[list[str]], source: States, target: States
     ) -> None:
         self._graph, self._binding = graph, graph.io_binding()
         self._kept = source, target  # bound by their addresses

@@ -1,33 +1,32 @@
-"""The state of one sequence of a MambaByte: a few arrays per layer, of one size however long the text.
+"""The state of one sequence of a recurrent model: a few arrays, of one size however long the text.
 
 Such a state cannot be shortened. Earlier ones are kept instead, and what lies between the nearest and a position is
 read again together with the next id: that of the last run's beginning, and copies of two more at least `SPACING` ids
 apart. So four states are in memory in all.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.mambabyte.config import TAPS, MambaByteConfig
 from edgeblt.runtime.state.histories import IdHistory, RowHistory
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import RowsSnapshot, StateSnapshot
+
+Shapes = Sequence[tuple[int, ...]]
 
 SPACING = 32  # ids between kept states
 KEPT = 2
 STATES = "recurrent_states"
 
 
-class LayerStates:
-    """Arrays of all layers after `position` ids; the same arrays as long as this object lives."""
+class States:
+    """Arrays after `position` ids; the same arrays as long as this object lives."""
 
-    def __init__(self, config: MambaByteConfig) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         """Start with zeros, the state before the first byte."""
-        channels = config.channel_count
-        shapes = [(TAPS - 1, channels), (config.state_size, channels)] * config.layer_count
-        self.arrays: list[NDArray[np.float32]] = [np.zeros(shape, np.float32) for shape in shapes]  # as `state_specs`
+        self.arrays: list[NDArray[np.float32]] = [np.zeros(shape, np.float32) for shape in shapes]
         self.position = 0
 
     @property
@@ -39,7 +38,7 @@ class LayerStates:
             array.fill(0)
         self.position = 0
 
-    def copy_from(self, other: "LayerStates") -> None:
+    def copy_from(self, other: "States") -> None:
         for own, theirs in zip(self.arrays, other.arrays, strict=True):
             own[:] = theirs
         self.position = other.position
@@ -75,13 +74,14 @@ class RecurrentState(SequenceState):
     before: states that the next run writes; until then those before the last run.
     """
 
-    def __init__(self, config: MambaByteConfig) -> None:
-        self._config = config
+    def __init__(self, shapes: Shapes) -> None:
+        """Start empty, with an array of each shape."""
+        self._shapes = shapes
         self.position = 0
         self.ids = IdHistory(0)
-        self.caches: dict[Any, Any] = {}
-        self.now, self.before = LayerStates(config), LayerStates(config)
-        self._kept: list[LayerStates] = []  # never written to again, so that forks share them
+        self.caches = {}
+        self.now, self.before = States(shapes), States(shapes)
+        self._kept: list[States] = []  # never written to again, so that forks share them
 
     @property
     def patch_count(self) -> int:
@@ -90,7 +90,11 @@ class RecurrentState(SequenceState):
 
     @property
     def histories(self) -> dict[str, RowHistory]:
-        return {STATES: _StateRow(self._config.state_elements)}
+        return {STATES: _StateRow(self._elements)}
+
+    @property
+    def _elements(self) -> int:
+        return sum(array.size for array in self.now.arrays)
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +115,7 @@ class RecurrentState(SequenceState):
         self.position = max(self.position, position)
         newest = self._kept[-1].position if self._kept else 0
         if position - newest >= SPACING:
-            copy = self._kept.pop(0) if len(self._kept) == KEPT and not self._shared else LayerStates(self._config)
+            copy = self._kept.pop(0) if len(self._kept) == KEPT and not self._shared else States(self._shapes)
             copy.copy_from(self.now)
             self._kept = [*self._kept, copy][-KEPT:]
 
@@ -155,7 +159,7 @@ class RecurrentState(SequenceState):
     def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
         """A copy of a state that has read all its ids."""
         assert self.now.position == self.position
-        row = self.now.flat()[None] if self.position else np.empty((0, self._config.state_elements), np.float32)
+        row = self.now.flat()[None] if self.position else np.empty((0, self._elements), np.float32)
         return StateSnapshot(
             self.ids.ids(self.position).astype(np.int32),
             np.arange(self.patch_count + 1, dtype=np.int64),
