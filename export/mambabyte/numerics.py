@@ -34,7 +34,7 @@ def mambabyte_logits(config: MambaByteConfig, read: Read, data: bytes, dtype: DT
     residual = weight("embedding")[ids]
     for layer in range(config.layer_count):
         normed = _norm(config, weight, f"layers.{layer}.norm", residual)
-        residual = residual + _mixer(config, lambda part, layer=layer: weight(f"layers.{layer}.{part}"), normed)
+        residual = residual + _mixer(config, weight, f"layers.{layer}.", normed)
     logits: Numbers = _norm(config, weight, "norm", residual) @ weight("head").T
     return logits
 
@@ -48,7 +48,10 @@ def _norm(config: MambaByteConfig, weight: Callable[[str], Numbers], name: str, 
     return np.asarray(scaled * weight(name) + weight(f"{name}_bias"))
 
 
-def _mixer(config: MambaByteConfig, weight: Callable[[str], Numbers], normed: Numbers) -> Numbers:
+def _mixer(config: MambaByteConfig, every: Callable[[str], Numbers], prefix: str, normed: Numbers) -> Numbers:
+    def weight(part: str) -> Numbers:
+        return every(prefix + part)
+
     x, gate = np.split(normed @ weight("in_proj").T, 2, axis=-1)
     x = silu(_convolution(x, weight("convolution")[:, 0], weight("convolution_bias")))
     selected = x @ weight("x_proj").T
