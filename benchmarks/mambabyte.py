@@ -96,7 +96,7 @@ def decode(bundle: Path, count: int, threads: int | None) -> dict[str, Any]:
             started = time.perf_counter()
             session.feed([id]).argmax()
             times.append(time.perf_counter() - started)
-        state = sum(session.cache_bytes.values()) // 4  # of one of the four states
+        state = sum(session.cache_bytes.values()) // 4  # four states are kept
         read = bundle_plan(model.bundle, 1.0).weight_bytes_per_byte + 2 * state
     bandwidth = max(earlier, measure_bandwidth(threads).bytes_per_s)
     limit, rate = bandwidth / read, 1 / float(np.median(times))

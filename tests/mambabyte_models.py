@@ -23,7 +23,7 @@ def mambabyte_config(seed: int) -> tuple[MambaByteConfig, dict[str, Any]]:
         "rms_norm": bool(random.integers(2)), "residual_in_fp32": True, "fused_add_norm": False,
         "pad_vocab_size_multiple": 8, "tie_embeddings": False,
     }  # fmt: skip
-    if random.integers(2):  # as published
+    if random.integers(2):  # the published sizes
         document["ssm_cfg"] = {"expand": expand}
         states, kernel, rank = 16, 4, -(-width // 16)
     norm = "rms" if document["rms_norm"] else "layer"

@@ -49,8 +49,7 @@ class Session(SaveCalls):
     """
 
     def __init__(self, config: ModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
-        self.config, self._graphs, self._threshold = config, graphs, threshold
-        self._blt = config
+        self.config, self._blt, self._graphs, self._threshold = config, config, graphs, threshold
         self.state = SequenceState(config, graphs.contracts, graphs.memories, ROLLBACK_BYTES)
         self._stages = {name: StageRunner(name, graphs[name], self.state.caches.get(name)) for name in STAGES}
         self._patch_reader = PatchReader(config, self._stages["patcher"], self.state, ROLLBACK_BYTES, threshold)

@@ -57,7 +57,7 @@ class Checkpoint:
         notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self.config: Any = config  # of the architecture's own class
+        self.config: Any = config  # a ByteModelConfig
         self.record = record  # record of `edgeblt quantize`; None for other checkpoints
         self.is_transformers_form = is_transformers_form
         self.notes = notes  # sentences for the user on how the configuration was read

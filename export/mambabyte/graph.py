@@ -61,7 +61,7 @@ class _Layers:
         return normed, total
 
     def mixer(self, layer: int, normed: ir.Value) -> ir.Value:
-        """What a layer adds to its residual."""
+        """Addend of a layer to its residual."""
         graph, config, prefix = self.graph, self.config, f"mamba.layers.{layer}"
         sizes = {"channels": config.channel_count}
         split = self.weights.linear(normed, [f"{prefix}.in_proj"])

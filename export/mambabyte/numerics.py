@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgeblt.mambabyte.config import MambaByteConfig
 
-Numbers = NDArray[Any]  # of one float type
+Numbers = NDArray[Any]  # floats of any one type
 Read = Callable[[str], NDArray[np.float32]]
 
 
