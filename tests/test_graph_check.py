@@ -123,7 +123,11 @@ def mambabyte_contract(config: MambaByteConfig) -> StageContract:
 
 def mambabyte_graph_content(config: MambaByteConfig, directory: Path) -> bytes:
     """A graph of a MambaByte in int8."""
-    document = {"d_model": config.hidden_size, "n_layer": config.layer_count, "rms_norm": config.norm == "rms"}
+    document: dict[str, Any] = {
+        "d_model": config.hidden_size,
+        "n_layer": config.layer_count,
+        "rms_norm": config.norm == "rms",
+    }
     document |= {"vocab_size": 256, "ssm_cfg": {}, "tie_embeddings": False}
     opened = open_checkpoint(write_mambabyte(directory, document, random_weights(config, 0)))
     (built,) = build_graphs(RecipeSource(opened, load_recipe("int8"))).values()

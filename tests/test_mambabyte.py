@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from edgeblt.bundle.manifest import open_bundle
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.mambabyte.form import parse_mambabyte
+from edgeblt.export.mambabyte.names import mambabyte_shapes, published_name
 from edgeblt.export.mambabyte.numerics import mambabyte_logits
 from edgeblt.export.reference import validate_against
 from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.mambabyte.config import MambaByteConfig
 from edgeblt.measure.reference import Text
 from edgeblt.model import Model
 from edgeblt.quant.compress import quantize_checkpoint
@@ -98,15 +102,11 @@ def test_the_recurrence_is_that_of_transformers_where_norms_are_rms(seed: int) -
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-def edgeblt_config(document):  # type: ignore[no-untyped-def]
-    from edgeblt.export.mambabyte.form import parse_mambabyte
-
+def edgeblt_config(document: dict[str, Any]) -> MambaByteConfig:
     return parse_mambabyte(document, Path("config.json"), strict=True)[0]
 
 
-def canonical(config, weights):  # type: ignore[no-untyped-def]
-    from edgeblt.export.mambabyte.names import mambabyte_shapes, published_name
-
+def canonical(config: MambaByteConfig, weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: weights[published_name(name)].numpy() for name in mambabyte_shapes(config)}
 
 

@@ -1,5 +1,6 @@
 """`edgeblt::CausalConvolution` and `SelectiveScan`: kernels of every level, and portable bodies, against float64."""
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-import fuzz_operators
 from edgeblt.bundle.contract import EDGEBLT
 from edgeblt.export.mambabyte.numerics import silu, softplus
 from edgeblt.export.operators.recurrence import causal_convolution_function, selective_scan_function
@@ -59,7 +59,7 @@ def check(found: Outputs, wanted: Outputs) -> None:
 def test_kernels_of_every_level(operator: str, level: str) -> None:
     path = native.library_path()
     assert path
-    library = fuzz_operators.ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
     before = library.edgeblt_level()
     library.edgeblt_use_level(native.LEVELS.index(level))
     try:
@@ -83,7 +83,7 @@ def test_rows_have_the_same_bits_in_any_company(operator: str, threads: int) -> 
     for case in cases(operator):
         whole = run(case, str(native.library_path()), threads)
         by_row = [name for name, value in case.inputs.items() if value is not None and name not in FIXED]
-        past, rows = case.inputs["past"], []
+        past, rows = np.asarray(case.inputs["past"]), []
         for row in range(len(whole[0])):
             inputs = {**case.inputs, "past": past}
             inputs |= {name: case.inputs[name][row : row + 1] for name in by_row}  # type: ignore[index]

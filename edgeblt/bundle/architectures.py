@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-from edgeblt.bundle.config import Generation, PatchingRule, TransformerConfig
+from edgeblt.bundle.config import Generation, PatchingRule, Rule, TransformerConfig
 from edgeblt.bundle.contract import CacheFormat, StageContract, StageName, Target
 from edgeblt.errors import EdgebltError, shown
+from edgeblt.ids import VOCAB_SIZE
 
 if TYPE_CHECKING:
     from edgeblt.runtime.session import Session
 
 ARCHITECTURES = ("blt", "mambabyte")
+NOTHING_ENDS = Generation(ends=())  # generation defaults of a model without an id that ends texts
 FIRST = "blt"  # the architecture of documents that name none
 
 
@@ -53,6 +55,30 @@ class ByteModelConfig(Protocol):
     def starts_empty(self) -> bool:
         """Whether a text can begin with nothing but BOS; otherwise a prompt must have a byte."""
         ...
+
+
+class PatchlessConfig:
+    """Part of a configuration that all models of bytes without patches and without BOS share."""
+
+    @property
+    def vocab_size(self) -> int:
+        return VOCAB_SIZE
+
+    @property
+    def patching(self) -> PatchingRule:
+        return PatchingRule(Rule.BYTE)
+
+    @property
+    def patcher(self) -> None:
+        return None
+
+    @property
+    def table_count(self) -> int:
+        return 0
+
+    @property
+    def starts_empty(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,19 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edgeblt.bundle.config import LAYER_LIMIT, LIMIT, Generation, PatchingRule, Rule
+from edgeblt.bundle.architectures import NOTHING_ENDS, PatchlessConfig
+from edgeblt.bundle.config import LAYER_LIMIT, LIMIT, Generation
 from edgeblt.bundle.dataclass_json import LATER
 from edgeblt.errors import EdgebltError
-from edgeblt.ids import VOCAB_SIZE
 
 BYTE_VALUES = 256  # the model's own ids are the bytes
 TAPS = 4  # inputs of each convolution; a smaller kernel is filled up with zeros
 LARGEST_STATE = 256  # beyond any published model; bounds the work that a hostile file can cause
 NORMS = ("layer", "rms")
-_NOTHING_ENDS = Generation(ends=())
 
 
 @dataclass(frozen=True)
-class MambaByteConfig:
+class MambaByteConfig(PatchlessConfig):
     """Layers of one width, each with `channel_count` channels of `state_size` numbers (widths in elements)."""
 
     architecture: ClassVar[str] = "mambabyte"
@@ -30,7 +29,7 @@ class MambaByteConfig:
     kernel_size: int  # bytes that the convolution reads, at most TAPS
     norm: str  # layer, with a bias, or rms
     norm_epsilon: float
-    generation: Generation = field(default=_NOTHING_ENDS, metadata=LATER)
+    generation: Generation = field(default=NOTHING_ENDS, metadata=LATER)
 
     def __post_init__(self) -> None:
         limits = {
@@ -44,26 +43,6 @@ class MambaByteConfig:
             raise EdgebltError(f"norm is {self.norm!r:.40}; use one of {', '.join(NORMS)}")
         if not (math.isfinite(self.norm_epsilon) and self.norm_epsilon > 0):
             raise EdgebltError(f"norm_epsilon is {self.norm_epsilon}; it must be a positive finite number")
-
-    @property
-    def vocab_size(self) -> int:
-        return VOCAB_SIZE
-
-    @property
-    def patching(self) -> PatchingRule:
-        return PatchingRule(Rule.BYTE)
-
-    @property
-    def patcher(self) -> None:
-        return None
-
-    @property
-    def table_count(self) -> int:
-        return 0
-
-    @property
-    def starts_empty(self) -> bool:
-        return False
 
     @property
     def selection_size(self) -> int:
