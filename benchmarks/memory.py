@@ -29,7 +29,7 @@ def main() -> None:
         logits = session.feed([sampler.choose(logits)])[0]
         if count % (arguments.bytes // 10) == 0:
             caches = session.cache_bytes
-            growing, bounded = caches.pop("global") // 1024, sum(caches.values()) // 1024
+            growing, bounded = caches.pop("global", 0) // 1024, sum(caches.values()) // 1024
             resident = resident_bytes() // 1024
             rows.append([count, session.patch_count, resident, growing, bounded, resident - growing])
             print(" ".join(f"{value:>16}" for value in rows[-1]))

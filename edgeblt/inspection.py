@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from edgeblt.bundle.contract import STAGES
 from edgeblt.bundle.examination.initializers import initializers
 from edgeblt.bundle.manifest import Bundle
 from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch, weight_plan
@@ -58,7 +57,7 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
     plan = bundle_plan(bundle, typical_bytes_per_patch(bundle.manifest.config.patching, bytes_per_patch))
     manifest = bundle.manifest
     parts = []
-    for stage in STAGES:
+    for stage in manifest.stage_names:
         entry = manifest.stages[stage]
         if manifest.is_portable:  # one graph, whose files are listed once
             parts.append(Part(stage, f"in {entry.graph}", entry.weight_format, None, 0, None))
@@ -95,7 +94,7 @@ def _prepared(bundle: Bundle) -> str:
 def bundle_plan(bundle: Bundle, bytes_per_patch: float) -> WeightPlan:
     """Plan of the weights in a bundle's graphs. Raises EdgebltError for more bytes than the files hold."""
     manifest, tensors = bundle.manifest, {}
-    for stage in STAGES:
+    for stage in manifest.stage_names:
         entry = manifest.stages[stage]
         tensors[stage] = initializers(bundle.path / entry.graph, f"{stage}.")
         named = sum(tensor.bytes for tensor in tensors[stage])

@@ -4,14 +4,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.batching.calls import LARGEST_BATCH, BatchCalls
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import architecture, check_prompt
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
@@ -74,7 +74,7 @@ class Model(BatchCalls, RestoreCalls):
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
         self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
-        self.config: ModelConfig = self.bundle.manifest.config
+        self.config: Any = self.bundle.manifest.config
         self._draft_statistics: dict[str, DraftStatistics] = {}
         self._step_costs: dict[int, PassCosts] = {}
         self._is_exact: bool | None = None
@@ -84,6 +84,8 @@ class Model(BatchCalls, RestoreCalls):
             self._graphs = open_portable(held, threads)
         else:
             self._graphs = open_graphs(held, self.prepared, self.placement, threads)
+        kind = PortableSession if self.is_portable else architecture(self.bundle.manifest.architecture).session_class
+        self._session_class = cast("Callable[..., Session]", kind)
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -164,8 +166,7 @@ class Model(BatchCalls, RestoreCalls):
         Raises EdgebltError where a weight file was written to since it was opened, and once the model is closed.
         """
         self._graphs.refuse_changes()
-        kind = PortableSession if self.is_portable else Session
-        return kind(self.config, self._graphs, self.threshold)
+        return self._session_class(self.config, self._graphs, self.threshold)
 
     def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
         most = whole_number("most_sequences", most_sequences, 1)
@@ -196,7 +197,7 @@ class Model(BatchCalls, RestoreCalls):
             plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching)) if draft == AUTO else None
         except EdgebltError:  # the bundle was removed since it was opened; open graphs still work
             plan = None
-        return usable_drafters(draft, self.config.patcher is not None, plan)
+        return usable_drafters(draft, self.config.patcher is not None, self._graphs.contracts, plan)
 
     def generate(
         self,
@@ -255,10 +256,13 @@ class Model(BatchCalls, RestoreCalls):
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
+        data = as_bytes("prompt", prompt)
+        if session is None or session.position < 2:
+            check_prompt(self.config, data)
         return TextStream(
             self._begin_text,
             self.draft_statistics,
-            as_bytes("prompt", prompt),
+            data,
             chosen.completed(stated),
             stated.ends,
             reading,

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-from edgeblt.bundle.contract import STAGES
 from edgeblt.inspection import ProviderNodes
 from edgeblt.model import Model
 
@@ -10,7 +9,7 @@ from edgeblt.model import Model
 def node_providers(model: Model) -> tuple[ProviderNodes, ...]:
     """Nodes by stage, the provider with most nodes first; copies that ONNX Runtime adds between providers left out."""
     found = []
-    for stage in STAGES:
+    for stage in model.bundle.manifest.stage_names:
         operators: dict[str, Counter[str]] = {}
         for part in model.graph(stage).get_provider_graph_assignment_info():
             operators.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())

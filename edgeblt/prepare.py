@@ -38,6 +38,7 @@ from edgeblt.runtime.providers import open_graph, session_options
 LEFT = {"encoder": "its hash tables, which are mapped already, would be copied"}
 NO_GAIN = "nothing in it is packed"
 COMPACT = "without the native library, attention over fp16 or int8 caches is not prepared"
+OTHER_ARCHITECTURE = "its weights are read where they are mapped"
 _EXTERNAL_FROM_BYTES = 1024
 _COMPARED_BYTES, _COMPARED_ONE_BY_ONE = 48, 4
 
@@ -73,10 +74,11 @@ def prepare(path: str | Path) -> Preparation:
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     stages: dict[str, PreparedStage] = {}
-    left = LEFT | _compact_stages(bundle)
+    names = bundle.manifest.stage_names
+    left = LEFT | _compact_stages(bundle) | dict.fromkeys(set(names) - set(STAGES), OTHER_ARCHITECTURE)
     with suppress(_NothingToPackError), whole_directory(target, replace=True) as partial:
-        with progress(f"preparing {bundle.path.name}", len(STAGES), "stages") as advance:
-            for name in STAGES:
+        with progress(f"preparing {bundle.path.name}", len(names), "stages") as advance:
+            for name in names:
                 stage = None if name in left else _prepare_stage(held.stages[name], name, partial)
                 if stage:
                     stages[name] = stage
@@ -86,7 +88,7 @@ def prepare(path: str | Path) -> Preparation:
         record = record_for(bundle, "cpu", stages)
         write_document(partial / RECORD, record)
         compare_results(bundle, open_prepared(partial, bundle, "cpu"))
-    outcomes = tuple(_outcome(stages.get(name), name, left.get(name, NO_GAIN)) for name in STAGES)
+    outcomes = tuple(_outcome(stages.get(name), name, left.get(name, NO_GAIN)) for name in names)
     return Preparation(str(target) if stages else None, sum(outcome.bytes for outcome in outcomes), outcomes)
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: build the four graphs, write them with their weights, describe what was written."""
+"""From a checkpoint to a bundle: build the graphs, write them with their weights, describe what was written."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgeblt.bundle.architectures import Architecture, architecture
 from edgeblt.bundle.contract import (
+    CACHE_FORMATS,
     PORTABLE,
-    STAGES,
     TARGETS,
     CacheFormat,
     GraphName,
     StageName,
     Target,
-    stage_contracts,
 )
 from edgeblt.bundle.manifest import (
     FORMAT_VERSION,
@@ -29,20 +29,17 @@ from edgeblt.bundle.manifest import (
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.portable_document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
+from edgeblt.errors import EdgebltError
+from edgeblt.export.architectures import workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
-from edgeblt.export.graphs.decoder import decoder_graph
-from edgeblt.export.graphs.encoder import encoder_graph
-from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
-from edgeblt.export.graphs.patcher import patcher_graph
 from edgeblt.export.graphs.portable import portable_graph
 from edgeblt.export.graphs.portable_files import check_portable_size, save_embedded
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
-from edgeblt.errors import EdgebltError
 from edgeblt.names import Name, RecipeName
 from edgeblt.printable import printable
 from edgeblt.progress import BYTES, Advance, progress
@@ -52,7 +49,6 @@ from edgeblt.quant.memory_limit import DEFAULT_LIMIT, check_export
 from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
-GRAPHS = {"patcher": patcher_graph, "encoder": encoder_graph, "global": global_graph, "decoder": decoder_graph}
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
 
 
@@ -96,8 +92,8 @@ def export_bundle(
     needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
-    targets = _targets(target, embed)
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
+    targets = _targets(target, embed, architecture(opened.config.architecture))
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
     caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
@@ -154,7 +150,7 @@ def _write_bundle(
         with progress(f"exporting {origin(opened)}", total, BYTES) as advance:
             for graph, stage in built.items():
                 weights = _write_stage(stage, graph, partial, journal, advance, embed)
-                for name in STAGES if graph == "model" else (graph,):
+                for name in targets if graph == "model" else (graph,):
                     stages[name] = StageRecord(f"{graph}.onnx", weights, _formats(opened, source, name, targets[name]))
         (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
         names = {"README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights))}
@@ -168,6 +164,7 @@ def _write_bundle(
             stages=stages,
             files={name: file_record(partial / name) for name in sorted(names)},
             made_by=made_by,
+            architecture=source.config.architecture,
             portable=document,
         )
         write_manifest(partial, manifest)
@@ -180,8 +177,10 @@ def build_graphs(
     caches: Mapping[StageName, CacheFormat] | None = None,
 ) -> dict[StageName, BuiltStage]:
     """Builds all stages, by default for cpu and with caches in fp32, without reading weights."""
-    contracts = stage_contracts(source.config, targets, caches)
-    return {stage: GRAPHS[stage](source, contracts[stage]) for stage in STAGES}
+    name = source.config.architecture
+    graphs = workbench_architecture(name).graphs
+    contracts = architecture(name).contracts(source.config, targets, caches)
+    return {stage: graphs[stage](source, contract) for stage, contract in contracts.items()}
 
 
 def _chosen(checkpoint: Checkpoint, recipe: str | Path | None, default: str) -> Recipe | None:
@@ -200,17 +199,20 @@ def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
 
 def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
     """Formats of keys and values that the stages will have."""
+    formats = parse_cache_formats(text)
     fixed: dict[Target, CacheFormat] = {"cuda": "fp16", "portable": "fp32"}
-    return {stage: fixed.get(targets[stage], format) for stage, format in parse_cache_formats(text).items()}
+    return {stage: fixed.get(target, formats.get(stage, CACHE_FORMATS[0])) for stage, target in targets.items()}
 
 
-def _targets(text: str, embed: bool) -> dict[StageName, Target]:
+def _targets(text: str, embed: bool, kind: Architecture) -> dict[StageName, Target]:
     """Target of each stage. Raises EdgebltError for an unknown one, and for `embed` with any but the portable one."""
     if text == PORTABLE:
-        return dict.fromkeys(STAGES, PORTABLE)
+        if PORTABLE not in kind.targets:
+            raise EdgebltError(f"the target {PORTABLE} is not made for {kind.name}; export it for {TARGETS[0]}")
+        return dict.fromkeys(kind.stages, PORTABLE)
     if embed:
         raise EdgebltError(f"embed puts weights in the one file of a portable graph, not of {text}; leave it out")
-    return parse_placement(text, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+    return parse_placement(text, "target", TARGETS, dict.fromkeys(kind.stages, TARGETS[0]))
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:

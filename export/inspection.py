@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES
+from edgeblt.bundle.architectures import architecture
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
+from edgeblt.export.architectures import workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.plan import plan_checkpoint
 from edgeblt.inspection import Inspection, Part
@@ -23,17 +23,20 @@ def inspect_checkpoint(
     names = checkpoint.names()
     tables = [name for name in names if name == "encoder.hash_tables"]
     parts = []
-    for stage in STAGES:
+    config = checkpoint.config
+    for stage in architecture(config.architecture).stages:
         own = [name for name in names if name.startswith(f"{stage}.") and name not in tables]
         parts.append(_part(checkpoint, stage, f"{len(own)} tensors", own))
         if stage == "encoder":
-            parts.append(_part(checkpoint, stage, f"{checkpoint.config.hashes.table_count} hash tables", tables))
+            parts.append(_part(checkpoint, stage, f"{config.table_count} hash tables", tables))
+    others = workbench_architecture(config.architecture).describe(config)
+    described = {"windows": others.pop("windows")} if "windows" in others else {}
     description = {
-        "patching": checkpoint.config.patching.describe(),
-        "windows": _windows(checkpoint.config),
+        "patching": config.patching.describe(),
+        **described,
         "a text ends with": checkpoint.config.generation.describe_ends(),
         "sampling": checkpoint.config.generation.describe_sampling(),
-        "cross-attention": f"{checkpoint.config.cross_attention_k} vectors a patch",
+        **others,
         "unused tensors": ", ".join(checkpoint.unused_names()) or "none",
     }
     if checkpoint.record:
@@ -47,11 +50,6 @@ def inspect_checkpoint(
         }
     shown = tuple(part for part in parts if part.parameters)
     return Inspection("checkpoint", str(checkpoint.path), description, shown, plans, notes=checkpoint.notes)
-
-
-def _windows(config: ModelConfig) -> str:
-    stacks = {"encoder and decoder": config.encoder, "patcher": config.patcher}
-    return ", ".join(f"{name} {stack.window or 'none'}" for name, stack in stacks.items() if stack)
 
 
 def _part(checkpoint: Checkpoint, stage: str, content: str, names: list[str]) -> Part:

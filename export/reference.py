@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from edgeblt.bundle.held_files import unreadable
 from edgeblt.errors import EdgebltError
+from edgeblt.export.architectures import CheckpointReference, workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.transformers_model import transformers_model
@@ -42,11 +43,22 @@ class TransformersReference:
     ) -> None:
         opened = open_checkpoint(checkpoint, patcher, strict)  # our errors are clearer than transformers'
         opened.warn()
+        self._open(opened, device)
+
+    @classmethod
+    def of(cls, opened: Checkpoint, device: str) -> "TransformersReference":
+        """The same for an opened checkpoint."""
+        reference = cls.__new__(cls)
+        reference._open(opened, device)
+        return reference
+
+    def _open(self, opened: Checkpoint, device: str) -> None:
         if opened.is_quantized:
-            raise EdgebltError(f"{checkpoint} is quantized; give the checkpoint it was made from as the reference")
+            raise EdgebltError(f"{opened.path} is quantized; give the checkpoint it was made from as the reference")
         self.files, self.name = opened.files(), checkpoint_name(opened)
         logging.disable_progress_bar()
         self.model = _transformers_model(opened).to(device)
+        self.vocab_size: int = self.model.config.vocab_size
         keep_to_usable_cores()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
@@ -88,13 +100,15 @@ def validate_against(
     device: str = "cpu",
     strict: bool = False,
 ) -> tuple[Report, ...]:
-    """Accuracy of each model on `texts` against transformers on `checkpoint`.
+    """Accuracy of each model on `texts` against the reference of the checkpoint's architecture, for a BLT transformers.
 
     `save_reference_logits` is where to record the reference, for `measure.reference_file.ReferenceFile`; `patcher`,
     `strict`: see `open_checkpoint`; `device`: where torch computes. Raises EdgebltError if the checkpoint or a text
     cannot be used, or the file cannot be written.
     """
-    reference = TransformersReference(checkpoint, patcher, device, strict)
+    opened = open_checkpoint(checkpoint, patcher, strict)
+    opened.warn()
+    reference = workbench_architecture(opened.config.architecture).reference(opened, device)
     rows = ComputedRows(reference, texts)
     if save_reference_logits is None:
         return validate(models, rows)
@@ -102,12 +116,12 @@ def validate_against(
         return validate(models, rows, record)
 
 
-def _recording(reference: TransformersReference, rows: ComputedRows) -> Recording:
+def _recording(reference: CheckpointReference, rows: ComputedRows) -> Recording:
     return Recording(
         format_version=FORMAT_VERSION,
         checkpoint=reference.name,
         checkpoint_sha256=checkpoint_sha256(reference.files),
-        vocab_size=reference.model.config.vocab_size,
+        vocab_size=reference.vocab_size,
         row_bytes=rows.row_bytes,
         prompts=rows.prompts,
         texts=tuple(RecordedText(name, size) for name, size in rows.sizes.items()),

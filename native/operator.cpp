@@ -12,7 +12,7 @@
 namespace edgeblt {
 namespace {
 
-constexpr int kOperators = 12;
+constexpr int kOperators = 14;
 std::atomic<unsigned long long> runs[kOperators];
 
 // ONNX Runtime's errors carry a status that we pass on as it is.

@@ -164,6 +164,8 @@ const Operator& dense_cross_attention_operator();
 const Operator& hash_embedding_operator();
 const Operator& patch_attention_operator();
 const Operator& dense_pooling_operator();
+const Operator& causal_convolution_operator();
+const Operator& selective_scan_operator();
 
 }  // namespace edgeblt
 

@@ -7,7 +7,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.whole_files import check_replaceable, whole_directory
+from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
 from edgeblt.export.checkpoints.compressed_form import (
     CONFIG,
@@ -103,6 +105,8 @@ class Compression:
         self._made_by = package_versions(*_MADE_BY)
         self._table_rows = None
         if self.recipe.table_hits is not None:
+            if not isinstance(source.config, ModelConfig):
+                raise EdgebltError(f"{source.path} has no hash tables; leave out table_hits")
             self._table_rows = rows_worth_keeping(count_hits(self._text, source.config), self.recipe.table_hits)
 
     def fingerprint(self, *settings: object) -> str:

@@ -6,6 +6,7 @@ Estimates in bytes, beyond the interpreter and its libraries, from above: docs/p
 import math
 from collections.abc import Iterable
 
+from edgeblt.bundle.config import ModelConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.graphs.weight_source import WeightSource
@@ -21,7 +22,7 @@ PIECE = 100_000_000  # a piece of a matrix on its way into another format, and i
 def scratch_bytes(checkpoint: Checkpoint, recipe: Recipe, limit: int) -> int:
     """Bytes that the limit leaves for activations when quantizing. Raises EdgebltError if the limit is too low."""
     needs = {name: _quantizing(checkpoint.shape(name), recipe, name) for name in checkpoint.names()}
-    if recipe.needs_calibration:
+    if recipe.needs_calibration and isinstance(checkpoint.config, ModelConfig):
         needs["the hash tables' lookup"] = LOOKUP_BYTES + 12 * LOOKUP_ROWS * checkpoint.config.encoder.hidden_size
     return _left(needs, limit)
 
@@ -43,7 +44,7 @@ def _left(needs: dict[str, int], limit: int) -> int:
 
 
 def _by_rows(shape: tuple[int, ...], name: str) -> bool:
-    return len(shape) == 1 or name.endswith((".hash_tables", ".embedding"))
+    return len(shape) != 2 or name.endswith((".hash_tables", ".embedding"))
 
 
 def _quantizing(shape: tuple[int, ...], recipe: Recipe, name: str) -> int:

@@ -339,12 +339,36 @@ def entropy_patch(chance: Chance) -> Case:
     return Case("EntropyPatch", {"rule": int(chance.integers(0, 6))}, dict(inputs), frozenset(), outputs)
 
 
+def causal_convolution(chance: Chance) -> Case:
+    rows, channels = int(chance.integers(0, 40)), int(chance.integers(1, 70))
+    inputs = {
+        "split": floats(chance, rows, 2 * channels), "past": floats(chance, 3, channels),
+        "kernel": floats(chance, 4, channels), "bias": floats(chance, channels),
+    }  # fmt: skip
+    fixed = frozenset({"kernel", "bias"})
+    return Case("CausalConvolution", {"channels": channels}, dict(inputs), fixed, ("x", "present"))
+
+
+def selective_scan(chance: Chance) -> Case:
+    rows, channels = int(chance.integers(0, 40)), int(chance.integers(1, 70))
+    states, rank = int(chance.integers(1, 20)), int(chance.integers(1, 9))
+    inputs = {
+        "x": floats(chance, rows, channels), "split": floats(chance, rows, 2 * channels),
+        "step": floats(chance, rows, channels), "selected": floats(chance, rows, rank + 2 * states),
+        "step_bias": floats(chance, channels), "decay": -np.exp(floats(chance, states, channels)),
+        "skip": floats(chance, channels), "past": floats(chance, states, channels),
+    }  # fmt: skip
+    attributes = {"channels": channels, "states": states, "rank": rank}
+    fixed = frozenset({"step_bias", "decay", "skip"})
+    return Case("SelectiveScan", dict(attributes), dict(inputs), fixed, ("y", "present"))
+
+
 OPERATORS: dict[str, Callable[[Chance], Case]] = {
     "EntropyPatch": entropy_patch, "DenseMatMul": dense_matmul, "SparseMatMul": sparse_matmul,
     "MaskedMatMul": masked_matmul, "WindowAttention": window_attention, "DenseLayer": dense_layer,
     "LatentAttention": latent_attention, "DenseCrossAttention": dense_cross_attention,
     "HashEmbedding": hash_embedding, "PatchAttention": patch_attention, "DensePooling": dense_pooling,
-    "DenseProjection": dense_projection,
+    "DenseProjection": dense_projection, "CausalConvolution": causal_convolution, "SelectiveScan": selective_scan,
 }  # fmt: skip
 
 

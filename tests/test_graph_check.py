@@ -32,14 +32,17 @@ from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.examination.onnx_graph import parse_model
 from edgeblt.bundle.manifest import Bundle, open_bundle
+from edgeblt.bundle.portable_contract import portable_contract
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
-from edgeblt.bundle.portable_contract import portable_contract
 from edgeblt.export.export_bundle import build_graphs
 from edgeblt.export.graphs.portable import portable_graph
+from edgeblt.mambabyte.config import MambaByteConfig
+from edgeblt.mambabyte.contract import mambabyte_contracts
 from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
+from mambabyte_models import random_weights, write_mambabyte
 from tiny_bundles import RECIPES, whole_layers
 
 Change = Callable[[Any], object]
@@ -113,7 +116,27 @@ def written(root: Path) -> Graphs:
                     found[name, target, format, stage] = ir.to_proto(built.model).SerializeToString(), contracts[stage]
         content = ir.to_proto(portable_graph(source).model).SerializeToString()
         found[name, PORTABLE, "fp32", "model"] = content, portable_contract(opened.config)
+    for norm in ("layer", "rms"):
+        config = MambaByteConfig(24, 2, 48, 16, 2, 4, norm, 1e-5)
+        found[norm, "cpu", "fp32", "mamba"] = mambabyte_graph_content(config, root / norm), mambabyte_contract(config)
     return found
+
+
+def mambabyte_contract(config: MambaByteConfig) -> StageContract:
+    return mambabyte_contracts(config)["mamba"]
+
+
+def mambabyte_graph_content(config: MambaByteConfig, directory: Path) -> bytes:
+    """A graph of a MambaByte in int8."""
+    document: dict[str, Any] = {
+        "d_model": config.hidden_size,
+        "n_layer": config.layer_count,
+        "rms_norm": config.norm == "rms",
+    }
+    document |= {"vocab_size": 256, "ssm_cfg": {}, "tie_embeddings": False}
+    opened = open_checkpoint(write_mambabyte(directory, document, random_weights(config, 0)))
+    (built,) = build_graphs(RecipeSource(opened, load_recipe("int8"))).values()
+    return bytes(ir.to_proto(built.model).SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +145,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def test_all_that_the_exporter_writes_is_accepted(graphs: Graphs) -> None:
-    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1)
+    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1) + 2
     for (*_, stage), (content, contract) in graphs.items():
         check_graph(content, Path(f"{stage}.onnx"), {f"{stage}.weights": 1 << 40}, "", contract=contract)
 

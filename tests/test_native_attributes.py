@@ -24,7 +24,7 @@ MOST = 2**31 - 1
 HEADS = 2**20
 RANGES = {
     "num_heads": (1, HEADS), "kv_num_heads": (1, HEADS), "head_dim": (1, HEADS), "vectors": (1, HEADS),
-    "offset": (0, 2**40), "rule": (0, 5), "window": (-1, 2**63 - 1),
+    "offset": (0, 2**40), "rule": (0, 5), "window": (-1, 2**63 - 1), "states": (1, 256),
 }  # fmt: skip
 EDGES = (0, -1, 2**20, 2**20 + 1, 2**31, 2**32, 2**40 + 1, 2**60, 2**62, 2**63 - 1, -(2**63))
 

@@ -15,7 +15,7 @@ from edgeblt.batching.prefixes import Prefixes
 from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.settings import BatchSettings, completed_settings, recorded_details, settings_of_answers
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver, Recorded
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import ByteModelConfig, check_prompt
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.stepper import Stepper
@@ -58,7 +58,7 @@ class Engine:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ByteModelConfig,
         stepper: Stepper,
         prefixes: Prefixes | None = None,
         drafting: Drafting | None = None,
@@ -208,6 +208,7 @@ class Engine:
         recorded: Recorded | None,
     ) -> list[BatchText]:
         data, chosen = as_bytes("prompt", prompt), completed_settings(self._config, settings, **changes)
+        check_prompt(self._config, data)
         ends, own = self._config.generation.ends, settings_of_answers(chosen, len(deliver))
         taken = [self._counted(take) for take in deliver]
         texts = [BatchText(data, each, ends, take, recorded) for each, take in zip(own, taken, strict=True)]

@@ -5,7 +5,7 @@ from typing import Any
 
 from edgeblt.arguments import whole_number
 from edgeblt.batching.text import Recorded
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, merged_settings
 from edgeblt.errors import EdgebltError
 from edgeblt.names import DraftName, Name
@@ -22,7 +22,9 @@ class BatchSettings(OtherSettings, total=False):
     draft: DraftName | Name
 
 
-def completed_settings(config: ModelConfig, settings: GenerationSettings | None, **changes: Any) -> GenerationSettings:
+def completed_settings(
+    config: ByteModelConfig, settings: GenerationSettings | None, **changes: Any
+) -> GenerationSettings:
     """`settings`, changed and completed by the checkpoint's own. Raises EdgebltError for values out of range."""
     return merged_settings(settings, **changes).completed(config.generation)
 

@@ -7,6 +7,7 @@ bundle records it so that the runtime can size its buffers.
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import ClassVar
 
 from edgeblt.bundle.dataclass_json import LATER
 from edgeblt.errors import EdgebltError
@@ -161,7 +162,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `patcher` is None where the rule needs no entropies."""
+    """A whole BLT. `patcher` is None where the rule needs no entropies."""
+
+    architecture: ClassVar[str] = "blt"
 
     vocab_size: int
     cross_attention_k: int
@@ -182,6 +185,16 @@ class ModelConfig:
         if self.patching.rule.needs_entropies and self.patcher is None:
             rule = self.patching.rule.name.lower()
             raise EdgebltError(f"the patching rule {rule} needs an entropy model; give the checkpoint with its patcher")
+
+    @property
+    def table_count(self) -> int:
+        """Number of hash tables."""
+        return self.hashes.table_count
+
+    @property
+    def starts_empty(self) -> bool:
+        """A text can begin with nothing but BOS."""
+        return True
 
     @property
     def patch_width(self) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -14,15 +15,15 @@ LATER = {"later": True}
 """The metadata of a field that earlier versions did not have: with its default it is left out of documents."""
 
 
-def parse_dataclass(cls: type[T], document: object, where: str) -> T:
+def parse_dataclass(cls: type[T], document: object, where: str, types: Mapping[str, type[Any]] | None = None) -> T:
     """`document` (parsed JSON) as a `cls`, field by field, by its type hints.
 
     A field's JSON name is its own without a trailing underscore (`global_` reads `global`). `where` names the
-    document in errors. Raises EdgebltError.
+    document in errors; `types` replaces the hints of some fields. Raises EdgebltError.
     """
     if not isinstance(document, dict):
         raise EdgebltError(f"{where} must be a JSON object, not {shown(document)}; write it again with edgeblt")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) | dict(types or {})
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in document:
         if name not in fields:

@@ -3,7 +3,7 @@
 `export/` writes bundles; this module describes and checks them. Format version 2, whose dense weights are interleaved:
 
     bundle.json      a `Manifest`, and `checksum`: the sha256 of its canonical JSON without that field
-    patcher.onnx, encoder.onnx, global.onnx, decoder.onnx
+    patcher.onnx, encoder.onnx, global.onnx, decoder.onnx, or those of another architecture's stages
     *.weights        the graphs' external data
     README.md        the model card
 """
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import PORTABLE, STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
+from edgeblt.bundle.architectures import FIRST, architecture
+from edgeblt.bundle.contract import PORTABLE, TARGETS, StageContract, StageName, Target
 from edgeblt.bundle.dataclass_json import LATER, dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
@@ -58,10 +58,11 @@ class Manifest:
     target: str  # target of the graphs: cpu, cuda, or one for each stage, as `parse_placement` reads it
     recipe: str
     kv_cache: str  # format of keys and values: fp32, fp16, int8, or one for each stage
-    config: ModelConfig
+    config: Any  # a ByteModelConfig, of the architecture's own class
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
     made_by: dict[str, str]  # package to version
+    architecture: str = field(default=FIRST, metadata=LATER)
     portable: PortableDocument | None = field(default=None, metadata=LATER)  # for the target portable
 
     @property
@@ -70,11 +71,16 @@ class Manifest:
         return self.target == PORTABLE
 
     @property
+    def stage_names(self) -> tuple[StageName, ...]:
+        """Names of the architecture's stages, in the order of the computation."""
+        return architecture(self.architecture).stages
+
+    @property
     def targets(self) -> dict[StageName, Target]:
         """Target of each stage. Raises EdgebltError for an unknown target."""
         if self.is_portable:
-            return dict.fromkeys(STAGES, PORTABLE)
-        return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+            return dict.fromkeys(self.stage_names, PORTABLE)
+        return parse_placement(self.target, "target", TARGETS, dict.fromkeys(self.stage_names, TARGETS[0]))
 
     @property
     def contracts(self) -> dict[StageName, StageContract]:
@@ -82,7 +88,8 @@ class Manifest:
 
         Those of a portable graph are within it: the graph's own is `portable_contract`.
         """
-        return stage_contracts(self.config, self.targets, parse_cache_formats(self.kv_cache))
+        caches = parse_cache_formats(self.kv_cache, self.stage_names)
+        return architecture(self.architecture).contracts(self.config, self.targets, caches)
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
         return _hold_portable(path, manifest, contents, files, directory)
     contracts = manifest.contracts
     stages: dict[StageName, HeldStage] = {}
-    for stage in STAGES:
+    for stage in manifest.stage_names:
         entry = manifest.stages[stage]
         content, graph = contents[entry.graph], path / entry.graph
         sizes = {name: manifest.files[name].size for name in entry.weights}
@@ -183,7 +190,7 @@ def _hold_portable(
     path: Path, manifest: Manifest, contents: dict[str, bytes], files: dict[str, HeldFile], directory: HeldDirectory
 ) -> dict[StageName, HeldStage]:
     """The one graph, as that of each stage."""
-    entry = manifest.stages[STAGES[0]]
+    entry = manifest.stages[manifest.stage_names[0]]
     content, graph = contents[entry.graph], path / entry.graph
     sizes = {name: manifest.files[name].size for name in entry.weights}
     assert manifest.portable is not None
@@ -191,7 +198,7 @@ def _hold_portable(
     contract = portable_contract(manifest.config)
     check_graph(content, graph, sizes, "export again", contract=contract, metadata=metadata)
     held = HeldStage(graph, content, tuple(files[name] for name in entry.weights), directory)
-    return dict.fromkeys(STAGES, held)
+    return dict.fromkeys(manifest.stage_names, held)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -248,7 +255,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} has format version {version!r:.40}; this edgeblt reads {FORMAT_VERSION}: export again with it"
         )
     check_checksum(document, path, "export the bundle again")
-    manifest = parse_dataclass(Manifest, document, str(path))
+    kind = architecture(document.get("architecture", FIRST))
+    manifest = parse_dataclass(Manifest, document, str(path), {"config": kind.config})
     _check_names(manifest, path)
     return manifest
 
@@ -265,8 +273,9 @@ def _check_names(manifest: Manifest, path: Path) -> None:
             raise EdgebltError(f"{path} names the file {name!r:.60}; only plain file names are allowed: export again")
         if record.size < 0 or not _HASH.fullmatch(record.sha256):
             raise EdgebltError(f"{path} gives {name} an impossible size or hash; export the bundle again")
-    if set(manifest.stages) != set(STAGES):
-        raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(STAGES)}")
+    names = manifest.stage_names
+    if set(manifest.stages) != set(names):
+        raise EdgebltError(f"{path} has the stages {list(manifest.stages)!r:.100}; it must have {', '.join(names)}")
     try:
         manifest.contracts  # noqa: B018
     except EdgebltError as error:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edgeblt.bundle.config import ModelConfig, PatchingRule, Rule
-from edgeblt.bundle.contract import STAGES, StageName
+from edgeblt.bundle.architectures import ByteModelConfig
+from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 
 TYPICAL_BYTES_PER_PATCH = 4.5  # mean of the released models on English
 _HASH_TABLES = re.compile(r"encoder\.hash_tables(\.|$)")
-_EMBEDDING = re.compile(r"(patcher|encoder)\.embedding(\.|$)")
+_EMBEDDING = re.compile(r"[\w.]+\.embedding(\.|$)")
 _OF_A_PATCH = re.compile(
     r"global\.|(encoder|decoder)\.patch_projection|encoder\.cross\.|decoder\.cross\.\d+\.(key|value)"
 )
@@ -59,10 +60,13 @@ class WeightPlan:
 
 
 def weight_plan(
-    recipe: str, config: ModelConfig, tensors: Mapping[StageName, Iterable[StoredTensor]], bytes_per_patch: float
+    recipe: str,
+    config: ByteModelConfig,
+    tensors: Mapping[StageName, Iterable[StoredTensor]],
+    bytes_per_patch: float,
 ) -> WeightPlan:
     """Bytes that the weights in each stage's graph (`tensors`) take on disk, and bytes that decoding one byte reads."""
-    stages = {stage: _stage_weights(tensors[stage], config.hashes.table_count) for stage in STAGES}
+    stages = {stage: _stage_weights(stored, config.table_count) for stage, stored in tensors.items()}
     total, tables = (sum(weights) for weights in zip(*((s.bytes, s.table_bytes) for s in stages.values()), strict=True))
     read = sum(stage.weight_bytes_per_byte(bytes_per_patch) for stage in stages.values())
     return WeightPlan(recipe, total, tables, total - tables, bytes_per_patch, read, stages)

@@ -99,7 +99,8 @@ def shown_reading(size: int, session: Session | None = None) -> Iterator[Callabl
             if session.position <= last:  # several pieces of a chunk come after all of it is read
                 return
             last, read, seconds = session.position, session.position - start, time.monotonic() - started
-            cost.add(read, session.patch_count - patches, seconds, session.work["global"].seconds)
+            whole_text = session.work.get("global")  # the only stage whose time grows with the text, where there is one
+            cost.add(read, session.patch_count - patches, seconds, whole_text.seconds if whole_text else 0.0)
             if seconds >= SHOWN_AFTER:
                 if advance is None:
                     advance = bar.enter_context(progress("reading the prompt", size, BYTES, even=False, note=note))
@@ -118,7 +119,7 @@ def shown_reading(size: int, session: Session | None = None) -> Iterator[Callabl
 def memory_sentence(cost: PromptCost, session: Session) -> str | None:
     """The sentence that announces more keys and values than there is memory for; None where they will fit."""
     cache = session.state.caches.get("global")
-    if cache is None or not isinstance(cache.buffers[0], np.ndarray):  # in a GPU's memory, or portable
+    if cache is None or not isinstance(cache.buffers[0], np.ndarray):  # none grows, portable, or in a GPU's memory
         return None
     patches = cost.patches_before + cost.size / cost.bytes_per_patch
     slots = 2 ** math.ceil(math.log2(max(patches, 1)))  # the cache doubles as it fills

@@ -63,14 +63,15 @@ class DraftStatistics:
         self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
-def usable_drafters(draft: str, has_patcher: bool, plan: WeightPlan | None) -> list[str]:
+def usable_drafters(draft: str, has_patcher: bool, stages: Collection[StageName], plan: WeightPlan | None) -> list[str]:
     """Names of the drafters that work on a model; for `auto`, only those that can save time.
 
     has_patcher: whether the model has a patcher to draft with.
+    stages: the model's stages.
     plan: weights that decoding reads; `auto` leaves out drafters that read too large a share, and without a plan all
         but n-grams.
     """
-    usable = [name for name in DRAFTERS if name != PATCHER or has_patcher]
+    usable = [name for name in DRAFTERS if set(_READ.get(name, ())) <= set(stages) and (name != PATCHER or has_patcher)]
     if draft != AUTO:
         return usable
     if plan is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeblt.bundle.contract import STAGES, StageName
+from edgeblt.bundle.contract import StageName
 from edgeblt.decoding.sampling import Sampler, Sampling
 from edgeblt.decoding.settings import check_draft
 from edgeblt.decoding.speculation import AUTO
@@ -258,7 +258,7 @@ class _Bench:
         quantiles = quantiles_ms(run.byte_seconds for run in runs)
         stages = bundle_plan(model.bundle, 1.0).stages
         read = median(weight_bytes_read(stages, run.work) / count for run in runs)
-        cached = {name: median(run.work[name].cache_bytes / count for run in runs) for name in STAGES}
+        cached = {name: median(run.work[name].cache_bytes / count for run in runs) for name in stages}
         rate, drafted = median(rates), sum(run.counts.drafted for run in runs)
         joules = [run.joules / count for run in runs if run.joules is not None]
         before, after = model.memory_before, self._memory
@@ -298,12 +298,12 @@ class _Bench:
             cost_per_million_bytes=price_per_hour / _SECONDS_PER_HOUR / rate * 1e6
             if price_per_hour is not None
             else None,
-            stage_s_per_byte={name: median(run.work[name].seconds / count for run in runs) for name in STAGES},
+            stage_s_per_byte={name: median(run.work[name].seconds / count for run in runs) for name in stages},
             stage_weight_bytes_per_byte={
-                name: median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in STAGES
+                name: median(weight_bytes_by_stage(stages, run.work)[name] / count for run in runs) for name in stages
             },
             stage_cache_bytes_per_byte=cached,
-            stage_bytes={name: stages[name].bytes for name in STAGES},
+            stage_bytes={name: stage.bytes for name, stage in stages.items()},
             anonymous_bytes=after.anonymous - before.anonymous if before and after else None,
             mapped_bytes=after.mapped - before.mapped if before and after else None,
             peak_rss_bytes=peak_memory,

@@ -31,6 +31,7 @@ LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm")  # in th
 OPERATORS = (
     "EntropyPatch", "DenseMatMul", "SparseMatMul", "MaskedMatMul", "WindowAttention", "DenseLayer", "LatentAttention",
     "DenseCrossAttention", "HashEmbedding", "PatchAttention", "DensePooling", "DenseProjection",
+    "CausalConvolution", "SelectiveScan",
 )  # fmt: skip
 CUDA_OPERATORS = OPERATORS[:1]
 

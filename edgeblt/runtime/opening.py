@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import real_number
-from edgeblt.bundle.contract import STAGES, StageContract, StageName, TensorSpec
+from edgeblt.bundle.architectures import architecture
+from edgeblt.bundle.contract import StageContract, StageName, TensorSpec
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
 from edgeblt.bundle.placement import describe_placement, parse_placement
@@ -40,7 +41,7 @@ def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provid
     if bundle.manifest.is_portable:
         if provider not in (None, "cpu"):
             raise EdgebltError(f"{bundle.path} is portable and runs on the cpu here; leave provider {provider} out")
-        return dict.fromkeys(STAGES, "cpu")
+        return dict.fromkeys(bundle.manifest.stage_names, "cpu")
     placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
     for stage, place in placement.items():
         if place == "cuda" and targets[stage] != "cuda":
@@ -71,20 +72,24 @@ def open_graphs(
 
     threads: as `load` takes it.
     """
-    contracts = held.bundle.manifest.contracts
+    manifest = held.bundle.manifest
+    contracts = manifest.contracts
     graphs, used, is_large = dict[StageName, OpenedGraph](), list[HeldStage](), False
-    for name in STAGES:
+    for name in manifest.stage_names:
         own, packed = held.stages[name], prepared.stage(name)
         weight_bytes = sum(file.size for file in own.weights)
         is_large |= weight_bytes >= LARGE_STAGE_BYTES
-        lie_as_read = held.bundle.manifest.stages[name].weight_format.startswith(_MAPPED_FORMATS)
+        lie_as_read = manifest.stages[name].weight_format.startswith(_MAPPED_FORMATS)
         are_mapped = packed is not None or (lie_as_read and native.library_path() is not None)
         counts = ThreadCounts.of(threads, weight_bytes, are_mapped)
         used.append(packed or own)
         graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
     refuse_replacement(used)  # ONNX Runtime opened the weights by their names
     weights = [file for stage in used for file in stage.weights]
-    return OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement), is_large)
+    opened = OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement), is_large)
+    if not architecture(manifest.architecture).has_batches:
+        opened.is_batchable = False
+    return opened
 
 
 def open_stage(

@@ -16,11 +16,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import onnxruntime
 
-from edgeblt.bundle.contract import STAGES, StageName
+from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, unreadable
@@ -151,7 +151,7 @@ def open_prepared(path: Path, bundle: Bundle, provider: str, verify: bool = Fals
         raise EdgebltError(f"{path / RECORD} is nested too deeply; {remedy}") from None
     except OSError as error:
         raise unreadable(Path(error.filename or path), error, remedy) from None
-    return Prepared(path, tuple(stage for stage in STAGES if stage in record.stages), None, held)
+    return Prepared(path, tuple(stage for stage in bundle.manifest.stage_names if stage in record.stages), None, held)
 
 
 def _hold(directory: HeldDirectory, stage: str, files: PreparedStage, verify: bool, remedy: str) -> HeldStage:
@@ -200,7 +200,7 @@ def _parse(document: dict[str, object], path: Path, remedy: str) -> PreparedReco
     check_checksum(document, path / RECORD, remedy)
     record = parse_dataclass(PreparedRecord, document, str(path / RECORD))
     for stage in record.stages:
-        if stage not in STAGES:
+        if stage not in get_args(StageName):
             raise EdgebltError(f"{path / RECORD} names the unknown stage {stage!a:.60}; {remedy}")
     return record
 

@@ -41,7 +41,7 @@ class Session(SaveCalls):
     """
 
     def __init__(self, config: ModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
-        self.config, self._graphs, self._threshold = config, graphs, threshold
+        self.config, self._blt, self._graphs, self._threshold = config, config, graphs, threshold
         self.state = SequenceState(config, graphs.contracts, graphs.memories, ROLLBACK_BYTES)
         self._stages = {name: StageRunner(name, graphs[name], self.state.caches.get(name)) for name in STAGES}
         self._patch_reader = PatchReader(config, self._stages["patcher"], self.state, ROLLBACK_BYTES, threshold)
@@ -150,7 +150,7 @@ class Session(SaveCalls):
         with self._turn:
             self._settle()
             self._patch_reader.forget_ahead()
-            other = Session(self.config, self._graphs, self._threshold)
+            other = Session(self._blt, self._graphs, self._threshold)
             other.state.copy_from(self.state)
             return other
 
@@ -286,7 +286,7 @@ class Session(SaveCalls):
     def _encode(self, ids: NDArray[np.int64], alone: bool, patching: Patching | None = None) -> EncodedPiece:
         """Patch starts, byte vectors and patch vectors of the next ids; `alone`: the chunk has no other piece."""
         count, state = len(ids), self.state
-        buffers = self._buffers[count] if alone else Buffers(self.config, state.homes, count)
+        buffers = self._buffers[count] if alone else Buffers(self._blt, state.homes, count)
         state.ids.store(state.position, ids)
         buffers.windows[:] = state.ids.windows(state.position, count)
         if patching is None:

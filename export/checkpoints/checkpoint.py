@@ -1,6 +1,7 @@
 """A checkpoint as one set of canonical names, whatever form it is stored in; tensors are read one at a time.
 
-Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation. Linear weights are [out, in].
+Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation. Linear weights are [out, in]. Those of
+a BLT, other architectures having theirs in their own folders:
 
     patcher   embedding, layers.{i}, norm, head                   (absent where the patching rule needs no entropies)
     encoder   embedding, hash_tables, layers.{i}, patch_projection, cross
@@ -15,13 +16,16 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 from edgeblt.bundle.held_files import unreadable
 from edgeblt.errors import CheckpointNote, EdgebltError
+from edgeblt.export.architectures import open_other_form, workbench_architecture
 from edgeblt.export.checkpoints.compressed_form import CompressionRecord, is_compressed, open_compressed_form
 from edgeblt.export.checkpoints.files.checkpoint_files import CONFIG
 from edgeblt.export.checkpoints.files.stored_weights import (
@@ -44,7 +48,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        config: ModelConfig,
+        config: ByteModelConfig,
         weights: dict[str, StoredWeight],
         unused: list[str],
         record: CompressionRecord | None = None,
@@ -53,7 +57,7 @@ class Checkpoint:
         notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self.config = config
+        self.config: Any = config  # a ByteModelConfig
         self.record = record  # record of `edgeblt quantize`; None for other checkpoints
         self.is_transformers_form = is_transformers_form
         self.notes = notes  # sentences for the user on how the configuration was read
@@ -145,9 +149,10 @@ class Checkpoint:
 def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict: bool = False) -> Checkpoint:
     """Open a checkpoint in transformers' form (bitsandbytes' weights included), Meta's, or `edgeblt quantize`'s.
 
-    Any of them can be a model on the Hugging Face hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is
-    the directory of Meta's entropy model for a checkpoint in Meta's form, instead of the one in it. Fields of the
-    configuration that no model known to edgeblt has are named in the checkpoint's `notes`, and refused if `strict`.
+    Or one in the form of another architecture (docs/architectures.md). Any of them can be a model on the Hugging Face
+    hub, `OWNER/NAME[@REVISION]`, which is downloaded first. `patcher` is the directory of Meta's entropy model for a
+    checkpoint in Meta's form, instead of the one in it. Fields of the configuration that no model known to edgeblt has
+    are named in the checkpoint's `notes`, and refused if `strict`.
     Reads the configuration and headers but no weights. Raises EdgebltError: files missing, unreadable or leading
     elsewhere; a configuration edgeblt cannot follow; a tensor missing, of another shape than the configuration asks
     for, or of no dtype that weights have; `patcher` for a checkpoint that has its own.
@@ -165,6 +170,9 @@ def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict:
         shapes = expected_shapes(form.config)
         weights = {name: form.weight(name, shape) for name, shape in shapes.items()}
         return Checkpoint(path, form.config, weights, form.unused(weights.values()), form.record)
+    other = open_other_form(path, strict)
+    if other:
+        return Checkpoint(path, other.config, other.weights, other.unused, files=other.files, notes=other.notes)
     original = open_transformers_form(path, strict)
     config, notes = original.config.model, original.config.notes
     weights = {name: original.weight(name, shape) for name, shape in expected_shapes(config).items()}
@@ -174,8 +182,13 @@ def open_checkpoint(path: str | Path, patcher: str | Path | None = None, strict:
     )
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+def expected_shapes(config: ByteModelConfig) -> dict[str, Shape]:
     """Canonical name -> shape, of every tensor that a model of this configuration has, in stage order."""
+    return workbench_architecture(config.architecture).shapes(config)
+
+
+def blt_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The same of a BLT."""
     return dict(_shapes(config))
 
 

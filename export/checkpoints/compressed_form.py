@@ -1,6 +1,7 @@
 """The directory that `edgeblt quantize` writes: two files, which `export` packs without quantizing again.
 
-    config.json         {"edgeblt_checkpoint": 1, "config": ModelConfig, "compression": CompressionRecord}
+    config.json         {"edgeblt_checkpoint": 1, "config": configuration, "compression": CompressionRecord}
+                        and "architecture", where it is another than blt
     model.safetensors   under canonical names: NAME for floating-point weights, else
                         NAME.codes (uint8, packed), NAME.scales, NAME.zero_points (uint8, packed; asymmetric formats)
                         encoder.hash_tables.index (int32), where rows were dropped: the stored row, of which the first
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import FIRST, ByteModelConfig, architecture
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.files.bitsandbytes import BitsAndBytes4Weight
@@ -54,7 +55,7 @@ class CompressionRecord:
 @dataclass(frozen=True)
 class CompressedForm:
     path: Path
-    config: ModelConfig
+    config: ByteModelConfig
     record: CompressionRecord
     stored: dict[str, SafetensorsTensor]
 
@@ -141,9 +142,10 @@ def open_compressed_form(directory: Path) -> CompressedForm:
         raise EdgebltError(
             f"{file} has format version {document.get(MARK)!r:.40}; this edgeblt reads {FORMAT_VERSION}: quantize again"
         )
+    kind = architecture(document.pop("architecture", FIRST))
     if set(document) != {MARK, "config", "compression"}:
         raise EdgebltError(f"{file} must have config and compression beside {MARK}, and nothing else; quantize again")
-    config = parse_dataclass(ModelConfig, document["config"], f"{file}: config")
+    config = parse_dataclass(kind.config, document["config"], f"{file}: config")
     record = parse_dataclass(CompressionRecord, document["compression"], f"{file}: compression")
     for text in _texts(record):  # they are printed
         if not (text.isprintable() and len(text) <= 1000):
@@ -154,8 +156,10 @@ def open_compressed_form(directory: Path) -> CompressedForm:
     return CompressedForm(directory, config, record, {tensor.name: tensor for tensor in stored_tensors(weights)})
 
 
-def config_document(config: ModelConfig, record: CompressionRecord) -> str:
-    document = {MARK: FORMAT_VERSION, "config": dataclass_document(config), "compression": dataclass_document(record)}
+def config_document(config: ByteModelConfig, record: CompressionRecord) -> str:
+    named = {} if config.architecture == FIRST else {"architecture": config.architecture}
+    parts = {"config": dataclass_document(config), "compression": dataclass_document(record)}
+    document = named | {MARK: FORMAT_VERSION} | parts
     return json.dumps(document, indent=2) + "\n"
 
 

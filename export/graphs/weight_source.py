@@ -1,12 +1,11 @@
 """A model's weights as graphs and calibration read them: some rows at a time, encoded in their formats."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import GROUP
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import Codebook, Matrix, Quantized, WeightFormat
@@ -20,7 +19,7 @@ class WeightSource(Protocol):
     """A model's weights under canonical names, each in the format it shall have in the bundle."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def config(self) -> Any: ...  # that of an architecture
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 

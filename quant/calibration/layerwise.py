@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeblt.bundle.config import PatchingRule
+from edgeblt.bundle.config import ModelConfig, PatchingRule
 from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, PATCHING_OUTPUTS, STATE_WIDTH
 from edgeblt.bundle.text_files import read_text
 from edgeblt.errors import EdgebltError
+from edgeblt.export.architectures import workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.graph import IR_VERSION, OPSET, graph_value
 from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
-from edgeblt.ids import BOS, encode
+from edgeblt.ids import BOS, OFFSET, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT
 from edgeblt.quant.calibration.activations import Scratch, Values
 from edgeblt.quant.calibration.forward import Forward
@@ -80,8 +81,12 @@ def calibrate(
     """
     calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
-        forward = Forward(checkpoint.config, calibration.multiply, calibration.vector, calibration.lookup)
-        forward.run(calibration_texts(text), PatchStarts(checkpoint.config.patching).of_exact)
+        config, functions = checkpoint.config, (calibration.multiply, calibration.vector, calibration.lookup)
+        run, texts = workbench_architecture(config.architecture).calibrate, calibration_texts(text)
+        if run:
+            run(config, *functions, [ids[1:] - OFFSET for ids in texts])
+        elif isinstance(config, ModelConfig):
+            Forward(config, *functions).run(texts, PatchStarts(config.patching).of_exact)
 
 
 def read_calibration(path: str | Path | None) -> tuple[bytes, str]:

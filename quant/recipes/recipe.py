@@ -4,7 +4,7 @@ import os
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 from edgeblt.bundle.contract import STAGES, StageName
@@ -18,6 +18,7 @@ from edgeblt.quant.methods.pruning import MAGNITUDE, PRUNING, SPARSEGPT, Sparsit
 
 HASH_TABLES = "encoder.hash_tables"
 GPTQ = "gptq"
+EXACT = (".a_log",)  # matrices that no recipe rounds, as an error in them grows from byte to byte
 WHOLE_ROW = 0  # the block size that means one block a row
 PACKAGED = Path(__file__).parent
 _LIMIT = 1 << 16
@@ -145,7 +146,9 @@ class Recipe:
                 raise EdgebltError(f"{name}: only a stage has channels; give them for {', '.join(STAGES)}")
 
     def stage(self, name: StageName) -> WeightRecipe:
-        return {"patcher": self.patcher, "encoder": self.encoder, "global": self.global_, "decoder": self.decoder}[name]
+        """The part for a stage; `global`, that of most weights, for the only stage of another architecture."""
+        own = {"patcher": self.patcher, "encoder": self.encoder, "decoder": self.decoder}
+        return own.get(name, self.global_)
 
     def part(self, name: str) -> WeightRecipe:
         """The part of the recipe for the tensor of this canonical name."""
@@ -162,7 +165,7 @@ class Recipe:
 
         Embeddings and hash tables are never pruned, and heads only where `heads` says so.
         """
-        if len(shape) == 1:
+        if len(shape) != 2 or name.endswith(EXACT):
             return Floating(32)
         format = self.part(name).matrix_format(shape[1])
         dense = name.endswith(".embedding") or (name.endswith(".head") and not self.heads)
@@ -170,13 +173,15 @@ class Recipe:
             return replace(format, sparsity="")
         return Floating(16) if isinstance(format, Codebook) and name.endswith(".embedding") else format
 
-    def pruned(self, config: ModelConfig) -> ModelConfig:
+    def pruned(self, config: Any) -> Any:
         """The configuration of a model when its channels are removed."""
 
         def stack(part: WeightRecipe, config: TransformerConfig) -> TransformerConfig:
             kept = kept_count(part.channels, config.intermediate_size) if part.channels else config.intermediate_size
             return replace(config, intermediate_size=kept)
 
+        if not isinstance(config, ModelConfig):  # no other has such channels
+            return config
         return replace(
             config,
             patcher=config.patcher and stack(self.patcher, config.patcher),

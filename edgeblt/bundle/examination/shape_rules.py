@@ -8,7 +8,7 @@ graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 from collections.abc import Mapping
 
 from edgeblt.bundle.contract import MICROSOFT
-from edgeblt.bundle.examination import attention_rules, portable_rules, product_rules
+from edgeblt.bundle.examination import attention_rules, portable_rules, product_rules, recurrence_rules
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.onnx_graph import LARGEST
 from edgeblt.bundle.examination.product_rules import FLOATS
@@ -201,6 +201,7 @@ RULES: Mapping[tuple[str, str], ShapeRule] = {
     **product_rules.RULES,
     **attention_rules.RULES,
     **portable_rules.RULES,
+    **recurrence_rules.RULES,
     **{("", name): broadcast_rule for name in ("Equal", "Greater", "Mod", "Mul", "Where")},
     **{("", name): same_rule for name in ("Cast", "CumSum", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,

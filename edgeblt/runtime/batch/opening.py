@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import PLACE_INPUTS, SEQUENCE_INPUTS
 from edgeblt.errors import EdgebltError
@@ -26,7 +27,7 @@ _TOLERANCE = 1e-3  # share of the largest logit
 
 
 def open_stepper(
-    config: ModelConfig,
+    config: ByteModelConfig,
     graphs: OpenedGraphs,
     new_session: Callable[[], Session],
     threshold: float | None,
@@ -43,11 +44,13 @@ def open_stepper(
     if memory is None:
         memory = (available_memory() or 2 * _MEMORY) // 2
     if graphs.is_batchable is None:
+        assert isinstance(config, ModelConfig)
         reason = _obstacle(graphs) or _failure(config, graphs, new_session, threshold)
         graphs.is_batchable = reason is None
         if reason:
             _warn_once(reason)
     if graphs.is_batchable:
+        assert isinstance(config, ModelConfig)
         return RaggedStepper(config, graphs, threshold, most_sequences, memory)
     return OneByOneStepper(new_session, most_sequences, memory)
 

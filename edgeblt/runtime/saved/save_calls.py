@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edgeblt.arguments import as_path
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.patch_reader import PatchReader
@@ -18,7 +18,7 @@ from edgeblt.runtime.turn import Turn
 class SaveCalls:
     """Calls of a session for its state as a whole."""
 
-    config: ModelConfig
+    config: ByteModelConfig
     state: SequenceState
     _graphs: OpenedGraphs
     _threshold: float | None

@@ -175,6 +175,7 @@ def _rows_fault(header: Header, starts: list[int]) -> str | None:
         "patcher_states": max(position - 1, 0),
         "byte_vectors": starts[-1],
         "cross_rows": max(patches - 1, 0),
+        "recurrent_states": max(position - 1, 0),
     }
     for name, rows in header.histories.items():
         if rows.end != (patches if name == "cross_rows" else position) or not 0 <= rows.first <= latest[name]:

@@ -1,0 +1,15 @@
+"""The Byte Latent Transformer on devices."""
+
+from edgeblt.bundle.architectures import Architecture
+from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.contract import PORTABLE, STAGES, TARGETS, stage_contracts
+
+ARCHITECTURE = Architecture(
+    name="blt",
+    config=ModelConfig,
+    stages=STAGES,
+    contracts=stage_contracts,
+    session="edgeblt.runtime.session:Session",
+    has_batches=True,
+    targets=(*TARGETS, PORTABLE),
+)

@@ -1,0 +1,1 @@
+"""MambaByte on the workbench: its checkpoints, its graph, its reference."""
