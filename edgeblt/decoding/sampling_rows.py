@@ -40,7 +40,7 @@ def _foreseen(samplers: list[Sampler], rows: NDArray[np.float32]) -> list[int | 
         allowed[~is_usable] = 0
         largest[~is_usable] = 0
     temperatures = np.array([[sampler.temperature] for sampler in samplers])
-    with np.errstate(all="ignore"):  # as for one row
+    with np.errstate(all="ignore"):
         weights = np.exp((allowed.astype(np.float64) - largest[:, None].astype(np.float64)) / temperatures)
         Cuts.joined([sampler.cuts for sampler in samplers]).normalize(weights)
         times = np.full(weights.shape, np.inf)

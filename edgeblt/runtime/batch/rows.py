@@ -94,9 +94,23 @@ class Completed:
         arrays.latent_index[:] = np.where(behind > rows.each(firsts), carried_count - 1 + behind, rows.each(rows.slots))
         return cls([end - first for first, end in zip(firsts, ends, strict=True)], firsts, ends[-1])
 
-    def some(self, states: Sequence[SequenceState]) -> list[tuple[SequenceState, int, int]]:
+
+@dataclass(frozen=True)
+class PatchedStep:
+    """A step whose patches are known, and the arrays that its stages read and write."""
+
+    rows: StepRows
+    arrays: RowArrays
+    sequences: SequenceArrays
+    completed: Completed
+    patches: PatchArrays
+
+    @property
+    def completing(self) -> list[tuple[SequenceState, int, int]]:
         """Sequences that complete patches, each with their number and the first of them."""
-        return [each for each in zip(states, self.counts, self.firsts, strict=True) if each[1]]
+        return [
+            each for each in zip(self.rows.states, self.completed.counts, self.completed.firsts, strict=True) if each[1]
+        ]
 
 
 class StepRunner:
@@ -134,14 +148,14 @@ class StepRunner:
         arrays.rotate(rows.running(rows.positions))
         self._patch(rows, arrays, sequences)
         completed = Completed.of(rows, arrays, len(self._carried_rows))
-        patches = self._patches[completed.total]
-        self._encode(rows, arrays, sequences, completed, patches)
+        step = PatchedStep(rows, arrays, sequences, completed, self._patches[completed.total])
+        self._encode(step)
         found = arrays.found
         for state, own, count in zip(rows.states, rows.own, completed.counts, strict=True):
             state.append(arrays.byte_vectors[own], found.patch_starts[own], count)
         if completed.total:
-            self._run_global(completed.some(rows.states), patches)
-        self._decode(rows, arrays, sequences, completed, patches)
+            self._run_global(step)
+        self._decode(step)
         return [
             Chunk(position, arrays.logits[own], found.entropies[own], found.patch_starts[own])
             for position, own in zip(rows.positions, rows.own, strict=True)
@@ -176,30 +190,25 @@ class StepRunner:
             end = position + own.stop - own.start
             state.patcher_states.append(found.states[own], max(end - 2 * ROLLBACK_BYTES, 0) - 1)
 
-    def _encode(
-        self,
-        rows: StepRows,
-        arrays: RowArrays,
-        sequences: SequenceArrays,
-        completed: Completed,
-        patches: PatchArrays,
-    ) -> None:
-        """Set `arrays.byte_vectors`, and the vectors of `patches`."""
+    def _encode(self, step: PatchedStep) -> None:
+        """Set the byte vectors of rows, and the vectors of patches."""
+        arrays, patches = step.arrays, step.patches
         inputs = {
             "windows": arrays.windows, "patch_index": arrays.patch_index, "patches": patches.patches,
             "open_vectors": self._no_vectors, "open_index": _NO_INDEX,
-            **self._places("encoder", rows, arrays, sequences),
+            **self._places("encoder", step.rows, arrays, step.sequences),
         }  # fmt: skip
-        if completed.total:
-            some = completed.some(rows.states)
+        if step.completed.total:
+            some = step.completing
             opened = [np.asarray(state.open_vectors()) for state, _, _ in some]
             inputs["open_vectors"] = np.concatenate(opened)
             inputs["open_index"] = np.repeat([first for _, _, first in some], [len(vectors) for vectors in opened])
         outputs = {"byte_vectors": arrays.byte_vectors, "patch_vectors": patches.vectors}
-        self._stages["encoder"].run(inputs, outputs, rows.count, completed.total)
+        self._stages["encoder"].run(inputs, outputs, step.rows.count, step.completed.total)
 
-    def _run_global(self, some: Sequence[tuple[SequenceState, int, int]], patches: PatchArrays) -> None:
-        """Set the latents of `patches`, which these sequences complete."""
+    def _run_global(self, step: PatchedStep) -> None:
+        """Set the latents of patches."""
+        some, patches = step.completing, step.patches
         caches = [pooled(state.caches["global"]) for state, _, _ in some]
         slots = [cache.advance(count) - count for cache, (_, count, _) in zip(caches, some, strict=True)]
         counts = [count for _, count, _ in some]
@@ -212,22 +221,16 @@ class StepRunner:
         count = len(positions)
         self._stages["global"].run(inputs, {"latents": patches.latents}, count, count)
 
-    def _decode(
-        self,
-        rows: StepRows,
-        arrays: RowArrays,
-        sequences: SequenceArrays,
-        completed: Completed,
-        patches: PatchArrays,
-    ) -> None:
-        """Set `arrays.logits`."""
+    def _decode(self, step: PatchedStep) -> None:
+        """Set the logits of rows."""
+        rows, arrays, patches = step.rows, step.arrays, step.patches
         for state, patch in zip(rows.states, rows.patches, strict=True):
             state.carry(patch)  # the row lies in `_carried_rows`
         inputs = {
             "byte_vectors": arrays.byte_vectors, "latents": patches.latents, "latent_index": arrays.latent_index,
-            "carried_row": self._carried_rows, **self._places("decoder", rows, arrays, sequences),
+            "carried_row": self._carried_rows, **self._places("decoder", rows, arrays, step.sequences),
         }  # fmt: skip
         outputs = {"logits": arrays.logits, "cross_rows": patches.cross_rows}
-        self._stages["decoder"].run(inputs, outputs, rows.count, completed.total)
-        for state, count, first in completed.some(rows.states):
+        self._stages["decoder"].run(inputs, outputs, rows.count, step.completed.total)
+        for state, count, first in step.completing:
             state.append_cross_rows(state.patch_count - count, patches.cross_rows[first : first + count])
