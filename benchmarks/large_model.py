@@ -105,6 +105,8 @@ def show_usage(command: str, usage: Usage, baseline: Memory, written: int) -> No
 def run(bundle: BundlePath, prompt_bytes: PromptBytes = 256, new_bytes: NewBytes = 64, threads: Threads = None) -> None:
     """Decode with a bundle in a process of its own, and compare its speed with what memory bandwidth allows.
 
+    The limit is that of reading weights, keys and values on as many threads as the model has.
+
     It reads prose byte by byte, as if it had chosen each byte itself: random weights would choose nothing like a text,
     and patches would be of another length.
     """
@@ -112,22 +114,24 @@ def run(bundle: BundlePath, prompt_bytes: PromptBytes = 256, new_bytes: NewBytes
     from edgeblt.inspection import bundle_plan
     from edgeblt.measure.bandwidth import measure_bandwidth
 
-    earlier = measure_bandwidth()
+    earlier = measure_bandwidth(threads)
     numbers = [
         f"--prompt-bytes={prompt_bytes}",
         f"--new-bytes={new_bytes}",
         *([f"--threads={threads}"] * bool(threads)),
     ]
     decoded = json.loads(output([sys.executable, __file__, "decode", str(bundle), *numbers]).splitlines()[-1])
-    bandwidth = max(earlier, measure_bandwidth(), key=lambda measured: measured.bytes_per_s)
+    bandwidth = max(earlier, measure_bandwidth(threads), key=lambda measured: measured.bytes_per_s)
     plan = bundle_plan(open_bundle(bundle), decoded["bytes_per_patch"])
-    limit = bandwidth.bytes_per_s / plan.weight_bytes_per_byte
+    caches = decoded["cache_bytes_per_byte"]
+    limit = bandwidth.bytes_per_s / (plan.weight_bytes_per_byte + caches)
     share = decoded["bytes_per_s"] / limit
     print(f"loaded in {decoded['load_s']:.2f} s; first byte after {decoded['time_to_first_byte_s']:.2f} s")
     print(f"decoding {decoded['bytes_per_s']:.2f} bytes/s at {decoded['bytes_per_patch']:.2f} bytes a patch")
     for moment, memory in decoded["memory"].items():
         print(f"  memory {moment:10} anonymous {size(memory['anonymous'])}, mapped {size(memory['mapped'])}")
     print(f"weights read for a byte: {size(plan.weight_bytes_per_byte)}; of {size(plan.bytes)} stored")
+    print(f"keys and values read for a byte: {size(caches)}")
     rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in bandwidth.readers.items())
     print(f"memory bandwidth, GB/s on {bandwidth.threads} threads: {rates}")
     print(f"so at most {limit:.2f} bytes/s: {share:.1%} reached")
@@ -160,11 +164,12 @@ def decode(
     first = time.perf_counter()
     for id in ids[session.position : session.position + WARM_UP_BYTES]:
         session.feed([id]).argmax()
-    patches, began = session.patch_count, time.perf_counter()
+    patches, before, began = session.patch_count, dict(session.work), time.perf_counter()
     for id in ids[session.position : session.position + new_bytes]:
         session.feed([id]).argmax()
     seconds = time.perf_counter() - began
     memory["decoded"] = Memory.now()
+    cache_bytes = sum(work.since(before[stage]).cache_bytes for stage, work in session.work.items())
     report(
         {
             "load_s": loaded - started,
@@ -172,6 +177,7 @@ def decode(
             "prompt_bytes": prompt_bytes,
             "bytes": new_bytes,
             "bytes_per_s": new_bytes / seconds,
+            "cache_bytes_per_byte": cache_bytes / new_bytes,
             "bytes_per_patch": new_bytes / max(session.patch_count - patches, 1),
             "memory": {moment: dataclasses.asdict(taken) for moment, taken in memory.items()},
         }

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
+from transformers.models.blt import modeling_blt
 
 import patching_oracle
 import tiny_models
 from conftest import LONGEST, Exported, Text, tiny_oracle
 from edgeblt.bundle.config import PatchingRule, Rule
+from edgeblt.bundle.contract import CacheSpec
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
-from edgeblt.runtime.state.cache import KeyValueCache
+from edgeblt.runtime.state.cache import KeyValueCache, rotation_frequencies
 from float64_oracle import Float32Results, Float64Oracle
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()]
@@ -203,3 +206,16 @@ def between(values: NDArray[np.float32], share: float) -> float:
     widest = first + int(np.diff(ordered[first : first + 10]).argmax())
     assert ordered[widest + 1] - ordered[widest] > 1e-3
     return float(ordered[widest] + ordered[widest + 1]) / 2
+
+
+@pytest.mark.parametrize("theta", [100.0, 10000.0, 500000.0, 1e6])
+@pytest.mark.parametrize("rotary_dim", [2, 4, 6, 10, 16, 48, 64, 128])
+def test_frequencies_are_those_of_transformers(theta: float, rotary_dim: int) -> None:
+    """A step of float32 in a frequency is an error of an angle that grows with the position."""
+    spec = CacheSpec("fp32", "float32", 1, 1, rotary_dim, None, rotary_dim, theta)
+    ours = rotation_frequencies(spec)
+    config = transformers.BltConfig().patcher_config
+    config.head_dim, config.rope_parameters = rotary_dim, {"rope_type": "default", "rope_theta": theta}
+    theirs = modeling_blt.BltRotaryEmbedding(config).inv_freq.numpy()
+    steps = np.abs(ours.astype(np.float64) - theirs) / np.spacing(theirs)
+    assert steps.max() <= 1 and np.count_nonzero(steps) <= rotary_dim // 32

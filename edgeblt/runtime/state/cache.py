@@ -27,9 +27,14 @@ def capacity_of_window(spec: CacheSpec) -> int | None:
 
 
 def rotation_frequencies(spec: CacheSpec) -> NDArray[np.float32]:
-    """Angles from one position to the next of each pair of elements that RoPE rotates, float32 [rotary_dim / 2]."""
+    """Angles from one position to the next of each pair of elements that RoPE rotates, float32 [rotary_dim / 2].
+
+    Powers are rounded to float32 once, as torch's are, and then inverted: numpy's own float32 powers are off by a step
+    or two on some processors, which the position multiplies.
+    """
     exponents = np.arange(0, spec.rotary_dim, 2, dtype=np.float32) / np.float32(spec.rotary_dim)
-    frequencies: NDArray[np.float32] = np.float32(1) / np.float32(spec.rope_theta) ** exponents
+    powers = np.float64(np.float32(spec.rope_theta)) ** exponents.astype(np.float64)
+    frequencies: NDArray[np.float32] = np.float32(1) / powers.astype(np.float32)
     return frequencies
 
 
