@@ -1,4 +1,4 @@
-"""The portable graph: one file that any ONNX Runtime runs, as the client in docs/portable.md does, and as `load` does."""
+"""The portable graph, as the client on docs/portable.md runs it, and as models of this package do."""
 
 import json
 import random

@@ -78,4 +78,3 @@ def _caches(config: ModelConfig, stage: StageName) -> Iterator[TensorSpec]:
         assert cache is not None
         shape = (1, cache.kv_head_count, cache_slots(stage, cache.window), cache.head_dim)
         yield from (TensorSpec(name, cache.dtype, shape) for name in cache_names(stage, layer))
-

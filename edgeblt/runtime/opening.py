@@ -40,7 +40,7 @@ def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provid
     if bundle.manifest.is_portable:
         if provider not in (None, "cpu"):
             raise EdgebltError(f"{bundle.path} is portable and runs on the cpu here; leave provider {provider} out")
-        return dict.fromkeys(STAGES, "cpu")
+        return dict.fromkeys(STAGES, PROVIDERS[0])
     placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
     for stage, place in placement.items():
         if place == "cuda" and targets[stage] != "cuda":
