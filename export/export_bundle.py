@@ -38,8 +38,8 @@ from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
-from edgeblt.export.graphs.portable import portable_graph
-from edgeblt.export.graphs.portable_files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card

@@ -38,7 +38,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs
-from edgeblt.export.graphs.portable import portable_graph
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
 from tiny_bundles import RECIPES, whole_layers

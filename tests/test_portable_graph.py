@@ -18,7 +18,7 @@ from conftest import LONGEST, PROMISED, Exported
 from edgeblt.bundle.manifest import MANIFEST
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.graphs import portable_files
+from edgeblt.export.graphs.portable import files
 from edgeblt.model import Model, load
 from edgeblt.runtime.session import Session
 from tiny_bundles import RECIPES, whole_layers
@@ -213,7 +213,7 @@ def test_what_it_cannot_do_is_one_sentence(model: Model, use: Callable[[Model], 
 def test_too_many_weights_are_not_embedded(
     exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portable_files, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(files, "LARGEST_FILE", 1000)
     with pytest.raises(EdgebltError, match="export without --embed"):
         portable(exported(10), tmp_path, embed=True)
     assert not list(tmp_path.iterdir())
