@@ -35,8 +35,8 @@ from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
-from edgeblt.export.graphs.portable import portable_graph
-from edgeblt.export.graphs.portable_files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
