@@ -162,7 +162,7 @@ def test_a_second_visit_needs_no_network(addresses: dict[str, str], open_page: C
 
 
 @pytest.mark.browser
-def test_writing_can_be_stopped(addresses: dict[str, str], open_page: Callable[..., Any]) -> None:
+def test_writing_can_be_stopped_and_begun_again(addresses: dict[str, str], open_page: Callable[..., Any]) -> None:
     page = open_page(addresses["int4"])
     wait_until_ready(page)
     stops: list[Callable[[], None]] = [lambda: page.click("#stop"), lambda: page.keyboard.press("Escape")]
@@ -180,12 +180,11 @@ def test_writing_can_be_stopped(addresses: dict[str, str], open_page: Callable[.
     page.fill("#maxBytes", "0")
     page.click("#write")
     assert page.inner_text("#said").startswith("Stopped: ")  # the browser says what is wrong with the field
+    check_characters(page)
 
 
-@pytest.mark.browser
-def test_characters_of_several_bytes_stay_whole(addresses: dict[str, str], open_page: Callable[..., Any]) -> None:
-    page = open_page(addresses["int4"])
-    wait_until_ready(page)
+def check_characters(page: Any) -> None:
+    """A character of several bytes stays whole, and nothing is taken for markup."""
     prompt = "Grüße an 吾輩 🐋,\n<b>und</b> "
     write(page, prompt, 8)
     assert shown(page, ".given") == prompt
@@ -194,13 +193,14 @@ def test_characters_of_several_bytes_stay_whole(addresses: dict[str, str], open_
 
 @pytest.mark.browser
 def test_a_phone_and_the_dark(addresses: dict[str, str], open_page: Callable[..., Any]) -> None:
+    options = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    page = open_page(addresses["int4"], color_scheme="light", **options)
+    wait_until_ready(page)
+    write(page, PROMPT, 30)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
     grounds = []
     for scheme in ("light", "dark"):
-        options = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-        page = open_page(addresses["int4"], color_scheme=scheme, **options)
-        wait_until_ready(page)
-        write(page, PROMPT, 30)
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        page.emulate_media(color_scheme=scheme)
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert grounds == ["rgb(255, 255, 255)", "rgb(21, 24, 29)"]
 
