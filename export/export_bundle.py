@@ -29,6 +29,7 @@ from edgeblt.bundle.manifest import (
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.portable_document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
+from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
@@ -37,12 +38,11 @@ from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
-from edgeblt.export.graphs.portable import portable_graph
-from edgeblt.export.graphs.portable_files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
-from edgeblt.errors import EdgebltError
 from edgeblt.names import Name, RecipeName
 from edgeblt.printable import printable
 from edgeblt.progress import BYTES, Advance, progress

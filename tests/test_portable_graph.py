@@ -1,8 +1,9 @@
-"""The portable graph: one file that any ONNX Runtime runs, as the client in docs/portable.md does, and as `load` does."""
+"""The portable graph, as the client on docs/portable.md runs it, and as models of this package do."""
 
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from conftest import LONGEST, PROMISED, Exported
 from edgeblt.bundle.manifest import MANIFEST
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
-from edgeblt.export.graphs import portable_files
+from edgeblt.export.graphs.portable import files
 from edgeblt.model import Model, load
 from edgeblt.runtime.session import Session
+from graph_mutations import seal, write_sealed
 from tiny_bundles import RECIPES, whole_layers
 
 SEEDS = range(40)
@@ -213,7 +215,75 @@ def test_what_it_cannot_do_is_one_sentence(model: Model, use: Callable[[Model], 
 def test_too_many_weights_are_not_embedded(
     exported: Callable[[int], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portable_files, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(files, "LARGEST_FILE", 1000)
     with pytest.raises(EdgebltError, match="export without --embed"):
         portable(exported(10), tmp_path, embed=True)
     assert not list(tmp_path.iterdir())
+
+
+def _constant(op_type: str, index: int, value: int) -> Callable[[Any, dict[str, Any]], None]:
+    """Another number as this input of a node."""
+
+    def change(model: Any, _: dict[str, Any]) -> None:
+        node = next(node for node in model.graph.node if node.op_type == op_type)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), "other"))
+        node.input[index] = "other"
+
+    return change
+
+
+def _other_input(op_type: str, index: int, name: str) -> Callable[[Any, dict[str, Any]], None]:
+    def change(model: Any, _: dict[str, Any]) -> None:
+        next(node for node in model.graph.node if node.op_type == op_type).input[index] = name
+
+    return change
+
+
+def _metadata(model: Any, _: dict[str, Any]) -> None:
+    model.metadata_props[0].value += " "
+
+
+def _more_metadata(model: Any, _: dict[str, Any]) -> None:
+    model.metadata_props.add(key="other", value="1")
+
+
+def _manifest(_: Any, document: dict[str, Any]) -> None:
+    document["portable"]["state"]["position"]["shape"] = [1 << 30]
+
+
+def _no_document(_: Any, document: dict[str, Any]) -> None:
+    del document["portable"]
+
+
+def _wide_window(_: Any, document: dict[str, Any]) -> None:
+    document["config"]["encoder"]["window"] = 1 << 30
+
+
+HOSTILE = (
+    (_metadata, "metadata"),
+    (_more_metadata, "metadata"),
+    (_manifest, "another portable file"),
+    (_no_document, "another portable file"),
+    (_wide_window, "another portable file"),
+    (_constant("EntropyPatch", 7, 0), "has patches"),
+    (_constant("EntropyPatch", 6, -1), "has patches"),
+    (_other_input("GroupQueryAttention", 3, "global.keys.0"), "GroupQueryAttention"),
+    (_other_input("GroupQueryAttention", 6, "position"), "reads something else"),
+    (_other_input("OpenVectors", 2, "recent_ids"), "OpenVectors"),
+)
+
+
+@pytest.mark.parametrize(("change", "sentence"), HOSTILE)
+def test_hostile_files_are_refused(
+    model: Model, change: Callable[[Any, dict[str, Any]], None], sentence: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(model.bundle.path, bundle)
+    graph = onnx.load(bundle / "model.onnx")
+    document = json.loads((bundle / MANIFEST).read_text())
+    change(graph, document)
+    onnx.save(graph, bundle / "model.onnx")
+    write_sealed(bundle / MANIFEST, document)
+    seal(bundle)
+    with pytest.raises(EdgebltError, match=sentence):
+        load(bundle)

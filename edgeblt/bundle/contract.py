@@ -27,7 +27,7 @@ DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 # The execution provider that a stage's graph is made for; `portable`: all stages in one graph (`portable_contract`).
 Target = Literal["cpu", "cuda", "portable"]
 PORTABLE: Target = "portable"
-TARGETS: tuple[Target, ...] = ("cpu", "cuda")  # of a stage's own graph
+TARGETS: tuple[Target, ...] = ("cpu", "cuda")  # targets that a stage's own graph can have
 COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16", "portable": "float32"}
 CacheFormat = Literal["fp32", "fp16", "int8"]  # format of keys and values
 CACHE_FORMATS: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")

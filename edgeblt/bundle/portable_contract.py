@@ -1,7 +1,7 @@
 """The contract of a portable graph, which holds all four stages: docs/portable.md says the same to its users.
 
-Dimensions: T ids of the chunk, P patches completed in it, N rows of the open patch with one before them, M after it, and by stage the slots of its caches:
-C_patcher, C_encoder, C_global, C_decoder, where a stage has no window.
+Dimensions: T ids of the chunk, P patches completed in it, N rows of the open patch with one before them, M after it,
+and by stage the slots of its caches: C_patcher, C_encoder, C_global, C_decoder, where a stage has no window.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from edgeblt.bundle.contract import (
     stage_contracts,
 )
 
-NEXT = "next."  # what the name of a state's output begins with
+NEXT = "next."  # begins the name of a state's output
 PORTABLE_VERSION = 1
 # Dimensions of state after the chunk.
 _GROWN: dict[Dimension, Dimension] = {
@@ -78,4 +78,3 @@ def _caches(config: ModelConfig, stage: StageName) -> Iterator[TensorSpec]:
         assert cache is not None
         shape = (1, cache.kv_head_count, cache_slots(stage, cache.window), cache.head_dim)
         yield from (TensorSpec(name, cache.dtype, shape) for name in cache_names(stage, layer))
-

@@ -224,7 +224,7 @@ class GraphBuilder:
 
 
 class _Branch(Tape):
-    """A tape for a branch, with its own nodes; its constants, and unless it `keeps_weights` its weights, are the graph's.
+    """A tape for a branch: its nodes are its own, constants the graph's, and weights too unless it `keeps_weights`.
 
     ONNX Runtime joins a product to weights in codes only where both are in one graph.
     """

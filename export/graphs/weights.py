@@ -27,7 +27,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.dense_weights import Dense, DenseStored, own_block, rounding_attributes
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
-from edgeblt.export.graphs.portable_weights import PortableStored
+from edgeblt.export.graphs.portable.dequantized import PortableStored
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks

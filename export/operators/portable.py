@@ -1,4 +1,4 @@
-"""What connects the stages of a portable graph, as functions of standard operators in domain `edgeblt`.
+"""Operators between the stages of a portable graph, as functions of standard ones in domain `edgeblt`.
 
 A client keeps all state, so what the runtime does between stages for other targets is part of the graph here.
 

@@ -18,7 +18,17 @@ from edgeblt.bundle.contract import PORTABLE, StageContract
 from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_step import ShapeRule, Shapes, Step
-from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Node, OnnxModel, Tensor, Value, embedded_bytes, parse_model
+from edgeblt.bundle.examination.onnx_graph import (
+    INT32,
+    INT64,
+    Graph,
+    Node,
+    OnnxModel,
+    Tensor,
+    Value,
+    embedded_bytes,
+    parse_model,
+)
 from edgeblt.bundle.examination.prepared_rules import PREPARED_RULES
 from edgeblt.bundle.examination.protobuf import MalformedError
 from edgeblt.bundle.examination.shape_rules import RULES

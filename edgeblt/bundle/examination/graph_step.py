@@ -26,7 +26,9 @@ class Shapes:
 
     def copy(self) -> "Shapes":
         known = dict(self.tensors), dict(self.shapes), dict(self.integers)
-        return Shapes(self.contract, *known, set(self.last_slots), set(self.spare_lengths), dict(self.lengths), dict(self.lasts))
+        return Shapes(
+            self.contract, *known, set(self.last_slots), set(self.spare_lengths), dict(self.lengths), dict(self.lasts)
+        )
 
 
 class Step:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from edgeblt.bundle.contract import EDGEBLT, STATE_WIDTH
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.onnx_graph import INT4, INT8, UINT4, UINT8
-from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
+from edgeblt.bundle.examination.sizes import ONE, Shape, Size, written
 
-_LONGEST_MAXIMUM = 1 << 24  # as `export/operators/entropy_patch.py` has it
+_LONGEST_MAXIMUM = 1 << 24  # the limit in `export/operators/entropy_patch.py`
 _CODES = (INT8, UINT8, INT4, UINT4)
 
 

@@ -1,9 +1,6 @@
 """A session on a portable graph: what a client in another language does, with the calls of any other session."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from time import perf_counter
 from typing import NoReturn, cast
 
 import numpy as np
@@ -62,9 +59,7 @@ class PortableSession(Session):
     def cache_bytes(self) -> dict[StageName, int]:
         """Bytes of key-value cache by stage; only the global one grows with the text."""
         arrays = self._portable.arrays.items()
-        return {
-            stage: sum(array.nbytes for name, array in arrays if name.startswith(f"{stage}.")) for stage in STAGES
-        }
+        return {stage: sum(array.nbytes for name, array in arrays if name.startswith(f"{stage}.")) for stage in STAGES}
 
     def fork(self) -> "PortableSession":
         """An independent session in the same state."""
@@ -78,7 +73,7 @@ class PortableSession(Session):
         """Refuse, as a portable graph computes all stages at once."""
         raise _refused("draft")
 
-    def within_patch(self) -> AbstractContextManager[Callable[[int], NDArray[np.float32]]]:
+    def within_patch(self) -> NoReturn:
         """Refuse, as a portable graph computes all stages at once."""
         raise _refused("draft")
 
@@ -101,7 +96,7 @@ class PortableSession(Session):
     def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
         if not len(ids):
             return []
-        state, started = self._portable, perf_counter()
+        state = self._portable
         graph = self._graphs["decoder"].for_positions(len(ids))
         names = [f"{NEXT}{name}" for name in state.arrays]
         try:
@@ -110,10 +105,10 @@ class PortableSession(Session):
             raise run_error(error, "model") from None
         chunk = Chunk(state.position, logits[0], entropies[0], patch_starts[0])
         state.append(ids, dict(zip(state.arrays, after, strict=True)))
-        self._count(len(ids), int(np.count_nonzero(chunk.patch_starts)), perf_counter() - started)
+        self._count(len(ids), int(np.count_nonzero(chunk.patch_starts)))
         return [chunk]
 
-    def _count(self, positions: int, patches: int, seconds: float) -> None:
+    def _count(self, positions: int, patches: int) -> None:
         for stage, work in self._work.items():
             if stage != "global":
                 work.add(positions, patches, 0.0, 0)

@@ -21,7 +21,7 @@ class _Moment(NamedTuple):
     arrays: Arrays
 
 
-class IdHistory:
+class ReadIds:
     """All ids read."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class PortableState:
 
     def __init__(self, config: ModelConfig, threshold_change: float) -> None:
         self._config, self._threshold_change = config, threshold_change
-        self.ids = IdHistory()
+        self.ids = ReadIds()
         self.clear()
 
     def clear(self) -> None:

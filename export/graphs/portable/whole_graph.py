@@ -10,7 +10,6 @@ from edgeblt.bundle.portable_contract import (
     cache_slots,
     portable_contract,
     portable_stages,
-    portable_states,
 )
 from edgeblt.export.graphs.decoder import CrossAttention, decoder_logits
 from edgeblt.export.graphs.encoder import byte_vectors
