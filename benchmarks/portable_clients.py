@@ -11,6 +11,7 @@ is left out by name. The last line is JSON.
 """
 
 import argparse
+import functools
 import json
 import re
 import shutil
@@ -57,17 +58,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
     options = parser.parse_args()
-    rows = [row for bundle in options.bundles for row in measure(bundle, options)]
+    with ExitStack() as stack:
+        chromium = functools.cache(lambda: started_chromium(stack))
+        rows = [row for bundle in options.bundles for row in measure(bundle, options, chromium)]
     print(json.dumps({"device": device_name(), "new_bytes": options.new_bytes, "rows": rows}))
 
 
-def measure(bundle: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(bundle: Path, options: argparse.Namespace, chromium: Callable[[], Any]) -> list[dict[str, Any]]:
     """A row for each client that runs here."""
     with ExitStack() as stack:
         clients: dict[str, Client] = {}
         for name in options.clients:
             try:
-                clients[name] = stack.enter_context(opened_client(name, bundle))
+                clients[name] = stack.enter_context(opened_client(name, bundle, chromium))
             except AbsentError as error:
                 print(f"{name} left out: {error}", file=sys.stderr)
         rounds: dict[str, list[Round]] = {name: [] for name in clients}
@@ -88,7 +91,7 @@ def measure(bundle: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def opened_client(name: str, bundle: Path) -> Iterator[Client]:
+def opened_client(name: str, bundle: Path, chromium: Callable[[], Any]) -> Iterator[Client]:
     """Raises AbsentError where the client cannot run here."""
     kind, _, threads = name.partition("-")
     if kind != "python":
@@ -99,7 +102,7 @@ def opened_client(name: str, bundle: Path) -> Iterator[Client]:
     elif kind == "node":
         yield Client(lambda count: node_round(bundle, count))
     else:
-        with opened_page(bundle, int(threads)) as client:
+        with opened_page(bundle, int(threads), chromium()) as client:
             yield client
 
 
@@ -129,27 +132,37 @@ def node_round(bundle: Path, count: int) -> Round:
     return Round(float(found[2]), float(found[1]))
 
 
-@contextmanager
-def opened_page(bundle: Path, threads: int) -> Iterator[Client]:
-    """The page with the bundle, in a headless chromium. Raises AbsentError where there is none."""
+def started_chromium(stack: ExitStack) -> Any:
+    """A headless chromium, closed with the stack. Raises AbsentError where there is none."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError:
         raise AbsentError("playwright is not installed (pip install playwright)") from None
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = stack.enter_context(sync_playwright())
+    try:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+    except Error as error:
+        raise AbsentError(f"no chromium starts: {str(error).splitlines()[0]}") from None
+    stack.callback(browser.close)
+    return browser
+
+
+@contextmanager
+def opened_page(bundle: Path, threads: int, browser: Any) -> Iterator[Client]:
+    """The page with the bundle, in a browser."""
     with ExitStack() as stack:
         site = stack.enter_context(tempfile.TemporaryDirectory())
         folder = EXAMPLES / "browser"
         subprocess.run(["node", str(folder / "build.mjs"), str(bundle), site], check=True)
-        server = subprocess.Popen(["node", str(folder / "serve.mjs"), site, "0"], stdout=subprocess.PIPE, text=True)
-        stack.callback(server.wait)
+        serve = ["node", str(folder / "serve.mjs"), site, "0"]
+        server = stack.enter_context(subprocess.Popen(serve, stdout=subprocess.PIPE, text=True))
         stack.callback(server.terminate)
         assert server.stdout is not None
         address = f"{server.stdout.readline().strip()}?threads={threads}"
-        playwright = stack.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        stack.callback(browser.close)
-        page = browser.new_page()
+        context = browser.new_context()  # with caches of its own
+        stack.callback(context.close)
+        page = context.new_page()
         opened = []
         for _ in range(2):
             started = time.perf_counter()

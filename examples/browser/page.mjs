@@ -16,18 +16,19 @@ function say(text, state) { // loading, ready, writing or failed
 const add = (parent, className) => parent.appendChild(Object.assign(document.createElement('span'), { className }));
 
 // Each patch is an element. A character appears with its last byte, so in the patch of that byte.
-function show({ byte, starts, written }) {
+function show({ byte, starts, written, at }) {
   if (starts || !run.patch) run.patch = add(get('text'), 'patch');
   const kind = written ? 'written' : 'given';
   const part = run.patch.lastChild?.className === kind ? run.patch.lastChild : add(run.patch, kind);
   part.textContent += run.decoder.decode(Uint8Array.of(byte), { stream: true });
   run.bytes++;
-  if (written && run.written++ === 0) run.first = performance.now();
+  if (written && run.written++ === 0) run.first = at;
+  run.last = at;
 }
 
 function showCounts() {
   const patches = get('text').childElementCount;
-  const rate = (run.written - 1) / (performance.now() - run.first) * 1000;
+  const rate = (run.written - 1) / (run.last - run.first) * 1000;
   get('speed').textContent = run.written > 1 ? `${Math.round(rate)} bytes/s` : '–';
   get('first').textContent = run.first ? `${Math.round(run.first - run.began)} ms` : '–';
   get('patches').textContent = patches || '–';
@@ -40,7 +41,7 @@ function write(event) {
   if (get('write').disabled || !get('form').reportValidity()) return;
   const fields = [...document.querySelectorAll('.fields input')];
   const options = Object.fromEntries(fields.map(({ id, value }) => [id, Number(value)]));
-  run = { decoder: new TextDecoder(), bytes: 0, written: 0, began: performance.now() };
+  run = { decoder: new TextDecoder(), bytes: 0, written: 0, began: performance.timeOrigin + performance.now() };
   get('text').replaceChildren();
   showCounts();
   say('Writing …', 'writing');

@@ -43,7 +43,7 @@ async function write({ prompt, options }) {
   let heard = performance.now();
   const text = new Text(ort, session);
   for await (const step of generate(text, new TextEncoder().encode(prompt), { ...options, ends })) {
-    tell('step', step);
+    tell('step', { ...step, at: performance.timeOrigin + performance.now() });
     if (performance.now() - heard > 100) { // time to hear of a stop
       await new Promise(resolve => setTimeout(resolve));
       heard = performance.now();
