@@ -21,7 +21,7 @@ import numpy as np
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
 StageName = Literal["patcher", "encoder", "global", "decoder", "mamba"]
-STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # those that a BLT has
+STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # a BLT has these
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 Target = Literal["cpu", "cuda"]  # the execution provider that a stage's graph is made for
 TARGETS: tuple[Target, ...] = ("cpu", "cuda")
