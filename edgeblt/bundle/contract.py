@@ -22,7 +22,7 @@ from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
 StageName = Literal["patcher", "encoder", "global", "decoder", "mamba"]
 GraphName = StageName | Literal["model"]  # `model` holds all stages
-STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # those that a BLT has
+STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # a BLT has these
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
 # The execution provider that a stage's graph is made for; `portable`: all stages in one graph (`portable_contract`).
 Target = Literal["cpu", "cuda", "portable"]
