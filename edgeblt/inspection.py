@@ -60,10 +60,13 @@ def inspect_bundle(bundle: Bundle, bytes_per_patch: float | None = None) -> Insp
     parts = []
     for stage in STAGES:
         entry = manifest.stages[stage]
+        if manifest.is_portable:  # one graph, whose files are listed once
+            parts.append(Part(stage, f"in {entry.graph}", entry.weight_format, None, 0, None))
+            continue
         for name in (entry.graph, *entry.weights):
             record = manifest.files[name]
             parts.append(Part(stage, name, entry.weight_format, None, record.size, record.sha256))
-    used = {part.content for part in parts}
+    used = set() if manifest.is_portable else {part.content for part in parts}
     for name, record in manifest.files.items():
         if name not in used:
             parts.append(Part("", name, "", None, record.size, record.sha256))

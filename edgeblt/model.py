@@ -17,7 +17,7 @@ from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
 from edgeblt.bundle.weight_plan import typical_bytes_per_patch
 from edgeblt.decoding.settings import GenerationSettings, OtherSettings, check_draft, merged_settings
-from edgeblt.decoding.speculation import AUTO, DraftStatistics, usable_drafters
+from edgeblt.decoding.speculation import AUTO, NONE, DraftStatistics, usable_drafters
 from edgeblt.decoding.text_stream import TextStream
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
@@ -32,6 +32,8 @@ from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.machine.memory import resident_memory, return_freed_memory
 from edgeblt.runtime.opening import checked_threshold, open_graphs, place_stages
 from edgeblt.runtime.packed_weights import Prepared, find_prepared
+from edgeblt.runtime.portable.opening import open_portable
+from edgeblt.runtime.portable.session import PortableSession
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.saved.prefix_cache import PREFIX_CACHE_BYTES, PrefixCache
 from edgeblt.runtime.saved.restore_calls import RestoreCalls
@@ -74,7 +76,12 @@ class Model(BatchCalls, RestoreCalls):
         self.config: ModelConfig = self.bundle.manifest.config
         self._draft_statistics: dict[str, DraftStatistics] = {}
         self._is_exact: bool | None = None
-        self._graphs = open_graphs(held, self.prepared, self.placement, threads)
+        self.is_portable = self.bundle.manifest.is_portable
+        if self.is_portable:
+            self.prefix_cache = PrefixCache(0)  # its sessions have no copies to start from
+            self._graphs = open_portable(held, threads)
+        else:
+            self._graphs = open_graphs(held, self.prepared, self.placement, threads)
         return_freed_memory()
         self.load_seconds = time.perf_counter() - started
 
@@ -155,7 +162,8 @@ class Model(BatchCalls, RestoreCalls):
         Raises EdgebltError where a weight file was written to since it was opened, and once the model is closed.
         """
         self._graphs.refuse_changes()
-        return Session(self.config, self._graphs, self.threshold)
+        kind = PortableSession if self.is_portable else Session
+        return kind(self.config, self._graphs, self.threshold)
 
     def _stepper(self, most_sequences: int, memory: int | None) -> Stepper:
         most = whole_number("most_sequences", most_sequences, 1)
@@ -178,7 +186,9 @@ class Model(BatchCalls, RestoreCalls):
 
     def _usable_drafters(self, draft: str) -> list[str]:
         """Drafters for `draft`. `auto` has none where the model is not exact: they could change the text."""
-        if draft == AUTO and not self.is_exact:
+        if self.is_portable and draft not in (AUTO, NONE):
+            raise EdgebltError(f"a portable bundle cannot draft; leave draft {draft} out, or export it for the cpu")
+        if draft == AUTO and (self.is_portable or not self.is_exact):
             return []
         try:
             plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching)) if draft == AUTO else None

@@ -68,6 +68,8 @@ def prepare(path: str | Path) -> Preparation:
     """
     held = hold_bundle(path)
     bundle = held.bundle
+    if bundle.manifest.is_portable:
+        raise EdgebltError(f"{path} is portable; only the graphs of a bundle for the cpu are prepared for a machine")
     target = prepared_path(bundle)
     _refuse_to_replace_others(target)
     stages: dict[str, PreparedStage] = {}

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import STAGES, TARGETS, CacheFormat, StageName, Target, stage_contracts
+from edgeblt.bundle.contract import (
+    PORTABLE,
+    STAGES,
+    TARGETS,
+    CacheFormat,
+    GraphName,
+    StageName,
+    Target,
+    stage_contracts,
+)
 from edgeblt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -18,7 +27,9 @@ from edgeblt.bundle.manifest import (
     write_manifest,
 )
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
+from edgeblt.bundle.portable_document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
+from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import origin
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
@@ -27,6 +38,8 @@ from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
 from edgeblt.export.graphs.graph import BuiltStage, weights_name
 from edgeblt.export.graphs.patcher import patcher_graph
+from edgeblt.export.graphs.portable.files import check_portable_size, save_embedded
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.export.graphs.weight_file import Journal, WeightFile
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.model_card import model_card
@@ -55,6 +68,7 @@ def export_bundle(
     table_hits: float | None = None,
     strict: bool = False,
     kv_cache: str | None = None,
+    embed: bool = False,
 ) -> Bundle:
     """Write a checkpoint as a bundle directory; it appears when it is complete.
 
@@ -64,7 +78,8 @@ def export_bundle(
         the default, is fp32, fp16 if all is for cuda, or for a quantized checkpoint its own formats. If it needs
         a calibration text, the checkpoint is compressed first, to a temporary directory beside the bundle.
     target: what the graphs run on: cpu, the default, cuda, or some stages' own such as `global=cuda`, the others cpu.
-        Stages for cuda compute in float16, and store in float16 what the recipe leaves in floating point.
+        Stages for cuda compute in float16, and store in float16 what the recipe leaves in floating point. `portable`
+        is one graph for any ONNX Runtime (docs/portable.md).
     replace: True replaces an existing bundle; anything else is never replaced. Default False.
     patcher: the directory of Meta's entropy model, for a checkpoint in Meta's form; default None, its own.
     memory_limit: bytes to use at most, beyond what the interpreter and its libraries take; default 1.5 GB.
@@ -72,21 +87,23 @@ def export_bundle(
     table_hits: likewise; default None.
     strict: True refuses fields of the configuration that are not known, which else are a warning. Default False.
     kv_cache: format of keys and values in stages for cpu: fp32, fp16 or int8, or some stages' own such as
-        `global=int8`, the others fp32; None, the default, is what the recipe says. Stages for cuda keep float16.
+        `global=int8`, the others fp32; None, the default, is what the recipe says. Stages for cuda keep float16, and
+        the portable graph float32.
+    embed: True puts the weights of a portable graph in its own file, which must stay below 2 GB. Default False.
 
     The work that a killed run of the same export completed is used. Raises EdgebltError for a checkpoint that cannot be
     exported, an unknown recipe or target, a recipe that would quantize again, a limit below what the largest matrix
     needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
-    targets = parse_placement(target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
+    targets = _targets(target, embed)
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
     caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
     if calibration is None and table_hits is None and not (chosen and chosen.needs_text):
         replace = check_replaceable(path, replace, holds_bundle, "bundle")
-        _write_bundle(opened, chosen, path, targets, caches, replace, memory_limit)
+        _write_bundle(opened, chosen, path, targets, caches, replace, memory_limit, embed)
         return open_bundle(path)
     if chosen is None:
         raise opened.quantized_already("leave out the calibration text and the table hits")
@@ -95,7 +112,7 @@ def export_bundle(
     with scratch_directory(path, "quantized") as scratch:
         compression.write(scratch)  # the journal stays: a killed export's successor checks and uses all of it
         compressed = open_checkpoint(scratch)
-        _write_bundle(compressed, None, path, targets, caches, replace, memory_limit, compression.fingerprint)
+        _write_bundle(compressed, None, path, targets, caches, replace, memory_limit, embed, compression.fingerprint)
     return open_bundle(path)
 
 
@@ -114,25 +131,33 @@ def _write_bundle(
     caches: Mapping[StageName, CacheFormat],
     replace: bool,
     memory_limit: int,
+    embed: bool,
     fingerprint: Callable[..., str] | None = None,
 ) -> None:
     """Writes the bundle; `recipe` None keeps the checkpoint's formats, `fingerprint` replaces the checkpoint's own."""
     source: WeightSource = opened if recipe is None else RecipeSource(opened, recipe)
     recipe_name, target = recipe.name if recipe else opened.recipe_name, describe_placement(targets)
     check_export(source, opened.names(), memory_limit)
-    built = build_graphs(source, targets, caches)
     made_by = package_versions(*_MADE_BY)
+    document = None
+    if target == PORTABLE:
+        document = portable_document(source.config, recipe_name, made_by, printable(origin(opened)))
+        built: dict[GraphName, BuiltStage] = {"model": portable_graph(source, {METADATA_KEY: document.text()})}
+        check_portable_size(built["model"], embed)
+    else:
+        built = dict(build_graphs(source, targets, caches).items())
     key = (fingerprint or opened.fingerprint)(recipe, target, caches, made_by, _layout(built))
     with whole_directory(path, replace, resume=True) as partial:
         journal = Journal(partial, key)
         total = sum(slot.size for stage in built.values() for slot in stage.slots.values())
         stages: dict[str, StageRecord] = {}
         with progress(f"exporting {origin(opened)}", total, BYTES) as advance:
-            for name, stage in built.items():
-                weights = _write_stage(stage, name, partial, journal, advance)
-                stages[name] = StageRecord(f"{name}.onnx", weights, _formats(opened, source, name, targets[name]))
+            for graph, stage in built.items():
+                weights = _write_stage(stage, graph, partial, journal, advance, embed)
+                for name in STAGES if graph == "model" else (graph,):
+                    stages[name] = StageRecord(f"{graph}.onnx", weights, _formats(opened, source, name, targets[name]))
         (partial / "README.md").write_text(model_card(opened, recipe_name, target), encoding="utf-8")
-        names = ("README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights)))
+        names = {"README.md", *(name for stage in stages.values() for name in (stage.graph, *stage.weights))}
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=printable(path.name),
@@ -143,6 +168,7 @@ def _write_bundle(
             stages=stages,
             files={name: file_record(partial / name) for name in sorted(names)},
             made_by=made_by,
+            portable=document,
         )
         write_manifest(partial, manifest)
         journal.finish()
@@ -174,9 +200,17 @@ def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
 
 def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
     """Formats of keys and values that the stages will have."""
-    return {
-        stage: "fp16" if targets[stage] == "cuda" else format for stage, format in parse_cache_formats(text).items()
-    }
+    fixed: dict[Target, CacheFormat] = {"cuda": "fp16", "portable": "fp32"}
+    return {stage: fixed.get(targets[stage], format) for stage, format in parse_cache_formats(text).items()}
+
+
+def _targets(text: str, embed: bool) -> dict[StageName, Target]:
+    """Target of each stage. Raises EdgebltError for an unknown one, and for `embed` with any but the portable one."""
+    if text == PORTABLE:
+        return dict.fromkeys(STAGES, PORTABLE)
+    if embed:
+        raise EdgebltError(f"embed puts weights in the one file of a portable graph, not of {text}; leave it out")
+    return parse_placement(text, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
 
 
 def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, target: Target) -> str:
@@ -197,17 +231,18 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, tar
     return f"{described}; tables {tables}" if tables else described or "none"
 
 
-def _layout(built: dict[StageName, BuiltStage]) -> str:
+def _layout(built: Mapping[GraphName, BuiltStage]) -> str:
     """Places of all tensors in the weight files, which together with the checkpoint determine their content."""
     return repr([(name, stage.slots) for name, stage in built.items()])
 
 
 def _write_stage(
-    stage: BuiltStage, name: StageName, directory: Path, journal: Journal, advance: Advance
+    stage: BuiltStage, name: GraphName, directory: Path, journal: Journal, advance: Advance, embed: bool
 ) -> tuple[str, ...]:
-    """Writes a stage; returns the names of its weight files."""
-    ir.save(stage.model, directory / f"{name}.onnx")
+    """Writes a graph; returns the names of its weight files, none if they are embedded in it."""
+    graph = directory / f"{name}.onnx"
     if not stage.slots:
+        ir.save(stage.model, graph)
         return ()
     with WeightFile(directory / weights_name(name), stage.slots, journal) as file:
         for fill in stage.fills:
@@ -215,4 +250,8 @@ def _write_stage(
                 if file.keeps(piece.name) is None:
                     file.write(piece.name, piece.make(), piece.first_row)
                 advance(file.written)
+    if embed:
+        save_embedded(stage, graph)
+        return ()
+    ir.save(stage.model, graph)
     return (weights_name(name),)

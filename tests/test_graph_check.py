@@ -18,9 +18,11 @@ from checkpoint_oracle import assert_one_sentence
 from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.bundle.contract import (
     CACHE_FORMATS,
+    PORTABLE,
     STAGES,
     TARGETS,
     CacheFormat,
+    GraphName,
     StageContract,
     StageName,
     Target,
@@ -31,17 +33,19 @@ from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.examination.onnx_graph import parse_model
 from edgeblt.bundle.manifest import Bundle, open_bundle
+from edgeblt.bundle.portable_contract import portable_contract
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs
+from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
 from tiny_bundles import RECIPES, whole_layers
 
 Change = Callable[[Any], object]
 # By recipe, target and stage.
-Graphs = dict[tuple[str, Target, CacheFormat, StageName], tuple[bytes, StageContract]]
+Graphs = dict[tuple[str, Target, CacheFormat, GraphName], tuple[bytes, StageContract]]
 # The number of a configuration in `tiny_models`; None is `whole_layers`.
 SEEDS = {
     "fp32": 2,
@@ -108,6 +112,8 @@ def written(root: Path) -> Graphs:
                 contracts = stage_contracts(opened.config, targets, caches)
                 for stage, built in build_graphs(source, targets, caches).items():
                     found[name, target, format, stage] = ir.to_proto(built.model).SerializeToString(), contracts[stage]
+        content = ir.to_proto(portable_graph(source).model).SerializeToString()
+        found[name, PORTABLE, "fp32", "model"] = content, portable_contract(opened.config)
     return found
 
 
@@ -117,7 +123,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def test_all_that_the_exporter_writes_is_accepted(graphs: Graphs) -> None:
-    assert len(graphs) == (len(CACHE_FORMATS) + 1) * 4 * (len(RECIPES) + 1)
+    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1)
     for (*_, stage), (content, contract) in graphs.items():
         check_graph(content, Path(f"{stage}.onnx"), {f"{stage}.weights": 1 << 40}, "", contract=contract)
 
@@ -157,7 +163,7 @@ def test_digests_do_not_depend_on_names(fp32: Bundle) -> None:
 
 
 # Which graph, an operator in it, an attribute, and values.
-ATTRIBUTES: tuple[tuple[tuple[str, Target, CacheFormat, StageName], str, str, tuple[int, ...]], ...] = (
+ATTRIBUTES: tuple[tuple[tuple[str, Target, CacheFormat, GraphName], str, str, tuple[int, ...]], ...] = (
     (("int8", "cuda", "fp32", "global"), "MatMulNBits", "block_size", (-16, 0, 1 << 62, -(1 << 63), 17, 128)),
     (("int8", "cuda", "fp32", "global"), "MatMulNBits", "N", (0, -1, 1 << 20, (1 << 63) - 1)),
     (("int8", "cuda", "fp32", "global"), "GroupQueryAttention", "num_heads", (0, -1, (1 << 60) + 2, 1 << 32)),
@@ -170,12 +176,16 @@ ATTRIBUTES: tuple[tuple[tuple[str, Target, CacheFormat, StageName], str, str, tu
     (("layers", "cpu", "fp32", "global"), "DenseLayer", "num_heads", (0, 3, (1 << 60) + 4)),
     (("layers", "cpu", "fp32", "global"), "DenseLayer", "gate_block_size", (-64, 0, 1 << 62)),
     (("fp32", "cpu", "fp32", "encoder"), "ScatterElements", "axis", (1, -1)),
+    (("int8", PORTABLE, "fp32", "model"), "DequantizeLinear", "block_size", (-16, 0, 1 << 62, 17, 256)),
+    (("int8", PORTABLE, "fp32", "model"), "GroupQueryAttention", "num_heads", (0, -1, (1 << 60) + 2, 1 << 32)),
+    (("int8", PORTABLE, "fp32", "model"), "GroupQueryAttention", "kv_num_heads", (0, 3, 1 << 40)),
+    (("int8", PORTABLE, "fp32", "model"), "IdWindows", "context", (-1, 64, 1 << 40)),
 )
 
 
 @pytest.mark.parametrize("case", ATTRIBUTES, ids=lambda case: "-".join(case[1:3]))
 def test_attributes_at_the_edges(
-    case: tuple[tuple[str, Target, CacheFormat, StageName], str, str, tuple[int, ...]], graphs: Graphs
+    case: tuple[tuple[str, Target, CacheFormat, GraphName], str, str, tuple[int, ...]], graphs: Graphs
 ) -> None:
     place, op_type, name, values = case
     content, contract = graphs[place]

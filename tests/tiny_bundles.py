@@ -28,6 +28,7 @@ RECIPES = {
 CASES: tuple[tuple[str, str, int | None], ...] = (
     ("fp32", "cpu", 10), ("int8", "cpu", None), ("int4", "cpu", None), ("int4", "cpu", 7), ("nf4", "cpu", 2),
     ("tiles", "cpu", 5), ("wide-tiles", "cpu", 15), ("mask", "cpu", 2), ("fp16", "cuda", 7), ("int8", "cuda", 10),
+    ("int8", "portable", None), ("int4", "portable", 7),
 )  # fmt: skip
 
 

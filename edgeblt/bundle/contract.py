@@ -21,11 +21,14 @@ import numpy as np
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
 StageName = Literal["patcher", "encoder", "global", "decoder"]
+GraphName = StageName | Literal["model"]  # `model` holds all four
 STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
-Target = Literal["cpu", "cuda"]  # the execution provider that a stage's graph is made for
-TARGETS: tuple[Target, ...] = ("cpu", "cuda")
-COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
+# The execution provider that a stage's graph is made for; `portable`: all stages in one graph (`portable_contract`).
+Target = Literal["cpu", "cuda", "portable"]
+PORTABLE: Target = "portable"
+TARGETS: tuple[Target, ...] = ("cpu", "cuda")  # targets that a stage's own graph can have
+COMPUTED_IN: dict[Target, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16", "portable": "float32"}
 CacheFormat = Literal["fp32", "fp16", "int8"]  # format of keys and values
 CACHE_FORMATS: tuple[CacheFormat, ...] = ("fp32", "fp16", "int8")
 CACHE_DTYPES: dict[CacheFormat, DType] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
@@ -121,7 +124,7 @@ class CacheSpec:
 class StageContract:
     """Inputs and outputs of one stage; the cache's tensors follow them. `settings` are inputs with defaults."""
 
-    name: StageName
+    name: GraphName
     target: Target
     inputs: tuple[TensorSpec, ...]
     settings: tuple[TensorSpec, ...]

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
-from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
+from edgeblt.bundle.contract import PORTABLE, STAGES, TARGETS, StageContract, StageName, Target, stage_contracts
+from edgeblt.bundle.dataclass_json import LATER, dataclass_document, parse_dataclass
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
 from edgeblt.bundle.placement import parse_cache_formats, parse_placement
+from edgeblt.bundle.portable_contract import portable_contract
+from edgeblt.bundle.portable_document import METADATA_KEY, PortableDocument, portable_document
 from edgeblt.errors import EdgebltError
 
 FORMAT_VERSION = 2
 MANIFEST = "bundle.json"
 _DOCUMENT_LIMIT = 1 << 20
 _GRAPH_LIMIT = 1 << 28  # bytes; graphs of a 7B model take well below 1 MB
+_EMBEDDED_LIMIT = 1 << 31  # bytes; an ONNX file can have no more
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_TEXT = 2000
@@ -59,15 +62,26 @@ class Manifest:
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
     made_by: dict[str, str]  # package to version
+    portable: PortableDocument | None = field(default=None, metadata=LATER)  # for the target portable
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether all stages are in one graph, for any ONNX Runtime."""
+        return self.target == PORTABLE
 
     @property
     def targets(self) -> dict[StageName, Target]:
         """Target of each stage. Raises EdgebltError for an unknown target."""
+        if self.is_portable:
+            return dict.fromkeys(STAGES, PORTABLE)
         return parse_placement(self.target, "target", TARGETS, dict.fromkeys(STAGES, TARGETS[0]))
 
     @property
     def contracts(self) -> dict[StageName, StageContract]:
-        """Contract of each stage. Raises EdgebltError for an unknown target or format of keys and values."""
+        """Contract of each stage. Raises EdgebltError for an unknown target or format of keys and values.
+
+        Those of a portable graph are within it: the graph's own is `portable_contract`.
+        """
         return stage_contracts(self.config, self.targets, parse_cache_formats(self.kv_cache))
 
 
@@ -149,9 +163,11 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
     for name, record in manifest.files.items():
         file = hold_file(path / name, record, verify and name not in graphs, "copy the bundle again")
         if name in graphs:
-            contents[name] = read_graph(file, record, "copy the bundle again")
+            contents[name] = read_graph(file, record, "copy the bundle again", _most_bytes(manifest))
         if name in weights:
             files[name] = file
+    if manifest.is_portable:
+        return _hold_portable(path, manifest, contents, files, directory)
     contracts = manifest.contracts
     stages: dict[StageName, HeldStage] = {}
     for stage in STAGES:
@@ -161,6 +177,21 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
         check_graph(content, graph, sizes, "export again", contract=contracts[stage])
         stages[stage] = HeldStage(graph, content, tuple(files[name] for name in entry.weights), directory)
     return stages
+
+
+def _hold_portable(
+    path: Path, manifest: Manifest, contents: dict[str, bytes], files: dict[str, HeldFile], directory: HeldDirectory
+) -> dict[StageName, HeldStage]:
+    """The one graph, as that of each stage."""
+    entry = manifest.stages[STAGES[0]]
+    content, graph = contents[entry.graph], path / entry.graph
+    sizes = {name: manifest.files[name].size for name in entry.weights}
+    assert manifest.portable is not None
+    metadata = {METADATA_KEY: manifest.portable.text()}
+    contract = portable_contract(manifest.config)
+    check_graph(content, graph, sizes, "export again", contract=contract, metadata=metadata)
+    held = HeldStage(graph, content, tuple(files[name] for name in entry.weights), directory)
+    return dict.fromkeys(STAGES, held)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -240,6 +271,7 @@ def _check_names(manifest: Manifest, path: Path) -> None:
         manifest.contracts  # noqa: B018
     except EdgebltError as error:
         raise EdgebltError(f"{path}: {error}; export the bundle again with it") from None
+    _check_portable(manifest, path)
     for text in _texts(manifest):  # they are printed
         if not (text.isprintable() and len(text) <= _LONGEST_TEXT):
             raise EdgebltError(f"{path} holds the text {text!a:.60}, which cannot be shown; export the bundle again")
@@ -251,9 +283,22 @@ def _check_names(manifest: Manifest, path: Path) -> None:
                 )
 
 
+def _check_portable(manifest: Manifest, path: Path) -> None:
+    """Checks that a portable bundle has one graph, and the document that its configuration gives it."""
+    document = manifest.portable
+    wanted = document and portable_document(manifest.config, manifest.recipe, manifest.made_by, document.source)
+    if document != wanted or (document is None) == manifest.is_portable:
+        raise EdgebltError(f"{path} describes another portable file than its configuration gives; export again")
+    graphs = {(entry.graph, entry.weights) for entry in manifest.stages.values()}
+    if manifest.is_portable and len(graphs) > 1:
+        raise EdgebltError(f"{path} has several portable graphs; export the bundle again")
+
+
 def _texts(manifest: Manifest) -> list[str]:
     formats = (entry.weight_format for entry in manifest.stages.values())
-    return [manifest.name, manifest.target, manifest.recipe, *formats, *manifest.made_by, *manifest.made_by.values()]
+    sources = [manifest.portable.source] if manifest.portable else []
+    names = [manifest.name, manifest.target, manifest.recipe]
+    return [*names, *sources, *formats, *manifest.made_by, *manifest.made_by.values()]
 
 
 def hold_file(path: Path, record: FileRecord, hashed: bool, remedy: str) -> HeldFile:
@@ -269,14 +314,19 @@ def hold_file(path: Path, record: FileRecord, hashed: bool, remedy: str) -> Held
     return file
 
 
-def read_graph(file: HeldFile, record: FileRecord, remedy: str) -> bytes:
+def read_graph(file: HeldFile, record: FileRecord, remedy: str, most: int = _GRAPH_LIMIT) -> bytes:
     """The bytes of a graph that `hold_file` opened. Raises EdgebltError if their hash is wrong, and OSError."""
-    if file.size > _GRAPH_LIMIT:
-        raise EdgebltError(f"{file.path} is no graph of edgeblt: it has more than {_GRAPH_LIMIT} bytes; {remedy}")
+    if file.size > most:
+        raise EdgebltError(f"{file.path} is no graph of edgeblt: it has more than {most} bytes; {remedy}")
     content = file.content()
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise _damaged(file.path, remedy)
     return content
+
+
+def _most_bytes(manifest: Manifest) -> int:
+    """Most bytes of a graph's file; a portable one may hold its weights."""
+    return _EMBEDDED_LIMIT if manifest.is_portable else _GRAPH_LIMIT
 
 
 def _damaged(path: Path, remedy: str) -> EdgebltError:

@@ -93,7 +93,8 @@ def export(
     target: Annotated[
         str,
         typer.Option(
-            help="Execution provider to make the graphs for: cpu, cuda, or one for each stage, such as global=cuda."
+            help="What to make the graphs for: the execution provider cpu or cuda, or one for each stage, such as "
+            "global=cuda; or portable, one graph for any ONNX Runtime, also in a browser."
         ),
     ] = "cpu",
     patcher: Patcher = None,
@@ -101,6 +102,9 @@ def export(
     kv_cache: KvCache = None,
     memory_limit: MemoryLimit = 1.5,
     strict: Strict = False,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Put the weights of a portable graph in its own file, up to 2 GB.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -133,5 +137,6 @@ def export(
         table_hits,
         strict,
         kv_cache,
+        embed,
     )
     terminal.show_inspection(inspect_bundle(exported))

@@ -117,8 +117,8 @@ def shown_reading(size: int, session: Session | None = None) -> Iterator[Callabl
 
 def memory_sentence(cost: PromptCost, session: Session) -> str | None:
     """The sentence that announces more keys and values than there is memory for; None where they will fit."""
-    cache = session.state.caches["global"]
-    if not isinstance(cache.buffers[0], np.ndarray):  # in a GPU's memory
+    cache = session.state.caches.get("global")
+    if cache is None or not isinstance(cache.buffers[0], np.ndarray):  # in a GPU's memory, or portable
         return None
     patches = cost.patches_before + cost.size / cost.bytes_per_patch
     slots = 2 ** math.ceil(math.log2(max(patches, 1)))  # the cache doubles as it fills

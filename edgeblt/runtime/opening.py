@@ -37,7 +37,12 @@ def place_stages(bundle: Bundle, provider: str | None) -> dict[StageName, Provid
     if provider is not None and not isinstance(provider, str):
         raise EdgebltError(f"provider is {shown(provider)}; it must be a name such as {', '.join(PROVIDERS)}")
     targets = bundle.manifest.targets
-    placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, targets)
+    if bundle.manifest.is_portable:
+        if provider not in (None, "cpu"):
+            raise EdgebltError(f"{bundle.path} is portable and runs on the cpu here; leave provider {provider} out")
+        return dict.fromkeys(STAGES, PROVIDERS[0])
+    own: dict[StageName, Provider] = {stage: "cuda" if targets[stage] == "cuda" else "cpu" for stage in STAGES}
+    placement = parse_placement(provider or bundle.manifest.target, "provider", PROVIDERS, own)
     for stage, place in placement.items():
         if place == "cuda" and targets[stage] != "cuda":
             raise EdgebltError(

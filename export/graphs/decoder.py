@@ -21,18 +21,23 @@ from edgeblt.export.operators.layers import (
 
 def decoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`decoder.onnx`: byte vectors and latents to logits (see `edgeblt.bundle.contract`)."""
-    config = source.config
     graph = GraphBuilder(contract)
-    stack = TransformerStack(graph, source, config.decoder)
-    cross = CrossAttention(stack, config)
+    stack = TransformerStack(graph, source, source.config.decoder)
+    cross = CrossAttention(stack, source.config)
+    logits = decoder_logits(stack, source.config, cross)
+    return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
+
+
+def decoder_logits(stack: TransformerStack, config: ModelConfig, cross: "CrossAttention") -> ir.Value:
+    """Next-byte logits [T, V] of the graph's byte vectors."""
+    graph = stack.graph
     hidden = stack.enter(graph.computed(graph.inputs["byte_vectors"]))
     for layer in range(config.decoder.layer_count):
         if layer < config.decoder_cross_count:
             hidden = cross.attend(layer, hidden)
         hidden = stack.layer(layer, hidden)
     normed, _ = stack.norm(hidden, "decoder.norm")
-    logits = stack.leave(graph.float32(stack.weights.linear(normed, ["decoder.head"])))
-    return graph.finish({"logits": logits, "cross_rows": cross.new_rows, **stack.presents})
+    return stack.leave(graph.float32(stack.weights.linear(normed, ["decoder.head"])))
 
 
 _PROJECTION = ["decoder.patch_projection"]
@@ -65,7 +70,7 @@ class CrossAttention:
         if self._layer_rows:
             return self._layer_rows[0] if len(self._layer_rows) == 1 else graph.op("Concat", *self._layer_rows, axis=1)
         any_latents = graph.op("Cast", graph.op("Shape", graph.inputs["latents"], end=1), to=ir.DataType.BOOL)
-        return graph.branch(any_latents, self._project_latents, self._no_rows)[0]
+        return graph.branch(any_latents, lambda: [self.projected_latents()], self._no_rows)[0]
 
     def attend(self, layer: int, hidden: Residual) -> Residual:
         """Cross-attention of `hidden` [T, width]: 2 * hidden + attention (module and caller each add the input)."""
@@ -127,12 +132,18 @@ class CrossAttention:
     @cached_property
     def _cut_rows(self) -> list[ir.Value]:
         """For each layer the keys and then the values [T, 1, kv heads, head_dim, k] that each byte reads."""
-        graph, carried, new, index = self.graph, *self._rows
-        found = graph.op("Gather", graph.op("Concat", carried, new, axis=0), index, axis=0)
+        graph = self.graph
+        found = graph.op("Gather", self._all_rows, graph.inputs["latent_index"], axis=0)
         count = 2 * self.config.decoder_cross_count
         kv_heads, k = self.config.decoder.kv_head_count, self.config.cross_attention_k
         found = graph.op("Reshape", found, graph.constant([-1, count, kv_heads, self.stack.heads.padded, k]))
         return graph.ops("Split", found, outputs=count, axis=1, num_outputs=count)
+
+    @property
+    def _all_rows(self) -> ir.Value:
+        """Carried rows, then the new ones [K + L, width]; a portable graph has them in one already."""
+        inputs = self.graph.inputs
+        return inputs["rows"] if "rows" in inputs else self.graph.op("Concat", *self._rows[:2], axis=0)
 
     @property
     def _rows(self) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -149,7 +160,8 @@ class CrossAttention:
             "scale": decoder.head_dim**-0.5,
         }
 
-    def _project_latents(self) -> list[ir.Value]:
+    def projected_latents(self) -> ir.Value:
+        """The rows of the latents, where there are any."""
         graph, decoder, k = self.graph, self.config.decoder, self.config.cross_attention_k
         heads, weights = self.stack.heads, self.stack.weights
         latents = graph.computed(graph.inputs["latents"])
@@ -168,7 +180,7 @@ class CrossAttention:
             value = graph.op("Transpose", value, perm=[0, 2, 3, 1, 4] if graph.is_for_cpu else [0, 2, 3, 4, 1])
             flat = graph.constant([0, -1])
             parts += [graph.op("Reshape", key, flat), graph.op("Reshape", value, flat)]
-        return [graph.op("Concat", *parts, axis=1)]
+        return graph.op("Concat", *parts, axis=1)
 
     def _no_rows(self) -> list[ir.Value]:
         return [self.graph.number(np.zeros((0, self.row_width)))]

@@ -22,16 +22,20 @@ from edgeblt.export.operators.hash_embedding import (
 
 def encoder_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`encoder.onnx`: ids to byte vectors and the vectors of completed patches (see `edgeblt.bundle.contract`)."""
-    config = source.config
     graph = GraphBuilder(contract)
-    stack = TransformerStack(graph, source, config.encoder)
+    stack = TransformerStack(graph, source, source.config.encoder)
+    vectors = byte_vectors(stack, source.config)
+    patch_vectors = Pooling(graph, stack.weights, source.config, vectors).patch_vectors()
+    return graph.finish({"byte_vectors": graph.float32(vectors), "patch_vectors": patch_vectors, **stack.presents})
+
+
+def byte_vectors(stack: TransformerStack, config: ModelConfig) -> ir.Value:
+    """Byte vectors [T, width] of the graph's windows of ids."""
+    graph = stack.graph
     hidden = stack.enter(_embeddings(graph, stack.weights, config))
     for layer in range(config.encoder.layer_count):
         hidden = stack.layer(layer, hidden)
-    byte_vectors = stack.leave(stack.total(hidden))
-
-    patch_vectors = Pooling(graph, stack.weights, config, byte_vectors).patch_vectors()
-    return graph.finish({"byte_vectors": graph.float32(byte_vectors), "patch_vectors": patch_vectors, **stack.presents})
+    return stack.leave(stack.total(hidden))
 
 
 def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> ir.Value:
@@ -73,7 +77,7 @@ def table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir
     running sum takes its place. ReduceSum wraps on neither.
     """
     coefficients = hash_coefficients(hashes)
-    if graph.is_for_cpu:
+    if graph.contract.target != "cuda":
         hashed = graph.op("MatMul", windows, graph.constant(coefficients))
     else:
         columns = graph.op("Unsqueeze", windows, graph.constant([2]))

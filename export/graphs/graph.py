@@ -1,7 +1,9 @@
 """A stage's graph under construction: inputs and outputs from its contract, weights under their fixed names."""
 
+import copy
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "int8": ir.DataType.INT8,
     "uint8": ir.DataType.UINT8,
+    "int4": ir.DataType.INT4,
+    "uint4": ir.DataType.UINT4,
 }
 PAGE = 4096  # tensors of this many bytes start on a page, so that they can be mapped on their own
 LINE = 64
@@ -56,6 +60,8 @@ class GraphBuilder:
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
         self._settings: list[ir.Value] = []
         self._slots: dict[str, Slot] = {}
+        self._forms: dict[str, tuple[ir.DataType, tuple[int, ...]]] = {}
+        self._weights: list[ir.Value] = []
         self._fills: list[Fill] = []
         self._functions: dict[str, ir.Function] = {}
         self._dense_functions: dict[str, DenseFunction] = {}
@@ -72,9 +78,19 @@ class GraphBuilder:
         values = [ir.Value(name=name if outputs == 1 else f"{name}_{index}") for index in range(outputs)]
         return list(self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=name))
 
+    def part(self, contract: StageContract, inputs: Mapping[str, ir.Value]) -> "GraphBuilder":
+        """A builder of a stage within this graph or the branch being built, which reads these values."""
+        part = copy.copy(self)
+        part.contract, part.inputs = contract, dict(inputs)
+        return part
+
     @property
     def is_for_cpu(self) -> bool:
         return self.contract.target == "cpu"
+
+    @property
+    def is_portable(self) -> bool:
+        return self.contract.target == "portable"
 
     def cast(self, value: ir.Value, found: str, wanted: str) -> ir.Value:
         """`value`, of type `found`, cast to `wanted` if they differ."""
@@ -101,9 +117,16 @@ class GraphBuilder:
         return self.constant(np.asarray(value, self.computed_in))
 
     def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> ir.Value:
-        """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`."""
-        self._slots[name] = Slot(0, np.dtype(dtype), shape)
-        return self._tape.initializer(self._external(name))
+        """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`.
+
+        Codes of 4 bits are filled as bytes, uint8 [ceil(elements / 2)].
+        """
+        half_bytes = dtype.endswith("int4")
+        stored = (-(-math.prod(shape) // 2),) if half_bytes else shape
+        self._slots[name] = Slot(0, np.dtype("uint8" if half_bytes else dtype), stored)
+        self._forms[name] = DTYPES[dtype], shape
+        self._weights.append(self._tape.initializer(self._external(name)))
+        return self._weights[-1]
 
     def fill(self, fill: Fill) -> None:
         """Registers the function that makes weights; its pieces together hold every row once."""
@@ -144,14 +167,15 @@ class GraphBuilder:
         """An `If` whose branches are built by the two functions with this object's own methods."""
         graphs = []
         for name, build in (("then_branch", then), ("else_branch", otherwise)):
-            outer, self._tape = self._tape, _Branch(self._tape)
+            outer, self._tape = self._tape, _Branch(self._tape, self.is_portable)
             outputs = [self.op("Identity", value) for value in build()]
-            graphs.append(ir.Graph([], outputs, nodes=self._tape.nodes, name=name))
+            own = self._tape.initializers
+            graphs.append(ir.Graph([], outputs, nodes=self._tape.nodes, initializers=own, name=name))
             self._tape = outer
         first, second = graphs
         return self.ops("If", condition, outputs=len(outputs), then_branch=first, else_branch=second)
 
-    def finish(self, outputs: dict[str, ir.Value]) -> BuiltStage:
+    def finish(self, outputs: dict[str, ir.Value], metadata: dict[str, str] | None = None) -> BuiltStage:
         """The stage whose outputs are these values, in the contract's order and under its names."""
         assert outputs.keys() == {spec.name for spec in self.contract.all_outputs}, sorted(outputs)
         values = []
@@ -172,7 +196,9 @@ class GraphBuilder:
         )
         dense = (make(OPSET, self._dense_forms) for make in self._dense_functions.values())
         functions = [*self._functions.values(), *dense]
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions)
+        model = ir.Model(
+            graph, ir_version=IR_VERSION, producer_name="edgeblt", functions=functions, metadata_props=metadata
+        )
         return BuiltStage(model, self._slots, tuple(self._fills))
 
     def _place_weights(self) -> None:
@@ -182,30 +208,34 @@ class GraphBuilder:
             alignment = PAGE if slot.size >= PAGE else LINE
             placed = self._slots[name] = Slot(-(-end // alignment) * alignment, slot.dtype, slot.shape)
             end = placed.offset + placed.size
-        for value in self._tape.initializers:
-            if value.name in self._slots:
-                value.const_value = self._external(value.name)
+        for value in self._weights:
+            value.const_value = self._external(str(value.name))
 
     def _external(self, name: str) -> ir.ExternalTensor:
-        slot = self._slots[name]
+        slot, (dtype, shape) = self._slots[name], self._forms[name]
         return ir.ExternalTensor(
             weights_name(self.contract.name),
             slot.offset,
             slot.size,
-            DTYPES[str(slot.dtype)],
-            shape=ir.Shape(slot.shape),
+            dtype,
+            shape=ir.Shape(shape),
             name=name,
         )
 
 
 class _Branch(Tape):
-    """A tape for a branch, with its own nodes and the whole graph's weights."""
+    """A tape for a branch: its nodes are its own, constants the graph's, and weights too unless it `keeps_weights`.
 
-    def __init__(self, outer: Tape) -> None:
+    ONNX Runtime joins a product to weights in codes only where both are in one graph.
+    """
+
+    def __init__(self, outer: Tape, keeps_weights: bool) -> None:
         super().__init__()
-        self._outer = outer
+        self._outer, self._keeps_weights = outer, keeps_weights
 
     def initializer(self, tensor: ir.TensorProtocol, name: str | None = None) -> ir.Value:
+        if self._keeps_weights and isinstance(tensor, ir.ExternalTensor):
+            return super().initializer(tensor, name)
         return self._outer.initializer(tensor, name)
 
 

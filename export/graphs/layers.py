@@ -174,8 +174,9 @@ class TransformerStack:
             )
         else:  # the same, in one node of ONNX Runtime's
             window = attributes.pop("window")
+            masks = [None, graph.inputs["mask"]] if graph.is_portable else []
             attended, present_key, present_value = graph.ops(
-                "GroupQueryAttention", projected, None, None, *cache, outputs=3, domain=MICROSOFT, **attributes,
+                "GroupQueryAttention", projected, None, None, *cache, *masks, outputs=3, domain=MICROSOFT, **attributes,
                 local_window_size=window, do_rotary=1, rotary_interleaved=1,
             )  # fmt: skip
         self.presents |= {f"present_key_{index}": present_key, f"present_value_{index}": present_value}

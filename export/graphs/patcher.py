@@ -1,5 +1,7 @@
 """The patcher stage: a byte language model whose entropies determine where patches start."""
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
@@ -12,8 +14,16 @@ from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_functi
 
 def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
     """`patcher.onnx`: ids to next-byte logits, entropies and patch starts (see `edgeblt.bundle.contract`)."""
-    config = source.config
     graph = GraphBuilder(contract)
+    settings = {
+        name: graph.setting(name, default) for name, default in setting_defaults(source.config.patching).items()
+    }
+    return graph.finish(patcher_outputs(graph, source, settings))
+
+
+def patcher_outputs(graph: GraphBuilder, source: WeightSource, settings: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+    """The stage's outputs by name; `settings` are the rule's (`PATCHING_SETTINGS`)."""
+    config = source.config
     outputs: dict[str, ir.Value] = {}
     if config.patcher is None:  # the rule reads no entropies: one logit a byte, entropy 0, stands for them
         shape = graph.op("Concat", graph.op("Shape", graph.inputs["ids"]), graph.constant([1]), axis=0)
@@ -27,7 +37,7 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
         "ids": graph.inputs["ids"],
         "position": graph.inputs["position"],
         "state": graph.inputs["state"],
-        **{name: graph.setting(name, default) for name, default in setting_defaults(config.patching).items()},
+        **settings,
     }
     entropies, patch_starts, states = graph.ops(
         OP_TYPE,
@@ -38,8 +48,8 @@ def patcher_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
         rule=int(config.patching.rule),
     )
     outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
-    graph.uses(entropy_patch_function(OPSET, contract.target))
-    return graph.finish(outputs)
+    graph.uses(entropy_patch_function(OPSET, graph.contract.target))
+    return outputs
 
 
 def _next_byte_logits(graph: GraphBuilder, stack: TransformerStack, config: TransformerConfig) -> ir.Value:

@@ -43,11 +43,14 @@ class Pooling:
         if graph.is_for_cpu and heads.head_dim == heads.padded and all(map(self.weights.is_dense, PRODUCTS)):
             return self._dense()
 
+        def pooled() -> list[ir.Value]:
+            return [self.pooled()]
+
         def nothing() -> list[ir.Value]:
             return [graph.constant(np.zeros((0, width), np.float32))]
 
         any_completed = graph.op("Greater", graph.op("Shape", graph.inputs["patches"]), graph.constant([1]))
-        (vectors,) = graph.branch(any_completed, self._pool, nothing)
+        (vectors,) = graph.branch(any_completed, pooled, nothing)
         return vectors
 
     def _dense(self) -> ir.Value:
@@ -64,7 +67,8 @@ class Pooling:
             pooled=dense[0].shape[0], attended=dense[1].shape[0], projected=dense[2].shape[0],
         )  # fmt: skip
 
-    def _pool(self) -> list[ir.Value]:
+    def pooled(self) -> ir.Value:
+        """The vectors, where any patch is completed."""
         graph, encoder = self.graph, self.config.encoder
         heads = Heads.of(graph, encoder)
         vectors = graph.op("Concat", graph.computed(graph.inputs["open_vectors"]), self.byte_vectors, axis=0)
@@ -81,7 +85,7 @@ class Pooling:
         # The module adds its query input and its caller adds it again.
         total = graph.op("Add", self.weights.linear(attended, output), graph.op("Add", queries, queries))
         rows = graph.op("Reshape", total, graph.constant([-1, self.config.patch_width]))
-        return [graph.float32(graph.op("Slice", rows, graph.constant([0]), graph.constant([-1])))]
+        return graph.float32(graph.op("Slice", rows, graph.constant([0]), graph.constant([-1])))
 
     def _largest(self, index: ir.Value, vectors: ir.Value) -> ir.Value:
         """The maximum of each patch's bytes in each column [P + 1, width]."""

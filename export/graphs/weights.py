@@ -27,6 +27,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.dense_weights import Dense, DenseStored, own_block, rounding_attributes
 from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.linear_weights import LinearStored, in_type, joined_name
+from edgeblt.export.graphs.portable.dequantized import PortableStored
 from edgeblt.export.graphs.sparse_weights import SparseStored
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
@@ -124,6 +125,8 @@ class Weights:
         match formats[0]:
             case Floating() as format:
                 return self._floating_product(value, names, shape, self._stored_in(format.bits))
+            case Linear() as format if self.graph.is_portable:
+                return self._dequantized_product(value, names, format, shape)
             case Linear() as format if not self.graph.is_for_cpu:
                 return self._blocked_product(value, names, format, shape)
             case Linear(sparsity="") as format:
@@ -156,7 +159,7 @@ class Weights:
 
     def _joins(self, names: list[str], format: WeightFormat) -> bool:
         """Whether the matrices can be one: a codebook's blocks run over the ends of rows, sparse rows come in pairs."""
-        if isinstance(format, Linear) and format.sparsity:
+        if isinstance(format, Linear) and format.sparsity and self.graph.is_for_cpu:
             return all(self.source.shape(name)[0] % 2 == 0 for name in names)
         return not isinstance(format, Codebook)
 
@@ -193,6 +196,12 @@ class Weights:
             "MatMulNBits", value, *stored.initializers(self.graph), domain=MICROSOFT,
             K=columns, N=rows, bits=format.bits, block_size=block,
         )  # fmt: skip
+
+    def _dequantized_product(
+        self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]
+    ) -> ir.Value:
+        stored = PortableStored(self.source, tuple(names), format, shape, self._stored_in(format.scale_bits))
+        return self.graph.op("MatMul", value, stored.dequantized(self.graph))
 
     def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
@@ -245,7 +254,7 @@ class Weights:
 
     def _stored_in(self, bits: int) -> str:
         """The type of floating-point numbers that the format has in so many bits."""
-        return f"float{bits}" if self.graph.is_for_cpu else self.graph.computed_in
+        return self.graph.computed_in if self.graph.contract.target == "cuda" else f"float{bits}"
 
     def _computed(self, value: ir.Value, dtype: str) -> ir.Value:
         return self.graph.cast(value, dtype, self.graph.computed_in)

@@ -10,9 +10,12 @@ from edgeblt.bundle.contract import (
     MICROSOFT,
     PATCHING_INPUTS,
     PLACE_INPUTS,
+    PORTABLE,
     SEQUENCE_INPUTS,
+    STATE_WIDTH,
     CacheSpec,
 )
+from edgeblt.bundle.examination import portable_rules
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.product_rules import FLOATS, dense_weights
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, fixed, written
@@ -71,6 +74,10 @@ def _window_attention(step: Step) -> list[Shape]:
 def _group_query_attention(step: Step) -> list[Shape]:
     if step.has(1) or step.has(2):
         raise step.wrong("has keys and values of their own")
+    if step.known.contract.target == PORTABLE:
+        return portable_rules.attention(step)
+    if len(step.node.inputs) != 9:
+        raise step.wrong("has a mask")
     with_spare_row = step.known.contract.target == "cpu"
     cache = step.known.contract.cache
     if cache is not None and cache.dtype != cache.angle_dtype:
@@ -172,10 +179,13 @@ def _entropy_patch(step: Step) -> list[Shape]:
     rows = logits[:1]
     step.expect(0, (*rows, *logits[1:2]))
     step.expect(1, rows)
+    if step.known.contract.target == PORTABLE:
+        portable_rules.check_patching(step)
+        return [rows, rows, (*rows, Size(STATE_WIDTH))]
     more = SEQUENCE_INPUTS if step.known.contract.target == "cpu" else ()
     for index, spec in enumerate((*PATCHING_INPUTS, *more)[2:], start=2):
         step.expect_named(index, spec.name)
-    return [rows, rows, (*rows, Size(3))]
+    return [rows, rows, (*rows, Size(STATE_WIDTH))]
 
 
 RULES: Mapping[tuple[str, str], ShapeRule] = {

@@ -14,20 +14,31 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.contract import PORTABLE, StageContract
 from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_step import ShapeRule, Shapes, Step
-from edgeblt.bundle.examination.onnx_graph import INT32, INT64, Graph, Node, OnnxModel, Tensor, Value, parse_model
+from edgeblt.bundle.examination.onnx_graph import (
+    INT32,
+    INT64,
+    Graph,
+    Node,
+    OnnxModel,
+    Tensor,
+    Value,
+    embedded_bytes,
+    parse_model,
+)
 from edgeblt.bundle.examination.prepared_rules import PREPARED_RULES
 from edgeblt.bundle.examination.protobuf import MalformedError
 from edgeblt.bundle.examination.shape_rules import RULES
 from edgeblt.bundle.examination.sizes import Elements, Shape, Size, fixed, written
 from edgeblt.errors import EdgebltError
 
-LARGEST_GRAPH = 16 << 20  # bytes; a graph holds no weights, and of a thousand layers takes a third
+LARGEST_GRAPH = 16 << 20  # bytes without weights in it; that of a thousand layers takes a third
 LARGEST_FUNCTION = 1 << 17
 MOST_NODES = 1 << 17
+MOST_STATE = 64  # numbers of a portable graph's state for each byte of its weights
 FREE_ELEMENTS = 1 << 15  # elements allowed for a value or a position, however few weights there are
 _ORT_FORM = b"ORTM"  # the bytes 4 to 8 of the runtime's own form
 _PLACE = re.compile(r"(0|[1-9][0-9]{0,14})")
@@ -44,16 +55,18 @@ def check_graph(
     remedy: str,
     packed: bool = False,
     contract: StageContract | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Raises an EdgebltError naming `path` for a graph that could do anything but compute a stage.
 
     `weights` are the names and sizes of the files it may read. `packed` graphs are those ONNX Runtime saved, optimized
     and with packed weights. With `contract` the graph's inputs, outputs and all shapes between are checked as well.
+    `metadata` is what the graph must say of itself; only a portable graph may, and may hold its weights.
     """
     if not content:
         return  # ONNX Runtime reports that it is no graph
     try:
-        _Examination(weights, packed, contract).check(content, path)
+        _Examination(weights, packed, contract, metadata or {}).check(content, path)
     except MalformedError as error:
         raise EdgebltError(f"{path} is no graph that edgeblt writes: {error}; {remedy}") from None
 
@@ -63,13 +76,17 @@ class _Examination:
     weights: Mapping[str, int]
     packed: bool
     contract: StageContract | None
+    metadata: Mapping[str, str]
 
     def check(self, content: bytes, path: Path) -> None:
         if path.suffix.lower() == ".ort" or content[4:8] == _ORT_FORM:
             raise MalformedError("it has the form or the name of a .ort file")
-        if len(content) > LARGEST_GRAPH:
+        embedded = embedded_bytes(content) if self.is_portable and len(content) > LARGEST_GRAPH else 0
+        if len(content) - embedded > LARGEST_GRAPH:
             raise MalformedError(f"it has more than {LARGEST_GRAPH} bytes")
         model = parse_model(content)
+        if model.metadata != self.metadata:
+            raise MalformedError("its metadata are not those of its bundle")
         self._check_versions(model)
         self._check_functions(model)
         graphs = list(model.graph.all_graphs())
@@ -86,6 +103,10 @@ class _Examination:
             if not self.packed:
                 _check_memory(model.graph, self.contract)
             _Inference(model.graph, self.contract, PREPARED_RULES if self.packed else RULES).run()
+
+    @property
+    def is_portable(self) -> bool:
+        return self.contract is not None and self.contract.target == PORTABLE
 
     def _check_versions(self, model: OnnxModel) -> None:
         known = operators.PREPARED_OPSETS if self.packed else operators.OPSETS
@@ -210,12 +231,15 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
     """Checks that the state the runtime keeps per position is in proportion to the size of the stage's weights."""
     places = sorted(
         (tensor.external["location"], int(tensor.external["offset"]), tensor.size)
-        for tensor in graph.initializers
+        for each in graph.all_graphs()
+        for tensor in each.initializers
         if tensor.external is not None
     )
     for (location, offset, size), (following, start, _) in itertools.pairwise(places):
         if location == following and offset + size > start:
             raise MalformedError(f"two of its tensors share bytes of {location}")
+    if contract.target == PORTABLE:
+        return _check_state(graph, contract)
     cache = contract.cache
     elements = 2 * cache.layer_count * cache.kv_head_count * cache.slot_width if cache else 0
     for spec in (*contract.inputs, *contract.outputs):
@@ -224,18 +248,28 @@ def _check_memory(graph: Graph, contract: StageContract) -> None:
         raise MalformedError(f"its configuration asks for {elements} numbers a position, its weights are too few")
 
 
+def _check_state(graph: Graph, contract: StageContract) -> None:
+    """Checks that the state of a portable graph is in proportion to its weights."""
+    elements = sum(math.prod(size for size in spec.shape if isinstance(size, int)) for spec in contract.inputs)
+    weights = sum(tensor.size for each in graph.all_graphs() for tensor in each.initializers)
+    if elements > MOST_STATE * max(weights, FREE_ELEMENTS):
+        raise MalformedError(f"its configuration asks for a state of {elements} numbers, its weights are too few")
+
+
 class _Inference:
     """Infers the shapes of all values, node by node."""
 
     def __init__(self, graph: Graph, contract: StageContract, rules: Mapping[tuple[str, str], ShapeRule]) -> None:
         self._graph, self._rules = graph, rules
         self._known = Shapes(contract, {})
-        largest = max((Elements.of(fixed(tensor.dims)).count for tensor in graph.initializers), default=0)
+        tensors = (tensor for each in graph.all_graphs() for tensor in each.initializers)
+        largest = max((Elements.of(fixed(tensor.dims)).count for tensor in tensors), default=0)
         self._inputs = {value.name for value in graph.inputs}
         self._most = max(largest, FREE_ELEMENTS)
         cache = contract.cache
-        self._caches = {spec.name: _contract_shape(spec.shape) for spec in (cache.specs("present") if cache else ())}
-        self._factors = 2 if contract.target == "cuda" else 1  # there attention is over all pairs of the chunk
+        states = contract.outputs if contract.target == PORTABLE else cache.specs("present") if cache else ()
+        self._caches = {spec.name: _contract_shape(spec.shape) for spec in states}
+        self._factors = 1 if contract.target == "cpu" else 2  # elsewhere attention is over all pairs of the chunk
 
     def run(self) -> None:
         for spec in self._known.contract.all_inputs:
@@ -290,7 +324,7 @@ class _Inference:
         if len(found[0]) != len(found[1]):
             raise MalformedError("its branches give different numbers of values")
         for full, empty in zip(*found, strict=True):
-            if not full or empty not in (full, (Size(0), *full[1:])):
+            if not full or empty not in (full, (Size(0), *full[1:]), tuple(size.without("P") for size in full)):
                 raise MalformedError(f"its branches give {written(full)} and {written(empty)}")
         return found[0]
 

@@ -21,10 +21,14 @@ class Shapes:
     integers: dict[str, tuple[Size, ...]] = field(default_factory=dict)
     last_slots: set[str] = field(default_factory=set)  # total_length - 1
     spare_lengths: set[str] = field(default_factory=set)  # total_length + 1
+    lengths: dict[str, Size] = field(default_factory=dict)  # in a portable graph: slots of a cache with the chunk's
+    lasts: dict[str, str] = field(default_factory=dict)  # one less than a length: that length
 
     def copy(self) -> "Shapes":
         known = dict(self.tensors), dict(self.shapes), dict(self.integers)
-        return Shapes(self.contract, *known, set(self.last_slots), set(self.spare_lengths))
+        return Shapes(
+            self.contract, *known, set(self.last_slots), set(self.spare_lengths), dict(self.lengths), dict(self.lasts)
+        )
 
 
 class Step:

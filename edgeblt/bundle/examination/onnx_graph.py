@@ -4,16 +4,17 @@ The tables hold the fields that edgeblt's exporter writes and those ONNX Runtime
 others, or with one of them twice, is refused (`protobuf`). Numbers and names are onnx.proto's.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from edgeblt.bundle.examination.protobuf import Field, Kind, MalformedError, Table, decode
+from edgeblt.bundle.examination.protobuf import Field, Kind, MalformedError, Table, decode, raw_fields
 
-FLOAT, UINT8, INT32, INT64, BOOL, FLOAT16 = 1, 2, 6, 7, 9, 10  # TensorProto.DataType
-ELEMENT_BYTES = {FLOAT: 4, UINT8: 1, INT32: 4, INT64: 8, BOOL: 1, FLOAT16: 2}
+FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, UINT4, INT4 = 1, 2, 3, 6, 7, 9, 10, 21, 22  # TensorProto.DataType
+ELEMENT_BITS = {FLOAT: 32, UINT8: 8, INT8: 8, INT32: 32, INT64: 64, BOOL: 8, FLOAT16: 16, UINT4: 4, INT4: 4}
 EXTERNAL = 1  # TensorProto.DataLocation
 INT_ATTRIBUTE, FLOAT_ATTRIBUTE, TEXT_ATTRIBUTE, TENSOR_ATTRIBUTE, GRAPH_ATTRIBUTE, INTS_ATTRIBUTE = 2, 1, 3, 4, 5, 7
 # The field that holds the value, by AttributeProto.AttributeType.
@@ -38,7 +39,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Size of all elements in bytes."""
-        return math.prod(self.dims) * ELEMENT_BYTES.get(self.type, 0)
+        return -(-math.prod(self.dims) * ELEMENT_BITS.get(self.type, 0) // 8)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class OnnxModel:
     opsets: tuple[tuple[str, int], ...]
     graph: Graph
     functions: tuple[memoryview, ...]  # see `parse_function`
+    metadata: Mapping[str, str]
 
 
 def parse_model(content: bytes | memoryview) -> OnnxModel:
@@ -120,7 +122,7 @@ def parse_model(content: bytes | memoryview) -> OnnxModel:
         raise MalformedError("it holds no graph")
     return OnnxModel(
         values.get("ir_version", 0), _opsets(values["opset_import"]), _graph(values["graph"]),
-        tuple(values["functions"]),
+        tuple(values["functions"]), _pairs(values["metadata_props"], "metadata"),
     )  # fmt: skip
 
 
@@ -134,9 +136,40 @@ def parse_function(content: memoryview) -> Function:
 
 
 def tensors(content: bytes | memoryview) -> Iterator[Tensor]:
-    """The initializers of a model's main graph, in file order. Raises MalformedError."""
+    """The initializers of a model's graph and of the branches in it, in file order. Raises MalformedError."""
     graph = decode(memoryview(content), _MODEL).get("graph", memoryview(b""))
-    return map(_tensor, decode(graph, _GRAPH)["initializer"])
+    return (tensor for each in _graph(graph).all_graphs() for tensor in each.initializers)
+
+
+def embedded_bytes(content: bytes | memoryview) -> int:
+    """Bytes of the tensors that lie in a model's graph and in branches of it, found without parsing anything else.
+
+    Looks at a limited number of fields. Raises MalformedError.
+    """
+    return sum(itertools.islice(_raw_data(memoryview(content), _TO_GRAPH), _MOST_FIELDS))
+
+
+_TO_GRAPH = (7,)  # numbers of the fields that lead from a model to its graph
+_TO_TENSORS, _TO_BRANCHES = (5, 9), (1, 5, 6)  # from a graph to its tensors' data, and to the graphs in its nodes
+_MOST_FIELDS = 1 << 20
+
+
+def _raw_data(message: memoryview, path: tuple[int, ...], depth: int = 0) -> Iterator[int]:
+    """Sizes of the raw data of all tensors of the graphs at the end of `path`, and 0 for every other field."""
+    if path:
+        for part in raw_fields(message):
+            yield 0
+            if part.number == path[0] and isinstance(part.value, memoryview):
+                yield from _raw_data(part.value, path[1:], depth)
+        return
+    for part in raw_fields(message):
+        yield 0
+        if part.number == _TO_TENSORS[0] and isinstance(part.value, memoryview):
+            for inner in raw_fields(part.value):
+                is_data = inner.number == _TO_TENSORS[1] and isinstance(inner.value, memoryview)
+                yield len(inner.value) if is_data and isinstance(inner.value, memoryview) else 0
+        elif part.number == _TO_BRANCHES[0] and isinstance(part.value, memoryview) and depth < DEEPEST:
+            yield from _raw_data(part.value, _TO_BRANCHES[1:], depth + 1)
 
 
 def _repeated(name: str, kind: Kind = Kind.BYTES) -> Field:
@@ -158,7 +191,7 @@ def _message(name: str) -> Field:
 _MODEL = Table({
     1: _int("ir_version"), 2: _text("producer_name"), 3: _text("producer_version"), 4: _text("domain"),
     5: _int("model_version"), 6: _text("doc_string"), 7: _message("graph"), 8: _repeated("opset_import"),
-    25: _repeated("functions"),
+    14: _repeated("metadata_props"), 25: _repeated("functions"),
 })  # fmt: skip
 _OPSET = Table({1: _text("domain"), 2: _int("version")})
 _FUNCTION = Table({
@@ -241,7 +274,7 @@ def _attribute(message: memoryview, depth: int) -> Attribute:
 def _tensor(message: memoryview) -> Tensor:
     values = decode(message, _TENSOR)
     name, type_, dims = values.get("name", ""), values.get("data_type", 0), tuple(values["dims"])
-    if type_ not in ELEMENT_BYTES or len(dims) > 8 or not _is_size(dims):
+    if type_ not in ELEMENT_BITS or len(dims) > 8 or not _is_size(dims):
         raise MalformedError(f"the tensor {name!a:.80} has the type {type_} and the shape {list(dims)!r:.80}")
     lists = [key for key in _NUMBERS if values[key]]
     raw = values.get("raw_data")
@@ -251,7 +284,7 @@ def _tensor(message: memoryview) -> Tensor:
     if any(type_ not in _NUMBERS[key] for key in lists):
         raise MalformedError(f"the tensor {name!a:.80} is a list of numbers of another type")
     numbers = tuple(values[lists[0]]) if lists else ()
-    data_bytes = len(numbers) * ELEMENT_BYTES[type_] if lists else len(raw or b"")
+    data_bytes = len(numbers) * ELEMENT_BITS[type_] // 8 if lists else len(raw or b"")
     return Tensor(name, type_, dims, external, data_bytes, raw, numbers)
 
 

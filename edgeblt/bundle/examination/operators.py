@@ -114,13 +114,14 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("", "Concat"): _operator((2, 1 << 12), axis=_AXIS),
     ("", "ConstantOfShape"): _operator(1, value=_maybe(_ONE_ELEMENT)),
     ("", "CumSum"): _operator(2),
+    ("", "DequantizeLinear"): _operator((2, 3), axis=_one_of(0), block_size=_BLOCK),
     ("", "Equal"): _operator(2),
     ("", "Expand"): _operator(2),
     ("", "Gather"): _operator(2, axis=_maybe(_AXIS)),
     ("", "Gelu"): _operator(1, approximate=_one_of("none", "tanh")),
     ("", "Greater"): _operator(2),
     ("", "Identity"): _operator(1),
-    ("", "If"): _operator(1, then_branch=_GRAPH, else_branch=_GRAPH),
+    ("", "If"): _operator(1, (1, 1 << 12), then_branch=_GRAPH, else_branch=_GRAPH),
     ("", "MatMul"): _operator(2),
     ("", "Mod"): _operator(2),
     ("", "Mul"): _operator(2),
@@ -144,12 +145,13 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         (3, 4), bits=_BITS, block_size=_integer(16, _MOST), gather_axis=_one_of(0), quantize_axis=_one_of(1)
     ),
     (MICROSOFT, "GroupQueryAttention"): _operator(
-        9, 3, **_HEADS, local_window_size=_WINDOW, do_rotary=_one_of(1), rotary_interleaved=_one_of(1)
+        (9, 11), 3, **_HEADS, local_window_size=_WINDOW, do_rotary=_one_of(1), rotary_interleaved=_one_of(1)
     ),
     (MICROSOFT, "MatMulBnb4"): _operator(3, K=_COUNT, N=_COUNT, block_size=_BLOCK, quant_type=_one_of(0, 1)),
     (MICROSOFT, "MatMulNBits"): _operator((3, 4), K=_COUNT, N=_COUNT, bits=_BITS, block_size=_BLOCK),
     (MICROSOFT, "QuickGelu"): _operator(1, alpha=_number(1.0, 1.0)),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
+    (EDGEBLT, "CacheSlots"): _operator(4, 4),
     (EDGEBLT, "DenseCrossAttention"): _operator(
         15, 2, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, projected=_COUNT,
         **_products("query", "key", "output"),
@@ -169,9 +171,12 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         (6, 8), width=_COUNT, vocab_size=_COUNT, **{f"{table}_{name}": allowed for table in ("byte", "hash")
                                                 for name, allowed in _TABLE.items()},
     ),
+    (EDGEBLT, "IdWindows"): _operator(2, 2, context=_integer(0, 63)),
     (EDGEBLT, "LatentAttention"): _operator(4, **_LATENTS),
     (EDGEBLT, "MaskedMatMul"): _operator(5, **_PRODUCT),
+    (EDGEBLT, "OpenVectors"): _operator(5),
     (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
+    (EDGEBLT, "PatchPlaces"): _operator(2, 5),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
     (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
@@ -187,6 +192,7 @@ _TABLE_LOOKUPS = """
 # `export/operators/interleaved_weights.py`'s forms: all 8 bits and symmetric, all 8 bits, all symmetric, any.
 # Those with attention have all of these for each of `contract.CACHE_FORMATS`.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    (EDGEBLT, "CacheSlots"): ("6c799beb30cfaa06",),
     (EDGEBLT, "DenseCrossAttention"): ("2b5d96b587b2b876", "b2ceb08fa4d667d0", "753840054a27990f", "22d957da7a5ac75c"),
     (EDGEBLT, "DenseLayer"): (
         "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
@@ -196,10 +202,13 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "DenseMatMul"): ("dc8a9ecd0572a71a", "f31b019af43a00ef", "5008b78d4e0d7eb7", "1857094c487bcce7"),
     (EDGEBLT, "DensePooling"): ("b2d7be71e7286555", "74d5ccd0835ba132", "05c0ea0381cdd3a0", "924f1c0eb97f832a"),
     (EDGEBLT, "DenseProjection"): ("4c97c5eb2b0c32e1", "f0df959f66fae7d3", "29beb3afcd2bda9b", "c28ea26021e5675e"),
-    (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9"),  # for the targets cpu and cuda
+    (EDGEBLT, "EntropyPatch"): ("d19b302bda2407a6", "6bd91a38255b18d9", "3c692c284949e433"),  # by target
     (EDGEBLT, "HashEmbedding"): tuple(_TABLE_LOOKUPS.split()),
+    (EDGEBLT, "IdWindows"): ("5abb3aab3f8fff8c",),
     (EDGEBLT, "LatentAttention"): ("d8f937b40aa409ed",),
     (EDGEBLT, "MaskedMatMul"): ("9bab8cbeeba4cada",),
+    (EDGEBLT, "OpenVectors"): ("b9bb2e640b4a27a0",),
+    (EDGEBLT, "PatchPlaces"): ("8ccb01d3d6bbe8d7",),
     (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),

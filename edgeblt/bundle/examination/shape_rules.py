@@ -8,8 +8,9 @@ graph's own tensors justify. A node whose shapes cannot be inferred is refused.
 from collections.abc import Mapping
 
 from edgeblt.bundle.contract import MICROSOFT
-from edgeblt.bundle.examination import attention_rules, product_rules
+from edgeblt.bundle.examination import attention_rules, portable_rules, product_rules
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
+from edgeblt.bundle.examination.onnx_graph import LARGEST
 from edgeblt.bundle.examination.product_rules import FLOATS
 from edgeblt.bundle.examination.sizes import ONE, Elements, Shape, Size, broadcast, written
 
@@ -24,8 +25,11 @@ def broadcast_rule(step: Step) -> list[Shape]:
 
 def _subtract(step: Step) -> list[Shape]:
     first, second = step.node.inputs
-    if first == "total_length" and step.known.integers.get(second) == (ONE,):
-        step.known.last_slots.add(step.node.outputs[0])
+    if step.known.integers.get(second) == (ONE,):
+        if first == "total_length":
+            step.known.last_slots.add(step.node.outputs[0])
+        if first in step.known.lengths:
+            step.known.lasts[step.node.outputs[0]] = first
     return broadcast_rule(step)
 
 
@@ -142,9 +146,13 @@ def _skip_norm(step: Step) -> list[Shape]:
 def _slice(step: Step) -> list[Shape]:
     shape, starts, ends = list(step.shape(0)), step.constants(1), step.constants(2)
     axes = step.constants(3) if step.has(3) else list(range(len(starts)))
-    if starts != [0] or len(ends) != 1 or len(axes) != 1:
+    if len(starts) != 1 or len(ends) != 1 or len(axes) != 1:
         raise step.wrong("cuts more than an end")
-    axis, end = step.axis(axes[0], len(shape)), ends[0]
+    axis, start, end = step.axis(axes[0], len(shape)), starts[0], ends[0]
+    if start < 0 and end >= LARGEST and -start <= shape[axis].constant:
+        return [(*shape[:axis], Size(-start), *shape[axis + 1 :])]
+    if start != 0:
+        raise step.wrong("cuts more than an end")
     if shape[axis].is_constant and 0 <= end <= shape[axis].constant:
         shape[axis] = Size(end)
     elif not shape[axis].is_constant and -shape[axis].constant <= end < 0:
@@ -192,6 +200,7 @@ def _unsqueeze(step: Step) -> list[Shape]:
 RULES: Mapping[tuple[str, str], ShapeRule] = {
     **product_rules.RULES,
     **attention_rules.RULES,
+    **portable_rules.RULES,
     **{("", name): broadcast_rule for name in ("Equal", "Greater", "Mod", "Mul", "Where")},
     **{("", name): same_rule for name in ("Cast", "CumSum", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,

@@ -14,9 +14,11 @@ class Size:
 
     @classmethod
     def named(cls, name: str) -> "Size":
-        """The size for a contract's dimension, such as T or P + 1."""
-        letter, _, more = name.partition(" + ")
-        return cls(int(more or 0), ((letter, 1),))
+        """The size for a contract's dimension, such as T, P + 1 or C_global + P."""
+        total = cls()
+        for part in name.split(" + "):
+            total += cls(int(part)) if part.isdecimal() else cls(0, ((part, 1),))
+        return total
 
     @property
     def is_constant(self) -> bool:
@@ -30,6 +32,10 @@ class Size:
 
     def times(self, factor: int) -> "Size":
         return Size(self.constant * factor, _sorted({name: count * factor for name, count in self.terms}))
+
+    def without(self, name: str) -> "Size":
+        """This size where the dimension `name` is 0."""
+        return Size(self.constant, tuple(term for term in self.terms if term[0] != name))
 
     def parts(self) -> tuple[int, "Size | None"]:
         """The largest number that divides this size, and the quotient; None where the quotient is 1."""

@@ -1,0 +1,1 @@
+"""Sequences on a portable graph, which computes all stages in one run and gives its state back."""

@@ -1,0 +1,1 @@
+"""The portable graph of a model: the four stages connected, and its weights."""
