@@ -114,5 +114,5 @@ grep -q '"decode_bytes_per_s"' "$work/bench.json" && echo "bench runs (its figur
 
 # Tests that need only the device half, onnx and numpy; the suite's own fixtures need torch.
 [ $tests = no ] || (cd "$root/tests" && EDGEBLT_NATIVE= "$emulated" -m pytest -q -p no:cacheprovider --noconftest \
-    -o addopts= -o filterwarnings=default -m "not slow and not network and not cuda" \
+    -o addopts= -o filterwarnings=default --hypothesis-profile=ci -m "not slow and not network and not cuda" \
     $(sed 's/#.*//' "$root/tools/aarch64_tests.txt"))
