@@ -10,11 +10,12 @@ from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
 from edgeblt.bundle.portable_contract import NEXT
 from edgeblt.errors import EdgebltError
-from edgeblt.runtime.opened_graphs import OpenedGraphs
+from edgeblt.runtime.buffers import Chunk, Take
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
 from edgeblt.runtime.patch_reader import PatchReader
 from edgeblt.runtime.portable.state import PortableState
 from edgeblt.runtime.run_errors import run_error
-from edgeblt.runtime.session import Chunk, Session
+from edgeblt.runtime.session import Session
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import StateSnapshot
@@ -38,7 +39,7 @@ class PortableSession(Session):
 
     def __init__(self, config: ModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
         """Start empty; `threshold`, in nats, replaces the model's own."""
-        self.config, self._graphs, self._threshold = config, graphs, threshold
+        self.config, self._blt, self._graphs, self._threshold = config, config, graphs, threshold
         change = 0.0 if threshold is None else threshold - float(np.float32(config.patching.threshold))
         self._portable = PortableState(config, change)
         # The base class uses of both only what these have too.
@@ -65,7 +66,7 @@ class PortableSession(Session):
         """An independent session in the same state."""
         with self._turn:
             self._settle()
-            other = PortableSession(self.config, self._graphs, self._threshold)
+            other = PortableSession(self._blt, self._graphs, self._threshold)
             other._portable.copy_from(self._portable)
             return other
 
@@ -93,9 +94,11 @@ class PortableSession(Session):
         """Refuse likewise."""
         raise _refused("start from a copy")
 
-    def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        if not len(ids):
-            return []
+    def _advance(self, ids: NDArray[np.int64], take: Take) -> None:
+        for piece in slices(slice(0, len(ids)), CHUNK_BYTES):
+            take(self._run(ids[piece]))
+
+    def _run(self, ids: NDArray[np.int64]) -> Chunk:
         state = self._portable
         graph = self._graphs["decoder"].for_positions(len(ids))
         names = [f"{NEXT}{name}" for name in state.arrays]
@@ -106,7 +109,7 @@ class PortableSession(Session):
         chunk = Chunk(state.position, logits[0], entropies[0], patch_starts[0])
         state.append(ids, dict(zip(state.arrays, after, strict=True)))
         self._count(len(ids), int(np.count_nonzero(chunk.patch_starts)))
-        return [chunk]
+        return chunk
 
     def _count(self, positions: int, patches: int) -> None:
         for stage, work in self._work.items():

@@ -16,10 +16,11 @@ from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET
+from edgeblt.runtime.buffers import Chunk, Take
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
 from edgeblt.runtime.recurrent.runner import StateRunner
 from edgeblt.runtime.recurrent.state import RecurrentState
-from edgeblt.runtime.session import Chunk, Session
+from edgeblt.runtime.session import Session
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.snapshot import StateSnapshot
 from edgeblt.runtime.turn import Turn
@@ -111,10 +112,11 @@ class RecurrentSession(Session):
             self.state.rewind(self._unsettled)
             self._unsettled = None
 
-    def _advance(self, ids: NDArray[np.int64]) -> list[Chunk]:
-        return [self._read(ids[piece]) for piece in slices(slice(0, len(ids)), CHUNK_BYTES)]
+    def _advance(self, ids: NDArray[np.int64], take: Take) -> None:
+        for piece in slices(slice(0, len(ids)), CHUNK_BYTES):
+            take(self._read_piece(ids[piece]))
 
-    def _read(self, ids: NDArray[np.int64]) -> Chunk:
+    def _read_piece(self, ids: NDArray[np.int64]) -> Chunk:
         state, start, count = self._recurrent, self.state.position, len(ids)
         _check_bytes(ids, start)
         while start - state.now.position > CHUNK_BYTES:
