@@ -1,10 +1,13 @@
 """Contents of a bundle, and the bytes of weights that decoding reads."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from edgeblt.bundle.examination.initializers import initializers
+from edgeblt.bundle.examination.onnx_graph import Tensor, tensors
+from edgeblt.bundle.examination.protobuf import MalformedError
+from edgeblt.bundle.held_files import unreadable
 from edgeblt.bundle.manifest import Bundle
-from edgeblt.bundle.weight_plan import WeightPlan, typical_bytes_per_patch, weight_plan
+from edgeblt.bundle.weight_plan import StoredTensor, WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime import native
 from edgeblt.runtime.packed_weights import find_prepared
@@ -104,3 +107,19 @@ def bundle_plan(bundle: Bundle, bytes_per_patch: float) -> WeightPlan:
                 f"{bundle.path / entry.graph} names {named} bytes of weights, but its files hold {held}; export again"
             )
     return weight_plan(manifest.recipe, manifest.config, tensors, bytes_per_patch)
+
+
+def initializers(path: Path, prefix: str) -> list[StoredTensor]:
+    """The initializers whose names start with `prefix`, in file order. Raises EdgebltError for other files."""
+    try:
+        return [_stored(tensor) for tensor in tensors(path.read_bytes()) if tensor.name.startswith(prefix)]
+    except OSError as error:
+        raise unreadable(path, error, "copy the bundle again") from None
+    except MalformedError as error:
+        raise EdgebltError(f"{path} is no ONNX graph ({error}); export the bundle again") from None
+
+
+def _stored(tensor: Tensor) -> StoredTensor:
+    if not tensor.dims or 0 in tensor.dims:
+        raise MalformedError(f"{tensor.name!a:.80} has the shape {list(tensor.dims)!r:.80}")
+    return StoredTensor(tensor.name, tensor.dims[0], tensor.size)

@@ -27,7 +27,7 @@ from edgeblt.bundle.manifest import (
     write_manifest,
 )
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
-from edgeblt.bundle.portable_document import METADATA_KEY, portable_document
+from edgeblt.bundle.portable.document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.errors import EdgebltError
 from edgeblt.export.architectures import workbench_architecture
@@ -92,8 +92,10 @@ def export_bundle(
     needs, what `quantize_checkpoint` raises, or if `bundle` exists and may not be replaced.
     """
     keep_to_usable_cores()
+    if embed and target != PORTABLE:
+        raise EdgebltError(f"embed puts weights in the one file of a portable graph, not of {target}; leave it out")
     opened, path = open_checkpoint(checkpoint, patcher, strict), Path(bundle)
-    targets = _targets(target, embed, architecture(opened.config.architecture))
+    targets = _targets(target, architecture(opened.config.architecture))
     opened.warn()
     chosen = _chosen(opened, recipe, "fp16" if describe_placement(targets) == "cuda" else "fp32")
     caches = _cache_formats(_recipe_of(opened, chosen).kv_cache if kv_cache is None else kv_cache, targets)
@@ -204,14 +206,12 @@ def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[Stage
     return {stage: fixed.get(target, formats.get(stage, CACHE_FORMATS[0])) for stage, target in targets.items()}
 
 
-def _targets(text: str, embed: bool, kind: Architecture) -> dict[StageName, Target]:
-    """Target of each stage. Raises EdgebltError for an unknown one, and for `embed` with any but the portable one."""
+def _targets(text: str, kind: Architecture) -> dict[StageName, Target]:
+    """Target of each stage. Raises EdgebltError for one that the architecture does not have."""
     if text == PORTABLE:
         if PORTABLE not in kind.targets:
             raise EdgebltError(f"the target {PORTABLE} is not made for {kind.name}; export it for {TARGETS[0]}")
         return dict.fromkeys(kind.stages, PORTABLE)
-    if embed:
-        raise EdgebltError(f"embed puts weights in the one file of a portable graph, not of {text}; leave it out")
     return parse_placement(text, "target", TARGETS, dict.fromkeys(kind.stages, TARGETS[0]))
 
 

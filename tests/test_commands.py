@@ -32,7 +32,7 @@ OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
                  "--patcher", "--strict", "--force", "--quiet"],
-    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--target",
+    "export": ["CHECKPOINT", "BUNDLE", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--target", "--embed",
                "--memory-limit", "--patcher", "--strict", "--force", "--quiet"],
     "validate": ["BUNDLE", "--reference", "--patcher", "--reference-logits", "--text", "--noise / --no-noise",
                  "--provider", "--threads", "--json", "--save-reference-logits", "--max-bpb-increase", "--max-kl",

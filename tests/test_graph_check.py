@@ -33,7 +33,7 @@ from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.examination.onnx_graph import parse_model
 from edgeblt.bundle.manifest import Bundle, open_bundle
-from edgeblt.bundle.portable_contract import portable_contract
+from edgeblt.bundle.portable.contract import portable_contract
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource

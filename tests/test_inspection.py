@@ -17,7 +17,6 @@ import released_models
 from conftest import Exported
 from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.bundle.contract import STAGES
-from edgeblt.bundle.examination.initializers import initializers
 from edgeblt.bundle.manifest import open_bundle, write_manifest
 from edgeblt.bundle.weight_plan import StageWeights, StoredTensor, WeightPlan, typical_bytes_per_patch, weight_plan
 from edgeblt.errors import EdgebltError
@@ -25,7 +24,7 @@ from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.export.graphs.graph import LINE, PAGE
 from edgeblt.export.inspection import inspect_checkpoint
-from edgeblt.inspection import inspect_bundle
+from edgeblt.inspection import initializers, inspect_bundle
 from edgeblt.measure.texts import DEMO_CHECKPOINT
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipes import recipe as recipes

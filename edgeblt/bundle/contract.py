@@ -24,7 +24,7 @@ StageName = Literal["patcher", "encoder", "global", "decoder", "mamba"]
 GraphName = StageName | Literal["model"]  # `model` holds all stages
 STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # a BLT has these
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
-# The execution provider that a stage's graph is made for; `portable`: all stages in one graph (`portable_contract`).
+# The execution provider that a stage's graph is made for; `portable`: all in one graph (`portable/contract.py`).
 Target = Literal["cpu", "cuda", "portable"]
 PORTABLE: Target = "portable"
 TARGETS: tuple[Target, ...] = ("cpu", "cuda")  # targets that a stage's own graph can have

@@ -24,8 +24,8 @@ from edgeblt.bundle.dataclass_json import LATER, dataclass_document, parse_datac
 from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.held_files import HeldDirectory, HeldFile, unreadable
 from edgeblt.bundle.placement import parse_cache_formats, parse_placement
-from edgeblt.bundle.portable_contract import portable_contract
-from edgeblt.bundle.portable_document import METADATA_KEY, PortableDocument, portable_document
+from edgeblt.bundle.portable.contract import portable_contract
+from edgeblt.bundle.portable.document import METADATA_KEY, PortableDocument, portable_document
 from edgeblt.errors import EdgebltError
 
 FORMAT_VERSION = 2
@@ -84,9 +84,9 @@ class Manifest:
 
     @property
     def contracts(self) -> dict[StageName, StageContract]:
-        """Contract of each stage. Raises EdgebltError for an unknown target or format of keys and values.
+        """Contract of each stage, those of a portable graph within it (its own is `portable_contract`).
 
-        Those of a portable graph are within it: the graph's own is `portable_contract`.
+        Raises EdgebltError for an unknown target or format of keys and values.
         """
         caches = parse_cache_formats(self.kv_cache, self.stage_names)
         return architecture(self.architecture).contracts(self.config, self.targets, caches)
@@ -167,10 +167,11 @@ def _hold_stages(path: Path, manifest: Manifest, verify: bool) -> dict[StageName
     graphs = {entry.graph for entry in manifest.stages.values()}
     weights = {name for entry in manifest.stages.values() for name in entry.weights}
     directory, contents, files = HeldDirectory(path), dict[str, bytes](), dict[str, HeldFile]()
+    most = _EMBEDDED_LIMIT if manifest.is_portable else _GRAPH_LIMIT  # a portable graph may hold its weights
     for name, record in manifest.files.items():
         file = hold_file(path / name, record, verify and name not in graphs, "copy the bundle again")
         if name in graphs:
-            contents[name] = read_graph(file, record, "copy the bundle again", _most_bytes(manifest))
+            contents[name] = read_graph(file, record, "copy the bundle again", most)
         if name in weights:
             files[name] = file
     if manifest.is_portable:
@@ -190,15 +191,14 @@ def _hold_portable(
     path: Path, manifest: Manifest, contents: dict[str, bytes], files: dict[str, HeldFile], directory: HeldDirectory
 ) -> dict[StageName, HeldStage]:
     """The one graph, as that of each stage."""
+    assert manifest.portable is not None
     entry = manifest.stages[manifest.stage_names[0]]
     content, graph = contents[entry.graph], path / entry.graph
     sizes = {name: manifest.files[name].size for name in entry.weights}
-    assert manifest.portable is not None
-    metadata = {METADATA_KEY: manifest.portable.text()}
-    contract = portable_contract(manifest.config)
+    contract, metadata = portable_contract(manifest.config), {METADATA_KEY: manifest.portable.text()}
     check_graph(content, graph, sizes, "export again", contract=contract, metadata=metadata)
-    held = HeldStage(graph, content, tuple(files[name] for name in entry.weights), directory)
-    return dict.fromkeys(manifest.stage_names, held)
+    weights = tuple(files[name] for name in entry.weights)
+    return dict.fromkeys(manifest.stage_names, HeldStage(graph, content, weights, directory))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -331,11 +331,6 @@ def read_graph(file: HeldFile, record: FileRecord, remedy: str, most: int = _GRA
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise _damaged(file.path, remedy)
     return content
-
-
-def _most_bytes(manifest: Manifest) -> int:
-    """Most bytes of a graph's file; a portable one may hold its weights."""
-    return _EMBEDDED_LIMIT if manifest.is_portable else _GRAPH_LIMIT
 
 
 def _damaged(path: Path, remedy: str) -> EdgebltError:

@@ -2,7 +2,7 @@
 
 from edgeblt.bundle.contract import STAGES
 from edgeblt.bundle.manifest import HeldBundle, refuse_replacement
-from edgeblt.bundle.portable_contract import portable_contract
+from edgeblt.bundle.portable.contract import portable_contract
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.opening import open_stage
 from edgeblt.runtime.providers import ThreadCounts

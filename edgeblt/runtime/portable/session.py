@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import STAGES, StageName
-from edgeblt.bundle.portable_contract import NEXT
+from edgeblt.bundle.portable.contract import NEXT
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.buffers import Chunk, Take
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import StageName
-from edgeblt.bundle.portable_contract import portable_states
+from edgeblt.bundle.portable.contract import portable_states
 
 Arrays = Mapping[str, NDArray[Any]]  # by the name of the state; never changed, as states share them
 _KEPT = 4  # former states to return to at once

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeblt.bundle.contract import EDGEBLT, CacheSpec, StageContract, StageName
-from edgeblt.bundle.portable_contract import (
+from edgeblt.bundle.portable.contract import (
     NEXT,
     cache_names,
     cache_slots,
@@ -29,7 +29,7 @@ Values = dict[str, ir.Value]
 
 
 def portable_graph(source: WeightSource, metadata: dict[str, str] | None = None) -> BuiltStage:
-    """`model.onnx`: ids and state to logits and the state after them (see `edgeblt.bundle.portable_contract`)."""
+    """`model.onnx`: ids and state to logits and the state after them (see `edgeblt.bundle.portable.contract`)."""
     graph = GraphBuilder(portable_contract(source.config))
     return graph.finish(_Portable(graph, source).outputs(), metadata)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from edgeblt.bundle.config import Generation, ModelConfig, PatchingRule
 from edgeblt.bundle.dataclass_json import dataclass_document
-from edgeblt.bundle.portable_contract import NEXT, PORTABLE_VERSION, portable_states
+from edgeblt.bundle.portable.contract import NEXT, PORTABLE_VERSION, portable_states
 from edgeblt.ids import BOS, OFFSET
 
 METADATA_KEY = "edgeblt"
