@@ -1,6 +1,7 @@
 """`edgeblt::DenseLayer` and the decoder's cross-attentions: kernels and portable bodies against float64, rows against
 themselves in other company, and which layers of a model become one operator."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -82,12 +83,12 @@ class Node:
 
 
 FUNCTIONS: dict[str, Callable[[], ir.Function]] = {
-    matmuls.DENSE: matmuls.dense_matmul_function,
-    matmuls.PROJECTION: matmuls.dense_projection_function,
-    matmuls.ATTENTION: matmuls.window_attention_function,
-    layers.LATENT: layers.latent_attention_function,
-    layers.LAYER: layers.dense_layer_function,
-    layers.CROSS: layers.dense_cross_attention_function,
+    matmuls.DENSE: functools.cache(matmuls.dense_matmul_function),
+    matmuls.PROJECTION: functools.cache(matmuls.dense_projection_function),
+    matmuls.ATTENTION: functools.cache(matmuls.window_attention_function),
+    layers.LATENT: functools.cache(layers.latent_attention_function),
+    layers.LAYER: functools.cache(layers.dense_layer_function),
+    layers.CROSS: functools.cache(layers.dense_cross_attention_function),
 }
 
 
@@ -234,14 +235,20 @@ def test_a_layer_is_its_definition_and_the_same_in_any_company(level: str, seed:
         np.testing.assert_array_equal(layer.run(session, cuts), whole)
 
 
+@functools.cache
+def single_rows() -> list[tuple[Layer, bytes, Doubles]]:
+    """Layers of one row, as models, and what they are by definition."""
+    some = [random_layer(seed, count=1) for seed in range(30)]
+    return [(layer, layer.node().model(), layer.exact()) for layer in some]
+
+
 @at_every_level
 def test_most_rows_are_exact(level: str) -> None:
     """But for the few values next to the border of two steps: a wrong epsilon or sum would show in every row."""
     with using(level):
         errors = []
-        for seed in range(30):
-            layer = random_layer(seed, count=1)
-            errors.append(float(error(layer.run(layer.node().open(kernel=True), []), layer.exact())[0]))
+        for layer, model, exact in single_rows():
+            errors.append(float(error(layer.run(open_model(model, kernel=True), []), exact)[0]))
     assert np.quantile(errors, 0.7) < FLOAT32, np.sort(errors)
 
 
@@ -500,13 +507,18 @@ def test_cross_attention_is_its_definition_and_the_same_in_any_company(level: st
             assert error(layer_rows, cross.layer_rows()).max() < ONE_STEP
 
 
+@functools.cache
+def single_bytes() -> list[tuple[Cross, bytes]]:
+    """Cross-attentions of one byte, and as models."""
+    return [(cross, cross.node().model()) for cross in (random_cross(seed, count=1) for seed in range(30))]
+
+
 @at_every_level
 def test_most_bytes_are_exact(level: str) -> None:
     errors, of_rows = [], []
     with using(level):
-        for seed in range(30):
-            cross = random_cross(seed, count=1)
-            found, made = cross.node().open(kernel=True).run(None, cross.node().inputs)
+        for cross, model in single_bytes():
+            found, made = open_model(model, kernel=True).run(None, cross.node().inputs)
             errors.append(float(error(found, cross.exact(made))[0]))
             of_rows += list(error(made, cross.layer_rows())) if len(made) else []
     assert np.quantile(errors, 0.7) < FLOAT32, np.sort(errors)
