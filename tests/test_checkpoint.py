@@ -20,6 +20,7 @@ import tiny_models
 from checkpoint_oracle import assert_one_sentence, config_as_loaded, modules, small_config
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, expected_shapes, open_checkpoint
+from sampled import mostly_slow
 
 HEAD, EMBEDDING = "lm_head.weight", "model.local_encoder.embed_tokens.weight"
 GATE = "model.local_encoder.layers.0.mlp.gate_proj.weight"
@@ -96,7 +97,7 @@ def test_seeded_configs_cover_every_feature() -> None:
     assert [name for name in found[0] if not any(features[name] for features in found)] == []
 
 
-@pytest.mark.parametrize("seed", range(tiny_models.CONFIG_COUNT))
+@pytest.mark.parametrize("seed", mostly_slow(range(tiny_models.CONFIG_COUNT), tiny_models.VARIED_SEEDS))
 def test_every_configuration_reads_as_its_model(seed: int, tmp_path: Path) -> None:
     config = tiny_models.random_config(seed)
     model = tiny_models.random_model(config, seed)

@@ -25,8 +25,10 @@ from edgeblt.runtime import providers
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.state.device_array import DeviceArray
 from host_memory import HostMemory
+from sampled import mostly_slow
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()][::2]
+IN_THE_SUITE = [seed for seed in tiny_models.VARIED_SEEDS if seed in SEEDS]
 LOGITS = 0.02  # of the largest reference logit; 0.01 was measured
 ENTROPIES = 0.03  # nats; 0.014 was measured
 CHUNKS = 5e-3  # of the largest logit, by how a text is cut; 1.5e-3 was measured
@@ -76,7 +78,7 @@ def read(session: Session, ids: list[int], sizes: Callable[[], int] = lambda: LO
     return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS, IN_THE_SUITE))
 def test_every_configuration_is_transformers_but_for_rounding(
     exported: Callable[[int], Exported], for_cuda: Callable[[int], Path], seed: int
 ) -> None:
@@ -94,7 +96,7 @@ def test_every_configuration_is_transformers_but_for_rounding(
     np.testing.assert_allclose(pieces, logits, rtol=0, atol=CHUNKS * largest)
 
 
-@pytest.mark.parametrize("seed", SEEDS[::3])
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS[::3], (0, 6, 12, 24)))
 def test_state_on_a_device_changes_nothing(
     for_cuda: Callable[[int], Path], host_as_device: HostMemory, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +143,10 @@ def test_state_is_bound_once(for_cuda: Callable[[int], Path], host_as_device: Ho
     assert session.patch_count > patches and host_as_device.allocated == allocated
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(FORMATS, ("fp16", "int8 by row", "int4 in 32", "int4 half sparse", "int8 2:4", "nf4", "fp4")),
+)
 def test_every_format_holds_the_weights_of_the_cpus(
     exported: Callable[[int], Exported],
     name: str,
@@ -170,7 +175,7 @@ def test_every_format_holds_the_weights_of_the_cpus(
         assert kernel_table.unlisted(models[1].bundle.path / f"{stage}.onnx") == []
 
 
-@pytest.mark.parametrize("seed", SEEDS[::2])
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS, IN_THE_SUITE))
 def test_cuda_has_a_kernel_for_every_node(for_cuda: Callable[[int], Path], seed: int) -> None:
     assert [kernel_table.unlisted(for_cuda(seed) / f"{stage}.onnx") for stage in STAGES] == [[]] * 4
 
