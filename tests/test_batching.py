@@ -27,6 +27,7 @@ from edgeblt.ids import encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, StepResult, room
+from sampled import mostly_slow
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
@@ -71,8 +72,10 @@ def stepper_of(model: Model, most: int = 6, memory: int = MEMORY) -> Stepper:
     return model._stepper(most, memory)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("case", "seed"),
+    mostly_slow(itertools.product(CASES, range(2)), [(case, number % 2) for number, case in enumerate(CASES)]),
+)
 def test_mixes(batch_models: Callable[[str], Model], case: str, seed: int) -> None:
     model = batch_models(case)
     run_mix(model, stepper_of(model), seed, 25, "fp32" not in case and is_exact(model))

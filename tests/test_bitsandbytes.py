@@ -6,6 +6,7 @@ AVX-512 where rows are no multiple of a block.
 """
 
 import functools
+import itertools
 import json
 import logging
 import shutil
@@ -36,6 +37,7 @@ from edgeblt.model import load
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.formats.codebooks import LEVELS, quantize_codebook
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Linear
+from sampled import mostly_slow
 
 PROMISED = 1e-3  # of the largest logit, between transformers and the bundle
 TOLERANCE = 1e-5  # held: 2e-6 was measured
@@ -55,6 +57,7 @@ KINDS = FOUR_BITS | {"int8": {"load_in_8bit": True}}
 # Odd widths, grouped queries; no entropies; tied weights, a maximum length. Their heads are padded.
 SEEDS = (0, 6, 10)
 LARGE = 100  # no seed of tiny_models
+FOUR_BITS_IN_THE_SUITE = ((0, "nf4"), (6, "fp4"), (10, "fp4, double"), (LARGE, "nf4, double"))
 QUERY = "model.patcher.layers.0.self_attn.q_proj.weight"
 STATE = f"{QUERY}.quant_state.bitsandbytes__nf4"
 SINGLE = "model.safetensors"
@@ -221,8 +224,10 @@ def refusal(path: Path) -> str:
 # In.
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", [*SEEDS, LARGE])
+@pytest.mark.parametrize(
+    ("seed", "kind"),
+    mostly_slow(itertools.product((*SEEDS, LARGE), KINDS), [*FOUR_BITS_IN_THE_SUITE, (0, "int8"), (10, "int8")]),
+)
 def test_weights_are_the_checkpoints_own(quantized: Callable[[int, str], Quantized], seed: int, kind: str) -> None:
     found = quantized(seed, kind)
     checkpoint = open_checkpoint(found.checkpoint)
@@ -241,8 +246,9 @@ def test_weights_are_the_checkpoints_own(quantized: Callable[[int, str], Quantiz
     assert described == {"LLM.int8" if name == "int8" else f"{name}, blocks of 64{scales}"}
 
 
-@pytest.mark.parametrize("kind", FOUR_BITS)
-@pytest.mark.parametrize("seed", [*SEEDS, LARGE])
+@pytest.mark.parametrize(
+    ("seed", "kind"), mostly_slow(itertools.product((*SEEDS, LARGE), FOUR_BITS), FOUR_BITS_IN_THE_SUITE)
+)
 def test_four_bit_logits_are_transformers(
     quantized: Callable[[int, str], Quantized], seed: int, kind: str, tmp_path: Path
 ) -> None:
@@ -253,7 +259,7 @@ def test_four_bit_logits_are_transformers(
     assert bundle.manifest.stages["global"].weight_format == f"{kind.partition(',')[0]}, blocks of 64"
 
 
-@pytest.mark.parametrize("seed", [1, 6, 14])
+@pytest.mark.parametrize("seed", mostly_slow([1, 6, 14], keep=[14]))
 def test_llm_int8_is_as_near_to_the_float_forward_as_transformers(seed: int, tmp_path: Path) -> None:
     """transformers rounds activations by row, the bundle by block of a row; the weights are the same."""
     found = quantize_with_transformers(tmp_path, seed, **KINDS["int8"])

@@ -1,6 +1,7 @@
 """Models whose keys and values are in half precision or int8: the same bits however a text is fed, near the model in
 fp32, with and without the native library; and what bundles, recipes and options say of the format."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from edgeblt.names import Name
 from edgeblt.prepare import prepare
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipes.recipe import Recipe
+from sampled import mostly_slow
 from test_native import needs_library
 from test_portable import ONE_OPERATOR, endless, random_sizes, results
 
@@ -53,8 +55,15 @@ def without_library(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("edgeblt.runtime.native.register", lambda options: "the portable bodies are wanted")
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("kernels", "seed", "format"),
+    mostly_slow(
+        itertools.product(("native", "portable"), SEEDS, FORMATS),
+        keep=[("native", 10, "fp16"), ("native", ONE_OPERATOR, "int8"), ("portable", 10, "int8"),
+              ("portable", ONE_OPERATOR, "fp16")],
+    ),
+    indirect=["kernels"],
+)  # fmt: skip
 def test_chunks_and_going_back_change_no_bit(
     seed: int, format: str, kernels: None, exported: Callable[[int], Exported], tmp_path: Path
 ) -> None:

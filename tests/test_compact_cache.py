@@ -123,7 +123,7 @@ class Compact:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("level", [*LEVELS, PORTABLE])
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(case=attention.cases(), data=st.data())
 def test_rows_are_exact_and_the_same_in_any_company(
     level: str, format: CacheFormat, case: attention.Case, data: st.DataObject

@@ -36,6 +36,7 @@ from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.formats.codebooks import CodebookQuantized
 from edgeblt.quant.formats.weight_format import BLOCK_SIZES, Floating, Linear, Quantized, WeightFormat
 from edgeblt.quant.recipes.recipe import load_recipe
+from sampled import mostly_slow
 from test_commands import run_command
 
 LENGTH = 120  # ids of a text that is compared on
@@ -113,6 +114,13 @@ CASES = [
 ]
 INT8_RECIPES = ("int4-symmetric", "gptq-int8", "sparse-wanda", "sparse-gptq", "mixed")
 INT8_CASES = [case for case in CASES if "blocks" in case[0] or case[0] in INT8_RECIPES]
+# Every format, method, pruning and model at least once.
+IN_THE_SUITE = [
+    ("fp16", 5), ("int8-rows-zero-points", 10), ("int8-blocks", 12), ("int8-input-blocks", 27), ("int4-rows", 2),
+    ("int4-symmetric", 20), ("nf4", 7), ("fp4", 10), ("gptq", 15), ("gptq-int8", 16), ("sparse-magnitude", 18),
+    ("sparse-wanda", 20), ("sparse-int4", 5), ("mixed", 10),
+]  # fmt: skip
+INT8_IN_THE_SUITE = [case for case in INT8_CASES if case in IN_THE_SUITE]
 ONE_STEP_CASES = [case for case in CASES if case[0] not in CALIBRATED][::3]
 
 
@@ -192,7 +200,7 @@ def check_sparsity(present: NDArray[np.bool_], sparsity: str) -> None:
         assert present.sum(axis=1).max() <= np.ceil(round(share * present.shape[1], 6))
 
 
-@pytest.mark.parametrize(("name", "seed"), CASES)
+@pytest.mark.parametrize(("name", "seed"), mostly_slow(CASES, IN_THE_SUITE))
 def test_opening_gives_what_the_methods_chose(workshop: Workshop, name: str, seed: int) -> None:
     original, recipe = open_checkpoint(workshop.original(seed)), load_recipe(workshop.recipe(name))
     compressed = open_checkpoint(workshop.compressed(name, seed))
@@ -284,7 +292,7 @@ def distance(one: Results, other: Results) -> tuple[float, float]:
 
 
 @pytest.mark.usefixtures("products_in_float32")
-@pytest.mark.parametrize(("name", "seed"), CASES)
+@pytest.mark.parametrize(("name", "seed"), mostly_slow(CASES, IN_THE_SUITE))
 def test_bundles_compute_with_these_numbers(workshop: Workshop, name: str, seed: int, tmp_path: Path) -> None:
     """With products in float32, as near as any fp32 model. At a threshold rounding may decide: its own patches."""
     compressed, ids = open_checkpoint(workshop.compressed(name, seed)), tiny_models.random_ids(seed, LENGTH)
@@ -293,7 +301,7 @@ def test_bundles_compute_with_these_numbers(workshop: Workshop, name: str, seed:
     assert logits < TOLERANCE and entropies < ENTROPY_TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "seed"), INT8_CASES)
+@pytest.mark.parametrize(("name", "seed"), mostly_slow(INT8_CASES, INT8_IN_THE_SUITE))
 def test_bundles_round_inputs_to_eight_bits(workshop: Workshop, name: str, seed: int, tmp_path: Path) -> None:
     """About as far from exact products as rounding the inputs brings transformers."""
     compressed, ids = open_checkpoint(workshop.compressed(name, seed)), tiny_models.random_ids(seed, LENGTH)

@@ -21,6 +21,7 @@ from cuda_stand_in import StandIn
 from cuda_walk import SHAPES
 from edgeblt.bundle.contract import STAGES
 from edgeblt.export.export_bundle import export_bundle
+from sampled import mostly_slow
 
 WALK = "import cuda_walk; cuda_walk.main()"
 PORTABLE = {"EDGEBLT_NATIVE": "0"}  # our own kernels need a driver that runs them
@@ -67,8 +68,11 @@ def edgeblt(stand_in: StandIn, *arguments: object, **settings: Any) -> "subproce
 
 @pytest.mark.parametrize(
     ("seed", "recipe", "capability"),
-    [(10, "fp16", 80), (18, "fp16", 87), (42, "fp16", 90), (10, "int8", 87), (18, "int4", 90), (10, "sparse", 80),
-     (10, "nf4", 90)],
+    mostly_slow(
+        [(10, "fp16", 80), (18, "fp16", 87), (42, "fp16", 90), (10, "int8", 87), (18, "int4", 90), (10, "sparse", 80),
+         (10, "nf4", 90)],
+        keep=[(10, "fp16", 80), (10, "int8", 87), (18, "int4", 90), (10, "sparse", 80), (10, "nf4", 90)],
+    ),
 )  # fmt: skip
 def test_all_stages_on_cuda(
     stand_in: StandIn, for_cuda: Callable[..., Path], seed: int, recipe: str, capability: int

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from edgeblt.measure.texts import DEMO_CHECKPOINT
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipes import recipe as recipes
 from edgeblt.quant.recipes.recipe import packaged_recipes
+from sampled import mostly_slow
 from test_commands import HIDE_WORKBENCH, run_command, run_process, sentence
 
 TINY = (7, 9)  # without a patcher; with projections, several hash functions, odd heads, one cross-attention
@@ -93,8 +95,14 @@ def read_with_onnx(bundle: Path, stage: str, tables: int) -> StageWeights:
     return StageWeights(**found)
 
 
-@pytest.mark.parametrize("recipe", packaged_recipes())
-@pytest.mark.parametrize("name", ["demo", *map(str, TINY)])
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    mostly_slow(
+        itertools.product(("demo", *map(str, TINY)), packaged_recipes()),
+        keep=[("demo", "int8"), ("demo", "int4"), ("7", "fp32"), ("7", "int4-small"), ("7", "sparse-int8"),
+              ("9", "fp16"), ("9", "nf4"), ("9", "sparse-int4")],
+    ),
+)  # fmt: skip
 def test_the_plan_is_what_an_export_writes(checkpoint_of: Any, name: str, recipe: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(checkpoint_of(name))
     plan = plan_of(inspect_checkpoint(checkpoint, bytes_per_patch=3).plans, recipe)
@@ -200,7 +208,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", mostly_slow(SIZES, keep=["7b"]))
 def test_planning_the_released_models(name: str, tmp_path: Path, capfd: Capture) -> None:
     config = released_models.CONFIGS[name]()
     count, sizes = released_models.write_sparse_checkpoint(tmp_path / name, config), SIZES[name]

@@ -3,6 +3,7 @@ portable bodies, and against themselves however rows are cut; and what is said w
 
 import ctypes
 import functools
+import itertools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ from edgeblt.prepare import prepare
 from edgeblt.quant.formats import interleaved_layout, sparse_layout
 from edgeblt.quant.formats.weight_format import BLOCK_SIZES
 from edgeblt.runtime import native, providers
+from sampled import mostly_slow
 
 ROOT = Path(__file__).parents[1]
 LEVELS = native.status().levels
@@ -470,8 +472,9 @@ def test_sessions_of_bundles_use_the_kernels() -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("seed", [10, 12, 24, 27])  # layers of the last two are one operator
+@pytest.mark.parametrize(  # layers of the last two seeds are one operator
+    ("bits", "seed"), mostly_slow(itertools.product((8, 4), (10, 12, 24, 27)), [(8, 10), (4, 12), (4, 24), (8, 27)])
+)
 def test_chunks_change_no_bit(bits: int, seed: int, exported: Callable[[int], Exported], tmp_path: Path) -> None:
     """Of an int8 or int4 model: decoding, reading a prompt and checking drafts give the very same logits."""
     parts = ("patcher", "encoder", "global", "decoder", "tables")

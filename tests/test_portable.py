@@ -17,6 +17,7 @@ from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.stage import StageRunner
+from sampled import mostly_slow
 
 LENGTH = 300  # ids: windowed caches move their content twice
 ONE_OPERATOR = 24  # a seed whose layers are one operator each where they are int8 or int4
@@ -74,10 +75,16 @@ def random_sizes(seed: int, largest: int) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     ("seed", "format"),
-    [
-        *((10, format) for format in FORMATS),
-        *((ONE_OPERATOR, format) for format in ("fp32", "int8", "int4, large blocks")),
-    ],
+    mostly_slow(
+        [
+            *((10, format) for format in FORMATS),
+            *((ONE_OPERATOR, format) for format in ("fp32", "int8", "int4, large blocks")),
+        ],
+        keep=[
+            *((10, format) for format in ("int4", "nf4", "2:4", "50%")),
+            *((ONE_OPERATOR, format) for format in ("fp32", "int8", "int4, large blocks")),
+        ],
+    ),
 )
 def test_chunks_change_no_bit(seed: int, format: str, exported: Callable[[int], Exported], tmp_path: Path) -> None:
     model, ids = quantized(exported(seed), format, tmp_path), tiny_models.random_ids(seed, LENGTH)

@@ -41,6 +41,7 @@ from edgeblt.prepare import Preparation, prepare
 from edgeblt.runtime import native
 from edgeblt.runtime.machine.memory import Memory, resident_memory
 from edgeblt.runtime.packed_weights import find_prepared, machine_key, prepared_path
+from sampled import mostly_slow
 from test_bundle import rotations, zeros
 from test_commands import HIDE_WORKBENCH, run_command, run_process
 from test_compress import recipe_text
@@ -140,7 +141,10 @@ def edit_record(directory: Path, change: Callable[[dict[str, Any]], object]) -> 
 # The same results.
 
 
-@pytest.mark.parametrize(("recipe", "seed"), CASES)
+@pytest.mark.parametrize(
+    ("recipe", "seed"),
+    mostly_slow(CASES, [case for case in CASES if case[0] in ("fp32", "fp16", "int8", "int4", "nf4")]),
+)
 def test_results_are_the_same_bit_by_bit(recipe: str, seed: int, shelf: Shelf, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(shelf.bundle(recipe, seed), tmp_path / "bundle"))
     plain = {threads: load(bundle, threads=threads) for threads in ((1, 2) if recipe == "int4" else (1,))}

@@ -1,5 +1,6 @@
 """Hash tables without the rows a text does not use: which are kept, and what is left of the model."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgeblt.model import load
 from edgeblt.quant.calibration.table_use import count_hits, rows_worth_keeping
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipes.recipe import HASH_TABLES
+from sampled import mostly_slow
 
 RECIPES = {
     "fp16": '[tables]\nformat = "fp16"',
@@ -95,8 +97,12 @@ def zeroed(original: Path, path: Path, kept: NDArray[np.bool_]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("share", [1.0, 0.7, 0.05])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "share"),
+    mostly_slow(
+        itertools.product(RECIPES, (1.0, 0.7, 0.05)), [("fp16", 1.0), ("int8", 0.05), ("int4", 0.7), ("gptq", 0.7)]
+    ),
+)
 def test_what_is_left_computes_as_zeros_would(
     original: Path, text: Path, tmp_path: Path, name: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

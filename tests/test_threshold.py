@@ -17,12 +17,16 @@ from edgeblt.bundle.config import PatchingRule, Rule
 from edgeblt.errors import EdgebltError
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
+from sampled import mostly_slow
 from test_commands import run_command, sentence
 from test_exactness import thresholds
 
 PLAIN, LIMITED = 12, 10  # seeds of the rule threshold: without and with a maximum length
 WITHOUT_ENTROPIES = 14
 IDS = tiny_models.random_ids(7, 150)
+
+
+RULES = [(Rule.THRESHOLD, None), (Rule.THRESHOLD, 5), (Rule.MONOTONIC, None), (Rule.THRESHOLD_AND_RISE, 5)]
 
 
 @pytest.fixture(params=["native", "portable"], autouse=True)
@@ -107,8 +111,12 @@ def test_a_very_low_threshold_gives_a_patch_a_byte(with_rule: Callable[[Patching
 
 
 @pytest.mark.parametrize(
-    ("rule", "maximum"),
-    [(Rule.THRESHOLD, None), (Rule.THRESHOLD, 5), (Rule.MONOTONIC, None), (Rule.THRESHOLD_AND_RISE, 5)],
+    ("kernels", "rule", "maximum"),
+    mostly_slow(
+        [(kernels, *case) for kernels in ("native", "portable") for case in RULES],
+        [("native", *RULES[0]), ("native", *RULES[3]), ("portable", *RULES[1]), ("portable", *RULES[2])],
+    ),
+    indirect=["kernels"],
 )
 def test_it_is_that_of_a_bundle_exported_with_it(
     exported: Callable[[int], Exported], with_rule: Callable[[PatchingRule], Path], rule: Rule, maximum: int | None
