@@ -27,6 +27,7 @@ from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 from edgeblt.measure.texts import DEMO_CHECKPOINT
 from edgeblt.model import Model, load
 from edgeblt.names import Name
+from sampled import mostly_slow
 
 ENOUGH = 600  # bytes, more than any text that a constraint below allows
 
@@ -140,7 +141,7 @@ def test_a_thousand_texts_match(tiny: Model) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", mostly_slow(DRAFTS, keep=("none", "patcher", "auto")))
 def test_the_distribution_is_what_the_mask_leaves(draft: str, tiny: Model) -> None:
     """Chi-squared against the model's probabilities, renormalised over what is allowed, byte by byte."""
     chosen = GenerationSettings(temperature=1.0, constraint=Constraint.regex("[ab](c|d)ef[gh]i"), ignore_eos=True)

@@ -19,6 +19,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from conftest import Exported
 from edgeblt import cli
 from edgeblt.runtime import opening
+from sampled import mostly_slow
 from test_commands import run_command
 
 NUMBERS = ("0", "-1", str(2**63), "1" + "0" * 23, "9" * 5000, "1e308", "1e400", "5e-324", "nan", "-inf", "٣", "")
@@ -84,6 +85,7 @@ def kinds_of(hint: Any) -> set[Any]:
 
 
 PARAMETERS = list(parameters())
+PARTS = 3  # of a parameter's values, of which the suite tries one, by turns
 
 
 def test_all_commands_are_tried() -> None:
@@ -133,16 +135,24 @@ async def served_to_nobody(*_: object) -> None:
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: f"{parameter.command} {parameter.name}")
+@pytest.mark.parametrize(
+    ("parameter", "part"),
+    mostly_slow(
+        itertools.product(PARAMETERS, range(PARTS)),
+        keep=[(parameter, number % PARTS) for number, parameter in enumerate(PARAMETERS)],
+    ),
+    ids=lambda value: f"{value.command} {value.name}" if isinstance(value, Parameter) else str(value),
+)
 def test_values_nobody_means(
     parameter: Parameter,
+    part: int,
     places: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     command, folder = COMMANDS[parameter.command], tmp_path / "here"
-    for value in parameter.values:
+    for value in parameter.values[part::PARTS]:
         folder.mkdir()
         monkeypatch.chdir(folder)
         os.mkfifo("PIPE")

@@ -1,6 +1,7 @@
 """Saved sessions: restored, they go on as if they had never stopped; no file can make them do anything else."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from edgeblt.runtime.saved.session_file import (
     write_session_file,
 )
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
+from sampled import mostly_slow
 from session_states import wander, wandered
 
 WINDOWS = 2  # a seed of `tiny_models`: windows everywhere and a maximum patch length
@@ -88,19 +90,22 @@ def test_a_restored_session_goes_on(models: Models, kind: str, tmp_path: Path) -
         goes_on_alike(session, models(kind).restore(tmp_path / "state"), 1000 + seed)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_session_is_rolled_back(models: Models, kind: str, tmp_path: Path) -> None:
-    """Wherever it reaches, across the positions at which windowed caches shift their content."""
+# Across the positions at which windowed caches shift their content.
+SAVED_AT = list(itertools.product(KINDS, (127, 129, 131, 140, 160, 250, 257, 259, 290)))
+
+
+@pytest.mark.parametrize(("kind", "count"), mostly_slow(SAVED_AT, SAVED_AT[::2]))
+def test_a_restored_session_is_rolled_back(models: Models, kind: str, count: int, tmp_path: Path) -> None:
+    """Wherever it reaches."""
     model, ids = models(kind), session_states.random_ids(5, 300)
-    for count in (127, 129, 131, 140, 160, 250, 257, 259, 290):
-        session = model.session()
-        session.feed(ids[:count])
-        session.save(tmp_path / "state")
-        for position in reach(session):
-            restored, forked = model.restore(tmp_path / "state"), session.fork()
-            restored.rollback(position)
-            forked.rollback(position)
-            np.testing.assert_array_equal(restored.feed(ids[7:9]), forked.feed(ids[7:9]))
+    session = model.session()
+    session.feed(ids[:count])
+    session.save(tmp_path / "state")
+    for position in reach(session):
+        restored, forked = model.restore(tmp_path / "state"), session.fork()
+        restored.rollback(position)
+        forked.rollback(position)
+        np.testing.assert_array_equal(restored.feed(ids[7:9]), forked.feed(ids[7:9]))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Drafts change the time a text takes, and nothing else."""
 
+import itertools
 import math
 import random
 import shutil
@@ -35,8 +36,10 @@ from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.runtime import native
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
+from sampled import mostly_slow
 
 SEEDS = (2, 5, 6, 10, 12, 15)  # windows or none, maximum patch lengths, k from 1 to 4, no patcher (6)
+DRAFTED = list(itertools.product(SEEDS, (*DRAFTERS, AUTO)))
 needs_library = pytest.mark.skipif(not native.status().levels, reason="no native library")
 
 
@@ -67,7 +70,7 @@ def continuation(model: Model, prompt: list[int], draft: str, sampling: Sampling
     return list(generate_ids(session, logits, Sampler(sampling), all_asked(model, draft), count))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS, keep=(6, 10, 12)))
 @settings(deadline=None, max_examples=4)
 @given(choices=st.integers(0, 2**32 - 1))
 def test_reading_ahead_changes_nothing(seed: int, tiny: Callable[[int], Model], choices: int) -> None:
@@ -119,8 +122,7 @@ def test_too_few_or_too_many_are_refused(count: int, tiny: Callable[[int], Model
         tiny(10).session().read_ahead([BOS] * count)
 
 
-@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "draft"), mostly_slow(DRAFTED, DRAFTED[::3]))
 def test_random_models_say_the_same(seed: int, draft: str, tiny: Callable[[int], Model]) -> None:
     model, prompt = tiny(seed), tiny_models.random_ids(seed, 30)
     for sampling in (Sampling(), Sampling(0.8, seed=3), Sampling(1.5, top_k=20, top_p=0.9, seed=4)):
@@ -128,8 +130,13 @@ def test_random_models_say_the_same(seed: int, draft: str, tiny: Callable[[int],
 
 
 @needs_library
-@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+    ("temperature", "draft"),
+    mostly_slow(
+        itertools.product((0.0, 0.8), (*DRAFTERS, AUTO)),
+        [(0.0, "decoder"), (0.0, "ngram"), (0.8, "patcher"), (0.8, AUTO)],
+    ),
+)
 def test_the_bundled_model_says_the_same(draft: str, temperature: float, demo: Model) -> None:
     """Prose, code and languages it does not know; to the byte."""
     for number, text in enumerate(held_out_texts()):
@@ -139,8 +146,7 @@ def test_the_bundled_model_says_the_same(draft: str, temperature: float, demo: M
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "draft"), mostly_slow(DRAFTED, DRAFTED[1::3]))
 def test_long_wrong_drafts_leave_no_trace(seed: int, draft: str, tiny: Callable[[int], Model]) -> None:
     model, prompt = tiny(seed), tiny_models.random_ids(seed + 1, 30)
     for sampling in (Sampling(), Sampling(0.8, seed=3)):
@@ -166,7 +172,7 @@ def test_two_hundred_prompts(draft: str, demo: Model) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("draft", [*DRAFTERS, AUTO])
+@pytest.mark.parametrize("draft", mostly_slow([*DRAFTERS, AUTO], keep=["patcher", "ngram", AUTO]))
 def test_the_distribution_is_the_models(draft: str, tiny: Callable[[int], Model]) -> None:
     """Chi-squared of what is drawn, three ids at a time, against the exact probabilities of all such threes."""
     model, prompt, kept = tiny(10), tiny_models.random_ids(10, 30), 3
