@@ -117,7 +117,8 @@ def test_a_bundle_of_two_targets(stand_in: StandIn, for_cuda: Callable[..., Path
     found = walked(stand_in, bundle, "global=cuda")
     assert found["placement"] == {"patcher": "cpu", "encoder": "cpu", "global": "cuda", "decoder": "cpu"}
     assert found["patches"] > 20
-    result = edgeblt(stand_in, "bench", bundle, "--prompt-bytes", 20, "--new-bytes", 4, "--repeats", 1, "--json", "-")
+    result = edgeblt(stand_in, "bench", bundle, "--prompt-bytes", 20, "--new-bytes", 4, "--repeats", 1,
+                     "--no-bandwidth", "--json", "-")  # fmt: skip
     document = json.loads(result.stdout)
     assert document["provider"] == "patcher=cpu,encoder=cpu,global=cuda,decoder=cpu"
 
@@ -214,7 +215,7 @@ def test_commands(
     assert on_cpu["bandwidth_share"] and on_cuda["bandwidth_share"] is None and on_cuda["energy_j_per_byte"] is None
     assert on_cuda["device"] == f"stand-in, {on_cpu['device']}" and not on_cuda["prepared"]
     assert (
-        "GPU memory taken" in edgeblt(stand_in, "bench", bundle, *short).stdout
+        "GPU memory taken" in edgeblt(stand_in, "bench", bundle, *short, "--no-bandwidth").stdout
     )  # by default where it is exported for
 
     doctor = json.loads(edgeblt(stand_in, "doctor", "--json", "-", capability=87).stdout)

@@ -103,7 +103,7 @@ def some_product(chance: np.random.Generator, rows: int, columns: int) -> Produc
     exact = scales.astype(np.float64)
     ratio = np.divide(shrunk, exact, out=np.zeros_like(exact), where=exact != 0)
     by_row = ratio.transpose(0, 2, 1).reshape(-1, ratio.shape[1])[:rows]
-    ratio = np.repeat(np.repeat(by_row, times, axis=1), block, axis=1)[:, :columns]
+    ratio = by_row[:, np.arange(columns) // (block * times)]
     return replace(product, weights=product.weights | {"scales": shrunk}, exact=product.exact * ratio)
 
 

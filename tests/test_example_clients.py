@@ -29,6 +29,7 @@ from example_clients import (
     served_site,
     skip_without,
 )
+from sampled import mostly_slow
 
 PROMPT = "It was a bright morning, and the captain of the ship"
 COUNT = 200  # bytes written
@@ -127,7 +128,7 @@ def check_greedy(bundle: Path, written: str, unpacked: bool) -> GreedyBytes:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", mostly_slow(RECIPES, keep=["int4"]))
 def test_the_page_writes_what_python_writes(
     recipe: str, bundles: Bundles, addresses: dict[str, str], open_page: Callable[..., Any]
 ) -> None:

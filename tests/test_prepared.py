@@ -491,7 +491,7 @@ def test_the_command(ready: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = run_command(capfd, "prepare", ready, "--json", ready.parent / "result.json")  # replaces it
     assert json.loads((ready.parent / "result.json").read_text()) == document
     assert str(beside(ready)) in result.stdout and "would be copied" in result.stdout
-    bench = [ready, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1]
+    bench = [ready, "--prompt-bytes", 4, "--new-bytes", 2, "--repeats", 1, "--no-bandwidth"]
     assert "not used" not in run_command(capfd, "bench", *bench).stdout
     assert json.loads(run_command(capfd, "bench", *bench, "--json", "-").stdout)["prepared"] is True
     shutil.rmtree(beside(ready))
