@@ -88,8 +88,8 @@ def test_closing_while_another_thread_generates(bundle: Path) -> None:
     begun, said = threading.Event(), list[str]()
 
     def generate() -> None:
-        session = model.session()
         try:
+            session = model.session()
             while True:
                 session.feed([70])
                 begun.set()
