@@ -3,11 +3,11 @@
     python benchmarks/portable_clients.py BUNDLE ... [--new-bytes N] [--rounds N] [--clients NAME ...]
 
 Each client continues the same sentence, greedily, in rounds that take turns; the fastest round of each counts, as other
-work on a machine only slows it. Python is `edgeblt` with the bundle on one thread; node is examples/node; the browsers
-are chromium, headless, with the page of examples/browser on one thread and on two. Decoding is timed from the first new
-byte to the last; the first byte, from the prompt to that byte, with the model open. Opening a page is from its address
-to the model being ready: at the first visit, and again with everything in its caches. A client whose tools are absent
-is left out by name. The last line is JSON.
+work on a machine only slows it. Python is `edgeblt` with the bundle on one thread; cpp is examples/cpp, node
+examples/node; the browsers are chromium, headless, with the page of examples/browser on one thread and on two. Decoding
+is timed from the first new byte to the last; the first byte, from the prompt to that byte, with the model open. Opening
+a page is from its address to the model being ready: at the first visit, and again with everything in its caches. A
+client whose tools are absent is left out by name. The last line is JSON.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from edgeblt.runtime.machine.device import device_name
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMPT = "It was a bright morning, and the captain of the ship"
-CLIENTS = ("python", "node", "browser-1", "browser-2")
+CLIENTS = ("python", "cpp", "node", "browser-1", "browser-2")
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,33 @@ def measure(bundle: Path, options: argparse.Namespace, chromium: Callable[[], An
 def opened_client(name: str, bundle: Path, chromium: Callable[[], Any]) -> Iterator[Client]:
     """Raises AbsentError where the client cannot run here."""
     kind, _, threads = name.partition("-")
-    if kind != "python":
-        require_node(kind)
     if kind == "python":
         with load(bundle, threads=1) as model:
             yield Client(lambda count: timed(model.stream(PROMPT, max_new_bytes=count, draft="none")))
+    elif kind == "cpp":
+        yield Client(built_cpp(bundle))
     elif kind == "node":
+        require_node(kind)
         yield Client(lambda count: node_round(bundle, count))
     else:
+        require_node(kind)
         with opened_page(bundle, int(threads), chromium()) as client:
             yield client
+
+
+def built_cpp(bundle: Path) -> Callable[[int], Round]:
+    """Runs of examples/cpp, by the line in which it says its times; the first run has built it."""
+
+    def run(count: int) -> Round:
+        command = [str(EXAMPLES / "cpp" / "run"), str(bundle), PROMPT, "--bytes", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = re.search(r"first byte: (\S+) s, then (\S+) bytes/s", done.stderr)
+        if done.returncode or found is None:
+            raise AbsentError(" ".join(done.stderr.split())[-200:] or "it did not run")
+        return Round(float(found[2]), float(found[1]) * 1000)
+
+    run(1)
+    return run
 
 
 def require_node(example: str) -> None:
