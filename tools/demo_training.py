@@ -1,4 +1,4 @@
-"""Training loop of the demo model: Muon for matrices, AdamW for the rest, a schedule timed by a wall-clock budget."""
+"""Training loop of the demo model: Muon for matrices, AdamW for the rest, a schedule by steps or processor time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import BltForCausalLM
 
 KEPT_CHECKPOINTS = 4
+# Parts of the names of matrices that AdamW takes.
+_TABLES = ("embed_tokens", "hash_tok_embedding", "lm_head", "backbone.embedding", "embedders", "A_log")
 
 # Coefficients of the quintic Newton-Schulz iteration, K. Jordan, "Muon: an optimizer for hidden layers" (2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -23,13 +25,15 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Replaces the singular values of each matrix of (N, R, C) by about 1."""
     a, b, c = _NEWTON_SCHULZ
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
     transposed = x.shape[1] > x.shape[2]
     if transposed:
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
-    return x.mT if transposed else x
+    return (x.mT if transposed else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -88,7 +92,7 @@ def optimizers(
 
 
 def _is_table(name: str) -> bool:
-    return any(part in name for part in ("embed_tokens", "hash_tok_embedding", "lm_head"))
+    return any(part in name for part in _TABLES)
 
 
 def schedule(progress: float, warmup: float = 0.02, decay_from: float = 0.3) -> float:
@@ -100,7 +104,10 @@ def schedule(progress: float, warmup: float = 0.02, decay_from: float = 0.3) -> 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: `loss(step, progress)` in nats a byte, `held_out()` in bits a byte, by name."""
+    """One training run: `loss(step, progress)` in nats a byte, `held_out()` in bits a byte, by name.
+
+    It ends after `seconds` of this process's processor time, or after `steps` where these are given.
+    """
 
     name: str
     folder: Path
@@ -113,28 +120,38 @@ class Stage:
     on_checkpoint: Callable[[], None] = lambda: None
     log_every: float = 150.0
     checkpoint_every: float = 180.0
+    steps: int | None = None
+    bfloat16: bool = False  # whether Muon's products are in bfloat16, which processors with AMX do much faster
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """Share of the run that is over, 1 and more at its end."""
+        return step / self.steps if self.steps else elapsed / self.seconds
 
 
 def train(stage: Stage) -> list[dict[str, float]]:
-    """Runs a stage, resuming from its checkpoint if there is one; returns its log. Seconds count training time only."""
+    """Runs a stage, resuming from its checkpoint if there is one; returns its log.
+
+    Seconds are processor time in training, of all threads together.
+    """
     checkpoint, log_path = stage.folder / f"{stage.name}.pt", stage.folder / f"{stage.name}-log.json"
     log: list[dict[str, float]] = []
     step, elapsed = 0, 0.0
     if checkpoint.exists():
         step, elapsed, log = _restore(stage, checkpoint)
-    if elapsed >= stage.seconds:
+    if stage.progress(step, elapsed) >= 1:
         return log
     stage.loss(step, 0.0)[0].backward()  # type: ignore[no-untyped-call]  # compiles outside the budget
     for optimizer in stage.optimizers:
         optimizer.zero_grad(set_to_none=True)
     next_log, next_checkpoint = elapsed + stage.log_every, elapsed + stage.checkpoint_every
     recent: list[float] = []
-    while elapsed < stage.seconds:
-        began = time.monotonic()
-        recent.append(_one_step(stage, step, elapsed / stage.seconds))
+    done = False
+    while not done:
+        began = time.process_time()
+        recent.append(_one_step(stage, step, stage.progress(step, elapsed)))
         step += 1
-        elapsed += time.monotonic() - began
-        done = elapsed >= stage.seconds
+        elapsed += time.process_time() - began
+        done = stage.progress(step, elapsed) >= 1
         if elapsed >= next_log or done:
             entry = {"seconds": round(elapsed), "megabytes": round(step * stage.bytes_per_step / 1e6, 2)}
             held_out = {name: round(value, 4) for name, value in stage.held_out().items()}
@@ -157,7 +174,8 @@ def _one_step(stage: Stage, step: int, progress: float) -> float:
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
     torch.nn.utils.clip_grad_norm_(stage.parameters.values(), 1.0)
     for optimizer in stage.optimizers:
-        optimizer.step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=stage.bfloat16):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return bits
 

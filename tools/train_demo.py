@@ -1,14 +1,20 @@
 """Makes the bundled demo model from nothing: `python tools/train_demo.py WORK_FOLDER [--stage NAME]`.
 
+With `--architecture` it makes a model to compare with it, of the same corpus and about as many parameters: a MambaByte,
+a transformer with over-encoded input, the plain one without, or a token model. The stages of the demo model are:
+
 corpus    fetches the corpus by package name, splits it by document, cuts it into rows
 texts     writes the shipped texts into edgeblt/data/texts
 patcher   trains the patcher as a causal byte model
 blt       sets the patching threshold, trains the model on the patches of the bf16 patcher
 card      evaluates with transformers' forward, writes the model and its card into edgeblt/data/demo
 
+Those of the others are corpus, train (on `--megabytes` of text) and card, which leaves the model with its card in
+WORK/NAME/model, and a MambaByte's or an over-encoded model's in tests/models too.
+
 Every stage starts from what the stages before it left in WORK, and a training stage resumes from its checkpoint.
 So far it has run on CPUs only; `--device cuda` is there, but untested. Training is about a quarter faster with tcmalloc
-(LD_PRELOAD), and needs a C++ compiler for torch.compile.
+(LD_PRELOAD), and needs a C++ compiler for torch.compile. Minutes are of processor time, all threads together.
 """
 
 from __future__ import annotations
@@ -33,7 +39,9 @@ import demo_evaluation
 import demo_layers
 import demo_model
 import demo_texts
-from demo_model import BOS, BYTE_OFFSET, EOS, Patches, parts
+from comparison import learners, runs
+from demo_corpus import batch_rows
+from demo_model import Patches, parts
 from demo_training import Stage, keep_checkpoint, optimizers, save_model, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,22 +64,6 @@ BLT_MUON_RATES = {"global_transformer": 0.02, "cross_attn": 0.02, "patch_embeddi
 BLT_ADAM_RATES = {"embed": 0.0004}
 
 
-def cut_rows(documents: list[demo_corpus.Document], length: int, seed: int) -> Tensor:
-    """Documents, shuffled and each ended by EOS, as rows int16 (N, length + 1): BOS, then `length` ids, all targets."""
-    order = list(documents)
-    random.Random(seed).shuffle(order)
-    pieces = []
-    for document in order:
-        pieces.append(torch.frombuffer(bytearray(document.text), dtype=torch.uint8).to(torch.int16) + BYTE_OFFSET)
-        pieces.append(torch.tensor([EOS], dtype=torch.int16))
-    stream = torch.cat(pieces)
-    count = len(stream) // length
-    rows = torch.cat(
-        [torch.full((count, 1), BOS, dtype=torch.int16), stream[: count * length].view(count, length)], dim=1
-    )
-    return rows[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
-
-
 def make_corpus(work: Path) -> None:
     """Fetches the corpus and writes the training rows, the held-out rows and the sizes of every source."""
     demo_corpus.fetch(work / "corpus")
@@ -85,9 +77,9 @@ def make_corpus(work: Path) -> None:
     (work / "corpus.json").write_text(json.dumps(sizes, indent=1))
     held_out = [document for document in documents if document.held_out]
     rows = {
-        "train": cut_rows([document for document in documents if not document.held_out], ROW, SEED),
-        "held_out": cut_rows(held_out, EVALUATION_ROW, SEED),
-        "held_out_long": cut_rows(held_out, 4 * EVALUATION_ROW, SEED),
+        "train": demo_corpus.cut_rows([document for document in documents if not document.held_out], ROW, SEED),
+        "held_out": demo_corpus.cut_rows(held_out, EVALUATION_ROW, SEED),
+        "held_out_long": demo_corpus.cut_rows(held_out, 4 * EVALUATION_ROW, SEED),
     }
     torch.save(rows, work / "rows.pt")
 
@@ -98,18 +90,6 @@ def make_texts(work: Path) -> None:
     demo_texts.write_texts(documents, work / "corpus", REPOSITORY / "edgeblt/data/texts", SEED)
 
 
-def batch_of(rows: Tensor, step: int, size: int, length: int, device: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (size, length) of a step: BOS and a piece of `length` bytes of `size` rows.
-
-    The first pieces of all rows come before their second ones, so that a batch mixes as many documents as it can.
-    """
-    index = torch.arange(size) + step * size
-    piece = int(index[0]) // len(rows) % (ROW // length)
-    batch = rows[index % len(rows), piece * length : piece * length + length + 1].long().to(device)
-    batch[:, 0] = BOS
-    return batch[:, :-1], batch[:, 1:]
-
-
 def train_patcher(work: Path, seconds: float, device: str) -> None:
     """Trains the patcher on the training rows as a byte language model."""
     rows = torch.load(work / "rows.pt", weights_only=True)
@@ -118,7 +98,8 @@ def train_patcher(work: Path, seconds: float, device: str) -> None:
     held_inputs = rows["held_out"][:HELD_OUT_ROWS].long().to(device)
 
     def loss(step: int, progress: float) -> tuple[Tensor, float]:
-        inputs, targets = batch_of(rows["train"], step, PATCHER_BATCH, PATCHER_ROW, device)
+        batch = batch_rows(rows["train"], step, PATCHER_BATCH, PATCHER_ROW).to(device)
+        inputs, targets = batch[:, :-1], batch[:, 1:]
         value = functional.cross_entropy(demo_model.patcher_logits(patcher, inputs).flatten(0, 1), targets.flatten())
         return value, value.item() / math.log(2)
 
@@ -213,7 +194,8 @@ def train_blt(work: Path, seconds: float, device: str) -> None:
     heads = torch.zeros(LOOK_AHEAD * demo_model.VOCABULARY, 256, device=device, requires_grad=True)
 
     def loss(step: int, progress: float) -> tuple[Tensor, float]:
-        inputs, targets = batch_of(train_rows, step, BLT_BATCH, BLT_ROW, device)
+        batch = batch_rows(train_rows, step, BLT_BATCH, BLT_ROW).to(device)
+        inputs, targets = batch[:, :-1], batch[:, 1:]
         starts = row_starts(patcher, inputs, threshold)
         starved = STARVED_SHARE * min(1.0, (1 - progress) / (1 - STARVED_UNTIL))
         visible = STARVED_WINDOW if random.Random(SEED + step).random() < starved else demo_model.LOCAL_WINDOW
@@ -303,22 +285,25 @@ def make_card(work: Path, flags: str, planned_minutes: float, average: int) -> N
 
 
 STAGES = ("corpus", "texts", "patcher", "blt", "card")
+COMPARED_STAGES = ("corpus", "train", "card")
+IN_THE_REPOSITORY = ("mambabyte", "overencoded")  # of the models to compare
 
 
-def main() -> None:
-    """The command line: every stage in turn, or one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, help="folder for the corpus, checkpoints and logs")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--patcher-minutes", type=float, default=14.0)
-    parser.add_argument("--blt-minutes", type=float, default=60.0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--average", type=int, default=1, help="checkpoints whose mean is the model")
-    parser.add_argument("--device", default="cpu", help="cpu; or cuda, which is untested")
-    arguments = parser.parse_args()
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(arguments.threads)
+def make_compared(work: Path, stages: tuple[str, ...], name: str, megabytes: float) -> None:
+    """Runs stages of a model to compare; a corpus that is there already is taken as it is."""
+    texts = REPOSITORY / "edgeblt/data/texts"
+    if "corpus" in stages and not (work / "rows.pt").exists():
+        make_corpus(work)
+    if "train" in stages:
+        runs.train_model(work, name, megabytes)
+    if "card" in stages:
+        made = runs.make_card(work, name, megabytes, texts)
+        if name in IN_THE_REPOSITORY:
+            shutil.copytree(made, REPOSITORY / "tests/models" / name, dirs_exist_ok=True)
+
+
+def make_demo(work: Path, stages: tuple[str, ...], arguments: argparse.Namespace) -> None:
+    """Runs stages of the demo model."""
     print("largest logit difference from transformers' forward:", demo_model.check_against_transformers())
     demo_layers.compile_layers()
     minutes = {"patcher": arguments.patcher_minutes, "blt": arguments.blt_minutes}
@@ -333,8 +318,33 @@ def main() -> None:
         "blt": lambda: train_blt(work, minutes["blt"] * 60, arguments.device),
         "card": lambda: make_card(work, flags, minutes["blt"], arguments.average),
     }
-    for name in STAGES if arguments.stage == "all" else (arguments.stage,):
+    for name in stages:
         actions[name]()
+
+
+def main() -> None:
+    """The command line: every stage in turn, or one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for the corpus, checkpoints and logs")
+    parser.add_argument("--architecture", choices=("blt", *learners.ARCHITECTURES), default="blt")
+    parser.add_argument("--stage", choices=("all", *dict.fromkeys((*STAGES, *COMPARED_STAGES))), default="all")
+    parser.add_argument("--patcher-minutes", type=float, default=14.0)
+    parser.add_argument("--blt-minutes", type=float, default=60.0)
+    parser.add_argument("--megabytes", type=float, default=3.15, help="text that a model to compare reads")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--average", type=int, default=1, help="checkpoints whose mean is the demo model")
+    parser.add_argument("--device", default="cpu", help="cpu; or cuda, which is untested")
+    arguments = parser.parse_args()
+    stages = STAGES if arguments.architecture == "blt" else COMPARED_STAGES
+    if arguments.stage not in ("all", *stages):
+        parser.error(f"a model {arguments.architecture} has the stages {', '.join(stages)}")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    chosen = stages if arguments.stage == "all" else (arguments.stage,)
+    if arguments.architecture == "blt":
+        make_demo(arguments.work, chosen, arguments)
+    else:
+        make_compared(arguments.work, chosen, arguments.architecture, arguments.megabytes)
 
 
 if __name__ == "__main__":
