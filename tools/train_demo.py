@@ -286,7 +286,7 @@ def make_card(work: Path, flags: str, planned_minutes: float, average: int) -> N
 
 STAGES = ("corpus", "texts", "patcher", "blt", "card")
 COMPARED_STAGES = ("corpus", "train", "card")
-IN_THE_REPOSITORY = ("mambabyte", "overencoded")  # of the models to compare
+IN_THE_REPOSITORY = ("mambabyte", "overencoded")  # models in tests/models
 
 
 def make_compared(work: Path, stages: tuple[str, ...], name: str, megabytes: float) -> None:

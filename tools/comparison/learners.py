@@ -1,4 +1,4 @@
-"""What each architecture learns from rows of ids, and how many nats it needs for one."""
+"""Learners of the architectures: a model, what it minimizes on rows of ids, and how many nats a row costs it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Learner(Protocol):
         """Steps that read so much text."""
 
     def loss(self, step: int) -> tuple[Tensor, float]:
-        """What a step minimizes, and mean bits of a byte."""
+        """Value that a step minimizes, and mean bits of a byte."""
 
     def nats(self, row: Tensor) -> tuple[float, int]:
         """Nats that a row of ids (T + 1), which begins with BOS, costs in all, and its bytes."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 from demo_layers import norm
 from demo_model import BOS, EOS
 
-EPSILON = 1e-5  # of `demo_layers.norm`
+EPSILON = 1e-5  # in `demo_layers.norm` too
 THETA = 10000.0
 HEAD_WIDTH = 64
 

@@ -42,7 +42,7 @@ def scored_rows(rows: dict[str, Tensor], texts: Path) -> dict[str, list[Tensor]]
     held_out, long = rows["held_out"][:SCORED_ROWS], rows["held_out_long"][:SCORED_LONG_ROWS]
     length = held_out.shape[1] - 1
     found = {"held_out": list(held_out), "held_out_long": list(long), "held_out_long_recut": list(recut(long, length))}
-    paths = [path for path in sorted(texts.glob("*.txt")) if path.stem != "calibration"]  # which is not held out
+    paths = [path for path in sorted(texts.glob("*.txt")) if path.stem != "calibration"]  # it is from training texts
     return found | {path.stem: text_rows(path, length) for path in paths}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-STATES, LANES, TAPS, CHUNK = 16, 16, 4, 8  # as in selective_scan.cpp
+STATES, LANES, TAPS, CHUNK = 16, 16, 4, 8  # the same in selective_scan.cpp
 _FLAGS = ("-O3", "-march=native", "-ffast-math", "-mprefer-vector-width=512", "-shared", "-fPIC")
 
 
