@@ -30,9 +30,7 @@ def prepare(bundle: BundlePath, json_file: JsonFile = None, quiet: Quiet = False
     deliver(result, lambda: terminal.show_preparation(result), json_file)
 
 
-Files = Annotated[
-    list[Path], typer.Argument(metavar="FILES...", help="Text, JSON lines or Parquet; suffixes say which.")
-]
+Files = Annotated[list[Path], typer.Argument(metavar="FILES", help="Text, JSON lines or Parquet; suffixes say which.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The Parquet file to write.")]
 Column = Annotated[
     str, typer.Option(metavar="NAME", help="Column of Parquet, or field of JSON lines, that holds the text.")

@@ -81,7 +81,8 @@ class Parts:
         """Digest of the task whose part is there; None where none is, or a damaged one."""
         try:
             with pa.OSFile(str(self._path(number))) as file, pa.ipc.open_file(file) as part:
-                return (part.schema.metadata or {}).get(DIGEST, b"").decode(errors="replace")
+                digest: bytes = (part.schema.metadata or {}).get(DIGEST, b"")
+                return digest.decode(errors="replace")
         except (OSError, pa.ArrowException):
             return None
 

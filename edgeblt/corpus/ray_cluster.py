@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
 
 from edgeblt.corpus.job import CorpusJob
 from edgeblt.corpus.opening import BundleOpening
@@ -22,23 +25,16 @@ from edgeblt.corpus.scoring import score_task
 from edgeblt.corpus.shipping import ShippedBundle, ship_bundle
 from edgeblt.corpus.workers import Workers
 from edgeblt.errors import EdgebltError
-from edgeblt.installing import install_hint
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray must tell nobody
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ beside our progress
 LOCAL = "local"
-
-try:
-    import ray
-    import ray.data
-    from ray.data.block import BlockMetadata
-except ImportError:
-    raise EdgebltError(f"--ray needs Ray Data; install it with: {install_hint('ray')}") from None
 
 Finish = Callable[[int, int, bytes], None]
 Columns = dict[str, Any]
 
 
-class TaskSource(ray.data.Datasource):
+class TaskSource(ray.data.Datasource):  # type: ignore[misc]  # whose own types are of no help
     """Tasks of a job that are not done, as a data set with a row for each."""
 
     def __init__(self, job: CorpusJob, done: frozenset[int]) -> None:

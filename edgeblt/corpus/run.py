@@ -80,6 +80,7 @@ def score_corpus(
     parts of another job. Parts of what is done stay, for the next run.
     """
     started, out, workers = time.perf_counter(), as_path("out", out), workers or Workers()
+    workers.check()
     opened = open_bundle(as_path("bundle", bundle))
     job = CorpusJob(
         find_sources(files, format),
@@ -173,7 +174,8 @@ def _run(opening: BundleOpening, job: CorpusJob, plan: _Plan, parts: Parts, work
 
             return score_on_ray(opening, job, plan.done, finish, workers)
         waiting = (task for task in read_tasks(job) if task.number not in plan.done)
-        score_in_processes(opening, job, waiting, finish, processes)
+        count = min(processes, len(plan.digests) - len(plan.done))
+        score_in_processes(opening, job, waiting, finish, count)
 
 
 def _result(

@@ -81,7 +81,7 @@ def _alone(model: Model, data: bytes) -> RowScores:
 def _columns(job: CorpusJob, task: Task, found: Sequence[RowScores]) -> dict[str, list[object]]:
     scored = [row.scores for row in found]
     columns: dict[str, list[object]] = {
-        "source": [job.sources[row.source].name for row in task.rows],
+        "source": [_as_text(job.sources[row.source].name) for row in task.rows],
         "row": [row.number for row in task.rows],
         "bytes": [None if row.data is None else len(row.data) for row in task.rows],
         "nats": [None if scores is None else _nats(scores) for scores in scored],
@@ -95,6 +95,11 @@ def _columns(job: CorpusJob, task: Task, found: Sequence[RowScores]) -> dict[str
         for field in _PER_BYTE:
             columns[field.name] = [None if scores is None else getattr(scores, field.name) for scores in scored]
     return columns
+
+
+def _as_text(path: str) -> str:
+    """A path that need be no Unicode, as text."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _nats(scores: Scores) -> float:
