@@ -48,7 +48,7 @@ class CorpusJob:
     threshold: float | None
 
 
-class Row(NamedTuple):
+class CorpusRow(NamedTuple):
     """A row of a source: its text, or None and what is wrong with it."""
 
     source: int  # index in the job's sources
@@ -62,7 +62,7 @@ class Task:
     """Rows that are scored together by one worker; tasks are cut by the sources alone."""
 
     number: int
-    rows: tuple[Row, ...]
+    rows: tuple[CorpusRow, ...]
 
     @property
     def size(self) -> int:

@@ -23,7 +23,7 @@ from edgeblt.errors import EdgebltError
 
 MANIFEST = "job.json"
 _PART = re.compile(r"part-(\d{8,})\.arrow")
-_HIDDEN = re.compile(r"\.(job\.json|part-\d{8,}\.arrow)\.partial")  # what a killed process was writing
+_HIDDEN = re.compile(r"\.(job\.json|part-\d{8,}\.arrow)\.partial")  # files that a killed process was writing
 _GROUP_ROWS, _GROUP_BYTES = 1 << 16, 1 << 26  # rows and bytes after which a row group of the output ends
 
 

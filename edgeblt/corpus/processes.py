@@ -23,7 +23,7 @@ Finish = Callable[[int, int, bytes], None]
 
 
 class _Answer(NamedTuple):
-    """What a worker sends: the part of a task; or why it gives up; or neither, when it is ready for the first task."""
+    """Message of a worker: the part of a task; or why it gives up; or neither, when it is ready for the first task."""
 
     part: bytes | None = None
     failure: str | None = None

@@ -1,6 +1,6 @@
 """Rows of a corpus, read in streams: of a source there is never more in memory than a row, or a few pages of Parquet.
 
-Each row of a source is a `Row`, be its text usable or not, so that none is lost.
+Each row of a source is a `CorpusRow`, be its text usable or not, so that none is lost.
 """
 
 import json
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from edgeblt.bundle import system_calls
-from edgeblt.corpus.job import LARGEST_ROW, CorpusJob, Row, Source, Task
+from edgeblt.corpus.job import LARGEST_ROW, CorpusJob, CorpusRow, Source, Task
 from edgeblt.corpus.parquet_source import parquet_values
 from edgeblt.errors import EdgebltError, shown
 
@@ -23,7 +23,7 @@ _TOO_LONG = f"longer than {LARGEST_ROW >> 20} MB"
 
 def read_tasks(job: CorpusJob) -> Iterator[Task]:
     """The tasks of a job, in order. Raises EdgebltError where a source cannot be read, or lacks the column."""
-    rows, size, number = list[Row](), 0, 0
+    rows, size, number = list[CorpusRow](), 0, 0
     for row in _rows(job):
         rows.append(row)
         size += len(row.data or b"")
@@ -34,17 +34,17 @@ def read_tasks(job: CorpusJob) -> Iterator[Task]:
         yield Task(number, tuple(rows))
 
 
-def _rows(job: CorpusJob) -> Iterator[Row]:
+def _rows(job: CorpusJob) -> Iterator[CorpusRow]:
     for index, source in enumerate(job.sources):
         with _opened(source) as file:
             if source.format == "text":
                 pieces = iter(partial(file.read, job.row_bytes), b"")
-                yield from (Row(index, number, data) for number, data in enumerate(pieces))
+                yield from (CorpusRow(index, number, data) for number, data in enumerate(pieces))
                 continue
             values = _json_values(file, job.column) if source.format == "jsonl" else _parquet(file, source, job.column)
             for number, value in values:
                 data, problem = (None, value.problem) if isinstance(value, _Bad) else _text(value, job.column)
-                yield Row(index, number, data, problem)
+                yield CorpusRow(index, number, data, problem)
 
 
 def _opened(source: Source) -> BinaryIO:
