@@ -28,6 +28,7 @@ COMMANDS = (  # the order in --help
     measuring.bench,
     measuring.tune,
     measuring.report,
+    running.score,
     generating.generate,
     serving.serve,
     looking.inspect,

@@ -26,8 +26,8 @@ from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.model import load
 from edgeblt.runtime import native
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "generate", "serve",
-            "inspect", "doctor")  # fmt: skip
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "score", "generate",
+            "serve", "inspect", "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
@@ -44,6 +44,8 @@ OPTIONS = {
               "--price-per-hour", "--json", "--csv", "--markdown", "--quiet"],
     "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json", "--quiet"],
     "report": ["RESULTS", "--out"],
+    "score": ["BUNDLE", "FILES", "--out", "--column", "--format", "--row-bytes", "--per-byte", "--processes",
+              "--threads", "--ray", "--shared-bundle", "--provider", "--threshold", "--json", "--force", "--quiet"],
     "generate": ["BUNDLE", "PROMPT", "--max-new-bytes", "--temperature", "--top-k", "--top-p", "--min-p", "--seed",
                  "--draft", "--stop", "--ignore-eos", "--utf8", "--dry-multiplier", "--json-schema", "--regex",
                  "--grammar", "--settings", "--load-state", "--save-state", "--provider", "--threads", "--threshold",

@@ -46,6 +46,7 @@ COMMANDS = {
                      ("--no-bandwidth",)),
     "tune": Command({"bundle": "BUNDLE"}, {"--max-bpb-increase": "1", "--text": "TEXT"}),
     "report": Command({"results": "RESULT"}, {"--out": "PAGE"}),
+    "score": Command({"bundle": "BUNDLE", "files": "TEXT"}, {"--out": "OUT", "--processes": "1"}),
     "generate": Command({"bundle": "BUNDLE", "prompt": "x"}, {"--max-new-bytes": "1"}),
     "serve": Command({"bundles": "BUNDLE"}, {"--port": "0"}),
     "inspect": Command({"path": "BUNDLE"}),
@@ -123,6 +124,7 @@ def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> 
     monkeypatch.setattr("edgeblt.runtime.opening.open_stage", open_once)
     monkeypatch.setattr("edgeblt.decoding.text_stream.generate_ids", lambda *_, **__: itertools.repeat(70, 3))
     monkeypatch.setattr("edgeblt.export.demo.run_demo", lambda *_: exit(0))
+    monkeypatch.setattr("edgeblt.corpus.workers.has_ray", lambda: False)
     monkeypatch.setattr("edgeblt.measure.tuning.LENGTHS", (2.0,))
     monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)
     monkeypatch.setattr("edgeblt.measure.tuning.with_speeds", lambda model, points, data: points)

@@ -24,7 +24,7 @@ STOREYS = (
     ("scores",),
     ("batching",),
     ("model",),
-    ("node_providers", "measure"),
+    ("corpus", "node_providers", "measure"),
     ("prepare", "report"),
     ("serving",),
     ("quant.formats",),

@@ -78,6 +78,20 @@ def scratch_directory(path: Path, purpose: str) -> Iterator[Path]:
 
 
 @contextmanager
+def kept_directory(path: Path, kept: Path) -> Iterator[None]:
+    """Locks `kept`, a directory beside `path` for what is made on the way to it; it is made, and stays when the block
+    ends, for the next process that makes `path`.
+
+    Raises EdgebltError if another process is using it, or if it cannot be written.
+    """
+    try:
+        with _own_directory(path, kept):
+            yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
 def whole_file(path: Path, replace: bool = False) -> Iterator[BinaryIO]:
     """Yields a temporary file beside `path`, open for writing, that becomes `path` when the block ends.
 
