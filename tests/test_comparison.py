@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgeblt.errors import EdgebltError
-from edgeblt.evaluation.comparison import BundleModel, DecodedText, TextCost, compare
+from edgeblt.evaluation.comparison import BundleModel, DecodedText, OpenModel, TextCost, compare
 from edgeblt.export.token_model import TokenModel, weight_bytes_per_token, windows
 from edgeblt.measure.noise import NOISES
 from edgeblt.measure.reference import Text
@@ -127,7 +127,7 @@ def test_a_token_model_decodes_a_text(tokens: Path) -> None:
 
 def test_figures_are_the_models_own(tokens: Path, tiny_bundle: tuple[Path, Path]) -> None:
     texts = [Text("one", TEXT), Text("two", b"To be, or not to be")]
-    openers = [partial(BundleModel, tiny_bundle[1], 1), partial(TokenModel, tokens, 1)]
+    openers: list[OpenModel] = [partial(BundleModel, tiny_bundle[1], 1), partial(TokenModel, tokens, 1)]
     result = compare(openers, texts, prompt_bytes=20, new_bytes=10, repeats=1)
     ours, theirs = result.models
     with load(tiny_bundle[1]) as model:
