@@ -33,7 +33,8 @@ class TokenModel:
     kind = "tokens"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        torch.ones(64, 64) @ torch.ones(64, 64)  # what torch loads for its first product is no memory of a model
+        # Memory that torch takes with its first product is none of a model's.
+        torch.ones(64, 64) @ torch.ones(64, 64)
         if threads is None:
             keep_to_usable_cores()
         else:

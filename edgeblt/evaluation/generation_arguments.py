@@ -8,7 +8,7 @@ from edgeblt.arguments import real_number, whole_number
 from edgeblt.decoding.settings import GenerationSettings, merged_settings
 from edgeblt.errors import EdgebltError, shown
 
-MAX_TOKENS = 256  # as many as lm-evaluation-harness's own models generate where a task does not say
+MAX_TOKENS = 256  # lm-evaluation-harness's own default
 BYTES_PER_TOKEN = 4.0  # about what a token of English holds
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
 _OWN = frozenset(field.name for field in fields(GenerationSettings)) - {"stop", "constraint"}

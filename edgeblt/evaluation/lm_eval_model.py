@@ -105,7 +105,7 @@ class BundleLM(LM):  # type: ignore[misc]  # the harness has no type information
         return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to its stop sequences; bytes that are not UTF-8 become U+FFFD.
+        """Texts that follow each context, up to its stop sequences; bytes that are not UTF-8 become U+FFFD.
 
         The n-th request with the same arguments has the seed of the first plus n, so that repeats are other samples.
         """
