@@ -27,6 +27,7 @@ COMMANDS = (  # the order in --help
     running.prepare,
     measuring.bench,
     measuring.tune,
+    measuring.compare,
     measuring.report,
     running.score,
     generating.generate,

@@ -18,11 +18,13 @@ class Scores:
     logprobs: float32 [T], nats: log-probability of the byte.
     entropies: float32 [T], nats: the patcher's entropy before the byte; all 0 where the patching rule uses none.
     patch_starts: bool [T], whether the byte starts a patch.
+    likeliest: bool [T], whether no id is likelier than the byte.
     """
 
     logprobs: NDArray[np.float32]  # [T] nats
     entropies: NDArray[np.float32]  # [T] nats, of the patcher; all 0 where the patching rule uses none
     patch_starts: NDArray[np.bool_]  # [T] whether the byte starts a patch
+    likeliest: NDArray[np.bool_]  # [T] whether no id is likelier than the byte
 
     @property
     def bits_per_byte(self) -> float:
@@ -36,7 +38,8 @@ class Scores:
 
 def empty_scores(count: int) -> Scores:
     """Scores of `count` bytes, to be stored."""
-    return Scores(np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.bool_))
+    nats, flags = np.empty((2, count), np.float32), np.empty((2, count), np.bool_)
+    return Scores(nats[0], nats[1], flags[0], flags[1])
 
 
 def store_scores(scores: Scores, chunk: Chunk, targets: NDArray[np.int64]) -> None:
@@ -45,6 +48,7 @@ def store_scores(scores: Scores, chunk: Chunk, targets: NDArray[np.int64]) -> No
     scores.logprobs[rows] = log_softmax(chunk.logits)[np.arange(len(chunk.logits)), targets[rows]]
     scores.entropies[rows] = chunk.entropies
     scores.patch_starts[rows] = chunk.patch_starts
+    scores.likeliest[rows] = chunk.logits.argmax(1) == targets[rows]
 
 
 def cut_into_patches(data: bytes, patch_starts: Sequence[bool] | NDArray[np.bool_]) -> list[bytes]:

@@ -26,8 +26,8 @@ from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.model import load
 from edgeblt.runtime import native
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "report", "score", "generate",
-            "serve", "inspect", "doctor")  # fmt: skip
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "compare", "report", "score",
+            "generate", "serve", "inspect", "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
@@ -43,6 +43,8 @@ OPTIONS = {
               "--decode", "--temperature", "--seed", "--repeats", "--text", "--bandwidth / --no-bandwidth",
               "--price-per-hour", "--json", "--csv", "--markdown", "--quiet"],
     "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json", "--quiet"],
+    "compare": ["BUNDLE...", "--tokens", "--text", "--noise / --no-noise", "--prompt-bytes", "--new-bytes", "--repeats",
+                "--threads", "--json", "--quiet"],
     "report": ["RESULTS", "--out"],
     "score": ["BUNDLE", "FILES", "--out", "--column", "--format", "--row-bytes", "--per-byte", "--processes",
               "--threads", "--ray", "--shared-bundle", "--provider", "--threshold", "--json", "--force", "--quiet"],

@@ -160,7 +160,7 @@ def test_the_budget_is_used_up(tuned: Callable[[Rule], Tuned], monkeypatch: pyte
         assert model.threshold is not None
         starts = np.arange(len(data)) < np.count_nonzero(values > np.float32(model.threshold)) + 1
         logprobs = np.full(len(data), -math.log(2) * len(data) / starts.sum(), np.float32)
-        return Scores(logprobs, own.entropies, starts)
+        return dataclasses.replace(own, logprobs=logprobs, patch_starts=starts)
 
     found = tuned(Rule.THRESHOLD)
     own = load(found.bundle).score(TEXTS[0].data)

@@ -1,4 +1,4 @@
-"""Commands that measure speed, and draw what was measured: bench, tune, report."""
+"""Commands that measure speed or compare models, and draw what was measured: bench, tune, compare, report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,8 @@ from edgeblt.commands.options import (
     listed_providers,
 )
 from edgeblt.commands.results import check_results, deliver
+from edgeblt.errors import EdgebltError
+from edgeblt.installing import require_workbench
 from edgeblt.printable import printable
 from edgeblt.report import terminal
 
@@ -157,6 +159,59 @@ def tune(
     check_results(json_file)
     result = tune_bundle(bundle, max_bpb_increase, texts_of_files(text or ()), provider, threads)
     deliver(result, lambda: terminal.show_tuning(result, bundle), json_file)
+
+
+def compare(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Directories that `edgeblt export` wrote.")
+    ],
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIRECTORY", help="A causal transformers checkpoint with its tokenizer; may be repeated."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A text to compare on, any bytes; may be repeated. By default the six held-out texts."
+        ),
+    ] = None,
+    noise: Annotated[bool, typer.Option("--noise/--no-noise", help="Also score the texts with noise.")] = True,
+    prompt_bytes: Annotated[int, typer.Option(help="Bytes of the first text that are read before decoding.")] = 1024,
+    new_bytes: Annotated[int, typer.Option(help="Bytes of the first text that are decoded after them.")] = 256,
+    repeats: Repeats = 3,
+    threads: Threads = None,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare bundles with each other, or with a model of tokens.
+
+    All models read the same texts: bits per byte, with noise too, bytes per second while reading and while decoding
+    the same text, bytes of weights read for a byte, and memory. --tokens needs the extra `workbench`: transformers runs
+    that model. For example:
+
+    \b
+    edgeblt compare my-bundle --tokens path/to/token-model
+    edgeblt compare fp32-bundle int4-bundle --no-noise
+    """
+    from functools import partial
+
+    from edgeblt.evaluation.comparison import BundleModel, OpenModel
+    from edgeblt.evaluation.comparison import compare as compare_models
+    from edgeblt.measure.texts import texts_of_files
+    from edgeblt.report.comparison_table import show_comparison
+
+    check_results(json_file)
+    if len(bundles) + len(tokens or ()) < 2:
+        raise EdgebltError(f"there is nothing to compare {bundles[0]} with; give --tokens DIRECTORY or another bundle")
+    models: list[OpenModel] = [partial(BundleModel, bundle, threads) for bundle in bundles]
+    if tokens:
+        require_workbench()
+        from edgeblt.export.token_model import TokenModel
+
+        models += [partial(TokenModel, directory, threads) for directory in tokens]
+    texts = texts_of_files(text or ())
+    result = compare_models(models, texts, noise, prompt_bytes, new_bytes, repeats, threads)
+    deliver(result, lambda: show_comparison(result), json_file)
 
 
 def report(
