@@ -25,6 +25,7 @@ STOREYS = (
     ("batching",),
     ("model",),
     ("node_providers", "measure"),
+    ("evaluation",),
     ("prepare", "report"),
     ("serving",),
     ("quant.formats",),

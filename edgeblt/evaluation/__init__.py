@@ -1,0 +1,1 @@
+"""Evaluation on tasks, noise, spelling and length; docs/evaluation.md explains each."""
