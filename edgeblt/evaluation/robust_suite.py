@@ -15,8 +15,8 @@ from edgeblt.evaluation.text_scorer import Advance, TextScorer
 from edgeblt.measure.reference import Text
 
 PIECE_BYTES = 256  # at most; each piece is a text of its own, and the unit that is resampled
-TEXT_BYTES, QUICK_TEXT_BYTES = 2048, 1024  # read of each text
-PROBES, QUICK_PROBES = 8, 3  # of each kind from each text
+TEXT_BYTES, QUICK_TEXT_BYTES = 2048, 1024  # most bytes of a text
+PROBES, QUICK_PROBES = 8, 3  # a text and kind
 CLEAN, EVERY_NOISE, EVERY_PROBE = "no noise", "every noise", "every probe"
 MARGINS = "margin of every probe"
 
