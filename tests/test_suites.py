@@ -93,6 +93,20 @@ def test_figures_by_hand() -> None:
     assert lost.verdict == "costs 1.0000 bits per byte"
 
 
+@pytest.mark.parametrize("count", [24, 48, 288])
+def test_few_answers_that_differ_as_the_exact_test_judges(count: int) -> None:
+    """Lost answers count as a loss from where a sign test says so: 6 of 6 by chance are 1 case of 32, 5 of 5 of 16."""
+    units, weights, right = np.arange(count), np.ones(count), np.ones(count)
+    every = SuiteFigure("spelling", "every probe", "", ACCURACY, units)
+    said = []
+    for lost in (0, 1, 3, 4, 7, 9):
+        ours = right - (np.arange(count) < lost)
+        (found,) = compared_figures([every], units, weights, right, ours, "fp32", 0)
+        assert found.difference == -lost / count and found.low <= found.difference <= found.high
+        said.append(found.verdict.split()[0])
+    assert said == ["indistinguishable"] * 4 + ["costs"] * 2
+
+
 @pytest.mark.slow
 def test_noise_is_not_read_as_loss() -> None:
     """Of 200 bundles that differ from the reference by chance alone, some 5% have a figure that says otherwise, and no
@@ -188,7 +202,9 @@ def test_a_bundle_beside_itself(suite: str, exported: Callable[[int], Exported])
     tiny = exported(10)
     (same,) = run_suite(suite, [tiny.model], ModelScorer(tiny.model), "tiny", "fp32", [PROSE], quick=True)
     assert same.verdict == "indistinguishable from fp32"
-    assert {(each.difference, each.low, each.high) for each in same.figures} == {(0.0, 0.0, 0.0)}
+    assert {each.difference for each in same.figures} == {0.0}
+    assert {(each.low, each.high) for each in same.figures if each.unit != ACCURACY} == {(0.0, 0.0)}
+    assert all(each.low < 0 < each.high for each in same.figures if each.unit == ACCURACY)
     assert parse_dataclass(SuiteReport, json.loads(json.dumps(dataclasses.asdict(same))), "it") == same
 
 
