@@ -106,7 +106,7 @@ def answer(question: str) -> str:
     if kind == "Replace":  # Replace A with B in X:
         return parts[4].replace(parts[0], parts[2])
     first, _, second, _, word = parts[:-1]  # Swap A and B in X:
-    return word.translate(str.maketrans({first: second, second: first}))
+    return word.translate(str.maketrans(first + second, second + first))
 
 
 @pytest.mark.parametrize("kind", PROBE_KINDS)

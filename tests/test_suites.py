@@ -191,10 +191,10 @@ def test_scores_and_answers_are_those_of_the_model(exported: Callable[[int], Exp
         assert np.abs(got - wanted).max() < 1e-4
     questions = (Question(b"It was ", (b"the", b"a", b"wisdom")), Question(b"of", (b" times", b" age")))
     answers = scorer.answers(WORDS, questions, nothing)
-    for question, got, wanted in zip(questions, answers, slow.answers(WORDS, questions, nothing), strict=True):
+    for question, ours, theirs in zip(questions, answers, slow.answers(WORDS, questions, nothing), strict=True):
         whole = [tiny.model.score(WORDS + question.words + answer).logprobs for answer in question.answers]
         ends = [float(part[-len(a) :].sum(dtype=np.float64)) for part, a in zip(whole, question.answers, strict=True)]
-        assert got == pytest.approx(ends, abs=1e-5) and got == pytest.approx(wanted, abs=1e-3)
+        assert ours == pytest.approx(ends, abs=1e-5) and ours == pytest.approx(theirs, abs=1e-3)
 
 
 @pytest.mark.parametrize("suite", ["robust", "long"])
