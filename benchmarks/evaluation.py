@@ -116,7 +116,7 @@ def show(reports: Sequence[SuiteReport]) -> None:
 
 
 def is_over_all(figure: ComparedFigure) -> bool:
-    """Whether a figure over all texts says something: not where languages that the model cannot write outweigh it, nor of 6 needles."""
+    """Whether to show a figure over all texts: no noise, where languages never seen outweigh all, nor 6 needles."""
     return not figure.text and figure.group != "noise" and ", at " not in figure.name
 
 
