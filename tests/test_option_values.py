@@ -40,7 +40,7 @@ COMMANDS = {
     "demo": Command(),
     "quantize": Command({"checkpoint": "CHECKPOINT", "out": "OUT"}, {"--recipe": "int8"}),
     "export": Command({"checkpoint": "CHECKPOINT", "bundle": "OUT"}),
-    "validate": Command({"bundle": "BUNDLE"}, {"--reference-logits": "LOGITS"}),
+    "validate": Command({"bundles": "BUNDLE"}, {"--reference-logits": "LOGITS"}),
     "prepare": Command({"bundle": "BUNDLE"}),
     "bench": Command({"bundle": "BUNDLE"}, {"--new-bytes": "1", "--repeats": "1", "--prompt-bytes": "1"},
                      ("--no-bandwidth",)),

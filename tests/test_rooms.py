@@ -19,7 +19,7 @@ STOREYS = (
     ("arguments", "installing"),
     ("bundle",),
     ("runtime",),
-    ("blt", "mambabyte"),
+    ("blt", "mambabyte", "overencoded"),
     ("decoding", "doctor", "inspection"),
     ("scores",),
     ("batching",),

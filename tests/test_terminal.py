@@ -29,7 +29,9 @@ from edgeblt.measure.products.product_speed import ProductSpeed, ProductTime
 from edgeblt.measure.reference_file import RecordedText, Recording
 from edgeblt.prepare import Preparation, StageOutcome
 from edgeblt.report import narrow_tables, terminal
+from edgeblt.report.suite_table import show_suites
 from test_report import benchmark, tuning, validation
+from test_suite_page import SUITES
 
 WIDTHS = (40, 80, 200)
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -74,6 +76,7 @@ def shown(exported: Callable[[int], Exported]) -> dict[str, Callable[[], None]]:
     return {
         "validate": lambda: terminal.show_validation([REPORT], RECORDING),
         "validate, several": lambda: terminal.show_validation([several, on_cuda]),
+        "validate --suite": lambda: show_suites(SUITES),
         "bench": lambda: terminal.show_benchmark(FULL),
         "bench, on a GPU": lambda: terminal.show_benchmark(dataclasses.replace(FULL, gpu_memory_bytes=1 << 30)),
         "bench, several": lambda: terminal.show_benchmarks(SEVERAL),
@@ -87,8 +90,8 @@ def shown(exported: Callable[[int], Exported]) -> dict[str, Callable[[], None]]:
     }
 
 
-NAMES = ("validate", "validate, several", "bench", "bench, on a GPU", "bench, several", "tune", "prepare",
-         "inspect BUNDLE", "inspect CHECKPOINT", "doctor", "doctor --speed", "demo")  # fmt: skip
+NAMES = ("validate", "validate, several", "validate --suite", "bench", "bench, on a GPU", "bench, several", "tune",
+         "prepare", "inspect BUNDLE", "inspect CHECKPOINT", "doctor", "doctor --speed", "demo")  # fmt: skip
 
 
 @pytest.fixture

@@ -46,6 +46,9 @@ SECTIONS: dict[str, tuple[tuple[str, str, str], ...]] = {  # heading: (what a pr
         ("edgeblt.quant.compress.quantize_checkpoint", "quant/compress.py", "quantize_checkpoint"),
         ("edgeblt.export.export_bundle.export_bundle", "export/export_bundle.py", "export_bundle"),
         ("edgeblt.measure.validation.validate", "edgeblt/measure/validation.py", "validate"),
+        ("edgeblt.evaluation.suite.run_suite", "edgeblt/evaluation/suite.py", "run_suite"),
+        ("edgeblt.evaluation.suite_report.SuiteReport", "edgeblt/evaluation/suite_report.py", "SuiteReport"),
+        ("edgeblt.evaluation.suite_report.ComparedFigure", "edgeblt/evaluation/suite_report.py", "ComparedFigure"),
         ("edgeblt.measure.benchmark.bench", "edgeblt/measure/benchmark.py", "bench"),
     ),
 }

@@ -4,7 +4,7 @@ Every function is pure: the same bytes and seed give the same bytes, on every ma
 ignores characters: it may cut a UTF-8 sequence, as a device may.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -25,26 +25,26 @@ def random_case(data: bytes, seed: int = SEED) -> bytes:
     values = np.frombuffer(data, np.uint8)
     lower = values | _CASE_BIT
     letters = (lower >= ord("a")) & (lower <= ord("z"))
-    upper = _draws(len(data), seed) < 0.5
+    upper = uniform_draws(len(data), seed) < 0.5
     return np.where(letters, np.where(upper, lower ^ _CASE_BIT, lower), values).astype(np.uint8).tobytes()
 
 
 def dropped_bytes(data: bytes, seed: int = SEED) -> bytes:
     """Drops each byte with probability `RATE`; keeps the first where all would be dropped."""
-    kept = np.frombuffer(data, np.uint8)[_draws(len(data), seed) >= RATE]
+    kept = np.frombuffer(data, np.uint8)[uniform_draws(len(data), seed) >= RATE]
     return kept.tobytes() or data[:1]
 
 
 def doubled_bytes(data: bytes, seed: int = SEED) -> bytes:
     """Doubles each byte with probability `RATE`."""
-    return np.repeat(np.frombuffer(data, np.uint8), 1 + (_draws(len(data), seed) < RATE)).tobytes()
+    return np.repeat(np.frombuffer(data, np.uint8), 1 + (uniform_draws(len(data), seed) < RATE)).tobytes()
 
 
 def swapped_bytes(data: bytes, seed: int = SEED) -> bytes:
     """Swaps each byte with the next with probability `RATE`, unless it was just swapped; keeps the length."""
     swapped = np.frombuffer(data, np.uint8).copy()
     free = 0  # the first position that no swap has touched
-    for first in np.flatnonzero(_draws(len(data), seed)[:-1] < RATE).tolist():
+    for first in np.flatnonzero(uniform_draws(len(data), seed)[:-1] < RATE).tolist():
         if first >= free:
             swapped[[first, first + 1]] = swapped[[first + 1, first]]
             free = first + 2
@@ -61,6 +61,6 @@ NOISES: Mapping[str, Noise] = MappingProxyType(
 )
 
 
-def _draws(count: int, seed: int) -> NDArray[np.float64]:
+def uniform_draws(count: int, seed: int | Sequence[int]) -> NDArray[np.float64]:
     """Uniform numbers [count] in [0, 1) from the raw generator, whose output numpy promises never to change."""
     return np.asarray(np.random.PCG64(seed).random_raw(count) >> np.uint64(11), np.float64) * 2.0**-53

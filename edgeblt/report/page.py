@@ -25,6 +25,7 @@ from edgeblt.report.charts import Chart, colour, devices_of
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
+from edgeblt.report.suites import suite_charts, suite_tables
 from edgeblt.runtime import native
 
 _DATA = Path(__file__).parents[1] / "data" / "report"
@@ -110,6 +111,7 @@ def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Ite
     )
     yield "Stages", shown(stage_time_chart(rows), stage_size_chart(rows))
     yield "Patching threshold", shown(tuning_chart(results.tunings))
+    yield "Noise, spelling and length", shown(*suite_charts(results.suites)) + suite_tables(results.suites)
 
 
 def _counts(results: Results) -> str:
@@ -117,10 +119,11 @@ def _counts(results: Results) -> str:
         (len(results.validations), "validation"),
         (len(results.benchmarks), "benchmark"),
         (len(results.tunings), "tuning"),
+        (len(results.suites), "suite"),
     )
     said = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
     devices = {validation.device for validation in results.validations}
-    devices |= {benchmark.device for benchmark in results.benchmarks}
+    devices |= {benchmark.device for benchmark in results.benchmarks} | {suite.device for suite in results.suites}
     return "From " + ", ".join(said) + (f", on {len(devices)} devices." if len(devices) > 1 else ".")
 
 

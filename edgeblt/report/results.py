@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 from edgeblt.bundle.dataclass_json import parse_dataclass
 from edgeblt.errors import EdgebltError
+from edgeblt.evaluation.suite_report import SuiteReport
 from edgeblt.measure.benchmark import TEXT, Benchmark
 from edgeblt.measure.tuning import Tuning
 from edgeblt.measure.validation import Report
 
 Result = TypeVar("Result")
+AnyResult = Benchmark | Report | Tuning | SuiteReport
 TextSizes = tuple[tuple[str, int], ...]
 
 _REMEDY = "give what `edgeblt validate`, `bench` or `tune` wrote with --json"
@@ -31,6 +33,7 @@ class Results:
     benchmarks: tuple[Benchmark, ...]
     validations: tuple[Report, ...]
     tunings: tuple[Tuning, ...]
+    suites: tuple[SuiteReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def read_results(paths: Iterable[Path]) -> Results:
 
     Raises EdgebltError naming the file that cannot be read, is not JSON, or holds anything but such results.
     """
-    found: list[Benchmark | Report | Tuning] = []
+    found: list[AnyResult] = []
     for path in paths:
         for result in _read_file(path):
             if result not in found:  # a file given twice, or copied into another
@@ -69,6 +72,7 @@ def read_results(paths: Iterable[Path]) -> Results:
         tuple(result for result in found if isinstance(result, Benchmark)),
         tuple(result for result in found if isinstance(result, Report)),
         tuple(result for result in found if isinstance(result, Tuning)),
+        tuple(result for result in found if isinstance(result, SuiteReport)),
     )
 
 
@@ -161,7 +165,7 @@ def _labelled(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(labelled)
 
 
-def _read_file(path: Path) -> list[Benchmark | Report | Tuning]:
+def _read_file(path: Path) -> list[AnyResult]:
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
             raise EdgebltError(f"{path} is not a regular file of at most {_LARGEST_FILE >> 20} MB; {_REMEDY}")
@@ -187,10 +191,11 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _parse(document: Any, where: str) -> Benchmark | Report | Tuning:
-    kinds: tuple[tuple[str, Callable[[Any, str], Benchmark | Report | Tuning]], ...] = (
+def _parse(document: Any, where: str) -> AnyResult:
+    kinds: tuple[tuple[str, Callable[[Any, str], AnyResult]], ...] = (
         ("decode_bytes_per_s", _benchmark),
         ("boundary_agreement", lambda document, where: parse_dataclass(Report, document, where)),
+        ("suite", lambda document, where: parse_dataclass(SuiteReport, document, where)),
         ("chosen_threshold", lambda document, where: parse_dataclass(Tuning, document, where)),
     )
     for field, parse in kinds:
