@@ -17,7 +17,7 @@ from edgeblt.ids import VOCAB_SIZE
 if TYPE_CHECKING:
     from edgeblt.runtime.session import Session
 
-ARCHITECTURES = ("blt", "mambabyte")
+ARCHITECTURES = ("blt", "mambabyte", "overencoded")
 NOTHING_ENDS = Generation(ends=())  # generation defaults of a model without an id that ends texts
 FIRST = "blt"  # the architecture of documents that name none
 

@@ -152,7 +152,7 @@ class Recipe:
 
     def part(self, name: str) -> WeightRecipe:
         """The part of the recipe for the tensor of this canonical name."""
-        if name == HASH_TABLES:
+        if name.endswith(TABLES):
             return self.tables
         if name.endswith(".head") and self.heads:
             return self.heads
