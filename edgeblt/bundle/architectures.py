@@ -52,6 +52,11 @@ class ByteModelConfig(Protocol):
         ...
 
     @property
+    def further_count(self) -> int:
+        """Number of ids after the next that the model guesses with heads of their own."""
+        ...
+
+    @property
     def starts_empty(self) -> bool:
         """Whether a text can begin with nothing but BOS; otherwise a prompt must have a byte."""
         ...
@@ -74,6 +79,10 @@ class PatchlessConfig:
 
     @property
     def table_count(self) -> int:
+        return 0
+
+    @property
+    def further_count(self) -> int:
         return 0
 
     @property

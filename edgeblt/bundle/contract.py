@@ -163,7 +163,9 @@ def stage_contracts(
     """
     makers = {"patcher": _patcher, "encoder": _encoder, "global": _global, "decoder": _decoder}
     contracts = {name: makers[name](config, targets[name] if targets else "cpu") for name in STAGES}
-    return {name: with_cache_format(contract, caches[name]) if caches else contract for name, contract in contracts.items()}
+    return {
+        name: with_cache_format(contract, caches[name]) if caches else contract for name, contract in contracts.items()
+    }
 
 
 def with_cache_format(contract: StageContract, format: CacheFormat) -> StageContract:

@@ -18,19 +18,19 @@ class OverEncodedConfig(PatchlessConfig):
     """Layers over ids, each an embedding and rows of n-gram tables.
 
     tables: None where the input is the embedding alone.
-    further_count: number of ids beyond the next that heads of their own guess.
+    further: number of ids beyond the next that heads of their own guess.
     """
 
     architecture: ClassVar[str] = "overencoded"
 
     transformer: TransformerConfig
     tables: OverEncoding | None
-    further_count: int
+    further: int
     generation: Generation = field(default=Generation(), metadata=LATER)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.further_count <= MOST_FURTHER:
-            raise EdgebltError(f"{self.further_count} ids are guessed beyond the next; at most {MOST_FURTHER} can be")
+        if not 0 <= self.further <= MOST_FURTHER:
+            raise EdgebltError(f"{self.further} ids are guessed beyond the next; at most {MOST_FURTHER} can be")
         if self.transformer.window is not None:
             raise EdgebltError("attention has a window; an over-encoded transformer attends to the whole text")
         if self.tables is None:
@@ -41,6 +41,10 @@ class OverEncodedConfig(PatchlessConfig):
             raise EdgebltError(
                 f"hidden_size {self.transformer.hidden_size} is not a multiple of the {self.tables.table_count} tables"
             )
+
+    @property
+    def further_count(self) -> int:
+        return self.further
 
     @property
     def table_count(self) -> int:

@@ -19,7 +19,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.overencoded.config import OverEncodedConfig
 
 STAGE: StageName = "causal"
-FURTHER = "further_logits"
+FURTHER = "further_logits"  # for the ids after the next
 
 
 def overencoded_contracts(
@@ -44,7 +44,7 @@ def overencoded_contracts(
         settings=(),
         outputs=(
             TensorSpec("logits", "float32", ("T", vocab)),
-            *([TensorSpec(FURTHER, "float32", ("T", further * vocab))] if further else []),  # for the ids after the next
+            *([TensorSpec(FURTHER, "float32", ("T", further * vocab))] if further else []),
         ),
         cache=key_value_cache(config.transformer, "cpu"),
     )
