@@ -197,7 +197,8 @@ class Model(BatchCalls, RestoreCalls):
             plan = bundle_plan(self.bundle, typical_bytes_per_patch(self.config.patching)) if draft == AUTO else None
         except EdgebltError:  # the bundle was removed since it was opened; open graphs still work
             plan = None
-        return usable_drafters(draft, self.config.patcher is not None, self._graphs.contracts, plan)
+        has_patcher, has_heads = self.config.patcher is not None, self.config.further_count > 0
+        return usable_drafters(draft, has_patcher, has_heads, self._graphs.contracts, plan)
 
     def generate(
         self,
@@ -302,7 +303,6 @@ def load(
     verify: True checks the sha256 of every file first; by default only sizes and the hashes of graphs are checked.
     threshold: replaces the patching rule's own, in nats; a finite number, default None. A higher one makes patches
         longer, decoding faster and the model less accurate; `edgeblt tune` measures by how much.
-
     prefix_cache_bytes: most bytes for states of recent prompts, from which prompts that begin alike start; 0 keeps
         none. Default 268,435,456 (256 MiB). They are taken as texts are generated, on the GPU where stages run there.
 

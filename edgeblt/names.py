@@ -9,6 +9,6 @@ from typing import Literal, NewType
 Name = NewType("Name", str)
 """A `str` that stands for a name of any kind, for type checkers."""
 
-DraftName = Literal["none", "patcher", "decoder", "ngram", "auto"]
+DraftName = Literal["none", "patcher", "decoder", "heads", "ngram", "auto"]
 ProviderName = Literal["cpu", "cuda"]
 RecipeName = Literal["fp32", "fp16", "int8", "int4", "int4-small", "sparse-int8", "sparse-int4", "nf4"]

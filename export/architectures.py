@@ -66,6 +66,7 @@ class WorkbenchArchitecture:
     card: part of a bundle's model card: a heading, and a table or sentences.
     calibrate: the functions of calibration and texts of ids to a run of these through the model; see
         `quant.calibration.forward.Forward`. None: `quant` runs it itself.
+    with_bos: whether those texts are ids with BOS before them; else they are bytes.
     reference: an opened checkpoint and torch's device to its reference.
     """
 
@@ -77,6 +78,7 @@ class WorkbenchArchitecture:
     card: Callable[[Any], tuple[str, str]]
     reference: "Callable[[Checkpoint, str], CheckpointReference]"
     calibrate: "Callable[[Any, Any, Any, Any, Sequence[Tensor]], None] | None" = field(default=None)
+    with_bos: bool = False
 
 
 def workbench_architecture(name: str) -> WorkbenchArchitecture:

@@ -46,7 +46,7 @@ from edgeblt.progress import BYTES, Advance, progress
 from edgeblt.quant.compress import Compression
 from edgeblt.quant.made_by import package_versions
 from edgeblt.quant.memory_limit import DEFAULT_LIMIT, check_export
-from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
+from edgeblt.quant.recipes.recipe import TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 _MADE_BY = ("edgeblt", "onnx_ir", "torch", "safetensors", "numpy")
@@ -225,7 +225,7 @@ def _formats(checkpoint: Checkpoint, source: WeightSource, stage: StageName, tar
             format = source.format(name).describe()
             if target == "cuda" and format == "fp32":
                 format = "fp16"
-            if name == HASH_TABLES:
+            if name.endswith(TABLES):
                 tables = format
             else:
                 weights[format] = weights.get(format, 0) + math.prod(shape)

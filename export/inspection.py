@@ -21,13 +21,13 @@ def inspect_checkpoint(
     """
     plans = plan_checkpoint(checkpoint, recipes, typical_bytes_per_patch(checkpoint.config.patching, bytes_per_patch))
     names = checkpoint.names()
-    tables = [name for name in names if name == "encoder.hash_tables"]
+    tables = [name for name in names if name.endswith(".hash_tables")]
     parts = []
     config = checkpoint.config
     for stage in architecture(config.architecture).stages:
         own = [name for name in names if name.startswith(f"{stage}.") and name not in tables]
         parts.append(_part(checkpoint, stage, f"{len(own)} tensors", own))
-        if stage == "encoder":
+        if any(name.startswith(f"{stage}.") for name in tables):
             parts.append(_part(checkpoint, stage, f"{config.table_count} hash tables", tables))
     others = workbench_architecture(config.architecture).describe(config)
     described = {"windows": others.pop("windows")} if "windows" in others else {}

@@ -34,7 +34,7 @@ from edgeblt.quant.formats.weight_format import Codebook, Floating, Matrix, Quan
 from edgeblt.quant.made_by import package_versions
 from edgeblt.quant.memory_limit import DEFAULT_LIMIT, scratch_bytes
 from edgeblt.quant.methods.channels import spread
-from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe, load_recipe
+from edgeblt.quant.recipes.recipe import TABLES, Recipe, load_recipe
 from edgeblt.quant.torch_threads import keep_to_usable_cores
 
 _MADE_BY = ("edgeblt", "torch", "numpy")
@@ -139,7 +139,7 @@ def _tensors(
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in expected_shapes(recipe.pruned(source.config)).items():
-        if name == HASH_TABLES and kept is not None:
+        if name.endswith(TABLES) and kept is not None:
             tensors[f"{name}.index"] = ("I32", shape[:1])
             shape = (1 + int(kept.sum()), *shape[1:])
         tensors |= parts_of(name, shape, recipe.format(name, shape))
@@ -204,7 +204,7 @@ class _Quantizing:
 
     def all_others(self) -> None:
         for name in self._left:
-            kept = self._table_rows if name == HASH_TABLES else None
+            kept = self._table_rows if name.endswith(TABLES) else None
             if kept is not None:
                 self._begin_table(name, kept)
             for start, stop in row_blocks(
@@ -276,7 +276,7 @@ class _Quantizing:
         self._count(name, made)
 
     def _count(self, name: str, made: WeightError) -> None:
-        stage = "tables" if name == HASH_TABLES else name.partition(".")[0]
+        stage = "tables" if name.endswith(TABLES) else name.partition(".")[0]
         self._errors[stage] = self._errors.get(stage, WeightError()) + made
         self._advance(self._file.written)
 

@@ -17,7 +17,7 @@ from edgeblt.ids import VOCAB_SIZE
 if TYPE_CHECKING:
     from edgeblt.runtime.session import Session
 
-ARCHITECTURES = ("blt", "mambabyte")
+ARCHITECTURES = ("blt", "mambabyte", "overencoded")
 NOTHING_ENDS = Generation(ends=())  # generation defaults of a model without an id that ends texts
 FIRST = "blt"  # the architecture of documents that name none
 
@@ -52,6 +52,11 @@ class ByteModelConfig(Protocol):
         ...
 
     @property
+    def further_count(self) -> int:
+        """Number of ids after the next that the model guesses with heads of their own."""
+        ...
+
+    @property
     def starts_empty(self) -> bool:
         """Whether a text can begin with nothing but BOS; otherwise a prompt must have a byte."""
         ...
@@ -74,6 +79,10 @@ class PatchlessConfig:
 
     @property
     def table_count(self) -> int:
+        return 0
+
+    @property
+    def further_count(self) -> int:
         return 0
 
     @property

@@ -192,6 +192,11 @@ class ModelConfig:
         return self.hashes.table_count
 
     @property
+    def further_count(self) -> int:
+        """No heads guess ids after the next."""
+        return 0
+
+    @property
     def starts_empty(self) -> bool:
         """A text can begin with nothing but BOS."""
         return True

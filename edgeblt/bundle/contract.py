@@ -20,7 +20,7 @@ import numpy as np
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 
-StageName = Literal["patcher", "encoder", "global", "decoder", "mamba"]
+StageName = Literal["patcher", "encoder", "global", "decoder", "mamba", "causal"]
 GraphName = StageName | Literal["model"]  # `model` holds all stages
 STAGES: tuple[StageName, ...] = ("patcher", "encoder", "global", "decoder")  # a BLT has these
 DType = Literal["float32", "float16", "int64", "int32", "int8", "bool"]
@@ -163,10 +163,12 @@ def stage_contracts(
     """
     makers = {"patcher": _patcher, "encoder": _encoder, "global": _global, "decoder": _decoder}
     contracts = {name: makers[name](config, targets[name] if targets else "cpu") for name in STAGES}
-    return {name: _with_cache(contract, caches[name]) if caches else contract for name, contract in contracts.items()}
+    return {
+        name: with_cache_format(contract, caches[name]) if caches else contract for name, contract in contracts.items()
+    }
 
 
-def _with_cache(contract: StageContract, format: CacheFormat) -> StageContract:
+def with_cache_format(contract: StageContract, format: CacheFormat) -> StageContract:
     """The contract of a stage for cpu with this format of keys and values."""
     if contract.cache is None or contract.target != "cpu":
         return contract
@@ -177,7 +179,7 @@ PLACE_INPUTS = (TensorSpec("places", "int32", ("R", 3)), TensorSpec("pages", "in
 BATCH_INPUTS = (*PLACE_INPUTS, *SEQUENCE_INPUTS)
 
 
-def _attention(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
+def attention_inputs(config: TransformerConfig, target: Target) -> tuple[TensorSpec, ...]:
     """Inputs of every stage with self-attention: cache slots filled after the chunk, and RoPE's angles."""
     angles = ("C", padded_head_dim(config) // 2)
     return (
@@ -196,13 +198,13 @@ def _patcher(config: ModelConfig, target: Target) -> StageContract:
         inputs=(
             _IDS,
             _POSITION,
-            *(_attention(config.patcher, target) if config.patcher else ()),
+            *(attention_inputs(config.patcher, target) if config.patcher else ()),
             _STATE,
             *(SEQUENCE_INPUTS if target == "cpu" else ()),
         ),
         settings=PATCHING_SETTINGS,
         outputs=(*(logits if config.patcher else ()), *PATCHING_OUTPUTS),
-        cache=_cache(config.patcher, target) if config.patcher else None,
+        cache=key_value_cache(config.patcher, target) if config.patcher else None,
     )
 
 
@@ -213,7 +215,7 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
         target,
         inputs=(
             TensorSpec("windows", "int64", ("T", config.hashes.context + 1)),  # each id, after the ids its hashes read
-            *_attention(config.encoder, target),
+            *attention_inputs(config.encoder, target),
             TensorSpec("patch_index", "int64", ("T",)),  # patch of each byte; P: one that stays open
             TensorSpec("patches", "int64", ("P + 1",)),  # 0 .. P: the values patch_index can take
             TensorSpec("open_vectors", "float32", ("N", width)),  # bytes of patches completed now; none if P is 0
@@ -224,7 +226,7 @@ def _encoder(config: ModelConfig, target: Target) -> StageContract:
             TensorSpec("byte_vectors", "float32", ("T", width)),
             TensorSpec("patch_vectors", "float32", ("P", config.patch_width)),
         ),
-        cache=_cache(config.encoder, target),
+        cache=key_value_cache(config.encoder, target),
     )
 
 
@@ -234,11 +236,11 @@ def _global(config: ModelConfig, target: Target) -> StageContract:
         target,
         inputs=(
             TensorSpec("patch_vectors", "float32", ("P", config.patch_width)),
-            *_attention(config.global_, target),
+            *attention_inputs(config.global_, target),
         ),
         settings=(),
         outputs=(TensorSpec("latents", "float32", ("P", config.global_.hidden_size)),),
-        cache=_cache(config.global_, target),
+        cache=key_value_cache(config.global_, target),
     )
 
 
@@ -249,7 +251,7 @@ def _decoder(config: ModelConfig, target: Target) -> StageContract:
         target,
         inputs=(
             TensorSpec("byte_vectors", "float32", ("T", config.encoder.hidden_size)),
-            *_attention(config.decoder, target),
+            *attention_inputs(config.decoder, target),
             TensorSpec("latents", "float32", ("L", config.global_.hidden_size)),
             TensorSpec("latent_index", "int64", ("T",)),  # below K: a carried row; K + j: latents[j]
             TensorSpec("carried_row", COMPUTED_IN[target], ("K", row)),  # a newest earlier latent's row of `cross_rows`
@@ -259,11 +261,11 @@ def _decoder(config: ModelConfig, target: Target) -> StageContract:
             TensorSpec("logits", "float32", ("T", config.vocab_size)),
             TensorSpec("cross_rows", COMPUTED_IN[target], ("L", row)),  # keys and values the cross-attentions read
         ),
-        cache=_cache(config.decoder, target),
+        cache=key_value_cache(config.decoder, target),
     )
 
 
-def _cache(config: TransformerConfig, target: Target) -> CacheSpec:
+def key_value_cache(config: TransformerConfig, target: Target) -> CacheSpec:
     return CacheSpec(
         "fp16" if target == "cuda" else "fp32",
         COMPUTED_IN[target],

@@ -15,7 +15,7 @@ from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 
 TYPICAL_BYTES_PER_PATCH = 4.5  # mean of the released models on English
-_HASH_TABLES = re.compile(r"encoder\.hash_tables(\.|$)")
+_HASH_TABLES = re.compile(r"\w+\.hash_tables(\.|$)")
 _EMBEDDING = re.compile(r"[\w.]+\.embedding(\.|$)")
 _OF_A_PATCH = re.compile(
     r"global\.|(encoder|decoder)\.patch_projection|encoder\.cross\.|decoder\.cross\.\d+\.(key|value)"

@@ -2,6 +2,7 @@
 
     patcher    the patcher's own distribution of the next byte, which every pass computes anyway
     decoder    encoder and decoder alone, which continue the open patch with the latents of completed ones
+    heads      heads of the model itself, which guess the bytes after the next
     ngram      the bytes that followed the newest earlier occurrence of the last few bytes
 
 No draft changes what is generated: `speculation.py` verifies each id.
@@ -87,11 +88,16 @@ class _Stepwise:
             self._rates.add(kind, index < accepted)
 
     def _guess(
-        self, step: Callable[[list[int]], NDArray[np.float32]], pending: int, pick: Pick, needed: float
+        self,
+        step: Callable[[list[int]], NDArray[np.float32]],
+        pending: int,
+        pick: Pick,
+        needed: float,
+        most: int = MOST_DRAFTED,
     ) -> Draft:
         ids, chance, expected = [pending], 1.0, 0.0
         self._bins = []
-        while len(ids) <= MOST_DRAFTED:
+        while len(ids) <= most:
             chosen, probability = pick(step(ids), len(ids) - 1)
             kind = min(int(probability * _BINS), _BINS - 1)
             chance *= self._rates[kind]
@@ -116,6 +122,17 @@ class DecoderDrafter(_Stepwise):
     def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
         with session.within_patch() as feed:
             return self._guess(lambda ids: feed(ids[-1]), pending, pick, needed)
+
+
+class HeadsDrafter(_Stepwise):
+    """Drafts from the model's own guesses of the bytes after the next, which its last run left."""
+
+    def draft(self, session: Session, pending: int, pick: Pick, needed: float) -> Draft:
+        further = session.further_logits()
+        if not len(further):
+            self._bins = []
+            return NOTHING
+        return self._guess(lambda ids: further[len(ids) - 1], pending, pick, needed, len(further))
 
 
 class NgramDrafter:
@@ -174,6 +191,7 @@ class NgramDrafter:
 DRAFTERS: dict[str, Callable[[AcceptanceRates], Drafter]] = {
     "patcher": PatcherDrafter,
     "decoder": DecoderDrafter,
+    "heads": HeadsDrafter,
     "ngram": NgramDrafter,
 }
 

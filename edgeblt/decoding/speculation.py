@@ -32,6 +32,7 @@ AUTO: Final = "auto"
 NGRAM: Final = "ngram"
 PATCHER: Final = "patcher"
 DECODER: Final = "decoder"
+HEADS: Final = "heads"
 LARGEST_DRAFTER = 1 / 3  # share of the weights read per byte: drafts by a larger model cost more than they save
 DRAFTS = (NONE, *DRAFTERS, AUTO)
 # Stages whose weights a drafter reads for each id.
@@ -63,15 +64,19 @@ class DraftStatistics:
         self.selector = DraftSelector([*([NONE] if draft == AUTO or not smaller_models else []), *smaller_models])
 
 
-def usable_drafters(draft: str, has_patcher: bool, stages: Collection[StageName], plan: WeightPlan | None) -> list[str]:
+def usable_drafters(
+    draft: str, has_patcher: bool, has_heads: bool, stages: Collection[StageName], plan: WeightPlan | None
+) -> list[str]:
     """Names of the drafters that work on a model; for `auto`, only those that can save time.
 
     has_patcher: whether the model has a patcher to draft with.
+    has_heads: whether the model itself guesses bytes after the next.
     stages: the model's stages.
     plan: weights that decoding reads; `auto` leaves out drafters that read too large a share, and without a plan all
         but n-grams.
     """
-    usable = [name for name in DRAFTERS if set(_READ.get(name, ())) <= set(stages) and (name != PATCHER or has_patcher)]
+    has = {PATCHER: has_patcher, HEADS: has_heads}
+    usable = [name for name in DRAFTERS if set(_READ.get(name, ())) <= set(stages) and has.get(name, True)]
     if draft != AUTO:
         return usable
     if plan is None:

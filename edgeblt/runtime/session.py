@@ -172,6 +172,10 @@ class Session(SaveCalls):
         self._advance(ids, lambda _: None)
         self._unsettled = None
 
+    def further_logits(self) -> NDArray[np.float32]:
+        """Logits [n, vocab] for ids after the next, where the model guesses them; here none."""
+        return np.empty((0, self.config.vocab_size), np.float32)
+
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Logits [vocab] of the patcher for the id after `ids`; the session's position does not change.
 

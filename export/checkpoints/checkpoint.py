@@ -31,6 +31,7 @@ from edgeblt.export.checkpoints.files.checkpoint_files import CONFIG
 from edgeblt.export.checkpoints.files.stored_weights import (
     FloatingWeight,
     FusedWeight,
+    JoinedWeight,
     PrunedTable,
     Shape,
     StoredWeight,
@@ -82,7 +83,9 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         """Whether any weight is stored in other than floating-point numbers, or without some of its rows."""
-        return any(not isinstance(weight, FloatingWeight | FusedWeight) for weight in self._weights.values())
+        return any(
+            not isinstance(weight, FloatingWeight | FusedWeight | JoinedWeight) for weight in self._weights.values()
+        )
 
     @property
     def has_own_formats(self) -> bool:

@@ -31,7 +31,7 @@ from edgeblt.export.checkpoints.files.stored_weights import (
     StoredWeight,
 )
 from edgeblt.quant.formats.weight_format import Codebook, Floating, Linear, WeightFormat
-from edgeblt.quant.recipes.recipe import HASH_TABLES, Recipe
+from edgeblt.quant.recipes.recipe import TABLES, Recipe
 
 FORMAT_VERSION = 1
 MARK = "edgeblt_checkpoint"
@@ -61,7 +61,7 @@ class CompressedForm:
 
     def weight(self, name: str, shape: Shape) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where a part is missing or of another kind."""
-        if name == HASH_TABLES and self.record.table_rows is not None:
+        if name.endswith(TABLES) and self.record.table_rows is not None:
             if not 1 <= self.record.table_rows <= shape[0] + 1:
                 raise EdgebltError(
                     f"{self.path / CONFIG}: table_rows is {self.record.table_rows}, of {shape[0]}; quantize again"

@@ -56,19 +56,10 @@ class Forward:
         return self.multiply(self._norm(hidden, "patcher.norm", config), ["patcher.head"], lambda logits: logits)
 
     def _stack(self, stage: str, config: TransformerConfig, hidden: Values) -> Values:
-        for layer in range(config.layer_count):
-            hidden = self._layer(f"{stage}.layers.{layer}", config, hidden)
-        return hidden
+        return transformer_stack(stage, config, self.multiply, self.read, hidden)
 
     def _layer(self, prefix: str, config: TransformerConfig, hidden: Values) -> Values:
-        normed = self._norm(hidden, f"{prefix}.attention_norm", config)
-        names = [f"{prefix}.{name}" for name in ("query", "key", "value")]
-        attended = self.multiply(normed, names, partial(self_attention, config))
-        hidden = self.multiply(attended, [f"{prefix}.output"], torch.add, hidden)
-        normed = self._norm(hidden, f"{prefix}.mlp_norm", config)
-        activation = ACTIVATIONS[config.activation]
-        gated = self.multiply(normed, [f"{prefix}.gate", f"{prefix}.up"], lambda gate, up: activation(gate) * up)
-        return self.multiply(gated, [f"{prefix}.down"], torch.add, hidden)
+        return transformer_layer(prefix, config, self.multiply, self.read, hidden)
 
     def _cross(
         self,
@@ -135,6 +126,25 @@ class Forward:
                 hidden = self._cross(cross, decoder, hidden, vectors, masks, _added_twice, hidden)
             hidden = self._layer(f"decoder.layers.{layer}", decoder, hidden)
         return self.multiply(self._norm(hidden, "decoder.norm", decoder), ["decoder.head"], lambda logits: logits)
+
+
+def transformer_stack(stage: str, config: TransformerConfig, multiply: Multiply, read: Read, hidden: Values) -> Values:
+    """All layers of a stage."""
+    for layer in range(config.layer_count):
+        hidden = transformer_layer(f"{stage}.layers.{layer}", config, multiply, read, hidden)
+    return hidden
+
+
+def transformer_layer(prefix: str, config: TransformerConfig, multiply: Multiply, read: Read, hidden: Values) -> Values:
+    """One pre-norm layer: attention, then MLP, each added to what it read."""
+    normed = each(partial(rms_norm, read(f"{prefix}.attention_norm"), config), hidden)
+    names = [f"{prefix}.{name}" for name in ("query", "key", "value")]
+    attended = multiply(normed, names, partial(self_attention, config))
+    hidden = multiply(attended, [f"{prefix}.output"], torch.add, hidden)
+    normed = each(partial(rms_norm, read(f"{prefix}.mlp_norm"), config), hidden)
+    activation = ACTIVATIONS[config.activation]
+    gated = multiply(normed, [f"{prefix}.gate", f"{prefix}.up"], lambda gate, up: activation(gate) * up)
+    return multiply(gated, [f"{prefix}.down"], torch.add, hidden)
 
 
 def _column(ids: list[Tensor]) -> list[Tensor]:

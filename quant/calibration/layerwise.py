@@ -32,7 +32,7 @@ from edgeblt.quant.methods.channel_choice import choose_channels
 from edgeblt.quant.methods.channels import Channels, kept_count, select, spread
 from edgeblt.quant.methods.gptq import Inputs, Products, gptq
 from edgeblt.quant.methods.pruning import Sparsity, wanda_mask
-from edgeblt.quant.recipes.recipe import GPTQ, HASH_TABLES, Recipe
+from edgeblt.quant.recipes.recipe import GPTQ, TABLES, Recipe
 
 TEXT_BYTES = 1024
 MOST_TEXTS = 64
@@ -82,9 +82,10 @@ def calibrate(
     calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
         config, functions = checkpoint.config, (calibration.multiply, calibration.vector, calibration.lookup)
-        run, texts = workbench_architecture(config.architecture).calibrate, calibration_texts(text)
-        if run:
-            run(config, *functions, [ids[1:] - OFFSET for ids in texts])
+        architecture, texts = workbench_architecture(config.architecture), calibration_texts(text)
+        if architecture.calibrate:
+            given = texts if architecture.with_bos else [ids[1:] - OFFSET for ids in texts]
+            architecture.calibrate(config, *functions, given)
         elif isinstance(config, ModelConfig):
             Forward(config, *functions).run(texts, PatchStarts(config.patching).of_exact)
 
@@ -252,7 +253,7 @@ class _Calibration:
             here = needed[(needed >= first) & (needed < first + len(exact))] - first
             used = exact[here]
             stored = _decoded(used, format, method, name)
-            if name == HASH_TABLES and self._table_rows is not None:
+            if name.endswith(TABLES) and self._table_rows is not None:
                 stored[~self._table_rows[first + here]] = 0
             both = torch.stack([torch.from_numpy(stored), torch.from_numpy(used)])
             places = torch.zeros(len(exact), dtype=torch.int64)

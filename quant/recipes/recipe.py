@@ -16,7 +16,8 @@ from edgeblt.quant.methods.channels import kept_count, kept_percent
 from edgeblt.quant.methods.data_free import METHODS
 from edgeblt.quant.methods.pruning import MAGNITUDE, PRUNING, SPARSEGPT, Sparsity
 
-HASH_TABLES = "encoder.hash_tables"
+HASH_TABLES = "encoder.hash_tables"  # a BLT's
+TABLES = ".hash_tables"  # ends the names of n-gram tables of any architecture
 GPTQ = "gptq"
 EXACT = (".a_log",)  # matrices that no recipe rounds, as an error in them grows from byte to byte
 WHOLE_ROW = 0  # the block size that means one block a row
@@ -152,7 +153,7 @@ class Recipe:
 
     def part(self, name: str) -> WeightRecipe:
         """The part of the recipe for the tensor of this canonical name."""
-        if name == HASH_TABLES:
+        if name.endswith(TABLES):
             return self.tables
         if name.endswith(".head") and self.heads:
             return self.heads

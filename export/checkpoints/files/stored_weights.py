@@ -127,6 +127,31 @@ class FusedWeight:
 
 
 @dataclass(frozen=True)
+class JoinedWeight:
+    """Floating-point matrices of as many rows, joined along the columns."""
+
+    parts: tuple[StoredPart, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return self.parts[0].shape[0], sum(part.shape[1] for part in self.parts)
+
+    @property
+    def format(self) -> WeightFormat:
+        return FP32
+
+    @property
+    def dtype(self) -> str:
+        return "/".join(dict.fromkeys(part.dtype for part in self.parts))
+
+    def rows(self, start: int, stop: int) -> Matrix:
+        return np.concatenate([part.read(start, stop) for part in self.parts], axis=1)
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
+
+
+@dataclass(frozen=True)
 class LinearWeight:
     """Codes packed along the rows, scales, and zero points unless the format is symmetric."""
 

@@ -1,0 +1,1 @@
+"""A causal transformer on bytes with over-encoded input (docs/architectures.md)."""
