@@ -210,7 +210,7 @@ def test_the_device_half_runs_where_the_workbench_is_absent(device_environment: 
     modules.remove("optimum")  # see OPTIMUM_COMMANDS
     absent = "; ".join(f"assert importlib.util.find_spec({name!r}) is None" for name in modules)
     device_environment.python("-c", f"import importlib.util; {absent}")
-    extras = ("edgeblt.serving", "edgeblt.corpus", "edgeblt.evaluation.lm_eval_model")  # modules that need packages of an extra
+    extras = ("edgeblt.serving", "edgeblt.corpus", "edgeblt.evaluation.lm_eval_model")
     importable = [name for name in device_modules() if not name.startswith(extras)]
     device_environment.python("-c", f"import {', '.join(importable)}")
     device_environment.python("-m", "pip", "check")

@@ -36,7 +36,7 @@ STOREYS = (
     ("export.architectures",),
     ("export.checkpoints",),
     ("quant.calibration",),
-    ("export.blt", "export.mambabyte"),
+    ("export.blt", "export.mambabyte", "export.overencoded"),
     ("quant",),
     ("quant.optimum_cli",),
     ("export",),
