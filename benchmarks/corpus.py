@@ -4,8 +4,9 @@
 
 The corpus is the calibration text that comes with the package, repeated, in one text file; each process has one thread.
 Of each number of processes the round with the least time counts, opening, reading and writing included. `processor` is
-the time of all processes on their cores, which others disturb less than the clock. Outputs must be the same file. `Pss` is the proportional size of all workers in the middle of a round, in which pages that they share
-count once. The last line is JSON.
+the time of all processes on their cores, which others disturb less than the clock. Outputs must be the same file. `Pss`
+is the proportional size of all workers while all are at work, in which pages that they share count once. The last line
+is JSON.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
         if max(len(workers), 1) == current:  # before the first of them ends
             used[current] = memory(workers or [os.getpid()])
 
-    Parts.add = add_and_look  # type: ignore[method-assign]
+    Parts.add = add_and_look  # type: ignore[assignment, method-assign]
     with tempfile.TemporaryDirectory() as folder:
         corpus, outputs = Path(folder) / "corpus.txt", set[bytes]()
         corpus.write_bytes((text * (size // len(text) + 1))[:size])
@@ -82,8 +83,9 @@ def main() -> None:
     for count, best in least.items():
         kinds = ", ".join(f"{kind} {used[count][kind] / 1e6:.1f} MB" for kind in _KINDS)
         rate, ratio = size / best, least[arguments.processes[0]] / best
+        busy = min(processor[count])
         print(
-            f"{count} processes: {best:.1f} s, {rate:,.0f} bytes/s, {ratio:.2f} times; processor {min(processor[count]):.1f} s; {kinds}"
+            f"{count} processes: {best:.1f} s, {rate:,.0f} bytes/s, {ratio:.2f} times; processor {busy:.1f} s; {kinds}"
         )
     print(json.dumps({"bytes": size, "seconds": seconds, "processor_seconds": processor, "memory": used,
                       "device": device_name(with_gpu=False)}))  # fmt: skip

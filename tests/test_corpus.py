@@ -204,10 +204,12 @@ def test_a_run_that_was_cut_short_is_gone_on_with(
     (folder / ".part-00000003.arrow.partial").write_bytes(b"cut sh")
     monkeypatch.setattr(Parts, "add", add)
     again: list[int] = []
-    monkeypatch.setattr(
-        "edgeblt.corpus.scoring.score_task",
-        lambda model, job, task: again.append(task.number) or score_task(model, job, task),
-    )
+
+    def score_and_count(model: Any, job: CorpusJob, task: Any) -> bytes:
+        again.append(task.number)
+        return score_task(model, job, task)
+
+    monkeypatch.setattr("edgeblt.corpus.scoring.score_task", score_and_count)
     result = scored(corpus, bundle, out)
     assert done == [0, 1, 2] and again[:2] == [1, 3]
     assert out.read_bytes() == (tmp_path / "whole").read_bytes() and not folder.exists()
@@ -227,13 +229,13 @@ def test_parts_of_another_job_are_refused(
     with pytest.raises(KeyboardInterrupt):
         scored(corpus, bundle, out)
     monkeypatch.setattr(Parts, "assemble", assemble)
-    for wanted, arguments in {
+    changes: dict[str, tuple[list[Path], Path, dict[str, Any]]] = {
         "bundle_id": (corpus, exported(7).bundle, {}),
         "sources": (corpus[:2], bundle, {}),
         "row_bytes": (corpus, bundle, {"row_bytes": 10}),
         "per_byte": (corpus, bundle, {"per_byte": True}),
-    }.items():
-        files, other, options = arguments
+    }
+    for wanted, (files, other, options) in changes.items():
         with pytest.raises(EdgebltError, match=rf"out\.parts belongs to a job with other {wanted}; give the same"):
             scored(files, other, out, **options)
     before = corpus[0].read_bytes()
