@@ -68,9 +68,9 @@ def _parts(config: OverEncodedConfig, name: str, values: torch.Tensor) -> dict[s
     names = stored_names(name, config.table_count)
     if name.endswith("hash_tables"):
         assert config.tables is not None
-        parts = values.split(list(config.tables.rows))
+        parts = torch.split(values, list(config.tables.rows))
     elif name.endswith("table_projection"):
-        parts = values.split(config.table_width, dim=1)
+        parts = torch.split(values, config.table_width, dim=1)
     else:
         parts = (values,)
     return {name: part.contiguous() for name, part in zip(names, parts, strict=True)}

@@ -121,7 +121,7 @@ class Stage:
     log_every: float = 150.0
     checkpoint_every: float = 180.0
     steps: int | None = None
-    bfloat16: bool = False  # whether Muon's products are in bfloat16, which processors with AMX do much faster
+    bfloat16: bool = False  # Muon multiplies in it, which processors with AMX do much faster
 
     def progress(self, step: int, elapsed: float) -> float:
         """Share of the run that is over, 1 and more at its end."""

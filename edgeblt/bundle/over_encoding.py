@@ -18,7 +18,7 @@ from edgeblt.ids import EOS
 
 LONGEST = 64  # ids of an n-gram; bounds the work that a hostile file can cause
 MOST_TABLES = 1 << 10
-MOST_ROWS = 1 << 40  # of a table, so that no sum of products leaves int64
+MOST_ROWS = 1 << 40  # rows of a table; with more, sums of products might leave int64
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,8 @@ ROLLBACK_BYTES = 32  # rolling back by at most so many is instant; further back 
 class Session(SaveCalls):
     """One sequence on one model, made by `Model.session`. Sessions are independent of each other.
 
-    A session is used by one thread at a time: EdgebltError is raised where two use it at once, and where it is used
-    while a `run` of it is not at its end. After an error or Ctrl-C it is at its former position. Full memory is an
-    EdgebltError too.
+    A session is used by one thread at a time. EdgebltError is raised where two use it at once, where it is used while a
+    `run` of it is not at its end, and where memory is full. After an error or Ctrl-C it is at its former position.
     """
 
     def __init__(self, config: ModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:

@@ -29,7 +29,7 @@ def overencoded_logits(
 
     hidden = _embeddings(config, weight, ids)
     for layer in range(config.transformer.layer_count):
-        hidden = _layer(config.transformer, lambda name, layer=layer: weight(f"layers.{layer}.{name}"), hidden)
+        hidden = _layer(config.transformer, weight, f"layers.{layer}", hidden)
     normed = _norm(config.transformer, weight("norm"), hidden)
     heads = ["head", *(f"further.{further}.head" for further in range(config.further_count))]
     return np.stack([normed @ weight(head).T for head in heads], axis=1)
@@ -42,12 +42,15 @@ def _embeddings(config: OverEncodedConfig, weight: Callable[[str], Numbers], ids
     padded = np.concatenate([np.zeros(tables.context, np.int64), ids])
     rows = table_rows(tables, np.lib.stride_tricks.sliding_window_view(padded, tables.neighbors))
     looked_up = weight("hash_tables")[rows].reshape(len(ids), -1)
-    total = (embedded + looked_up @ weight("table_projection").T) / tables.divisor
+    total: Numbers = (embedded + looked_up @ weight("table_projection").T) / tables.divisor
     total[np.isin(ids, tables.excluded)] = embedded[np.isin(ids, tables.excluded)]
     return total
 
 
-def _layer(config: TransformerConfig, weight: Callable[[str], Numbers], hidden: Numbers) -> Numbers:
+def _layer(config: TransformerConfig, every: Callable[[str], Numbers], prefix: str, hidden: Numbers) -> Numbers:
+    def weight(part: str) -> Numbers:
+        return every(f"{prefix}.{part}")
+
     normed = _norm(config, weight("attention_norm"), hidden)
     hidden = hidden + _attention(config, *(normed @ weight(name).T for name in ("query", "key", "value"))) @ (
         weight("output").T
@@ -55,7 +58,8 @@ def _layer(config: TransformerConfig, weight: Callable[[str], Numbers], hidden: 
     normed = _norm(config, weight("mlp_norm"), hidden)
     gate = normed @ weight("gate").T
     gated: Numbers = gate / (1 + np.exp(-gate)) * (normed @ weight("up").T)
-    return hidden + gated @ weight("down").T
+    result: Numbers = hidden + gated @ weight("down").T
+    return result
 
 
 def _norm(config: TransformerConfig, scale: Numbers, hidden: Numbers) -> Numbers:

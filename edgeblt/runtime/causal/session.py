@@ -24,7 +24,7 @@ from edgeblt.runtime.turn import Turn
 FURTHER = "further_logits"
 
 
-class _Buffers:
+class CausalBuffers:
     """Inputs and outputs of runs on `count` ids."""
 
     def __init__(self, count: int, window: int, vocab_size: int, further: int) -> None:
@@ -54,7 +54,7 @@ class CausalSession(Session):
         self._further_width = sum(int(spec.shape[1]) for spec in contract.outputs if spec.name == FURTHER)
         self.state = self._causal = CausalState(self._stage, contract.cache, window - 1)
         self._runner = StageRunner(self._stage, graphs[self._stage], self._causal.cache)
-        self._buffers = KeptArrays(lambda count: _Buffers(count, window, config.vocab_size, self._further_width))
+        self._buffers = KeptArrays(lambda count: CausalBuffers(count, window, config.vocab_size, self._further_width))
         self._newest_further: tuple[int, NDArray[np.float32]] = 0, np.empty((0, self._further_width), np.float32)
         self._unsettled = None
         self._at_work = None
@@ -109,7 +109,8 @@ class CausalSession(Session):
         vocab = self.config.vocab_size
         if not 0 <= behind < len(rows):
             return np.empty((0, vocab), np.float32)
-        return rows[len(rows) - 1 - behind].reshape(-1, vocab)
+        newest: NDArray[np.float32] = rows[len(rows) - 1 - behind].reshape(-1, vocab)
+        return newest
 
     def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Zeros, as there is no patcher."""
