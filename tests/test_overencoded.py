@@ -159,7 +159,9 @@ def test_table_rows_are_those_of_pythons_integers(seed: int, count: int) -> None
 @pytest.mark.parametrize("recipe", ["int8", "int4", "sparse-int8", "nf4", "int4-small", "fp16"])
 def test_the_whole_road(checkpoint: Path, recipe: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"the cat sat on the mat, and so it goes. " * 40)
-    quantized = quantize_checkpoint(checkpoint, tmp_path / "quantized", recipe, calibration=tmp_path / "text")
+    quantized = quantize_checkpoint(
+        checkpoint, tmp_path / "quantized", edgeblt.Name(recipe), calibration=tmp_path / "text"
+    )
     bundle = export_bundle(quantized, tmp_path / "bundle").path
     with edgeblt.load(bundle) as model:
         (report,) = validate_against(checkpoint, [model], [Text("text", b"the cat sat on the mat. " * 20)])
@@ -192,9 +194,14 @@ def test_saved_and_forked_sessions_go_on(model: Model, tmp_path: Path) -> None:
 def test_drafts_do_not_change_a_text(model: Model) -> None:
     assert model.is_exact
     prompt = b"abcabcabcabc" * 8
-    texts = {draft: model.generate(prompt, 120, draft=draft) for draft in ("none", "ngram", "heads", "auto")}  # type: ignore[arg-type]
+    texts = {
+        draft: model.generate(prompt, 120, draft=edgeblt.Name(draft)) for draft in ("none", "ngram", "heads", "auto")
+    }
     assert len(set(texts.values())) == 1
-    sampled = {draft: model.generate(prompt, 60, temperature=1.0, seed=3, draft=draft) for draft in ("none", "heads")}  # type: ignore[arg-type]
+    sampled = {
+        draft: model.generate(prompt, 60, temperature=1.0, seed=3, draft=edgeblt.Name(draft))
+        for draft in ("none", "heads")
+    }
     assert len(set(sampled.values())) == 1
 
 

@@ -97,7 +97,7 @@ class OverEncoded(nn.Module):
     def forward(self, ids: Tensor) -> list[Tensor]:
         """Logits of the next id, then those of the ids after it."""
         hidden, further = self.hidden(ids), self.model.future_heads
-        return [head(hidden).float() for head in (self.lm_head, *further)]  # type: ignore[misc]
+        return [head(hidden).float() for head in (self.lm_head, *further)]
 
 
 def _config(vocabulary: int, width: int, layers: int, inner: int, heads: int, future: int) -> dict[str, Any]:

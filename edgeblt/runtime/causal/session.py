@@ -54,7 +54,9 @@ class CausalSession(Session):
         self._further_width = sum(int(spec.shape[1]) for spec in contract.outputs if spec.name == FURTHER)
         self.state = self._causal = CausalState(self._stage, contract.cache, window - 1)
         self._runner = StageRunner(self._stage, graphs[self._stage], self._causal.cache)
-        self._buffers = KeptArrays(lambda count: CausalBuffers(count, window, config.vocab_size, self._further_width))
+        self._kept_buffers = KeptArrays(
+            lambda count: CausalBuffers(count, window, config.vocab_size, self._further_width)
+        )
         self._newest_further: tuple[int, NDArray[np.float32]] = 0, np.empty((0, self._further_width), np.float32)
         self._unsettled = None
         self._at_work = None
@@ -137,7 +139,7 @@ class CausalSession(Session):
 
     def _read_piece(self, ids: NDArray[np.int64]) -> Chunk:
         state, start, count = self._causal, self.state.position, len(ids)
-        buffers = self._buffers[count]
+        buffers = self._kept_buffers[count]
         state.ids.store(start, ids)
         buffers.windows[:] = state.ids.windows(start, count)
         buffers.total_length[0] = state.cache.advance(count)
