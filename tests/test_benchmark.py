@@ -245,7 +245,7 @@ def test_markdown_is_a_table(results: tuple[Benchmark, ...]) -> None:
 @pytest.mark.parametrize(
     ("settings", "change", "said"),
     [
-        ([Setting(draft="oracle")], {}, "draft is 'oracle'; use one of none, patcher, decoder, ngram, auto"),
+        ([Setting(draft="oracle")], {}, "draft is 'oracle'; use one of none, patcher, decoder, heads, ngram, auto"),
         ([Setting(decode="dreams")], {}, "decode is 'dreams'; use one of generated, text"),
         (
             [Setting(decode="text", temperature=0.5)],

@@ -63,7 +63,7 @@ def test_texts_have_names_that_tell_them_apart(tmp_path: Path) -> None:
 
 
 def test_values_that_options_list() -> None:
-    assert DRAFTS == "none, patcher, decoder, ngram, auto"
+    assert DRAFTS == "none, patcher, decoder, heads, ngram, auto"
     assert RECIPES == "int8, int4, int4-small, sparse-int8, sparse-int4, nf4"
     assert listed_providers(None) == (None,) and listed_providers("cpu, cuda,cpu") == ("cpu", "cuda")
     assert listed_providers("patcher=cpu,global=cuda") == ("patcher=cpu,global=cuda",)

@@ -61,9 +61,9 @@ GENERATE: list[tuple[dict[str, Any], str]] = [
     ({"top_k": "9"}, "top_k is '9'; it must be a whole number"),
     ({"top_p": [1]}, "top_p is [1]; it must be above 0 and at most 1"),
     ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
-    ({"draft": 3}, "draft is 3; use one of none, patcher, decoder, ngram, auto"),
-    ({"draft": ["auto"]}, "draft is ['auto']; use one of none, patcher, decoder, ngram, auto"),
-    ({"draft": "atuo"}, "draft is 'atuo'; use one of none, patcher, decoder, ngram, auto"),
+    ({"draft": 3}, "draft is 3; use one of none, patcher, decoder, heads, ngram, auto"),
+    ({"draft": ["auto"]}, "draft is ['auto']; use one of none, patcher, decoder, heads, ngram, auto"),
+    ({"draft": "atuo"}, "draft is 'atuo'; use one of none, patcher, decoder, heads, ngram, auto"),
 ]
 
 

@@ -102,7 +102,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_new_bytes": -1}, "max_new_bytes is -1; it must not be negative"),
     ({"max_new_bytes": 1.5}, "max_new_bytes is 1.5; it must be a whole number"),
     ({"ignore_eos": 1}, "ignore_eos is 1; it must be True or False"),
-    ({"draft": "x"}, "draft is 'x'; use one of none, patcher, decoder, ngram, auto"),
+    ({"draft": "x"}, "draft is 'x'; use one of none, patcher, decoder, heads, ngram, auto"),
     ({"min_p": 2}, "min_p is 2; it must be above 0 and at most 1"),
     ({"repetition_penalty": 1.1}, "repetition_penalty is not offered: counted by byte it forbids the letters of the"),
     ({"settings": {"top_k": 3}}, "settings is {'top_k': 3}; it must be edgeblt.GenerationSettings"),

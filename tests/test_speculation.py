@@ -224,7 +224,7 @@ def test_no_more_than_asked_for(most: int, tiny: Callable[[int], Model]) -> None
 
 
 def test_unknown_drafts_are_refused(tiny: Callable[[int], Model]) -> None:
-    with pytest.raises(EdgebltError, match="draft is 'oracle'; use one of none, patcher, decoder, ngram, auto"):
+    with pytest.raises(EdgebltError, match="draft is 'oracle'; use one of none, patcher, decoder, heads, ngram, auto"):
         tiny(10).generate("x", draft=Name("oracle"))
 
 
