@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ DOCUMENT = {
     "oe_neighbor_num": 3, "oe_split_num": 2, "oe_vocab_size_ratio": 0.5, "ngram_exclude_sp_token": True,
     "special_token_scope": "0:4", "num_future_heads": 1,
 }  # fmt: skip
-VALUES = [
+VALUES: list[Any] = [
     None,
     -1,
     0,

@@ -27,6 +27,7 @@ TOY = {
     "benchmarks/many_prompts.py": (BUNDLE, "--prompts", "3", "--new-bytes", "4", "--rounds", "1"),
     "benchmarks/prefixes.py": (BUNDLE, "--prompt-bytes", "300", "320", "--last-bytes", "20", "--rounds", "1"),
     "benchmarks/mambabyte.py": ("long", BUNDLE, "--bytes", "20"),
+    "benchmarks/mapped_tables.py": ("run", BUNDLE, "--bytes", "20"),
     "benchmarks/memory.py": (BUNDLE, "--bytes", "20"),
     "benchmarks/operators.py": ("--inputs", "32", "--outputs", "16", "--repeats", "1"),
     "benchmarks/prepared.py": (BUNDLE, "--new-bytes", "1", "--repeats", "1"),
