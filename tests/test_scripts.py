@@ -47,8 +47,9 @@ TOY = {
 }
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.
 LONG = {
-    "benchmarks/against_transformers.py", "benchmarks/channels.py", "benchmarks/corpus.py", "benchmarks/evaluation.py", "benchmarks/formats.py",
-    "benchmarks/large_model.py", "benchmarks/portable_clients.py", "benchmarks/pruning.py", "benchmarks/recipes.py",
+    "benchmarks/against_transformers.py", "benchmarks/channels.py", "benchmarks/corpus.py", "benchmarks/evaluation.py",
+    "benchmarks/formats.py", "benchmarks/large_model.py", "benchmarks/portable_clients.py", "benchmarks/pruning.py",
+    "benchmarks/recipes.py",
     "benchmarks/sensitivity.py", "benchmarks/table_pruning.py", "tools/api_page.py", "tools/check_cuda.py",
     "tools/train_demo.py",
 }  # fmt: skip
