@@ -22,7 +22,8 @@ import numpy as np
 
 WIDTH, NEIGHBORS = 256, 5
 _POOL = (1 << 22) - 3  # numbers of which all weights are stretches; a prime
-_GROUPS = {"memory": "memory.limit_in_bytes", ".": "memory.max"}  # of control groups of version 1, and of version 2
+# Folder and file of the limit in control groups, version 1 and version 2.
+_GROUPS = {"memory": "memory.limit_in_bytes", ".": "memory.max"}
 
 
 def make(directory: Path, gigabytes: float) -> dict[str, Any]:
