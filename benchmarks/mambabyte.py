@@ -4,6 +4,7 @@
     python benchmarks/mambabyte.py convert DIR OUT --recipe int8   # `edgeblt export`: seconds and peak memory
     python benchmarks/mambabyte.py decode OUT                # bytes/s beside what the memory's bandwidth allows
     python benchmarks/mambabyte.py long OUT --bytes 100000   # time of a byte and resident memory along a text
+    python benchmarks/mambabyte.py sensitivity DIR           # bits per byte with one kind of weights rounded at a time
 
 The last line is JSON.
 """
@@ -129,6 +130,36 @@ def long(bundle: Path, count: int) -> dict[str, Any]:
     return {"columns": ["bytes", "median_us", "anonymous_bytes", "state_bytes"], "rows": rows}
 
 
+def sensitivity(directory: Path, count: int) -> dict[str, Any]:
+    """Bits per byte of prose with one kind of weights at a time in int8 (blocks of 128) or int4 (32), nearest codes."""
+    from edgeblt.export.checkpoints.checkpoint import open_checkpoint
+    from edgeblt.export.mambabyte.numerics import mambabyte_logits
+    from edgeblt.measure.texts import held_out_text
+    from edgeblt.quant.formats.weight_format import Linear, quantize
+
+    checkpoint, data = open_checkpoint(directory), held_out_text("prose")[:count]
+    weights = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    targets = np.frombuffer(data, np.uint8)[1:]
+
+    def bits(changed: dict[str, Any]) -> float:
+        logits = mambabyte_logits(checkpoint.config, (weights | changed).__getitem__, data, np.float32)[:-1]
+        highest = logits.max(1, keepdims=True)
+        nats = np.log(np.exp(logits - highest).sum(1)) + highest[:, 0] - logits[np.arange(len(targets)), targets]
+        return float(nats.mean() / math.log(2))
+
+    exact, rows = bits({}), {}
+    for part in dict.fromkeys(name.rpartition(".")[2] for name in weights):
+        for number, block in ((8, 128), (4, 32)):
+            changed = {}
+            for name in (name for name in weights if name.endswith(f".{part}")):
+                matrix = weights[name].reshape(1, -1) if weights[name].ndim == 1 else weights[name]
+                rounded = quantize(matrix.reshape(len(matrix), -1), Linear(number, block, symmetric=number == 8))
+                changed[name] = rounded.dequantize().reshape(weights[name].shape)
+            rows[f"{part} int{number}"] = round(bits(changed) - exact, 5)
+            print(f"{part} int{number}: {rows[f'{part} int{number}']:+.5f}", flush=True)
+    return {"bits_per_byte": exact, "bytes": count, "differences": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -139,6 +170,9 @@ def main() -> None:
     converting.add_argument("directory", type=Path)
     converting.add_argument("out", type=Path)
     converting.add_argument("--recipe", default="int8")
+    rounding = commands.add_parser("sensitivity")
+    rounding.add_argument("directory", type=Path)
+    rounding.add_argument("--bytes", type=int, default=4096)
     for name, count in (("decode", 64), ("long", 100_000)):
         running = commands.add_parser(name)
         running.add_argument("bundle", type=Path)
@@ -149,6 +183,8 @@ def main() -> None:
         result = make(found.shape, found.directory)
     elif found.command == "convert":
         result = convert(found.directory, found.out, found.recipe)
+    elif found.command == "sensitivity":
+        result = sensitivity(found.directory, found.bytes)
     elif found.command == "decode":
         result = decode(found.bundle, found.bytes, found.threads)
     else:

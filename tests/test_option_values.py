@@ -45,6 +45,8 @@ COMMANDS = {
     "bench": Command({"bundle": "BUNDLE"}, {"--new-bytes": "1", "--repeats": "1", "--prompt-bytes": "1"},
                      ("--no-bandwidth",)),
     "tune": Command({"bundle": "BUNDLE"}, {"--max-bpb-increase": "1", "--text": "TEXT"}),
+    "compare": Command({"bundles": "BUNDLE"}, {"--new-bytes": "1", "--repeats": "1", "--prompt-bytes": "1"},
+                       ("--no-noise",)),
     "report": Command({"results": "RESULT"}, {"--out": "PAGE"}),
     "score": Command({"bundle": "BUNDLE", "files": "TEXT"}, {"--out": "OUT", "--processes": "1"}),
     "generate": Command({"bundle": "BUNDLE", "prompt": "x"}, {"--max-new-bytes": "1"}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import subprocess
 import tempfile
@@ -16,25 +15,31 @@ from torch import Tensor
 from torch.nn import functional
 
 STATES, LANES, TAPS, CHUNK = 16, 16, 4, 8  # the same in selective_scan.cpp
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-mprefer-vector-width=512", "-shared", "-fPIC")
+# Not -ffast-math: with it the library would round subnormal numbers to zero in the whole process that loads it.
+_FAST = (
+    "associative-math",
+    "reciprocal-math",
+    "finite-math-only",
+    "no-signed-zeros",
+    "no-trapping-math",
+    "no-math-errno",
+)
+_FLAGS = ("-O3", "-march=native", *(f"-f{name}" for name in _FAST), "-mprefer-vector-width=512", "-shared", "-fPIC")
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled kernels. Raises RuntimeError where no C++ compiler does it."""
     source = Path(__file__).with_suffix(".cpp")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    target = Path(tempfile.gettempdir()) / f"selective_scan_{os.getuid()}_{digest}.so"
-    if not target.exists():
-        built = target.with_suffix(f".{os.getpid()}")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "selective_scan.so"
         try:
             command = [os.environ.get("CXX", "g++"), *_FLAGS, "-o", str(built), str(source)]
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             detail = getattr(error, "stderr", None) or error
             raise RuntimeError(f"{source.name} does not compile ({detail}); install g++, or name one in CXX") from error
-        built.replace(target)
-    return ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(built))
 
 
 def _call(name: str, shape: torch.Size, *arguments: Tensor | int) -> None:
