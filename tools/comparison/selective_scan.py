@@ -16,15 +16,10 @@ from torch.nn import functional
 
 STATES, LANES, TAPS, CHUNK = 16, 16, 4, 8  # the same in selective_scan.cpp
 # Not -ffast-math: with it the library would round subnormal numbers to zero in the whole process that loads it.
-_FAST = (
-    "associative-math",
-    "reciprocal-math",
-    "finite-math-only",
-    "no-signed-zeros",
-    "no-trapping-math",
-    "no-math-errno",
-)
-_FLAGS = ("-O3", "-march=native", *(f"-f{name}" for name in _FAST), "-mprefer-vector-width=512", "-shared", "-fPIC")
+_FLAGS = (
+    "-O3", "-march=native", "-fassociative-math", "-freciprocal-math", "-ffinite-math-only", "-fno-signed-zeros",
+    "-fno-trapping-math", "-fno-math-errno", "-mprefer-vector-width=512", "-shared", "-fPIC",
+)  # fmt: skip
 
 
 @functools.cache
