@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeblt.export.export_bundle import export_bundle
 from fuzz_graphs import Worker, fuzz
+from mambabyte_models import random_mambabyte
+from overencoded_models import random_overencoded
 from tiny_bundles import CASES, PREPARED, small_bundles
 
 
@@ -17,6 +20,23 @@ def test_changed_bundles_work_or_are_refused(tmp_path: Path) -> None:
     assert not [str(outcome) for outcome in outcomes if outcome.is_finding]
     ended = [outcome.ended for outcome in outcomes]
     assert ended.count("works") > 15 and ended.count("refused") > 100  # it neither sees nothing nor breaks everything
+
+
+@pytest.mark.slow
+def test_changed_bundles_of_other_architectures_work_or_are_refused(tmp_path: Path) -> None:
+    checkpoints = {
+        "mambabyte": random_mambabyte(tmp_path / "mambabyte", 0),
+        "overencoded": random_overencoded(tmp_path / "overencoded", 1),
+    }
+    bundles = {
+        f"{name}-{recipe}": export_bundle(path, tmp_path / "bundles" / f"{name}-{recipe}", recipe).path
+        for name, path in checkpoints.items()
+        for recipe in ("fp32", "int8")
+    }
+    outcomes = list(fuzz(bundles, [f"test:{number}" for number in range(150)], tmp_path))
+    assert not [str(outcome) for outcome in outcomes if outcome.is_finding]
+    ended = [outcome.ended for outcome in outcomes]
+    assert ended.count("works") > 10 and ended.count("refused") > 60
 
 
 @pytest.mark.slow

@@ -41,9 +41,12 @@ from edgeblt.export.export_bundle import build_graphs
 from edgeblt.export.graphs.portable.whole_graph import portable_graph
 from edgeblt.mambabyte.config import MambaByteConfig
 from edgeblt.mambabyte.contract import mambabyte_contracts
+from edgeblt.overencoded.config import OverEncodedConfig
+from edgeblt.overencoded.contract import overencoded_contracts
 from edgeblt.quant.recipes.recipe import load_recipe
 from graph_mutations import change_graph, seal
 from mambabyte_models import random_weights, write_mambabyte
+from overencoded_models import random_overencoded
 from tiny_bundles import RECIPES, whole_layers
 
 Change = Callable[[Any], object]
@@ -120,6 +123,13 @@ def written(root: Path) -> Graphs:
     for norm in ("layer", "rms"):
         config = MambaByteConfig(24, 2, 48, 16, 2, 4, norm, 1e-5)
         found[norm, "cpu", "fp32", "mamba"] = mambabyte_graph_content(config, root / norm), mambabyte_contract(config)
+    for number, name in enumerate(("fp32", "int8")):
+        directory = random_overencoded(root / f"overencoded-{name}", number)
+        opened = open_checkpoint(directory)
+        assert isinstance(opened.config, OverEncodedConfig)
+        (built,) = build_graphs(RecipeSource(opened, load_recipe(name))).values()
+        content = ir.to_proto(built.model).SerializeToString()
+        found[f"overencoded-{name}", "cpu", "fp32", "causal"] = content, overencoded_contracts(opened.config)["causal"]
     return found
 
 
@@ -146,7 +156,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
 
 def test_all_that_the_exporter_writes_is_accepted(graphs: Graphs) -> None:
-    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1) + 2
+    assert len(graphs) == ((len(CACHE_FORMATS) + 1) * 4 + 1) * (len(RECIPES) + 1) + 4
     for (*_, stage), (content, contract) in graphs.items():
         check_graph(content, Path(f"{stage}.onnx"), {f"{stage}.weights": 1 << 40}, "", contract=contract)
 
@@ -302,6 +312,16 @@ def _external(key: str, value: str) -> Change:
     return change
 
 
+def _remainder(divisor: str) -> Change:
+    """What is left of a length after division by -1, or by what is computed: the least integer ends the process."""
+
+    def change(model: Any) -> None:
+        model.graph.initializer.add().CopyFrom(helper.make_tensor("minus_one", TensorProto.INT32, [1], [-1]))
+        model.graph.node.insert(0, helper.make_node("Mod", ["total_length", divisor], ["rest"]))
+
+    return change
+
+
 def _inline(model: Any) -> None:
     next(tensor for tensor in model.graph.initializer if tensor.raw_data).dims[:] = [1 << 20, 1 << 10]
 
@@ -330,6 +350,8 @@ HURTFUL: dict[str, tuple[StageName, Change, str]] = {
     "length-more": ("global", _external("length", "64"), "does not lie within global.weights"),
     "offset-beyond": ("global", _external("offset", str(1 << 48)), "does not lie within global.weights"),
     "offset-shared": ("global", _overlap, "two of its tensors share bytes of global.weights"),
+    "modulo-negative": ("global", _remainder("minus_one"), "divides by other than positive numbers"),
+    "modulo-computed": ("global", _remainder("total_length"), "divides by other than positive numbers"),
     "inline-size": ("global", _inline, r"has \d+ bytes of 8589934592"),
 }
 

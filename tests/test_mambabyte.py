@@ -24,6 +24,7 @@ from edgeblt.measure.reference import Text
 from edgeblt.model import Model
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.runtime import native
+from interruptions import InterruptAt
 from mambabyte_models import mambabyte_config, random_mambabyte, random_weights, write_mambabyte
 
 SEEDS = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))]
@@ -262,6 +263,28 @@ def test_an_interrupted_session_is_where_it_was(model: Model, monkeypatch: pytes
         session.feed(ids[50:])
     assert session.position == 50
     assert session.feed(ids[50:]).tobytes() == model.session().feed(ids)[50:].tobytes()
+
+
+@pytest.mark.parametrize("position", [40, 170])
+def test_an_interrupted_rollback_is_whole_or_none(model: Model, position: int) -> None:
+    """Interrupted at any line; there are states after 160 and 200 ids, and none before 40."""
+    ids, line, finished = ids_of(random_bytes(7, 220)), 0, False
+    whole = model.session().feed(ids)
+    while not finished:
+        line += 1
+        session = model.session()
+        session.feed(ids[:160])
+        session.feed(ids[160:200])
+        with InterruptAt(line):
+            try:
+                session.rollback(position)
+                finished = True
+            except KeyboardInterrupt:
+                pass
+        assert session.position in (200, position)
+        rest = ids[session.position :]
+        np.testing.assert_array_equal(session.feed(rest), whole[-len(rest) :])
+    assert line > 10
 
 
 def test_without_the_library_it_computes_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from edgeblt.model import Model
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.runtime import native
 from edgeblt.runtime.causal.session import CausalSession
+from interruptions import InterruptAt
 from overencoded_models import overencoded_config, overencoded_document, random_overencoded, write_overencoded
 
 SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 40))]
@@ -189,6 +190,30 @@ def test_saved_and_forked_sessions_go_on(model: Model, tmp_path: Path) -> None:
     copy.start_from(session.snapshot())
     for other in (session.fork(), model.restore(tmp_path / "saved"), copy):
         assert other.feed(ids[130:]).tobytes() == whole[130:].tobytes()
+
+
+@pytest.mark.parametrize(("operation", "end"), [("feed", 262), ("rollback", 30)])
+def test_an_interruption_at_any_line_loses_nothing(model: Model, operation: str, end: int) -> None:
+    """The chunk after position 250 makes the cache larger."""
+    ids, line, finished = random_ids(8, 300), 0, False
+    whole = model.session().feed(ids)
+    while not finished:
+        line += 1
+        session = model.session()
+        session.feed(ids[:250])
+        with InterruptAt(line):
+            try:
+                if operation == "feed":
+                    session.feed(ids[250:end])
+                else:
+                    session.rollback(end)
+                finished = True
+            except KeyboardInterrupt:
+                pass
+        assert session.position in (250, end)
+        position = session.position
+        assert session.feed(ids[position:]).tobytes() == whole[position:].tobytes(), line
+    assert line > 10
 
 
 def test_drafts_do_not_change_a_text(model: Model) -> None:

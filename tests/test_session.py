@@ -1,11 +1,10 @@
 """What must hold of a session however it is used: exact, bounded, safe to interrupt, independent of others."""
 
 import random
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.runtime.session import ROLLBACK_BYTES
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.state.cache import PIECE_BYTES
+from interruptions import InterruptAt
 
 WINDOWS, NO_WINDOWS = 2, 42  # seeds: windows everywhere and a maximum patch length; none of these
 COMMON = 150
@@ -200,33 +200,6 @@ def test_an_interrupted_chunk_leaves_no_trace(
     text.feed(session.fork(), LONGEST)
     session.rollback(LONGEST - 10)
     text.feed(session, LONGEST)
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at the n-th line that the session, its stages and its memory execute."""
-
-    FILES = tuple(f"{name}.py" for name in ("session", "stage", "sequence", "cache", "histories"))
-
-    def __init__(self, line: int) -> None:
-        self.left = line
-
-    def __enter__(self) -> "InterruptAt":
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        inside = "edgeblt" in frame.f_code.co_filename and frame.f_code.co_filename.endswith(self.FILES)
-        return self._count if inside else None
-
-    def _count(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self._count
 
 
 @pytest.mark.parametrize("operation", ["feed", "rollback"])

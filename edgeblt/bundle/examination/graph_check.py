@@ -19,8 +19,6 @@ from edgeblt.bundle.examination import operators
 from edgeblt.bundle.examination.function_digest import digest
 from edgeblt.bundle.examination.graph_step import ShapeRule, Shapes, Step
 from edgeblt.bundle.examination.onnx_graph import (
-    INT32,
-    INT64,
     Graph,
     Node,
     OnnxModel,
@@ -335,10 +333,7 @@ def _contract_shape(dims: tuple[int | str, ...]) -> Shape:
 
 def _integers(tensor: Tensor) -> tuple[Size, ...] | None:
     """The elements of a small tensor of integers, where they lie in the graph."""
-    if tensor.type not in (INT32, INT64) or tensor.external is not None or len(tensor.dims) > 1:
+    if len(tensor.dims) > 1 or tensor.size > 8 * _LONGEST_LIST:
         return None
-    if tensor.size > 8 * _LONGEST_LIST:
-        return None
-    if tensor.content is None:
-        return fixed(map(int, tensor.numbers))
-    return fixed(memoryview(bytes(tensor.content)).cast("i" if tensor.type == INT32 else "q"))
+    found = tensor.integers
+    return None if found is None else fixed(found)

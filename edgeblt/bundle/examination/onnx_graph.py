@@ -41,6 +41,15 @@ class Tensor:
         """Size of all elements in bytes."""
         return -(-math.prod(self.dims) * ELEMENT_BITS.get(self.type, 0) // 8)
 
+    @property
+    def integers(self) -> list[int] | None:
+        """The elements of a tensor of integers that lie in the graph; None for any other."""
+        if self.type not in (INT32, INT64) or self.external is not None:
+            return None
+        if self.content is None:
+            return list(map(int, self.numbers))
+        return memoryview(bytes(self.content)).cast("i" if self.type == INT32 else "q").tolist()
+
 
 @dataclass(frozen=True)
 class Value:

@@ -101,6 +101,17 @@ def _reduce(step: Step) -> list[Shape]:
     return [tuple(size for index, size in enumerate(shape) if index not in axes)]
 
 
+def _remainder(step: Step) -> list[Shape]:
+    """The least integer modulo -1 ends the process in ONNX Runtime, so that divisors must be known to be positive."""
+    name = step.node.inputs[1]
+    if name not in (spec.name for spec in step.known.contract.settings):  # a setting is what the manifest says
+        tensor = step.known.tensors.get(name)
+        divisors = tensor.integers if tensor else None
+        if divisors is None or min(divisors, default=1) < 1:
+            raise step.wrong("divides by other than positive numbers of the graph")
+    return broadcast_rule(step)
+
+
 def _reshape(step: Step) -> list[Shape]:
     shape, wanted = step.shape(0), list(step.integers(1))
     if len(wanted) > 8 or wanted.count(Size(-1)) > 1:
@@ -202,13 +213,14 @@ RULES: Mapping[tuple[str, str], ShapeRule] = {
     **attention_rules.RULES,
     **portable_rules.RULES,
     **recurrence_rules.RULES,
-    **{("", name): broadcast_rule for name in ("Equal", "Greater", "Mod", "Mul", "Where")},
+    **{("", name): broadcast_rule for name in ("Equal", "Greater", "Mul", "Where")},
     **{("", name): same_rule for name in ("Cast", "CumSum", "Gelu", "Identity", "Relu", "Softmax")},
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Expand"): _expand,
     ("", "Gather"): _gather,
     ("", "MatMul"): _matmul,
+    ("", "Mod"): _remainder,
     ("", "Add"): _add,
     ("", "Pad"): _pad,
     ("", "ReduceSum"): _reduce,

@@ -84,7 +84,9 @@ class CausalSession(Session):
             raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
         with self._turn:
             self._settle()
+            self._unsettled = position
             self.state.rewind(position)
+            self._unsettled = None
 
     def fork(self) -> "CausalSession":
         """An independent session in the same state."""

@@ -73,7 +73,9 @@ class RecurrentSession(Session):
             raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
         with self._turn:
             self._settle()
+            self._unsettled = position
             self.state.rewind(position)
+            self._unsettled = None
 
     def fork(self) -> "RecurrentSession":
         """An independent session in the same state."""
