@@ -81,8 +81,8 @@ def run(bundle: Path, count: int, limit: int | None) -> dict[str, Any]:
     with edgeblt.load(bundle, threads=1) as model:
         rates = [_microseconds(model.session(), ids) for _ in range(2)]
         started = time.perf_counter()
-        model.session().feed(np.concatenate([[BOS], OFFSET + chance.integers(0, 256, 8 * count)]))
-        prompt = 8 * count / (time.perf_counter() - started)
+        model.session().feed(np.concatenate([[BOS], OFFSET + chance.integers(0, 256, count)]))
+        prompt = count / (time.perf_counter() - started)
         size = sum(file.stat().st_size for file in bundle.iterdir())
     memory = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     resident = {name: 1024 * int(memory[name].split()[0]) for name in ("RssAnon", "RssFile", "VmHWM")}
@@ -119,7 +119,7 @@ def main() -> None:
     making.add_argument("--gigabytes", type=float, default=8.0)
     running = commands.add_parser("run")
     running.add_argument("bundle", type=Path)
-    running.add_argument("--bytes", type=int, default=2000)
+    running.add_argument("--bytes", type=int, default=1000)
     running.add_argument("--limit", type=int, help="megabytes")
     found = parser.parse_args()
     made = found.command == "make"
