@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +135,7 @@ def weight_bytes_per_token(model: Any) -> int:
 
 def _opened(path: Path) -> tuple[Any, Any]:
     """Tokenizer and model of a directory."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise EdgebltError(f"{path} is no directory; give one that holds a causal model and its tokenizer")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     verbosity = logging.get_verbosity()
