@@ -291,13 +291,12 @@ IN_THE_REPOSITORY = ("mambabyte", "overencoded")  # models in tests/models
 
 def make_compared(work: Path, stages: tuple[str, ...], name: str, megabytes: float) -> None:
     """Runs stages of a model to compare; a corpus that is there already is taken as it is."""
-    texts = REPOSITORY / "edgeblt/data/texts"
     if "corpus" in stages and not (work / "rows.pt").exists():
         make_corpus(work)
     if "train" in stages:
         runs.train_model(work, name, megabytes)
     if "card" in stages:
-        made = runs.make_card(work, name, megabytes, texts)
+        made = runs.make_card(work, name, megabytes, REPOSITORY / "edgeblt/data/texts")
         if name in IN_THE_REPOSITORY:
             shutil.copytree(made, REPOSITORY / "tests/models" / name, dirs_exist_ok=True)
 
