@@ -37,6 +37,7 @@ Dimension = int | str
 MICROSOFT, EDGEBLT = "com.microsoft", "edgeblt"  # domains of operators beside ONNX's own
 GROUP = 16  # rows of dense weights that lie side by side in a bundle (quant/formats/interleaved_layout.py)
 
+FURTHER = "further_logits"  # output of a stage that guesses ids after the next, where it does
 STATE_WIDTH = 3  # numbers that edgeblt::EntropyPatch carries from byte to byte
 
 

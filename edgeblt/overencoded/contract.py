@@ -6,6 +6,7 @@ Symbolic dimension: T ids of the chunk, at least 1.
 from collections.abc import Mapping
 
 from edgeblt.bundle.contract import (
+    FURTHER,
     CacheFormat,
     StageContract,
     StageName,
@@ -19,7 +20,6 @@ from edgeblt.errors import EdgebltError
 from edgeblt.overencoded.config import OverEncodedConfig
 
 STAGE: StageName = "causal"
-FURTHER = "further_logits"  # for the ids after the next
 
 
 def overencoded_contracts(

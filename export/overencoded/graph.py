@@ -3,14 +3,13 @@
 import numpy as np
 import onnx_ir as ir
 
-from edgeblt.bundle.contract import StageContract
+from edgeblt.bundle.contract import FURTHER, StageContract
 from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.overencoded.names import EMBEDDING, HEAD, PROJECTION, TABLES
 from edgeblt.overencoded.config import OverEncodedConfig
-from edgeblt.overencoded.contract import FURTHER
 
 
 def causal_graph(source: WeightSource, contract: StageContract) -> BuiltStage:
@@ -44,9 +43,8 @@ def _embeddings(stack: TransformerStack, config: OverEncodedConfig) -> ir.Value:
     total = graph.op("Mul", total, graph.number(1 / tables.divisor))
     if not tables.excluded:
         return total
-    marks = tables.cuts * 0
-    marks[list(tables.excluded)] = 1
-    is_excluded = graph.op("Gather", graph.constant(marks.astype(bool)), ids)
+    excluded = np.isin(np.arange(tables.vocab_size), tables.excluded)
+    is_excluded = graph.op("Gather", graph.constant(excluded), ids)
     return graph.op("Where", graph.op("Unsqueeze", is_excluded, graph.constant([1])), embedded, total)
 
 

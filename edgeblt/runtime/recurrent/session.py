@@ -4,33 +4,25 @@ Ids are those of every architecture: byte b is id b + 4. The model has no BOS of
 the same, and its logits say that any byte is as likely as another.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from edgeblt.arguments import checked_ids, whole_number
 from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET
-from edgeblt.runtime.buffers import Chunk, Take
-from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
+from edgeblt.runtime.buffers import Chunk
+from edgeblt.runtime.one_stage.session import OneStageSession
+from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs
 from edgeblt.runtime.recurrent.runner import StateRunner
 from edgeblt.runtime.recurrent.state import RecurrentState
-from edgeblt.runtime.session import Session
-from edgeblt.runtime.stage_work import StageWork
-from edgeblt.runtime.state.snapshot import StateSnapshot
-from edgeblt.runtime.turn import Turn
 
 _NOWHERE = 1 << 62
 BYTE_VALUES = 256
 NEVER = np.float32(-1e4)  # logit of the ids that are no bytes; finite, so that distributions can be compared
 
 
-class RecurrentSession(Session):
+class RecurrentSession(OneStageSession):
     """One sequence on one model, made by `Model.session`; used as `Session` says.
 
     Its model has one stage, whose first input is `bytes` [T], whose first output `logits` [T, 256], and whose others
@@ -40,83 +32,20 @@ class RecurrentSession(Session):
     ids where bytes came one by one, at most a chunk and 64 after longer reading, and further back from the beginning.
     """
 
+    _runner: StateRunner
+
     def __init__(self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
-        self.config, self._graphs, self._threshold = config, graphs, threshold
-        ((self._stage, contract),) = graphs.contracts.items()
+        super().__init__(config, graphs, threshold)
+        contract = graphs.contracts[self._stage]
         shapes = [tuple(size for size in spec.shape if isinstance(size, int)) for spec in contract.inputs[1:]]
         self.state = self._recurrent = RecurrentState(shapes)
         self._runner = StateRunner(contract, graphs[self._stage])
         self._one = np.empty(1, np.int64), np.empty((1, BYTE_VALUES), np.float32)
-        self._unsettled = None
-        self._at_work = None
-        self._turn = Turn()
-
-    @property
-    def work(self) -> dict[StageName, StageWork]:
-        """Runs, positions and seconds of the stage in this session so far, as a copy."""
-        return {self._stage: replace(self._runner.work)}
 
     @property
     def cache_bytes(self) -> dict[StageName, int]:
         """Bytes of the states that are kept, which do not grow."""
         return {self._stage: self._recurrent.nbytes}
-
-    def rollback(self, position: int) -> None:
-        """Forget everything after the first ids.
-
-        position: how many ids to keep, from 0 to the session's own position.
-
-        Raises EdgebltError for another position.
-        """
-        position = whole_number("position", position, None)
-        if not 0 <= position <= self.position:
-            raise EdgebltError(f"cannot roll back to position {position}; this session is at {self.position}")
-        with self._turn:
-            self._settle()
-            self._unsettled = position
-            self.state.rewind(position)
-            self._unsettled = None
-
-    def fork(self) -> "RecurrentSession":
-        """An independent session in the same state."""
-        with self._turn:
-            self._settle()
-            other = RecurrentSession(self.config, self._graphs, self._threshold)
-            other.state.copy_from(self.state)
-            return other
-
-    def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
-        text = self.saved_text
-        with self._turn:
-            self._settle()
-            self._read_rest()
-            copy = self.state.snapshot(earlier)
-        if text:  # the session was looked at, not used
-            self._turns_of_text = self._turn.count
-        return copy
-
-    def read_ahead(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """Zeros, as there is no patcher."""
-        checked_ids(ids, self.config.vocab_size)
-        return np.zeros(self.config.vocab_size, np.float32)
-
-    @contextmanager
-    def within_patch(self) -> Iterator[Callable[[int], NDArray[np.float32]]]:
-        raise EdgebltError("this model has no patches to decode within; draft with ngram")
-        yield
-
-    def _settle(self) -> None:
-        """Return to where the session was before an operation that an exception or Ctrl-C cut short: no run changes
-        the states that it starts from."""
-        self._graphs.check()
-        if self._unsettled is not None:
-            self._runner.release()
-            self.state.rewind(self._unsettled)
-            self._unsettled = None
-
-    def _advance(self, ids: NDArray[np.int64], take: Take) -> None:
-        for piece in slices(slice(0, len(ids)), CHUNK_BYTES):
-            take(self._read_piece(ids[piece]))
 
     def _read_piece(self, ids: NDArray[np.int64]) -> Chunk:
         state, start, count = self._recurrent, self.state.position, len(ids)
@@ -132,7 +61,7 @@ class RecurrentSession(Session):
         state.position = start + count
         return Chunk(start, logits, np.zeros(count, np.float32), np.ones(count, np.bool_))
 
-    def _read_rest(self) -> None:
+    def _make_copyable(self) -> None:
         """Read the ids that were left for later when the session was rolled back."""
         state = self._recurrent
         while state.now.position < state.position:

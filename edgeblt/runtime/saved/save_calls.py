@@ -30,6 +30,10 @@ class SaveCalls:
     def _settle(self) -> None:
         raise NotImplementedError
 
+    def _make_copyable(self) -> None:
+        """Bring the state to its position: it may have read further, or less."""
+        self._patch_reader.forget_ahead()
+
     def save(self, path: str | Path) -> None:
         """Save this session to a file, from which `Model.restore` makes one that goes on as this one would.
 
@@ -73,7 +77,7 @@ class SaveCalls:
         text = self.saved_text
         with self._turn:
             self._settle()
-            self._patch_reader.forget_ahead()
+            self._make_copyable()
             copy = self.state.snapshot(earlier)
         if text:  # the session was looked at, not used
             self._turns_of_text = self._turn.count

@@ -1,0 +1,1 @@
+"""Sequences on models of one stage: what their sessions share, whatever the state is."""
