@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgeblt.export.checkpoints.checkpoint import Checkpoint
-    from edgeblt.export.checkpoints.files.stored_weights import StoredWeight
+    from edgeblt.export.checkpoints.files.stored_weights import StoredPart, StoredWeight
     from edgeblt.measure.reference import ReferenceRow
 
 Shape = tuple[int, ...]
@@ -41,6 +41,21 @@ class CheckpointForm:
     unused: list[str]
     files: dict[str, Path]
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def reading(
+        cls,
+        config: Any,
+        weights: "dict[str, StoredWeight]",
+        stored: "Mapping[str, StoredPart]",
+        config_file: Path,
+        notes: tuple[str, ...],
+    ) -> "CheckpointForm":
+        """The content of a directory with a configuration file and these stored tensors, of which weights are made."""
+        used = {part for weight in weights.values() for part in weight.parts}
+        unused = sorted(part.name for part in stored.values() if part not in used)
+        files = sorted({part.file for part in stored.values()})
+        return cls(config, weights, unused, {file.name: file for file in (config_file, *files)}, notes)
 
 
 class CheckpointReference(Protocol):
@@ -66,7 +81,6 @@ class WorkbenchArchitecture:
     card: part of a bundle's model card: a heading, and a table or sentences.
     calibrate: the functions of calibration and texts of ids to a run of these through the model; see
         `quant.calibration.forward.Forward`. None: `quant` runs it itself.
-    with_bos: whether those texts are ids with BOS before them; else they are bytes.
     reference: an opened checkpoint and torch's device to its reference.
     """
 
@@ -78,7 +92,6 @@ class WorkbenchArchitecture:
     card: Callable[[Any], tuple[str, str]]
     reference: "Callable[[Checkpoint, str], CheckpointReference]"
     calibrate: "Callable[[Any, Any, Any, Any, Sequence[Tensor]], None] | None" = field(default=None)
-    with_bos: bool = False
 
 
 def workbench_architecture(name: str) -> WorkbenchArchitecture:

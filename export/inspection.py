@@ -10,6 +10,7 @@ from edgeblt.export.architectures import workbench_architecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.plan import plan_checkpoint
 from edgeblt.inspection import Inspection, Part
+from edgeblt.quant.recipes.recipe import TABLES
 
 
 def inspect_checkpoint(
@@ -21,7 +22,7 @@ def inspect_checkpoint(
     """
     plans = plan_checkpoint(checkpoint, recipes, typical_bytes_per_patch(checkpoint.config.patching, bytes_per_patch))
     names = checkpoint.names()
-    tables = [name for name in names if name.endswith(".hash_tables")]
+    tables = [name for name in names if name.endswith(TABLES)]
     parts = []
     config = checkpoint.config
     for stage in architecture(config.architecture).stages:

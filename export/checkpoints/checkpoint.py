@@ -12,9 +12,11 @@ a BLT, other architectures having theirs in their own folders:
     cross, cross.{i}   query_norm, key_norm, query, key, value, output
 """
 
+import functools
 import hashlib
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,8 @@ from edgeblt.export.architectures import open_other_form, workbench_architecture
 from edgeblt.export.checkpoints.compressed_form import CompressionRecord, is_compressed, open_compressed_form
 from edgeblt.export.checkpoints.files.checkpoint_files import CONFIG
 from edgeblt.export.checkpoints.files.stored_weights import (
+    FloatingParts,
     FloatingWeight,
-    FusedWeight,
-    JoinedWeight,
     PrunedTable,
     Shape,
     StoredWeight,
@@ -41,6 +42,8 @@ from edgeblt.export.checkpoints.transformers_form import open_transformers_form
 from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.hub.repository import local_checkpoint
 from edgeblt.quant.formats.weight_format import WeightFormat
+
+_KEPT_NUMBERS = 1 << 26  # numbers of a model whose weights a reference keeps; those of a larger one are read again
 
 
 class Checkpoint:
@@ -83,9 +86,7 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         """Whether any weight is stored in other than floating-point numbers, or without some of its rows."""
-        return any(
-            not isinstance(weight, FloatingWeight | FusedWeight | JoinedWeight) for weight in self._weights.values()
-        )
+        return any(not isinstance(weight, FloatingWeight | FloatingParts) for weight in self._weights.values())
 
     @property
     def has_own_formats(self) -> bool:
@@ -126,6 +127,14 @@ class Checkpoint:
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop` along the first axis: for hash tables larger than memory. Raises as `tensor` does."""
         return self._weights[name].rows(start, stop)
+
+    def exact_tensors(self) -> Callable[[str], NDArray[np.float32]]:
+        """A reader of weights for a reference, which keeps those of a small model. Raises EdgebltError where weights
+        are quantized."""
+        if self.is_quantized:
+            raise EdgebltError(f"{self.path} is quantized; give the checkpoint it was made from as the reference")
+        is_small = sum(math.prod(weight.shape) for weight in self._weights.values()) <= _KEPT_NUMBERS
+        return functools.cache(self.tensor) if is_small else self.tensor
 
     def row_index(self, name: str) -> NDArray[np.int32] | None:
         """The stored row for each row of hash tables of which some were dropped, else None. Raises as `tensor` does."""

@@ -16,12 +16,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgeblt.bundle.architectures import FIRST, ByteModelConfig, architecture
 from edgeblt.bundle.dataclass_json import dataclass_document, parse_dataclass
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.files.bitsandbytes import BitsAndBytes4Weight
+from edgeblt.export.checkpoints.files.checkpoint_files import readable_object
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor, stored_tensors
 from edgeblt.export.checkpoints.files.stored_weights import (
     FloatingWeight,
@@ -125,7 +125,7 @@ def parts_of(name: str, shape: Shape, format: WeightFormat) -> dict[str, tuple[s
 
 def is_compressed(directory: Path) -> bool:
     """Whether `config.json` is that of a compressed checkpoint; False for an unreadable one, which others refuse."""
-    document = _document(directory / CONFIG)
+    document = readable_object(directory / CONFIG, _CONFIG_LIMIT)
     return document is not None and MARK in document
 
 
@@ -137,7 +137,7 @@ def holds_compressed_form(directory: Path) -> bool:
 def open_compressed_form(directory: Path) -> CompressedForm:
     """Read the configuration and the weights' header. Raises EdgebltError."""
     file = directory / CONFIG
-    document = _document(file) or {}
+    document = readable_object(file, _CONFIG_LIMIT) or {}
     if type(document.get(MARK)) is not int or document[MARK] != FORMAT_VERSION:  # true is no integer
         raise EdgebltError(
             f"{file} has format version {document.get(MARK)!r:.40}; this edgeblt reads {FORMAT_VERSION}: quantize again"
@@ -166,13 +166,3 @@ def config_document(config: ByteModelConfig, record: CompressionRecord) -> str:
 def _texts(record: CompressionRecord) -> Iterator[str]:
     yield from (record.recipe.name, record.source, record.calibration, *record.made_by, *record.made_by.values())
     yield from record.relative_error
-
-
-def _document(file: Path) -> dict[str, Any] | None:
-    try:
-        if not os.path.isfile(file) or file.stat().st_size > _CONFIG_LIMIT:
-            return None
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None  # read again, and reported, as transformers' form
-    return document if isinstance(document, dict) else None

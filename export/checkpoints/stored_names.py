@@ -23,7 +23,7 @@ _STAGES = {
     "global": "model.global_transformer.",
     "decoder": "model.local_decoder.",
 }  # prefixes
-_PARTS = {
+TRANSFORMERS_PARTS = {
     "embedding": "embed_tokens",
     "patch_projection": "patch_embedding_projection",
     "projection": "token_embedding_projection",
@@ -86,7 +86,7 @@ class _Names(NamedTuple):
         return f"{self.stages[stage]}{self.parts[part]}.weight"
 
 
-_TRANSFORMERS = _Names(_STAGES, _PARTS, _PARTS, _CROSS_PARTS)
+_TRANSFORMERS = _Names(_STAGES, TRANSFORMERS_PARTS, TRANSFORMERS_PARTS, _CROSS_PARTS)
 _META = _Names(META_STAGES, _META_PARTS, _META_LAYER_PARTS, _META_CROSS_PARTS)
 
 

@@ -11,9 +11,11 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
     checkpoint_file,
     exists,
+    of_shape,
     read_json,
     read_weights,
     refuse_no_directory,
+    stored_tensor,
 )
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
 from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
@@ -51,13 +53,7 @@ class TransformersForm:
         tensor = self._find(name)
         if self.bitsandbytes and isinstance(tensor, SafetensorsTensor) and is_bitsandbytes(tensor, self._companion):
             return bitsandbytes_weight(tensor, shape, self._companion)
-        if tensor.shape != shape:
-            raise EdgebltError(
-                f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
-                f"{list(shape)}; give the config.json and weights of one checkpoint"
-            )
-        _ = tensor.dtype  # refuses integers and 8-bit floats
-        return FloatingWeight(tensor)
+        return FloatingWeight(of_shape(tensor, shape))
 
     def unused(self, weights: Iterable[StoredWeight]) -> list[str]:
         """Names of tensors without effect, as they are stored."""
@@ -83,11 +79,7 @@ class TransformersForm:
                 f"{self.listing} is of a BltModel, which has no {TRANSFORMERS_HEAD} to generate with; save the "
                 "BltForCausalLM that it is part of"
             )
-        if wanted not in self.stored:
-            raise EdgebltError(
-                f"{self.listing} has no tensor {wanted!a}, which config.json asks for; give the complete checkpoint"
-            )
-        return self.stored[wanted]
+        return stored_tensor(self.listing, self.stored, wanted)
 
 
 def open_transformers_form(directory: Path, strict: bool = False) -> TransformersForm:

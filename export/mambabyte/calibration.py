@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgeblt.ids import OFFSET
 from edgeblt.mambabyte.config import MambaByteConfig
 from edgeblt.quant.calibration.activations import Values, each
 from edgeblt.quant.calibration.forward import Lookup, Multiply, Read
@@ -22,9 +23,9 @@ _TOGETHER = 64  # bytes whose states are in memory at a time
 def calibrate_mambabyte(
     config: MambaByteConfig, multiply: Multiply, read: Read, lookup: Lookup, texts: Sequence[Tensor]
 ) -> None:
-    """Run each text of bytes, int64 [T], through the model."""
+    """Run each text of ids, int64 [T] with BOS before its bytes, through the model, which reads the bytes."""
     forward = _Forward(config, multiply, read)
-    hidden = lookup("mamba.embedding", [text[:, None] for text in texts])
+    hidden = lookup("mamba.embedding", [text[1:, None] - OFFSET for text in texts])
     for layer in range(config.layer_count):
         hidden = forward.layer(f"mamba.layers.{layer}", hidden)
     multiply(forward.norm("mamba.norm", hidden), ["mamba.head"], lambda logits: logits)

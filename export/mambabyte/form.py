@@ -1,22 +1,21 @@
 """MambaByte's checkpoints as they are published: mamba-ssm's `config.json` and `pytorch_model.bin`, or safetensors."""
 
-import json
 import math
-import os
 from pathlib import Path
-from typing import Any
 
 from edgeblt.errors import EdgebltError
 from edgeblt.export.architectures import CheckpointForm
 from edgeblt.export.checkpoints.config_section import Findings, Section, only
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
-    JSON_LIMIT,
     checkpoint_file,
+    of_shape,
     read_json,
     read_weights,
+    readable_object,
+    stored_tensor,
 )
-from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
+from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredWeight
 from edgeblt.export.mambabyte.names import EMBEDDING, HEAD, mambabyte_shapes, published_name
 from edgeblt.mambabyte.config import BYTE_VALUES, MambaByteConfig
 
@@ -50,23 +49,15 @@ def open_mambabyte_form(directory: Path, strict: bool) -> CheckpointForm | None:
     listing, stored = read_weights(directory)
     weights: dict[str, StoredWeight] = {}
     for name, shape in mambabyte_shapes(config).items():
-        weights[name] = _weight(listing, stored, EMBEDDING if tied and name == HEAD else name, shape)
-    used = {part for weight in weights.values() for part in weight.parts}
-    unused = sorted(part.name for part in stored.values() if part not in used)
-    files = sorted({part.file for part in stored.values()})
-    return CheckpointForm(config, weights, unused, {file.name: file for file in (directory / CONFIG, *files)}, notes)
+        tensor = stored_tensor(listing, stored, published_name(EMBEDDING if tied and name == HEAD else name))
+        weights[name] = FloatingWeight(of_shape(tensor, shape))
+    return CheckpointForm.reading(config, weights, stored, directory / CONFIG, notes)
 
 
 def _is_mambabyte(directory: Path) -> bool:
     """Whether `config.json` has mamba-ssm's fields, and names no other model."""
-    file = directory / CONFIG
-    try:
-        if not os.path.isfile(file) or file.stat().st_size > JSON_LIMIT:
-            return False
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False  # read again, and reported, as transformers' form
-    return isinstance(document, dict) and {"d_model", "n_layer"} <= document.keys() and "model_type" not in document
+    document = readable_object(directory / CONFIG)
+    return document is not None and {"d_model", "n_layer"} <= document.keys() and "model_type" not in document
 
 
 def parse_mambabyte(document: object, where: Path, strict: bool) -> tuple[MambaByteConfig, bool, tuple[str, ...]]:
@@ -96,19 +87,3 @@ def parse_mambabyte(document: object, where: Path, strict: bool) -> tuple[MambaB
     except EdgebltError as error:
         raise EdgebltError(f"{where}: {error}") from None
     return config, section.boolean("tie_embeddings", True), notes
-
-
-def _weight(listing: Path, stored: Any, name: str, shape: tuple[int, ...]) -> StoredWeight:
-    wanted = published_name(name)
-    tensor: StoredPart | None = stored.get(wanted)
-    if tensor is None:
-        raise EdgebltError(
-            f"{listing} has no tensor {wanted!a}, which config.json asks for; give the complete checkpoint"
-        )
-    if tensor.shape != shape:
-        raise EdgebltError(
-            f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
-            f"{list(shape)}; give the config.json and weights of one checkpoint"
-        )
-    _ = tensor.dtype  # refuses integers and 8-bit floats
-    return FloatingWeight(tensor)

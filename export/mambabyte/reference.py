@@ -1,11 +1,8 @@
 """The reference for MambaByte: the whole row at once in float64."""
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.mambabyte.numerics import mambabyte_logits
@@ -13,8 +10,6 @@ from edgeblt.ids import OFFSET, VOCAB_SIZE, decode
 from edgeblt.mambabyte.config import MambaByteConfig
 from edgeblt.measure.reference import ReferenceRow
 from edgeblt.runtime.recurrent.session import NEVER
-
-_KEPT_WEIGHTS = 1 << 26  # numbers; a larger model's weights are read for each row again
 
 
 class MambaByteReference:
@@ -24,12 +19,9 @@ class MambaByteReference:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Takes an opened checkpoint. Raises EdgebltError for a quantized one."""
-        if checkpoint.is_quantized:
-            raise EdgebltError(f"{checkpoint.path} is quantized; give the checkpoint it was made from as the reference")
         assert isinstance(checkpoint.config, MambaByteConfig)
         self.files, self.name, self._config = checkpoint.files(), checkpoint_name(checkpoint), checkpoint.config
-        small = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names()) <= _KEPT_WEIGHTS
-        self._read = functools.cache(checkpoint.tensor) if small else checkpoint.tensor
+        self._read = checkpoint.exact_tensors()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """Results on `ids` [T] int64, which begin with BOS: after it any byte is as likely as another."""

@@ -53,5 +53,4 @@ ARCHITECTURE = WorkbenchArchitecture(
     card=card,
     reference=reference,
     calibrate=calibrate_overencoded,
-    with_bos=True,
 )

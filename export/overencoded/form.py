@@ -1,21 +1,21 @@
 """Checkpoints of over-encoded byte transformers: `config.json` with Llama's fields, and safetensors or a pickle."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgeblt.bundle.config import Generation, TransformerConfig
 from edgeblt.bundle.over_encoding import OverEncoding
-from edgeblt.errors import EdgebltError, shown
+from edgeblt.errors import EdgebltError
 from edgeblt.export.architectures import CheckpointForm
 from edgeblt.export.checkpoints.config_section import Findings, Section, only
 from edgeblt.export.checkpoints.files.checkpoint_files import (
     CONFIG,
-    JSON_LIMIT,
     checkpoint_file,
+    of_shape,
     read_json,
     read_weights,
+    readable_object,
+    stored_tensor,
 )
 from edgeblt.export.checkpoints.files.stored_weights import (
     FloatingWeight,
@@ -54,7 +54,6 @@ _NEUTRAL = (
     "architectures", "max_position_embeddings", "torch_dtype", "dtype", "transformers_version", "use_cache",
     "initializer_range", "attention_dropout", "pad_token_id", "head_dim",
 )  # fmt: skip
-_LONGEST_SCOPE = 1000  # characters
 
 
 def open_overencoded_form(directory: Path, strict: bool) -> CheckpointForm | None:
@@ -69,21 +68,12 @@ def open_overencoded_form(directory: Path, strict: bool) -> CheckpointForm | Non
     weights: dict[str, StoredWeight] = {}
     for name, shape in overencoded_shapes(config).items():
         weights[name] = _weight(listing, stored, config, EMBEDDING if tied and name == HEAD else name, shape)
-    used = {part for weight in weights.values() for part in weight.parts}
-    unused = sorted(part.name for part in stored.values() if part not in used)
-    files = sorted({part.file for part in stored.values()})
-    return CheckpointForm(config, weights, unused, {file.name: file for file in (directory / CONFIG, *files)}, notes)
+    return CheckpointForm.reading(config, weights, stored, directory / CONFIG, notes)
 
 
 def _is_overencoded(directory: Path) -> bool:
-    file = directory / CONFIG
-    try:
-        if not os.path.isfile(file) or file.stat().st_size > JSON_LIMIT:
-            return False
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False  # read again, and reported, as transformers' form
-    return isinstance(document, dict) and document.get("model_type") == MODEL_TYPE
+    document = readable_object(directory / CONFIG)
+    return document is not None and document.get("model_type") == MODEL_TYPE
 
 
 def parse_overencoded(document: object, where: Path, strict: bool) -> tuple[OverEncodedConfig, bool, tuple[str, ...]]:
@@ -150,7 +140,7 @@ def _spelled(section: Section, names: tuple[str, ...]) -> str | None:
 def _scope(section: Section) -> tuple[int, ...]:
     """Ids in ranges such as `0:4,36:55`, whose ends are left out."""
     text, found = section.text("special_token_scope", "0:4"), set[int]()
-    for part in text[:_LONGEST_SCOPE].split(","):
+    for part in text.split(","):
         begin, colon, end = part.strip().partition(":")
         if not (colon and begin.isdecimal() and end.isdecimal() and len(begin + end) < 9 and int(end) <= VOCAB_SIZE):
             raise section.error("special_token_scope", f"give ranges of ids below {VOCAB_SIZE}, such as 0:4")
@@ -161,27 +151,12 @@ def _scope(section: Section) -> tuple[int, ...]:
 def _weight(
     listing: Path, stored: Mapping[str, StoredPart], config: OverEncodedConfig, name: str, shape: tuple[int, ...]
 ) -> StoredWeight:
-    names = stored_names(name, config.table_count)
-    if name not in (TABLES, PROJECTION):
-        return FloatingWeight(_part(listing, stored, names[0], shape))
-    assert config.tables is not None
+    parts = [stored_tensor(listing, stored, part) for part in stored_names(name, config.table_count)]
     width = config.table_width
+    if name == TABLES and config.tables:
+        return FusedWeight(
+            tuple(of_shape(part, (rows, width)) for part, rows in zip(parts, config.tables.rows, strict=True))
+        )
     if name == PROJECTION:
-        return JoinedWeight(tuple(_part(listing, stored, part, (shape[0], width)) for part in names))
-    sizes = zip(names, config.tables.rows, strict=True)
-    return FusedWeight(tuple(_part(listing, stored, part, (rows, width)) for part, rows in sizes))
-
-
-def _part(listing: Path, stored: Mapping[str, StoredPart], wanted: str, shape: tuple[int, ...]) -> StoredPart:
-    tensor = stored.get(wanted)
-    if tensor is None:
-        raise EdgebltError(
-            f"{listing} has no tensor {shown(wanted)}, which config.json asks for; give the complete checkpoint"
-        )
-    if tensor.shape != shape:
-        raise EdgebltError(
-            f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
-            f"{list(shape)}; give the config.json and weights of one checkpoint"
-        )
-    _ = tensor.dtype  # refuses integers and 8-bit floats
-    return tensor
+        return JoinedWeight(tuple(of_shape(part, (shape[0], width)) for part in parts))
+    return FloatingWeight(of_shape(parts[0], shape))

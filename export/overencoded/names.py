@@ -10,21 +10,11 @@
 import re
 from collections.abc import Iterator
 
+from edgeblt.export.checkpoints.stored_names import TRANSFORMERS_PARTS
 from edgeblt.overencoded.config import OverEncodedConfig
 
 EMBEDDING, TABLES, PROJECTION, HEAD = "causal.embedding", "causal.hash_tables", "causal.table_projection", "causal.head"
 _STORED = {EMBEDDING: "model.embed_tokens.weight", HEAD: "lm_head.weight", "causal.norm": "model.norm.weight"}
-_LAYER = {
-    "attention_norm": "input_layernorm",
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 _OF_LAYER = re.compile(r"causal\.layers\.(\d+)\.(\w+)")
 _OF_FURTHER = re.compile(r"causal\.further\.(\d+)\.head")
 
@@ -36,7 +26,7 @@ def stored_names(name: str, table_count: int) -> list[str]:
     if name == PROJECTION:
         return [f"model.ngram_embeddings.post_projs.{table}.weight" for table in range(table_count)]
     if found := _OF_LAYER.fullmatch(name):
-        return [f"model.layers.{found[1]}.{_LAYER[found[2]]}.weight"]
+        return [f"model.layers.{found[1]}.{TRANSFORMERS_PARTS[found[2]]}.weight"]
     if found := _OF_FURTHER.fullmatch(name):
         return [f"model.future_heads.{found[1]}.weight"]
     return [_STORED[name]]

@@ -1,19 +1,14 @@
 """The reference for over-encoded transformers: the whole row at once in float64."""
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.naming import checkpoint_name
 from edgeblt.export.overencoded.numerics import overencoded_logits
 from edgeblt.ids import VOCAB_SIZE
 from edgeblt.measure.reference import ReferenceRow
 from edgeblt.overencoded.config import OverEncodedConfig
-
-_KEPT_WEIGHTS = 1 << 26  # numbers; a larger model's weights are read for each row again
 
 
 class OverEncodedReference:
@@ -23,12 +18,9 @@ class OverEncodedReference:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Takes an opened checkpoint. Raises EdgebltError for a quantized one."""
-        if checkpoint.is_quantized:
-            raise EdgebltError(f"{checkpoint.path} is quantized; give the checkpoint it was made from as the reference")
         assert isinstance(checkpoint.config, OverEncodedConfig)
         self.files, self.name, self._config = checkpoint.files(), checkpoint_name(checkpoint), checkpoint.config
-        small = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names()) <= _KEPT_WEIGHTS
-        self._read = functools.cache(checkpoint.tensor) if small else checkpoint.tensor
+        self._read = checkpoint.exact_tensors()
 
     def row(self, ids: NDArray[np.int64]) -> ReferenceRow:
         """Results on `ids` [T] int64, which begin with BOS."""

@@ -23,7 +23,7 @@ from edgeblt.export.checkpoints.recipe_source import decoded, encode_weight
 from edgeblt.export.graphs.graph import IR_VERSION, OPSET, graph_value
 from edgeblt.export.graphs.weight_source import Encoded
 from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
-from edgeblt.ids import BOS, OFFSET, encode
+from edgeblt.ids import BOS, encode
 from edgeblt.measure.texts import CALIBRATION_TEXT
 from edgeblt.quant.calibration.activations import Scratch, Values
 from edgeblt.quant.calibration.forward import Forward
@@ -82,10 +82,9 @@ def calibrate(
     calibration = _Calibration(checkpoint, recipe, keeper, scratch, table_rows)
     with torch.inference_mode():
         config, functions = checkpoint.config, (calibration.multiply, calibration.vector, calibration.lookup)
-        architecture, texts = workbench_architecture(config.architecture), calibration_texts(text)
-        if architecture.calibrate:
-            given = texts if architecture.with_bos else [ids[1:] - OFFSET for ids in texts]
-            architecture.calibrate(config, *functions, given)
+        run, texts = workbench_architecture(config.architecture).calibrate, calibration_texts(text)
+        if run:
+            run(config, *functions, texts)
         elif isinstance(config, ModelConfig):
             Forward(config, *functions).run(texts, PatchStarts(config.patching).of_exact)
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
@@ -13,13 +12,8 @@ from edgeblt.quant.calibration.forward import hash_rows
 AT_A_TIME = 1 << 16  # bytes of the text
 
 
-def count_hits(text: bytes, config: ByteModelConfig) -> NDArray[np.int64]:
-    """Number of lookups of each row of the fused tables when `text` is read after BOS: [rows].
-
-    Raises EdgebltError for a model without such tables.
-    """
-    if not isinstance(config, ModelConfig):
-        raise EdgebltError("table_hits is for the hash tables of a BLT; leave it out of the recipe for this model")
+def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
+    """Number of lookups of each row of the fused tables when `text` is read after BOS: [rows]."""
     rows, context = config.hashes.table_count * config.hashes.vocab_size, config.hashes.context
     ids = torch.from_numpy(np.append(BOS, encode(text)))
     hits = np.zeros(rows, np.int64)

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from edgeblt.bundle.held_files import unreadable
 from edgeblt.errors import EdgebltError, shown
@@ -149,3 +150,35 @@ def read_json(file: Path) -> object:
             raise
         raise EdgebltError(f"{file} is not valid JSON; download it again") from None
     return document
+
+
+def readable_object(file: Path, limit: int = JSON_LIMIT) -> dict[str, Any] | None:
+    """The JSON object in a file of at most `limit` bytes; None for any other, which is read again, and reported, by the
+    form that it is left to."""
+    try:
+        if not os.path.isfile(file) or file.stat().st_size > limit:
+            return None
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def stored_tensor(listing: Path, stored: Mapping[str, StoredPart], name: str) -> StoredPart:
+    """The tensor of that name. Raises EdgebltError where `listing` has none."""
+    if name not in stored:
+        raise EdgebltError(
+            f"{listing} has no tensor {name!a}, which config.json asks for; give the complete checkpoint"
+        )
+    return stored[name]
+
+
+def of_shape(tensor: StoredPart, shape: tuple[int, ...]) -> StoredPart:
+    """The tensor, refused where it has another shape, integers or 8-bit floats."""
+    if tensor.shape != shape:
+        raise EdgebltError(
+            f"{tensor.file}: the tensor {tensor.name!a} has shape {list(tensor.shape)}, but config.json asks for "
+            f"{list(shape)}; give the config.json and weights of one checkpoint"
+        )
+    _ = tensor.dtype
+    return tensor

@@ -3,6 +3,7 @@
 Each weight gives float32 rows, to compute with, and its own encoding, to be stored again.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,14 +96,10 @@ class FloatingWeight:
 
 
 @dataclass(frozen=True)
-class FusedWeight:
-    """Floating-point tensors of one width, stacked by rows; only the requested rows are read."""
+class FloatingParts:
+    """Floating-point tensors that are one weight; only the requested rows are read."""
 
     parts: tuple[StoredPart, ...]
-
-    @property
-    def shape(self) -> Shape:
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     @property
     def format(self) -> WeightFormat:
@@ -111,6 +108,21 @@ class FusedWeight:
     @property
     def dtype(self) -> str:
         return "/".join(dict.fromkeys(part.dtype for part in self.parts))
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Matrix: ...
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        return self.rows(start, stop)
+
+
+@dataclass(frozen=True)
+class FusedWeight(FloatingParts):
+    """Tensors of one width, stacked by rows."""
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     def rows(self, start: int, stop: int) -> Matrix:
         result, first = np.empty((stop - start, *self.shape[1:]), np.float32), 0
@@ -122,33 +134,17 @@ class FusedWeight:
             first = last
         return result
 
-    def encoded(self, start: int, stop: int) -> Encoded:
-        return self.rows(start, stop)
-
 
 @dataclass(frozen=True)
-class JoinedWeight:
-    """Floating-point matrices of as many rows, joined along the columns."""
-
-    parts: tuple[StoredPart, ...]
+class JoinedWeight(FloatingParts):
+    """Matrices of as many rows, side by side."""
 
     @property
     def shape(self) -> Shape:
         return self.parts[0].shape[0], sum(part.shape[1] for part in self.parts)
 
-    @property
-    def format(self) -> WeightFormat:
-        return FP32
-
-    @property
-    def dtype(self) -> str:
-        return "/".join(dict.fromkeys(part.dtype for part in self.parts))
-
     def rows(self, start: int, stop: int) -> Matrix:
         return np.concatenate([part.read(start, stop) for part in self.parts], axis=1)
-
-    def encoded(self, start: int, stop: int) -> Encoded:
-        return self.rows(start, stop)
 
 
 @dataclass(frozen=True)
