@@ -21,6 +21,10 @@ from edgeblt.errors import EdgebltError
 _SPARE = 4  # two for each level of nested directories
 
 
+class BeingWrittenError(EdgebltError):
+    """Another process is writing the same file or directory."""
+
+
 @contextmanager
 def whole_directory(path: Path, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
@@ -212,7 +216,7 @@ def _locked(path: Path, partial: Path, flags: int) -> Iterator[_Held]:
         except (BlockingIOError, FileNotFoundError):
             same = False
         if not same:
-            raise EdgebltError(f"{path} is being written by another process; wait for it, or choose another name")
+            raise BeingWrittenError(f"{path} is being written by another process; wait for it, or choose another name")
         yield held
     finally:
         held.close()

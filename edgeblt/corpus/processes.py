@@ -6,7 +6,7 @@ A worker has one task at a time. Where a worker ends before it has answered, its
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
@@ -14,12 +14,10 @@ from typing import NamedTuple
 from edgeblt.bundle.lost_files import explaining_lost_files
 from edgeblt.corpus.job import CorpusJob, Task
 from edgeblt.corpus.opening import BundleOpening
+from edgeblt.corpus.workers import Finish
 from edgeblt.errors import EdgebltError
 
 MOST_TRIES = 3  # workers that may end with the same task
-
-Finish = Callable[[int, int, bytes], None]
-"""Takes the number of a task, the bytes of text in it, and its part of the output."""
 
 
 class _Answer(NamedTuple):

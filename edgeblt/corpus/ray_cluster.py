@@ -7,7 +7,7 @@ actors that ended anew, and their tasks again; parts are the same whoever makes 
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,14 +23,13 @@ from edgeblt.corpus.opening import BundleOpening
 from edgeblt.corpus.reading import TASK_BYTES, read_tasks
 from edgeblt.corpus.scoring import score_task
 from edgeblt.corpus.shipping import ShippedBundle, ship_bundle
-from edgeblt.corpus.workers import Workers
+from edgeblt.corpus.workers import Finish, Workers
 from edgeblt.errors import EdgebltError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray must tell nobody
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ beside our progress
 LOCAL = "local"
 
-Finish = Callable[[int, int, bytes], None]
 Columns = dict[str, Any]
 
 

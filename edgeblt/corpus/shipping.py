@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from edgeblt.bundle.manifest import open_bundle
-from edgeblt.bundle.whole_files import whole_directory
+from edgeblt.bundle.whole_files import BeingWrittenError, whole_directory
 from edgeblt.corpus.opening import BundleOpening
 from edgeblt.errors import EdgebltError
 
@@ -52,7 +52,7 @@ class ShippedBundle:
                         with (partial / name).open("wb") as file:
                             file.write(ray.get(content))
             except EdgebltError as error:
-                waiting = "by another process" in str(error) and time.monotonic() < ends
+                waiting = isinstance(error, BeingWrittenError) and time.monotonic() < ends
                 if not waiting and not copy.exists():  # another worker may have completed it in between
                     raise
                 time.sleep(0.1)

@@ -1,6 +1,7 @@
 """Where a job is computed."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeblt.arguments import whole_number
@@ -9,6 +10,9 @@ from edgeblt.installing import install_hint
 from edgeblt.runtime.machine.cores import check_threads, usable_cores
 
 MOST_PROCESSES = 1024
+
+Finish = Callable[[int, int, bytes], None]
+"""Takes the number of a task, the bytes of text in it, and its part of the output."""
 
 
 @dataclass(frozen=True)
