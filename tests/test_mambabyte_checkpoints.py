@@ -2,15 +2,14 @@
 
 import json
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from checkpoint_changes import change_bytes, change_header, changed_tensor
 from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
@@ -99,22 +98,12 @@ def _change_config(chance: random.Random, directory: Path) -> None:
 
 
 def _change_bytes(chance: random.Random, directory: Path) -> None:
-    file = chance.choice(sorted(directory.iterdir()))
-    content = bytearray(file.read_bytes())
-    for _ in range(chance.randint(1, 4)):
-        content[chance.randrange(min(len(content), 6000))] = chance.randrange(256)
-    file.write_bytes(content[: chance.choice([len(content), chance.randrange(len(content))])])
+    change_bytes(chance, directory, reach=6000)
 
 
 def _change_tensors(chance: random.Random, directory: Path) -> None:
     weights = random_weights(CONFIG, 0)
-    name = chance.choice(sorted(weights))
-    found = weights[name]
-    weights[name] = chance.choice(
-        [found.int(), found[:-1], found.reshape(-1), found * np.nan, found * np.inf, found.to(torch.float8_e5m2)]
-    ).contiguous()
-    if chance.random() < 0.3:
-        del weights[name]
+    found = changed_tensor(chance, weights)
     for file in directory.iterdir():
         file.unlink()
     write_mambabyte(directory, PUBLISHED, weights, pickled=chance.random() < 0.5 and found.dtype == torch.float32)
@@ -122,16 +111,10 @@ def _change_tensors(chance: random.Random, directory: Path) -> None:
 
 def _change_header(chance: random.Random, directory: Path) -> None:
     file = directory / "model.safetensors"
-    if not file.exists():
-        return _change_bytes(chance, directory)
-    content = file.read_bytes()
-    size = struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8 : 8 + size])
-    entry = header[chance.choice(sorted(set(header) - {"__metadata__"}))]
-    entry[chance.choice(["shape", "data_offsets", "dtype"])] = chance.choice([[], [-1], [1 << 62] * 3, "F8", None, [0]])
-    text = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    return None
+    if file.exists():
+        change_header(chance, file)
+    else:
+        _change_bytes(chance, directory)
 
 
 CHANGES: list[Callable[[random.Random, Path], None]] = [_change_config, _change_bytes, _change_tensors, _change_header]
