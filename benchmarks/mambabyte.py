@@ -12,7 +12,6 @@ The last line is JSON.
 import argparse
 import json
 import math
-import struct
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeblt.export.checkpoints.files.safetensors_files import layout
 from edgeblt.export.mambabyte.form import parse_mambabyte
 from edgeblt.export.mambabyte.names import mambabyte_shapes, published_name
 
@@ -40,20 +40,16 @@ def make(shape: str, directory: Path) -> dict[str, Any]:
     config, _, _ = parse_mambabyte(document, Path("config.json"), strict=True)
     shapes, chance = mambabyte_shapes(config), np.random.default_rng(0)
     pool = chance.standard_normal(_POOL, dtype=np.float32)
-    header, end = dict[str, Any](), 0
-    for name, sizes in shapes.items():
-        start, end = end, end + 4 * math.prod(sizes)
-        header[published_name(name)] = {"dtype": "F32", "shape": list(sizes), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    _, header = layout({published_name(name): ("F32", sizes) for name, sizes in shapes.items()})
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(document))
     with (directory / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header)
         for name, sizes in shapes.items():
             numbers = np.resize(np.roll(pool, int(chance.integers(_POOL))), math.prod(sizes))
             file.write(_scaled(name, sizes, numbers).astype("<f4").data)
-    return {"shape": shape, "parameters": sum(map(math.prod, shapes.values())), "bytes": end}
+    count = sum(map(math.prod, shapes.values()))
+    return {"shape": shape, "parameters": count, "bytes": 4 * count}
 
 
 def _scaled(name: str, shape: tuple[int, ...], numbers: np.ndarray) -> np.ndarray:

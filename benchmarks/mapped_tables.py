@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ _GROUPS = {"memory": "memory.limit_in_bytes", ".": "memory.max"}
 
 def make(directory: Path, gigabytes: float) -> dict[str, Any]:
     """Write a checkpoint of random weights, tables in float16 and all else in float32."""
+    from edgeblt.export.checkpoints.files.safetensors_files import layout
     from edgeblt.export.overencoded.form import parse_overencoded
     from edgeblt.export.overencoded.names import TABLES, overencoded_shapes, stored_names
 
@@ -40,7 +40,7 @@ def make(directory: Path, gigabytes: float) -> dict[str, Any]:
     config, _, _ = parse_overencoded(document, Path("config.json"), strict=True)
     chance = np.random.default_rng(0)
     pool = chance.standard_normal(_POOL, dtype=np.float32)
-    header, plan, end = dict[str, Any](), [], 0
+    tensors, scales = dict[str, tuple[str, tuple[int, ...]]](), dict[str, float]()
     for name, shape in overencoded_shapes(config).items():
         sizes = [shape]
         if config.tables and name == TABLES:
@@ -48,24 +48,21 @@ def make(directory: Path, gigabytes: float) -> dict[str, Any]:
         elif len(stored_names(name, config.table_count)) > 1:
             sizes = [(shape[0], config.table_width)] * config.table_count
         for stored, size in zip(stored_names(name, config.table_count), sizes, strict=True):
-            kind = np.dtype(np.float16 if name == TABLES else np.float32)
-            start, end = end, end + kind.itemsize * math.prod(size)
-            header[stored] = {"dtype": f"F{8 * kind.itemsize}", "shape": list(size), "data_offsets": [start, end]}
-            plan.append(
-                (size, kind, 1.0 if len(size) == 1 or name.endswith(("embedding", TABLES)) else size[-1] ** -0.5)
-            )
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+            tensors[stored] = "F16" if name == TABLES else "F32", size
+            is_row = len(size) == 1 or name.endswith(("embedding", TABLES))
+            scales[stored] = 1.0 if is_row else size[-1] ** -0.5
+    slots, header = layout(tensors)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(document))
     with (directory / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for size, kind, scale in plan:
-            numbers, left = (scale * pool).astype(kind), math.prod(size)
+        file.write(header)
+        for stored, (_, size) in tensors.items():
+            numbers, left = (scales[stored] * pool).astype(slots[stored].dtype), math.prod(size)
             while left:
                 part = np.roll(numbers, int(chance.integers(_POOL)))[:left]
                 file.write(part.data)
                 left -= len(part)
+        end = file.tell() - len(header)
     return {"bytes": end, "rows": list(config.tables.rows) if config.tables else []}
 
 
