@@ -14,6 +14,7 @@ from checkpoint_oracle import assert_one_sentence
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
+from edgeblt.export.mambabyte.names import mambabyte_shapes
 from edgeblt.mambabyte.config import MambaByteConfig
 from mambabyte_models import mambabyte_config, random_mambabyte, random_weights, write_mambabyte
 
@@ -32,6 +33,39 @@ def test_a_published_checkpoint(tmp_path: Path, pickled: bool) -> None:
     assert set(opened.files()) == {"config.json", "pytorch_model.bin" if pickled else "model.safetensors"}
     found = opened.tensor("mamba.layers.1.convolution")
     assert found.tobytes() == weights["backbone.layers.1.mixer.conv1d.weight"].numpy().tobytes()
+
+
+NAMES_IN_TRAINING = {
+    "backbone.embedding.weight": "mambabyte.token_embedding.weight",
+    "backbone.layers.1.mixer.A_log": "mambabyte.layers.1.mixer.A_log",
+    "backbone.layers.0.norm.bias": "mambabyte.layers.0.norm.bias",
+    "backbone.norm_f.bias": "mambabyte.final_norm.bias",
+    "lm_head.weight": "lm_head.weight",
+}
+
+
+def in_training(name: str) -> str:
+    """The name that the training repository's modules give a published tensor, by their attributes."""
+    parts = {"backbone": "mambabyte", "embedding": "token_embedding", "norm_f": "final_norm"}
+    return ".".join(parts.get(part, part) for part in name.split("."))
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_the_training_repository_has_names_of_its_own(tmp_path: Path, wrapper: str) -> None:
+    assert all(in_training(name) == named for name, named in NAMES_IN_TRAINING.items())
+    weights = random_weights(CONFIG, 0)
+    renamed = {wrapper + in_training(name): tensor for name, tensor in weights.items()}
+    published = open_checkpoint(write_mambabyte(tmp_path / "published", PUBLISHED, weights))
+    opened = open_checkpoint(write_mambabyte(tmp_path / "model", PUBLISHED, renamed, pickled=True))
+    assert opened.unused_names() == []
+    for name in mambabyte_shapes(CONFIG):
+        assert opened.tensor(name).tobytes() == published.tensor(name).tobytes()
+    (tmp_path / "model" / "pytorch_model.bin").rename(tmp_path / "model" / "mambabyte_353M.pt")
+    with pytest.raises(EdgebltError, match=r"mambabyte_353M\.pt.* rename it to pytorch_model\.bin"):
+        open_checkpoint(tmp_path / "model")
+    del renamed[wrapper + "mambabyte.final_norm.bias"]
+    with pytest.raises(EdgebltError, match=r"has no tensor 'mambabyte\.final_norm\.bias'"):
+        open_checkpoint(write_mambabyte(tmp_path / "damaged", PUBLISHED, renamed, pickled=True))
 
 
 def test_head_and_embedding_can_be_one(tmp_path: Path) -> None:

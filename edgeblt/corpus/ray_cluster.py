@@ -6,7 +6,6 @@ actors that ended anew, and their tasks again; parts are the same whoever makes 
 
 import logging
 import os
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import ray
 import ray.data
 from ray.data.block import BlockMetadata
 
-from edgeblt.corpus.job import CorpusJob
+from edgeblt.corpus.job import CorpusJob, CorpusRow, Task
 from edgeblt.corpus.opening import BundleOpening
 from edgeblt.corpus.reading import TASK_BYTES, read_tasks
 from edgeblt.corpus.scoring import score_task
@@ -29,6 +28,11 @@ from edgeblt.errors import EdgebltError
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray must tell nobody
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ beside our progress
 LOCAL = "local"
+
+_ROW = pa.struct(
+    [("source", pa.int64()), ("number", pa.int64()), ("data", pa.large_binary()), ("problem", pa.string())]
+)
+_TASKS = pa.schema([("number", pa.int64()), ("rows", pa.list_(_ROW)), ("failure", pa.string())])
 
 Columns = dict[str, Any]
 
@@ -60,9 +64,10 @@ def _blocks(job: CorpusJob, done: frozenset[int]) -> Iterable[pa.Table]:
     try:
         for task in read_tasks(job):
             if task.number not in done:
-                yield pa.table({"task": [pickle.dumps(task)], "failure": pa.nulls(1, pa.string())})
+                rows = [row._asdict() for row in task.rows]
+                yield pa.Table.from_pylist([{"number": task.number, "rows": rows, "failure": None}], _TASKS)
     except EdgebltError as error:
-        yield pa.table({"task": pa.nulls(1, pa.binary()), "failure": [str(error)]})
+        yield pa.Table.from_pylist([{"number": -1, "rows": [], "failure": str(error)}], _TASKS)
 
 
 class TaskScorer:
@@ -75,19 +80,19 @@ class TaskScorer:
         except EdgebltError as error:
             self._failure = str(error)
 
-    def __call__(self, batch: Columns) -> Columns:
-        found = [self._scored(task, failure) for task, failure in zip(batch["task"], batch["failure"], strict=True)]
+    def __call__(self, tasks: pa.Table) -> Columns:
+        found = [self._scored(**task) for task in tasks.to_pylist()]
         numbers, sizes, parts, failures = zip(*found, strict=True)
         return {
             "number": np.array(numbers), "size": np.array(sizes), "part": np.array(parts, object),
             "failure": np.array(failures, object),
         }  # fmt: skip
 
-    def _scored(self, packed: bytes | None, failure: str | None) -> tuple[int, int, bytes, str]:
+    def _scored(self, number: int, rows: list[Columns], failure: str | None) -> tuple[int, int, bytes, str]:
         """Number, size and part of a task, or why there is none."""
-        if packed is None or failure or self._failure:
+        if failure or self._failure:
             return -1, 0, b"", failure or self._failure
-        task = pickle.loads(packed)  # made by `_blocks`, and carried by Ray, which pickles all that it carries
+        task = Task(number, tuple(CorpusRow(**row) for row in rows))
         try:
             return task.number, task.size, score_task(self._model, self._job, task), ""
         except EdgebltError as error:
@@ -124,6 +129,7 @@ def _parts(
     return tasks.map_batches(
         TaskScorer,
         batch_size=1,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
         fn_constructor_args=(opening, shipped, job),
         num_cpus=workers.threads,

@@ -1,4 +1,7 @@
-"""MambaByte's checkpoints as they are published: mamba-ssm's `config.json` and `pytorch_model.bin`, or safetensors."""
+"""MambaByte's checkpoints as they are published: mamba-ssm's `config.json` and `pytorch_model.bin`, or safetensors.
+
+Names may also be those of MambaByte's training repository, whose state dictionaries come without a `config.json`.
+"""
 
 import math
 from pathlib import Path
@@ -16,7 +19,7 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
     stored_tensor,
 )
 from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredWeight
-from edgeblt.export.mambabyte.names import EMBEDDING, HEAD, mambabyte_shapes, published_name
+from edgeblt.export.mambabyte.names import EMBEDDING, HEAD, mambabyte_shapes, published_name, training_name
 from edgeblt.mambabyte.config import BYTE_VALUES, MambaByteConfig
 
 NORM_EPSILON = 1e-5  # mamba-ssm's, which its configuration does not state
@@ -47,9 +50,10 @@ def open_mambabyte_form(directory: Path, strict: bool) -> CheckpointForm | None:
         return None
     config, tied, notes = parse_mambabyte(read_json(checkpoint_file(directory, CONFIG)), directory / CONFIG, strict)
     listing, stored = read_weights(directory)
+    name_of = training_name if training_name(EMBEDDING) in stored else published_name
     weights: dict[str, StoredWeight] = {}
     for name, shape in mambabyte_shapes(config).items():
-        tensor = stored_tensor(listing, stored, published_name(EMBEDDING if tied and name == HEAD else name))
+        tensor = stored_tensor(listing, stored, name_of(EMBEDDING if tied and name == HEAD else name))
         weights[name] = FloatingWeight(of_shape(tensor, shape))
     return CheckpointForm.reading(config, weights, stored, directory / CONFIG, notes)
 

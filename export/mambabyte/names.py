@@ -6,6 +6,9 @@
                  out_proj
 
 The biases of norms are there where these are LayerNorms.
+
+Sources: state-spaces/mamba, `mamba_ssm/models/mixer_seq_simple.py`; jxiw/MambaByte, `src/mambabyte`, where models were
+trained.
 """
 
 import re
@@ -33,6 +36,11 @@ _LAYER = {
     "skip": "mixer.D",
     "out_proj": "mixer.out_proj.weight",
 }
+_IN_TRAINING = {
+    "backbone.embedding.": "mambabyte.token_embedding.",
+    "backbone.layers.": "mambabyte.layers.",
+    "backbone.norm_f.": "mambabyte.final_norm.",
+}  # prefixes; the head has one name
 _OF_LAYER = re.compile(r"mamba\.layers\.(\d+)\.(\w+)")
 
 
@@ -40,6 +48,15 @@ def published_name(name: str) -> str:
     """The name in mamba-ssm's checkpoints."""
     found = _OF_LAYER.fullmatch(name)
     return f"backbone.layers.{found[1]}.{_LAYER[found[2]]}" if found else _PUBLISHED[name]
+
+
+def training_name(name: str) -> str:
+    """The name in the files that MambaByte's training repository saves."""
+    published = published_name(name)
+    for prefix, in_training in _IN_TRAINING.items():
+        if published.startswith(prefix):
+            return in_training + published.removeprefix(prefix)
+    return published
 
 
 def mambabyte_shapes(config: MambaByteConfig) -> dict[str, tuple[int, ...]]:
