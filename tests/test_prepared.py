@@ -23,6 +23,7 @@ from checkpoint_oracle import assert_one_sentence
 from conftest import Exported
 from edgeblt.bundle.contract import STAGES, stage_contracts
 from edgeblt.bundle.examination.external_data import ALIGNMENT, align_external_data
+from edgeblt.bundle.examination.graph_check import check_graph
 from edgeblt.bundle.manifest import (
     MANIFEST,
     Bundle,
@@ -212,6 +213,36 @@ def test_every_buffer_is_aligned(shelf: Shelf) -> None:
     graphs = list(beside(shelf.prepared()).glob("*.onnx"))
     places = [offset for graph in graphs for offset, _ in packed_buffers(graph)]
     assert len(places) > 10 and not any(offset % ALIGNMENT for offset in places)
+
+
+@pytest.mark.parametrize("divisor", ["two", "zero", "minus_one", "total_length", "rounded"])
+def test_integers_are_divided_by_positive_numbers_alone(divisor: str, shelf: Shelf) -> None:
+    """Division by 0, and of the least integer by -1, would end the process; numbers of other types have infinities."""
+    bundle = open_bundle(shelf.prepared())
+    contract = stage_contracts(bundle.manifest.config)["global"]
+    model = onnx.load(beside(bundle.path) / "global.onnx", load_external_data=False)
+    for name, numbers in {"two": [2], "zero": [0], "minus_one": [-1]}.items():
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], numbers))
+    model.graph.initializer.append(helper.make_tensor("root", TensorProto.FLOAT, [1], [2.0]))
+    nodes = [
+        helper.make_node("Sqrt", ["root"], ["float"]),
+        helper.make_node("Div", ["root", "float"], ["quotient"]),
+        helper.make_node("Div", ["float", "quotient"], ["other"]),
+        helper.make_node("Cast", ["other"], ["rounded"], to=TensorProto.INT64, saturate=1),
+        helper.make_node("Cast", ["total_length"], ["length"], to=TensorProto.INT64, saturate=1),
+        helper.make_node("Div", ["length", divisor], ["divided"]),
+    ]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    sizes = {"global.weights": (beside(bundle.path) / "global.weights").stat().st_size}
+
+    def check() -> None:
+        check_graph(model.SerializeToString(), Path("global.onnx"), sizes, "prepare again", True, contract)
+
+    if divisor == "two":
+        check()
+    else:
+        assert "Div divides by other than positive numbers of the graph" in refusal(check)
 
 
 def test_settings_stay_adjustable(shelf: Shelf) -> None:

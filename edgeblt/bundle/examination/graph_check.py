@@ -283,6 +283,7 @@ class _Inference:
         self._enter(graph.initializers)
         for node in graph.nodes:
             step = Step(node, self._known)
+            self._known.forget(node.outputs)
             shapes = self._branches(node) if node.op_type == "If" else self._rules[node.operator](step)
             if len(shapes) != len(node.outputs):
                 raise step.wrong(f"has {len(node.outputs)} outputs")

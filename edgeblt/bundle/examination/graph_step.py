@@ -1,6 +1,6 @@
 """Input of a shape rule (`shape_rules`): one node, and all that is known of the values around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from edgeblt.bundle.contract import StageContract
@@ -23,12 +23,19 @@ class Shapes:
     spare_lengths: set[str] = field(default_factory=set)  # total_length + 1
     lengths: dict[str, Size] = field(default_factory=dict)  # in a portable graph: slots of a cache with the chunk's
     lasts: dict[str, str] = field(default_factory=dict)  # one less than a length: that length
+    floats: set[str] = field(default_factory=set)  # results of operators that have no integers
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget the contents of values that had these names around a branch, which gives them to values of its own."""
+        for name in names:
+            self.tensors.pop(name, None)
+            self.integers.pop(name, None)
+            self.floats.discard(name)
 
     def copy(self) -> "Shapes":
         known = dict(self.tensors), dict(self.shapes), dict(self.integers)
-        return Shapes(
-            self.contract, *known, set(self.last_slots), set(self.spare_lengths), dict(self.lengths), dict(self.lasts)
-        )
+        slots, lengths = (set(self.last_slots), set(self.spare_lengths)), (dict(self.lengths), dict(self.lasts))
+        return Shapes(self.contract, *known, *slots, *lengths, set(self.floats))
 
 
 class Step:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
-from edgeblt.bundle.examination.shape_rules import RULES, broadcast_rule, same_rule
+from edgeblt.bundle.examination.product_rules import FLOATS
+from edgeblt.bundle.examination.shape_rules import RULES, broadcast_rule, integer_division_rule, same_rule
 from edgeblt.bundle.examination.sizes import ONE, Shape, Size, written
 
 _CHOSEN = Size.named("S")  # number of elements that a condition chooses, at most all
@@ -14,6 +15,21 @@ def _compress(step: Step) -> list[Shape]:
     if len(shape) != 1 or condition != shape:
         raise step.wrong(f"chooses from {written(shape)} by {written(condition)}")
     return [(_CHOSEN,)]
+
+
+def _float(step: Step) -> list[Shape]:
+    """Shape of what an operator makes that computes with floating-point numbers alone."""
+    step.known.floats.update(step.node.outputs)
+    return same_rule(step)
+
+
+def _divide(step: Step) -> list[Shape]:
+    """Shape of a quotient of floating-point numbers, or of integers; both inputs are of one type."""
+    for name in step.node.inputs:
+        tensor = step.known.tensors.get(name)
+        if tensor.type in FLOATS if tensor else name in step.known.floats:
+            return broadcast_rule(step)
+    return integer_division_rule(step)
 
 
 def _gemm(step: Step) -> list[Shape]:
@@ -60,10 +76,11 @@ def _split(step: Step) -> list[Shape]:
 
 PREPARED_RULES: Mapping[tuple[str, str], ShapeRule] = {
     **RULES,
-    **{("", name): broadcast_rule for name in ("And", "Div", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
-    **{("", name): same_rule for name in ("Erf", "Exp", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},
+    **{("", name): broadcast_rule for name in ("And", "LessOrEqual", "Min", "Or", "Pow", "Sum")},
+    **{("", name): _float for name in ("Erf", "Exp", "LogSoftmax", "Sigmoid", "Sqrt", "Tanh")},
     **{("", name): _reduce_kept for name in ("ReduceL1", "ReduceMax", "ReduceSum")},
     ("", "Compress"): _compress,
+    ("", "Div"): _divide,
     ("", "Gemm"): _gemm,
     ("", "Slice"): _slice,
     ("", "Split"): _split,

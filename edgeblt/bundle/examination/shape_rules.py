@@ -101,8 +101,11 @@ def _reduce(step: Step) -> list[Shape]:
     return [tuple(size for index, size in enumerate(shape) if index not in axes)]
 
 
-def _remainder(step: Step) -> list[Shape]:
-    """The least integer modulo -1 ends the process in ONNX Runtime, so that divisors must be known to be positive."""
+def integer_division_rule(step: Step) -> list[Shape]:
+    """Shape of a quotient or remainder of integers, whose divisors must be known to be positive.
+
+    In ONNX Runtime division by 0, and of the least integer by -1, ends the process.
+    """
     name = step.node.inputs[1]
     if name not in (spec.name for spec in step.known.contract.settings):  # a setting is what the manifest says
         tensor = step.known.tensors.get(name)
@@ -220,7 +223,7 @@ RULES: Mapping[tuple[str, str], ShapeRule] = {
     ("", "Expand"): _expand,
     ("", "Gather"): _gather,
     ("", "MatMul"): _matmul,
-    ("", "Mod"): _remainder,
+    ("", "Mod"): integer_division_rule,
     ("", "Add"): _add,
     ("", "Pad"): _pad,
     ("", "ReduceSum"): _reduce,
