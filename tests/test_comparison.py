@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgeblt.errors import EdgebltError
 from edgeblt.evaluation.comparison import BundleModel, DecodedText, OpenModel, TextCost, compare
+from edgeblt.evaluation.model_memory import memory_growth
 from edgeblt.export.token_model import TokenModel, weight_bytes_per_token, windows
 from edgeblt.measure.noise import NOISES
 from edgeblt.measure.reference import Text
@@ -125,6 +127,28 @@ def test_a_token_model_decodes_a_text(tokens: Path) -> None:
         model.decode(b"x" * 200, following)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is not measured: another process imports torch for some seconds."""
+    monkeypatch.setattr("edgeblt.evaluation.comparison.memory_growth", lambda use: None)
+
+
+def test_memory_is_a_models_own() -> None:
+    """Nothing that this process took or freed before changes it."""
+    freed = np.ones(100_000_000, np.uint8)
+    del freed
+    small, large = (memory_growth(partial(bytearray, size)) for size in (2 << 20, 60 << 20))
+    assert small is not None and large is not None
+    assert 2 << 20 <= small < 8 << 20 and 60 << 20 <= large < 66 << 20
+
+
+def test_memory_of_a_process_that_ends_is_unknown() -> None:
+    assert memory_growth(partial(os._exit, 3)) is None
+    with pytest.raises(EdgebltError, match="nothing is there"):
+        memory_growth(partial(BundleModel, "nothing is there", 1))
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_figures_are_the_models_own(tokens: Path, tiny_bundle: tuple[Path, Path]) -> None:
     texts = [Text("one", TEXT), Text("two", b"To be, or not to be")]
     openers: list[OpenModel] = [partial(BundleModel, tiny_bundle[1], 1), partial(TokenModel, tokens, 1)]
@@ -160,6 +184,7 @@ class Slow:
         return DecodedText(10.0 * self.runs, self.runs, 2.0, 3.0)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_speeds_are_medians_after_a_warm_up() -> None:
     result = compare([Slow], [Text("short", b"abc"), Text("long", b"abcd")], False, 7, 3, 3)
     (figures,) = result.models
@@ -168,6 +193,7 @@ def test_speeds_are_medians_after_a_warm_up() -> None:
     assert (figures.texts, figures.noises, figures.inexact) == ({"short": 1.0, "long": 1.0}, {}, ("short",))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_command_compares(
     tokens: Path, tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,11 +205,20 @@ def test_the_command_compares(
     assert "bits per byte" in result.stdout and "* the tokenizer does not give these bytes back" in result.stdout
     found = json.loads(out.read_text())
     assert [one["kind"] for one in found["models"]] == ["bundle", "tokens"] and found["bytes"] == len(TEXT) + 1
-    two = run_command(capfd, "compare", tiny_bundle[1], tiny_bundle[1], *arguments, "--no-noise", "--json", "-")
+
+
+def test_the_command_compares_bundles_alone(
+    tiny_bundle: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_bytes(TEXT)
+    arguments = ("--text", tmp_path / "text", "--prompt-bytes", 20, "--new-bytes", 10, "--repeats", 1, "--no-noise")
+    two = run_command(capfd, "compare", tiny_bundle[1], tiny_bundle[1], *arguments, "--quiet", "--json", "-")
     first, second = json.loads(two.stdout)["models"]
     assert first["texts"] == second["texts"] and first["noises"] == {}
+    assert first["memory_bytes"] > 0 and abs(first["memory_bytes"] - second["memory_bytes"]) < 4 << 20
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_cannot_be_compared_is_refused(
     tiny_bundle: tuple[Path, Path], tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

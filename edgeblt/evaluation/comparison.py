@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgeblt.decoding.speculation import NONE
 from edgeblt.errors import EdgebltError, shown
+from edgeblt.evaluation.model_memory import memory_growth
 from edgeblt.ids import encode
 from edgeblt.inspection import bundle_plan
 from edgeblt.measure.benchmark_runs import FollowedText, timed_run
@@ -22,7 +24,6 @@ from edgeblt.model import open_model
 from edgeblt.progress import progress
 from edgeblt.runtime.machine.cores import check_threads
 from edgeblt.runtime.machine.device import device_name
-from edgeblt.runtime.machine.memory import resident_memory
 
 _MOST_BYTES, _MOST_RUNS = 10_000_000, 10_000  # more would run for days
 CLEAN = ""  # in place of a noise's name
@@ -71,9 +72,9 @@ class ComparedFigures:
     """Figures of one model; docs/evaluation.md explains each.
 
     `texts` and `noises` are bits per byte: of each text, and over all texts under each noise, by their names. Speeds
-    are medians over the runs, `spread` their extremes. `memory_bytes` is the growth of the process's resident memory
-    from before the model is opened to after its first run; None where the system does not report it. `inexact` names
-    texts and noises of which the model does not see every byte; their bits per byte may be too low.
+    are medians over the runs, `spread` their extremes. `memory_bytes` is the growth of the resident memory of a process
+    of its own from before the model is opened to after its first run; None where the system does not report it.
+    `inexact` names texts and noises of which the model does not see every byte; their bits per byte may be too low.
     """
 
     model: str
@@ -143,7 +144,8 @@ def compare(
 ) -> Comparison:
     """Compares models on the same texts, one after the other; timed runs of all are in turn, after one of each.
 
-    models: functions that open them, such as `functools.partial(BundleModel, path, threads)`.
+    models: functions that open them, such as `functools.partial(BundleModel, path, threads)`; they can be pickled, as
+        each model is also opened in another process, which shows what memory it takes.
     texts: none, the default, are the held-out texts. The first, repeated where it is short, is also what is decoded.
     with_noise: whether to score all texts under each noise of `edgeblt.measure.noise.NOISES` too; default True.
     prompt_bytes, new_bytes, repeats: bytes of the prompt, bytes decoded after it, and timed runs; 1 or more.
@@ -160,12 +162,8 @@ def compare(
     total = len(models) * sum(len(text.data) for _, text in variants)
     opened: list[tuple[ComparedModel, int | None]] = []
     for open_one in models:
-        before = resident_memory()
-        model = open_one()
-        model.decode(prompt, following)
-        after = resident_memory()
-        grown = after.anonymous + after.mapped - before.anonymous - before.mapped if before and after else None
-        opened.append((model, grown))
+        used = partial(_used, open_one, prompt, following)
+        opened.append((used(), memory_growth(used)))
     with progress("scoring texts", total, "bytes") as advance:
         costs = [_costs(model, variants, advance) for model, _ in opened]
     runs: list[list[DecodedText]] = [[] for _ in opened]
@@ -180,6 +178,13 @@ def compare(
     return Comparison(
         figures, size, texts[0].name, prompt_bytes, new_bytes, repeats, threads, device_name(with_gpu=False)
     )
+
+
+def _used(open_one: OpenModel, prompt: bytes, following: bytes) -> ComparedModel:
+    """The model after its first run."""
+    model = open_one()
+    model.decode(prompt, following)
+    return model
 
 
 def _check(texts: Sequence[Text], prompt_bytes: int, new_bytes: int, repeats: int, threads: int | None) -> None:
