@@ -4,9 +4,10 @@
 
 The corpus is the calibration text that comes with the package, repeated, in one text file; each process has one thread.
 Of each number of processes the round with the least time counts, opening, reading and writing included. `processor` is
-the time of all processes on their cores, which others disturb less than the clock. Outputs must be the same file. `Pss`
-is the proportional size of all workers while all are at work, in which pages that they share count once. The last line
-is JSON.
+the time of all processes on their cores, which others disturb less than the clock; `first` is what the process that
+reads, hands out tasks and writes takes of it where others score. Outputs must be the same file. `Pss` is the
+proportional size of all workers while all are at work, in which pages that they share count once. The last line is
+JSON.
 """
 
 import argparse
@@ -39,9 +40,10 @@ def memory(processes: list[int]) -> dict[str, int]:
     return found
 
 
-def processor_seconds() -> float:
-    """Seconds of the processor that this process and its children that have ended took."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def processor_seconds() -> tuple[float, float]:
+    """Seconds of the processor that this process and those of its children that have ended took."""
+    own, children = (sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own, children
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     text = (resources.files("edgeblt") / "data" / "texts" / "calibration.txt").read_bytes()
     size = int(arguments.megabytes * 1e6)
     seconds: dict[int, list[float]] = {count: [] for count in arguments.processes}
-    processor: dict[int, list[float]] = {count: [] for count in arguments.processes}
+    processor: dict[int, list[tuple[float, float]]] = {count: [] for count in arguments.processes}
     used: dict[int, dict[str, int]] = {}
     add = Parts.add
     current = 0
@@ -63,7 +65,7 @@ def main() -> None:
     def add_and_look(parts: Parts, number: int, part: bytes) -> None:
         add(parts, number, part)
         workers = [process.pid for process in multiprocessing.active_children() if process.pid]
-        if max(len(workers), 1) == current:  # before the first of them ends
+        if number % 16 == 0 and max(len(workers), 1) == current:  # before the first of them ends
             used[current] = memory(workers or [os.getpid()])
 
     Parts.add = add_and_look  # type: ignore[assignment, method-assign]
@@ -76,16 +78,18 @@ def main() -> None:
                 before = processor_seconds()
                 score_corpus(arguments.bundle, [corpus], out, workers=Workers(current))
                 seconds[current].append(time.perf_counter() - started)
-                processor[current].append(processor_seconds() - before)
+                own, children = processor_seconds()
+                processor[current].append((own - before[0], children - before[1]))
                 outputs.add(out.read_bytes())
     assert len(outputs) == 1, "the outputs differ"
     least = {count: min(times) for count, times in seconds.items()}
     for count, best in least.items():
         kinds = ", ".join(f"{kind} {used[count][kind] / 1e6:.1f} MB" for kind in _KINDS)
         rate, ratio = size / best, least[arguments.processes[0]] / best
-        busy = min(processor[count])
+        first, others = min(processor[count], key=sum)
         print(
-            f"{count} processes: {best:.1f} s, {rate:,.0f} bytes/s, {ratio:.2f} times; processor {busy:.1f} s; {kinds}"
+            f"{count} processes: {best:.1f} s, {rate:,.0f} bytes/s, {ratio:.2f} times; processor {first + others:.1f} s"
+            f" (first {first:.2f}); {kinds}"
         )
     print(json.dumps({"bytes": size, "seconds": seconds, "processor_seconds": processor, "memory": used,
                       "device": device_name(with_gpu=False)}))  # fmt: skip

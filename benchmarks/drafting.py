@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.weight_plan import StageWeights
 from edgeblt.decoding.sampling import Sampler, Sampling
-from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, DraftStatistics, generate_ids
+from edgeblt.decoding.speculation import DRAFTS, HEADS, AcceptanceCounts, DraftStatistics, generate_ids
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.inspection import inspect_checkpoint
 from edgeblt.ids import BOS, encode
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--new-bytes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", nargs="+", default=["prose", "code", "typos", "german", "russian", "repetitive"])
-    parser.add_argument("--drafts", nargs="+", default=list(DRAFTS))
+    parser.add_argument("--drafts", nargs="+", default=[draft for draft in DRAFTS if draft != HEADS])
     options = parser.parse_args()
     model = load(options.bundle)
     weights = bundle_plan(model.bundle, 1.0).stages

@@ -180,7 +180,7 @@ class Model(BatchCalls, RestoreCalls):
 
         draft: as `generate` takes it.
 
-        Raises EdgebltError for an unknown kind.
+        Raises EdgebltError for an unknown kind, and for one that this model cannot draft by.
         """
         check_draft(draft)
         if draft not in self._draft_statistics:
@@ -255,16 +255,16 @@ class Model(BatchCalls, RestoreCalls):
             ended. Default None, a session of its own.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others)
         stated = self.config.generation
+        chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others).completed(stated)
         data = as_bytes("prompt", prompt)
         if session is None or session.position < 2:
             check_prompt(self.config, data)
         return TextStream(
             self._begin_text,
-            self.draft_statistics,
+            self.draft_statistics(chosen.draft),
             data,
-            chosen.completed(stated),
+            chosen,
             stated.ends,
             reading,
             None if details is None else whole_number("details", details),

@@ -24,6 +24,7 @@ from edgeblt.model import Model
 from edgeblt.report.benchmark_table import csv_text, decoded, markdown, table
 from edgeblt.runtime.machine.energy import Energy
 from test_commands import run_command
+from tiny_models import BLT_DRAFTS
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_arrivals_are_what_the_passes_gave(tiny: Exported) -> None:
     assert (run.gaps > 0).all() and len(run.byte_seconds) == 40
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", BLT_DRAFTS)
 def test_a_text_is_decoded_as_it_is(draft: str, tiny: Exported) -> None:
     ids = [1, *np.random.default_rng(3).integers(4, 260, 60).tolist()]
     session, counts = tiny.model.session(), AcceptanceCounts()

@@ -17,7 +17,7 @@ from conftest import Exported
 from edgeblt.bundle.contract import STAGES
 from edgeblt.bundle.manifest import open_bundle, read_manifest, write_manifest
 from edgeblt.bundle.placement import describe_placement, parse_cache_formats
-from edgeblt.decoding.speculation import DRAFTS, NONE
+from edgeblt.decoding.speculation import NONE
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.inspection import inspect_bundle
@@ -29,6 +29,7 @@ from edgeblt.quant.recipes.recipe import Recipe
 from sampled import mostly_slow
 from test_native import needs_library
 from test_portable import ONE_OPERATOR, endless, random_sizes, results
+from tiny_models import BLT_DRAFTS
 
 FORMATS = ("fp16", "int8")
 SEEDS = (10, ONE_OPERATOR)  # windows and grouped queries; layers that are one operator each
@@ -132,7 +133,9 @@ def test_drafts_change_no_text(format: str, kernels: None, exported: Callable[[i
     for seed in range(2):
         prompt = bytes(id - 4 for id in tiny_models.random_ids(seed, 100)[1:])
         expected = model.generate(prompt, 40, float(seed), seed=seed, draft=NONE)
-        assert {model.generate(prompt, 40, float(seed), seed=seed, draft=Name(draft)) for draft in DRAFTS} == {expected}
+        assert {model.generate(prompt, 40, float(seed), seed=seed, draft=Name(draft)) for draft in BLT_DRAFTS} == {
+            expected
+        }
 
 
 def test_bytes_of_the_caches(exported: Callable[[int], Exported], tmp_path: Path) -> None:

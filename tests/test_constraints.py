@@ -20,7 +20,7 @@ from edgeblt.decoding.constraints import Constraint, ConstraintRule
 from edgeblt.decoding.draft_costs import BreakEven, PassCosts
 from edgeblt.decoding.output import TextEnd
 from edgeblt.decoding.settings import GenerationSettings, text_sampler
-from edgeblt.decoding.speculation import DRAFTS, AcceptanceCounts, generate_ids
+from edgeblt.decoding.speculation import AcceptanceCounts, generate_ids
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
@@ -28,6 +28,7 @@ from edgeblt.measure.texts import DEMO_CHECKPOINT
 from edgeblt.model import Model, load
 from edgeblt.names import Name
 from sampled import mostly_slow
+from tiny_models import BLT_DRAFTS
 
 ENOUGH = 600  # bytes, more than any text that a constraint below allows
 
@@ -116,7 +117,7 @@ def check_constraint(model: Model, number: int) -> None:
     schema, pattern = random_schema(chance), random_regex(chance)
     for constraint in (Constraint.json_schema(schema), Constraint.regex(pattern)):
         chosen = GenerationSettings(max_new_bytes=ENOUGH, temperature=1.0, seed=number, constraint=constraint)
-        draft = Name(DRAFTS[number % len(DRAFTS)])
+        draft = Name(BLT_DRAFTS[number % len(BLT_DRAFTS)])
         stream = model.stream("{", settings=chosen, draft=draft)
         text = b"".join(stream)
         assert stream.end in (TextEnd("constraint"), TextEnd("eos")), (constraint, text)
@@ -141,7 +142,7 @@ def test_a_thousand_texts_match(tiny: Model) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("draft", mostly_slow(DRAFTS, keep=("none", "patcher", "auto")))
+@pytest.mark.parametrize("draft", mostly_slow(BLT_DRAFTS, keep=("none", "patcher", "auto")))
 def test_the_distribution_is_what_the_mask_leaves(draft: str, tiny: Model) -> None:
     """Chi-squared against the model's probabilities, renormalised over what is allowed, byte by byte."""
     chosen = GenerationSettings(temperature=1.0, constraint=Constraint.regex("[ab](c|d)ef[gh]i"), ignore_eos=True)

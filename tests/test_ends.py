@@ -15,7 +15,6 @@ from conftest import tiny_oracle
 from edgeblt import cli
 from edgeblt.bundle.config import Generation
 from edgeblt.bundle.manifest import MANIFEST, open_bundle, write_manifest
-from edgeblt.decoding.speculation import DRAFTS
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.export_bundle import export_bundle
@@ -26,6 +25,7 @@ from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.runtime import native
+from tiny_models import BLT_DRAFTS
 
 END = 3  # the id that a fine-tune ends its texts with
 PROMPT = b"The quick brown fox"
@@ -196,7 +196,7 @@ def test_a_byte_can_be_the_end(tiny_bundle: tuple[Path, Path], tmp_path: Path) -
     assert len(text) == 60
     end = text[30]
     model = with_generation(load(tiny_bundle[1]), tmp_path / "ends", ends=(end + OFFSET,))
-    for draft in DRAFTS:
+    for draft in BLT_DRAFTS:
         assert model.generate(PROMPT, 60, 0.9, seed=5, draft=Name(draft)) == text[: text.index(end)]
 
 

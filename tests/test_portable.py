@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 import tiny_models
 from conftest import Exported
-from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE
+from edgeblt.decoding.speculation import AUTO, NONE
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.model import Model, load
 from edgeblt.names import Name
 from edgeblt.runtime.session import ROLLBACK_BYTES, Session
 from edgeblt.runtime.stage import StageRunner
 from sampled import mostly_slow
+from tiny_models import BLT_DRAFTS
 
 LENGTH = 300  # ids: windowed caches move their content twice
 ONE_OPERATOR = 24  # a seed whose layers are one operator each where they are int8 or int4
@@ -102,7 +103,9 @@ def test_drafts_change_no_text(format: str, exported: Callable[[int], Exported],
         prompt = bytes(id - 4 for id in tiny_models.random_ids(seed, 100)[1:])
         temperature = 0.0 if seed % 2 else 1.0
         expected = model.generate(prompt, 60, temperature, seed=seed, draft=NONE)
-        assert {model.generate(prompt, 60, temperature, seed=seed, draft=Name(draft)) for draft in DRAFTS} == {expected}
+        assert {model.generate(prompt, 60, temperature, seed=seed, draft=Name(draft)) for draft in BLT_DRAFTS} == {
+            expected
+        }
 
 
 @pytest.mark.parametrize("stage", ["patcher", "decoder"])

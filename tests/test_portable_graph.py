@@ -221,6 +221,34 @@ def test_too_many_weights_are_not_embedded(
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_beside_the_graph_may_be_large(exported: Callable[[int], Exported], tmp_path: Path) -> None:
+    """Beyond 4 GB of a file, which is sparse here, they are read as well."""
+    near = portable(exported(10), tmp_path)
+    far, beyond = tmp_path / "far", 1 << 32
+    far.mkdir()
+    model = onnx.load(near / "model.onnx", load_external_data=False)
+    for graph in (model.graph, *branches(model.graph)):
+        for tensor in graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "offset":
+                    entry.value = str(int(entry.value) + beyond)
+    onnx.save(model, far / "model.onnx")
+    with (far / "model.weights").open("wb") as file:
+        file.seek(beyond)
+        file.write((near / "model.weights").read_bytes())
+    ids = np.array(tiny_models.random_ids(10, 50))
+    first, second = (client()(path / "model.onnx").run(ids) for path in (near, far))
+    assert_same(first, second, 0)
+
+
+def branches(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from branches(attribute.g)
+
+
 def _constant(op_type: str, index: int, value: int) -> Callable[[Any, dict[str, Any]], None]:
     """Another number as this input of a node."""
 

@@ -31,6 +31,7 @@ from edgeblt.decoding.speculation import AUTO, DRAFTS, NONE, AcceptanceCounts, D
 from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS, EOS, OFFSET, encode
+from edgeblt.measure.benchmark import Setting, bench
 from edgeblt.measure.texts import DEMO_CHECKPOINT, held_out_texts
 from edgeblt.model import Model, load
 from edgeblt.names import Name
@@ -223,6 +224,28 @@ def test_no_more_than_asked_for(most: int, tiny: Callable[[int], Model]) -> None
         assert len(continuation(tiny(10), tiny_models.random_ids(10, 20), draft, Sampling(), most)) <= most
 
 
+def refusal(act: Callable[[], object]) -> str:
+    with pytest.raises(EdgebltError) as caught:
+        act()
+    return str(caught.value)
+
+
+def test_drafts_that_a_model_cannot_make_are_refused(tiny: Callable[[int], Model]) -> None:
+    """Before anything is computed, however texts are generated."""
+    with_patcher, without = tiny(10), tiny(6)
+    said = "this model cannot draft by heads; use one of none, patcher, decoder, ngram, auto"
+    assert refusal(lambda: with_patcher.stream("x", draft="heads")) == said
+    assert refusal(lambda: with_patcher.stream_batch(["x"], draft="heads")) == said
+    assert (
+        refusal(lambda: bench(with_patcher.bundle.path, [Setting(draft="heads")], 4, 1, with_bandwidth=False)) == said
+    )
+    with with_patcher.engine() as engine:
+        assert refusal(lambda: engine.submit("x", draft="heads")) == said
+        assert engine.is_running and b"".join(engine.submit("x", draft="patcher", max_new_bytes=3)[0])
+    said = "this model cannot draft by patcher; use one of none, decoder, ngram, auto"
+    assert refusal(lambda: without.generate("x", draft="patcher")) == said
+
+
 def test_unknown_drafts_are_refused(tiny: Callable[[int], Model]) -> None:
     with pytest.raises(EdgebltError, match="draft is 'oracle'; use one of none, patcher, decoder, heads, ngram, auto"):
         tiny(10).generate("x", draft=Name("oracle"))
@@ -335,7 +358,6 @@ def test_auto_asks_no_model_that_is_too_large(tiny: Callable[[int], Model], monk
     monkeypatch.setattr("edgeblt.decoding.speculation.LARGEST_DRAFTER", 1.0)
     assert load(tiny(10).bundle.path).draft_statistics(AUTO).names == ("patcher", "decoder", "ngram")
     assert load(tiny(6).bundle.path).draft_statistics(AUTO).names == ("decoder", "ngram")
-    assert load(tiny(6).bundle.path).draft_statistics("patcher").names == ()
     monkeypatch.setattr("edgeblt.decoding.speculation.LARGEST_DRAFTER", 0.0)
     assert load(tiny(10).bundle.path).draft_statistics(AUTO).names == ("ngram",)
     assert load(tiny(10).bundle.path).draft_statistics("patcher").names == ("patcher",)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from conftest import Exported
 from edgeblt.decoding.output import Output, TextEnd
 from edgeblt.decoding.settings import GenerationSettings
-from edgeblt.decoding.speculation import DRAFTS
 from edgeblt.errors import EdgebltError
 from edgeblt.names import Name
+from tiny_models import BLT_DRAFTS
 
 TEXTS = st.binary(max_size=60).map(lambda data: bytes(byte % 3 + 97 for byte in data))
 STOPS = st.lists(TEXTS.filter(bool).map(lambda stop: stop[:7]), min_size=1, max_size=5)
@@ -69,7 +69,7 @@ def test_half_a_character_is_left_out() -> None:
     assert [after_half.take(byte) for byte in b"\xa9a"] == [[b"\xa9"], [b"a"]]
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", BLT_DRAFTS)
 def test_models_stop_as_a_search_says(draft: str, exported: Callable[[int], Exported]) -> None:
     """Across the borders of drafts; the text and the reason of its end."""
     model = exported(10).model

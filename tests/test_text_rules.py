@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from conftest import Exported
 from edgeblt.decoding.repetition import RepetitionRule
 from edgeblt.decoding.settings import GenerationSettings, text_sampler
-from edgeblt.decoding.speculation import DRAFTS
 from edgeblt.decoding.utf8 import NEXT, Utf8Rule, tail_state
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS, OFFSET, VOCAB_SIZE
 from edgeblt.names import Name
+from tiny_models import BLT_DRAFTS
 
 FEW = st.binary(max_size=40).map(lambda data: bytes(byte % 3 + 97 for byte in data))
 
@@ -134,7 +134,7 @@ def test_states_of_any_prompt(data: bytes) -> None:
     assert (tail_state(data) != 0) == any(is_prefix(end) and not end.decode(errors="ignore") for end in ends)
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", BLT_DRAFTS)
 def test_texts_are_utf8(draft: str, exported: Callable[[int], Exported]) -> None:
     """Of a random model, whatever ends them; drafts change nothing."""
     model = exported(10).model

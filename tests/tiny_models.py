@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import BltConfig, BltForCausalLM
 
+from edgeblt.decoding.speculation import DRAFTS, HEADS
+
 CONFIG_COUNT = 48
 # A third of the seeds: each of `features` is among them, and among those that are even.
 VARIED_SEEDS = (0, 2, 6, 7, 9, 10, 12, 14, 24, 26, 31, 34, 37, 41, 45, 46)
@@ -22,6 +24,9 @@ BOS = 1
 
 GROUP_SIZES = ([3, 4, 5, 6, 7, 8], [2], [3, 5], [1, 4, 8], [6, 2, 3], [8])
 ACTIVATIONS = ("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu")
+
+
+BLT_DRAFTS = tuple(draft for draft in DRAFTS if draft != HEADS)  # what a BLT with a patcher can draft by
 
 
 def seeded_configs() -> list[tuple[int, BltConfig]]:

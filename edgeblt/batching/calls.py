@@ -93,7 +93,9 @@ class BatchCalls:
         """
         read = [as_bytes("prompt", prompt) for prompt in prompts]
         chosen, ends = completed_settings(self.config, settings, **changes), self.config.generation.ends
-        scheduler = Scheduler(self._stepper(most_sequences, memory), self._prefixes(), self._drafting())
+        drafting = self._drafting()
+        drafting.check(chosen.draft)
+        scheduler = Scheduler(self._stepper(most_sequences, memory), self._prefixes(), drafting)
         pieces = deque[tuple[int, BatchPiece | BatchEnd]]()
 
         def collector(index: int) -> Deliver:

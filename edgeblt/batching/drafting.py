@@ -37,6 +37,10 @@ class Drafting:
         self.clock = clock
         self._statistics, self._costs = statistics, costs
 
+    def check(self, draft: str) -> None:
+        """Raises EdgebltError for drafts that the model cannot make."""
+        self._statistics(draft)
+
     def draft(self, texts: Sequence[BatchText]) -> int:
         """Give texts that have chosen an id their drafts for the next step, where these save time.
 

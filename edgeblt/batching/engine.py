@@ -63,7 +63,8 @@ class Engine:
         prefixes: Prefixes | None = None,
         drafting: Drafting | None = None,
     ) -> None:
-        self._config, self._stepper, self._scheduler = config, stepper, Scheduler(stepper, prefixes, drafting)
+        self._config, self._stepper, self._drafting = config, stepper, drafting
+        self._scheduler = Scheduler(stepper, prefixes, drafting)
         self._changed = Condition()
         self._joining: list[BatchText] = []
         self._started = self._finished = 0  # texts
@@ -209,6 +210,8 @@ class Engine:
     ) -> list[BatchText]:
         data, chosen = as_bytes("prompt", prompt), completed_settings(self._config, settings, **changes)
         check_prompt(self._config, data)
+        if self._drafting:
+            self._drafting.check(chosen.draft)
         ends, own = self._config.generation.ends, settings_of_answers(chosen, len(deliver))
         taken = [self._counted(take) for take in deliver]
         texts = [BatchText(data, each, ends, take, recorded) for each, take in zip(own, taken, strict=True)]

@@ -15,7 +15,7 @@ from edgeblt.corpus.job import LARGEST_ROW, CorpusJob, CorpusRow, Source, Task
 from edgeblt.corpus.parquet_source import parquet_values
 from edgeblt.errors import EdgebltError, shown
 
-TASK_BYTES = 1 << 16  # bytes of text after which a task ends; some seconds of a small model's work
+TASK_BYTES = 1 << 15  # bytes of text after which a task ends: a second or two of a small model's work
 TASK_ROWS = 512  # most rows of a task
 _FLAGS = os.O_RDONLY | system_calls.NOT_BLOCKING | system_calls.NOT_INHERITED
 _TOO_LONG = f"longer than {LARGEST_ROW >> 20} MB"

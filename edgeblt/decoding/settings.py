@@ -53,7 +53,8 @@ class GenerationSettings(Sampling):
         before; None, the default, is none. Ids of bytes do not end a constrained text.
     ignore_eos: True never ends the text before `max_new_bytes`: the ids that end a text are not sampled; default False.
     draft: speculative decoding, which changes only the time it takes: none, patcher, decoder, heads, ngram, or auto,
-        the default. Where `Model.is_exact` is false, kinds other than auto may also decide a near tie differently.
+        the default; a kind that the model has nothing for is refused. Where `Model.is_exact` is false, kinds other than
+        auto may also decide a near tie differently.
 
     Raises EdgebltError for values out of range.
     """

@@ -74,9 +74,13 @@ def usable_drafters(
     stages: the model's stages.
     plan: weights that decoding reads; `auto` leaves out drafters that read too large a share, and without a plan all
         but n-grams.
+
+    Raises EdgebltError where `draft` names a drafter that does not work on the model.
     """
     has = {PATCHER: has_patcher, HEADS: has_heads}
     usable = [name for name in DRAFTERS if set(_READ.get(name, ())) <= set(stages) and has.get(name, True)]
+    if draft not in (NONE, AUTO, *usable):
+        raise EdgebltError(f"this model cannot draft by {draft}; use one of {', '.join((NONE, *usable, AUTO))}")
     if draft != AUTO:
         return usable
     if plan is None:

@@ -31,7 +31,7 @@ class TextStream(Iterator[bytes]):
     def __init__(
         self,
         begin: Callable[[NDArray[np.int64]], PromptReader],
-        statistics: Callable[[str], DraftStatistics],
+        statistics: DraftStatistics,
         prompt: bytes,
         settings: GenerationSettings,
         ends: tuple[int, ...],
@@ -111,8 +111,8 @@ class TextStream(Iterator[bytes]):
                     session.note_text(TextState(len(self._generated) + len(yielded), self._sampler.entropy))
 
     def _ids(self, session: Session, logits: NDArray[np.float32]) -> Iterator[int]:
-        settings, statistics = self._settings, self._statistics(self._settings.draft)
-        return generate_ids(session, logits, self._sampler, statistics, settings.max_new_bytes, details=self._recorder)
+        most = self._settings.max_new_bytes
+        return generate_ids(session, logits, self._sampler, self._statistics, most, details=self._recorder)
 
     def _read(self, reader: PromptReader) -> NDArray[np.float32]:
         """Logits after the prompt's ids."""

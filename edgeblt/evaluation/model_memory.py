@@ -20,12 +20,16 @@ def memory_growth(use: Use) -> int | None:
     if resident_memory() is None:
         return None
     spawning = multiprocessing.get_context("spawn")  # ONNX Runtime's and torch's threads do not survive a fork
-    ignoring = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is for its parent
     try:
-        with ProcessPoolExecutor(1, spawning, **ignoring) as pool:
+        with ProcessPoolExecutor(1, spawning, initializer=_ignore_interrupts) as pool:
             return pool.submit(_growth, use).result()
     except BrokenProcessPool:
         return None
+
+
+def _ignore_interrupts() -> None:
+    """Lets Ctrl-C, which reaches all processes, end the first of them alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _growth(use: Use) -> int | None:
