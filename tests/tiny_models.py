@@ -26,7 +26,7 @@ GROUP_SIZES = ([3, 4, 5, 6, 7, 8], [2], [3, 5], [1, 4, 8], [6, 2, 3], [8])
 ACTIVATIONS = ("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu")
 
 
-BLT_DRAFTS = tuple(draft for draft in DRAFTS if draft != HEADS)  # what a BLT with a patcher can draft by
+BLT_DRAFTS = tuple(draft for draft in DRAFTS if draft != HEADS)  # drafts that a BLT with a patcher can make
 
 
 def seeded_configs() -> list[tuple[int, BltConfig]]:
