@@ -25,6 +25,7 @@ from edgeblt.runtime import native
 from edgeblt.runtime.causal.session import CausalSession
 from interruptions import InterruptAt
 from overencoded_models import overencoded_config, overencoded_document, random_overencoded, write_overencoded
+from sampled import mostly_slow
 
 SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 40))]
 TOLERANCE = 1e-4  # share of the largest logit
@@ -157,7 +158,10 @@ def test_table_rows_are_those_of_pythons_integers(seed: int, count: int) -> None
     assert table_rows(tables, windows).tolist() == rows_one_by_one(tables, ids.tolist())
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int4", "sparse-int8", "nf4", "int4-small", "fp16"])
+@pytest.mark.parametrize(
+    "recipe",
+    mostly_slow(["int8", "int4", "sparse-int8", "nf4", "int4-small", "fp16"], keep=("int8", "int4-small")),
+)
 def test_the_whole_road(checkpoint: Path, recipe: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"the cat sat on the mat, and so it goes. " * 40)
     quantized = quantize_checkpoint(

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgeblt.evaluation.suite_report import ACCURACY, BITS, MARGIN, ComparedFigure, SuiteReport
 from edgeblt.report import page
 from edgeblt.report.results import Results, read_results
@@ -67,6 +69,7 @@ def test_tables() -> None:
     assert "-25.0 (-26.0 .. -23.0) *" in text and "+0.0625" in text
 
 
+@pytest.mark.slow  # test_report.py always draws the other charts
 @needs_chromium
 def test_a_browser_draws_them(tmp_path: Path) -> None:
     source = page.report_page(Results((), (), (), SUITES), page._plotly_js())
