@@ -111,6 +111,13 @@ def test_options_are_settings(bundle: Path, model: Model, tmp_path: Path, capfd:
     assert said.endswith("is no JSON; give a JSON object of settings")
 
 
+def test_drafts_that_a_model_cannot_make(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts").write_text('{"prompt": "a"}')
+    for given in (("a",), ("--prompts", tmp_path / "prompts", "-o", tmp_path / "answers")):
+        said = sentence(run_command(capfd, "generate", bundle, *given, "--draft", "heads"))
+        assert said.endswith("this model cannot draft by heads; use one of none, patcher, decoder, ngram, auto")
+
+
 def test_lines_of_details(bundle: Path, model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ("--max-new-bytes", 12, "--temperature", 1, "--seed", 1, "--details", 2)
     text = model.generate("hello", 12, 1.0, seed=1)
