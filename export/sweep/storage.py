@@ -71,7 +71,7 @@ def _database(url: str, options: dict[str, object]) -> RDBStorage:
         try:
             return RDBStorage(url, engine_kwargs=options)
         except ImportError:
-            driver = "psycopg2-binary" if url.startswith("postgresql") else "the database's driver"
+            driver = "psycopg[binary]" if url.startswith("postgresql") else "the database's driver"
             raise EdgebltError(f"{shown_url(url)} needs {driver}; install it with pip") from None
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ValueError, OSError) as error:
             if attempt + 1 == _ATTEMPTS:

@@ -259,12 +259,13 @@ def _result(
 def _importance(study: optuna.Study) -> dict[str, float]:
     """Share of each setting in the differences of bits per byte; empty where there are too few trials."""
     with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # too few trials: all would be equal
         warnings.simplefilter("ignore", ExperimentalWarning)
         try:
             found = get_param_importances(
                 study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: trial.values[1]
             )
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError, UserWarning):
             return {}
     return {name: round(float(share), 4) for name, share in found.items()}
 
