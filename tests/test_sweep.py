@@ -152,12 +152,12 @@ def test_the_cache_gives_the_same_weights_and_makes_only_what_a_change_touches(
     assert compressed(checkpoint, recipe, tmp_path / "second", cache, text) == plain
     assert cache.stored == pieces and cache.hits >= pieces
     made = {}
-    for part in ("patcher", "encoder", "global_", "decoder", "tables"):
+    for part in ("patcher", "global_", "decoder"):
         other, stored = changed(recipe, part), cache.stored
         expected = compressed(checkpoint, other, tmp_path / f"{part}-plain", None, text)
         assert compressed(checkpoint, other, tmp_path / f"{part}-cached", cache, text) == expected
         made[part] = cache.stored - stored
-    assert 0 < made["patcher"] < made["encoder"] and 0 < made["decoder"] < made["global_"] < made["encoder"] < pieces
+    assert 0 < made["patcher"] < pieces and 0 < made["decoder"] < made["global_"] < pieces
 
 
 def test_damaged_entries_of_the_cache_are_made_again(checkpoint: Path, text: Path, tmp_path: Path) -> None:
@@ -303,6 +303,7 @@ def test_a_grid_is_measured_once_and_then_read_from_the_study(
     assert (tmp_path / "sweep.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_search_finds_recipes_that_export_takes(checkpoint: Path, text: Path, tmp_path: Path, run: Run) -> None:
     given = words("sweep", checkpoint, tmp_path / "out", "--text", text, "--calibration", text, "-q", "--threads", 1)
     given += words("--trials", 16, "--at-most", "110%", "--json", tmp_path / "sweep.json")

@@ -180,7 +180,7 @@ def test_a_process_that_is_asked_to_stop_gives_its_trial_back(
     start: Callable[..., "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study'}"
-    options = ("--recipe", "int4", "--recipe", "int8", "--lease", "3600")  # nobody waits an hour
+    options = ("--recipe", "fp32", "--recipe", "int8", "--lease", "3600")  # nobody waits an hour
     process = start("first", url, *options)
     _wait_until_running(process, _opened(url))
     process.send_signal(signal.SIGTERM)

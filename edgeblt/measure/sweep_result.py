@@ -1,4 +1,4 @@
-"""What a sweep over recipes and settings found: trials, the Pareto front, and what a part of the model is worth."""
+"""Results of a sweep over recipes and settings: trials, the Pareto front, gains by part of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

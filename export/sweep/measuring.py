@@ -1,4 +1,4 @@
-"""What a configuration is worth: its bundle is made, timed and scored, and is left early where others are better."""
+"""Measurement of a configuration: its bundle is made, timed and scored, and left early where others are better."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What a sweep tries: all combinations of recipes and settings, or a search over formats by part."""
+"""Plans of a sweep: all combinations of recipes and settings, or a search over formats by part."""
 
 import hashlib
 import itertools
@@ -53,7 +53,7 @@ class Plan(Protocol):
         ...
 
     def sensitivity(self, trials: Sequence[SweepTrial]) -> dict[str, float]:
-        """What a part's finest choice gains, in bits per byte."""
+        """Gain of each part's finest choice, in bits per byte."""
         ...
 
 

@@ -41,7 +41,7 @@ TABLE_CHOICES: Mapping[str, WeightRecipe] = MappingProxyType(
     }
 )
 HEAD_PART, TABLE_PART = "heads", "tables"
-FINE, COARSE = "int8, 128", "int4, 256"  # of matrices: the best that is worth its size, and the smallest that is dense
+FINE, COARSE = "int8, 128", "int4, 256"  # choices for matrices: the best worth its size, the smallest dense
 PACKAGED_STARTS = ("int4", "int4-small")
 
 

@@ -48,8 +48,8 @@ LEASE = 60.0  # seconds
 STUDY = "sweep"
 _JOB, _STATE, _MEASURED = "edgeblt", "edgeblt_state", "edgeblt_measured"
 _REFERENCE = "int4"  # the recipe that a share of size refers to
-_POLL_SHARE = 0.1  # of a lease, between looks at what other processes do
-_DRAWS = 5  # of the sampler, before a configuration is drawn at random
+_POLL_SHARE = 0.1  # share of a lease between looks at other processes
+_DRAWS = 5  # proposals of the sampler before a configuration is drawn at random
 _MOST_OVER_BUDGET = 20  # for each trial wanted
 
 
@@ -105,15 +105,15 @@ def sweep(
     with _explained(storage):
         _agree(opened_study, opened, texts, plan, calibration)
         opened_study.sampler = plan.sampler
-        worker = _Worker(Ledger(opened_study, plan.distributions, lease), plan, measuring, most)
+        sweeper = _Sweeper(Ledger(opened_study, plan.distributions, lease), plan, measuring, most)
         with measuring.place():
-            worker.work()
-        result = _result(opened_study, opened, texts, worker, most, at_least)
+            sweeper.work()
+        result = _result(opened_study, opened, texts, sweeper, most, at_least)
     _write_recipes(path / "recipes", result, plan)
     return result
 
 
-class _Worker:
+class _Sweeper:
     """One process's trials."""
 
     def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None) -> None:
@@ -237,11 +237,11 @@ def _result(
     study: optuna.Study,
     checkpoint: Checkpoint,
     texts: Sequence[Text],
-    worker: _Worker,
+    sweeper: _Sweeper,
     most: int | None,
     least: float | None,
 ) -> Sweep:
-    trials = tuple(worker.settled())
+    trials = tuple(sweeper.settled())
     return Sweep(
         study=study.study_name,
         checkpoint=checkpoint_name(checkpoint),
@@ -251,7 +251,7 @@ def _result(
         trials=trials,
         front=front_of(trials, most, least),
         against=against_packaged(trials),
-        sensitivity=worker.plan.sensitivity(trials),
+        sensitivity=sweeper.plan.sensitivity(trials),
         importance=_importance(study),
     )
 
