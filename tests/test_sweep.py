@@ -24,8 +24,9 @@ from edgeblt.quant.recipes.recipe import Recipe, load_recipe, packaged_recipes
 from edgeblt.quant.recipes.recipe_text import recipe_text
 from test_commands import Result, run_command
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
 
+import optuna  # noqa: E402
 from optuna.distributions import CategoricalDistribution  # noqa: E402
 from optuna.trial import TrialState  # noqa: E402
 

@@ -16,8 +16,9 @@ import pytest
 
 from conftest import Exported
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
 
+import optuna  # noqa: E402
 from sqlalchemy.pool import NullPool  # noqa: E402
 
 TEXT = b"The history of the village begins with a mill by the river. " * 40
@@ -100,7 +101,7 @@ def start(exported: Callable[[int], Exported], tmp_path: Path) -> Iterator[Calla
         process.communicate()
 
 
-def _opened(url: str) -> "optuna.storages.BaseStorage":
+def _opened(url: str) -> optuna.storages.BaseStorage:
     """The study's storage for a test to look into; it leaves no connection open."""
     if url.startswith("journal:"):
         backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
@@ -108,13 +109,13 @@ def _opened(url: str) -> "optuna.storages.BaseStorage":
     return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
 
 
-def _running(study: "optuna.Study") -> list[int]:
+def _running(study: optuna.Study) -> list[int]:
     states = optuna.trial.TrialState
     return [trial.number for trial in study.get_trials(deepcopy=False) if trial.state == states.RUNNING]
 
 
 def _wait_until_running(
-    process: "subprocess.Popen[bytes]", storage: "optuna.storages.BaseStorage", complete: int = 0
+    process: "subprocess.Popen[bytes]", storage: optuna.storages.BaseStorage, complete: int = 0
 ) -> None:
     """Waits until a trial runs, and so many are complete."""
     for _ in range(1200):
@@ -128,7 +129,7 @@ def _wait_until_running(
     raise AssertionError("the study does not grow")
 
 
-def _check(study: "optuna.Study", results: list[Path], trials: int) -> None:
+def _check(study: optuna.Study, results: list[Path], trials: int) -> None:
     """Every configuration has one trial that counts; both processes report the same of them."""
     counted = [
         json.dumps(trial.params, sort_keys=True)
