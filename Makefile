@@ -1,6 +1,6 @@
 # Every target sets up what it needs: .venv with the package (editable) and the versions in constraints.txt.
 PYTHON ?= python3
-EXTRAS := onnxruntime-gpu,report,constraints,serve,score,ray,eval,workbench,test
+EXTRAS := onnxruntime-gpu,report,constraints,serve,score,ray,eval,sweep,workbench,test
 BIN := .venv/bin
 READY := .venv/.ready
 CHECKED := edgeblt $(wildcard tests tools benchmarks)

@@ -13,7 +13,7 @@ import typer
 
 from edgeblt import missing_runtime
 from edgeblt.bundle.lost_files import explaining_lost_files
-from edgeblt.commands import generating, looking, making, measuring, running, serving, validating
+from edgeblt.commands import generating, looking, making, measuring, running, serving, sweeping, validating
 from edgeblt.commands.stopping import stopped_by_signals, was_stopped
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.printable import printable
@@ -28,6 +28,7 @@ COMMANDS = (  # the order in --help
     measuring.bench,
     measuring.tune,
     measuring.compare,
+    sweeping.sweep,
     measuring.report,
     running.score,
     generating.generate,

@@ -26,8 +26,8 @@ from edgeblt.measure.validation import Passage, Report, Validation
 from edgeblt.model import load
 from edgeblt.runtime import native
 
-COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "compare", "report", "score",
-            "generate", "serve", "inspect", "doctor")  # fmt: skip
+COMMANDS = ("demo", "quantize", "export", "validate", "prepare", "bench", "tune", "compare", "sweep", "report",
+            "score", "generate", "serve", "inspect", "doctor")  # fmt: skip
 OPTIONS = {
     "demo": ["--bundle", "--recipe", "--quiet"],
     "quantize": ["CHECKPOINT", "OUT", "--recipe", "--calibration", "--table-hits", "--kv-cache", "--memory-limit",
@@ -46,6 +46,9 @@ OPTIONS = {
     "tune": ["BUNDLE", "--max-bpb-increase", "--text", "--provider", "--threads", "--json", "--quiet"],
     "compare": ["BUNDLE...", "--tokens", "--text", "--noise / --no-noise", "--prompt-bytes", "--new-bytes", "--repeats",
                 "--threads", "--json", "--quiet"],
+    "sweep": ["CHECKPOINT", "DIRECTORY", "--recipe", "--threshold", "--provider", "--threads", "--trials", "--at-most",
+              "--at-least", "--text", "--calibration", "--patcher", "--storage", "--study", "--lease", "--memory-limit",
+              "--seed", "--json", "--quiet"],
     "report": ["RESULTS", "--out"],
     "score": ["BUNDLE", "FILES", "--out", "--column", "--format", "--row-bytes", "--per-byte", "--processes",
               "--threads", "--ray", "--shared-bundle", "--provider", "--threshold", "--json", "--force", "--quiet"],

@@ -47,6 +47,7 @@ COMMANDS = {
     "tune": Command({"bundle": "BUNDLE"}, {"--max-bpb-increase": "1", "--text": "TEXT"}),
     "compare": Command({"bundles": "BUNDLE"}, {"--new-bytes": "1", "--repeats": "1", "--prompt-bytes": "1"},
                        ("--no-noise",)),
+    "sweep": Command({"checkpoint": "CHECKPOINT", "directory": "OUT"}, {"--recipe": "fp32", "--text": "TEXT"}),
     "report": Command({"results": "RESULT"}, {"--out": "PAGE"}),
     "score": Command({"bundle": "BUNDLE", "files": "TEXT"}, {"--out": "OUT", "--processes": "1"}),
     "generate": Command({"bundle": "BUNDLE", "prompt": "x"}, {"--max-new-bytes": "1"}),
@@ -129,6 +130,7 @@ def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> 
     monkeypatch.setattr("edgeblt.corpus.workers.has_ray", lambda: False)
     monkeypatch.setattr("edgeblt.measure.tuning.LENGTHS", (2.0,))
     monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)
+    monkeypatch.setattr("edgeblt.export.sweep.measuring.SPEED_RUNS", 1)
     monkeypatch.setattr("edgeblt.measure.tuning.with_speeds", lambda model, points, data: points)
     monkeypatch.setattr("edgeblt.prepare.prepare", lambda bundle: exit(0))
     monkeypatch.setattr("edgeblt.serving.server._served", served_to_nobody)

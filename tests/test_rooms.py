@@ -40,6 +40,7 @@ STOREYS = (
     ("quant",),
     ("quant.optimum_cli",),
     ("export",),
+    ("export.sweep",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -225,7 +225,7 @@ def with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Poi
     rates: list[list[float]] = [[] for _ in points]
     with progress("timing", ROUNDS * len(points), "runs") as advance:
         for _, (point, measured) in itertools.product(range(ROUNDS), list(zip(points, rates, strict=True))):
-            measured.append(_decode_rate(model.with_threshold(point.threshold), data))
+            measured.append(decode_rate(model.with_threshold(point.threshold), data))
             advance(1)
     return tuple(
         replace(point, decode_bytes_per_s=statistics.median(measured))
@@ -233,8 +233,8 @@ def with_speeds(model: Model, points: Sequence[Point], data: bytes) -> tuple[Poi
     )
 
 
-def _decode_rate(model: Model, data: bytes) -> float:
-    """Decoding rate in bytes per second: bytes fed one by one after a context."""
+def decode_rate(model: Model, data: bytes) -> float:
+    """Decoding rate in bytes per second: up to DECODED_BYTES bytes of `data` fed one by one after a context."""
     ids = np.concatenate([[BOS], encode(data)])
     context = min(_CONTEXT_BYTES, len(ids) - DECODED_BYTES)
     session = model.session()

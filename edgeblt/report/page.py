@@ -26,6 +26,7 @@ from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
 from edgeblt.report.suites import suite_charts, suite_tables
+from edgeblt.report.sweeps import sweep_charts, sweep_tables
 from edgeblt.runtime import native
 
 _DATA = Path(__file__).parents[1] / "data" / "report"
@@ -34,7 +35,7 @@ _VISIBLE = str.maketrans({"\n": "↵\n", "\t": "⇥\t", "\r": "␍"})
 
 
 def write_report(results: Sequence[Path], out: Path) -> Path:
-    """Reads JSON results of `edgeblt validate`, `bench` and `tune`, and writes the page, replacing an existing one.
+    """Reads JSON results of `edgeblt validate`, `bench`, `tune` and `sweep`, and writes the page, or replaces it.
 
     Raises EdgebltError for a file that is no such result, where plotly is absent, and where `out` cannot be written or
     is one of the results.
@@ -111,6 +112,7 @@ def _sections(results: Results, rows: Sequence[Row], charts: list[Chart]) -> Ite
     )
     yield "Stages", shown(stage_time_chart(rows), stage_size_chart(rows))
     yield "Patching threshold", shown(tuning_chart(results.tunings))
+    yield "Search", shown(*sweep_charts(results.sweeps)) + sweep_tables(results.sweeps)
     yield "Noise, spelling and length", shown(*suite_charts(results.suites)) + suite_tables(results.suites)
 
 
@@ -120,6 +122,7 @@ def _counts(results: Results) -> str:
         (len(results.benchmarks), "benchmark"),
         (len(results.tunings), "tuning"),
         (len(results.suites), "suite"),
+        (len(results.sweeps), "sweep"),
     )
     said = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
     devices = {validation.device for validation in results.validations}

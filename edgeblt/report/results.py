@@ -13,14 +13,15 @@ from edgeblt.bundle.dataclass_json import parse_dataclass
 from edgeblt.errors import EdgebltError
 from edgeblt.evaluation.suite_report import SuiteReport
 from edgeblt.measure.benchmark import TEXT, Benchmark
+from edgeblt.measure.sweep_result import Sweep
 from edgeblt.measure.tuning import Tuning
 from edgeblt.measure.validation import Report
 
 Result = TypeVar("Result")
-AnyResult = Benchmark | Report | Tuning | SuiteReport
+AnyResult = Benchmark | Report | Tuning | SuiteReport | Sweep
 TextSizes = tuple[tuple[str, int], ...]
 
-_REMEDY = "give what `edgeblt validate`, `bench` or `tune` wrote with --json"
+_REMEDY = "give what `edgeblt validate`, `bench`, `tune` or `sweep` wrote with --json"
 _LARGEST_FILE = 1 << 28
 _LONGEST_INTEGER = 18  # digits: no count of bytes has more, and longer numbers may exceed a float
 _QUANTILES = 101
@@ -34,6 +35,7 @@ class Results:
     validations: tuple[Report, ...]
     tunings: tuple[Tuning, ...]
     suites: tuple[SuiteReport, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def read_results(paths: Iterable[Path]) -> Results:
         tuple(result for result in found if isinstance(result, Report)),
         tuple(result for result in found if isinstance(result, Tuning)),
         tuple(result for result in found if isinstance(result, SuiteReport)),
+        tuple(result for result in found if isinstance(result, Sweep)),
     )
 
 
@@ -196,12 +199,13 @@ def _parse(document: Any, where: str) -> AnyResult:
         ("decode_bytes_per_s", _benchmark),
         ("boundary_agreement", lambda document, where: parse_dataclass(Report, document, where)),
         ("suite", lambda document, where: parse_dataclass(SuiteReport, document, where)),
+        ("front", lambda document, where: parse_dataclass(Sweep, document, where)),
         ("chosen_threshold", lambda document, where: parse_dataclass(Tuning, document, where)),
     )
     for field, parse in kinds:
         if isinstance(document, dict) and field in document:
             return parse(document, where)
-    raise EdgebltError(f"{where} is no result of a validation, benchmark or tuning; {_REMEDY}")
+    raise EdgebltError(f"{where} is no result of a validation, benchmark, tuning or sweep; {_REMEDY}")
 
 
 def _benchmark(document: Any, where: str) -> Benchmark:

@@ -197,6 +197,10 @@ class Recipe:
         return any(part.needs_calibration or part.channels for part in parts if part)
 
     @property
+    def prunes_channels(self) -> bool:
+        return any(part.channels for part in (self.patcher, self.encoder, self.global_, self.decoder))
+
+    @property
     def needs_text(self) -> bool:
         return self.needs_calibration or self.table_hits is not None
 

@@ -1,0 +1,1 @@
+"""Search over recipes and settings on Optuna: `edgeblt sweep`."""
