@@ -26,14 +26,14 @@ from test_commands import Result, run_command
 
 pytest.importorskip("optuna")
 
-import optuna  # noqa: E402
-from optuna.distributions import CategoricalDistribution  # noqa: E402
-from optuna.trial import TrialState  # noqa: E402
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
 
-from edgeblt.export.sweep.ledger import Ledger  # noqa: E402
-from edgeblt.export.sweep.measuring import Measured  # noqa: E402
-from edgeblt.export.sweep.space import Space, budget_bytes  # noqa: E402
-from edgeblt.export.sweep.storage import open_study  # noqa: E402
+from edgeblt.export.sweep.ledger import Ledger
+from edgeblt.export.sweep.measuring import Measured
+from edgeblt.export.sweep.space import Space, budget_bytes
+from edgeblt.export.sweep.storage import open_study
 
 TEXT = b"The history of the village begins with a mill by the river. " * 40
 

@@ -18,8 +18,9 @@ from conftest import Exported
 
 pytest.importorskip("optuna")
 
-import optuna  # noqa: E402
-from sqlalchemy.pool import NullPool  # noqa: E402
+import optuna
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from sqlalchemy.pool import NullPool
 
 TEXT = b"The history of the village begins with a mill by the river. " * 40
 SERVER = next(
@@ -56,7 +57,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         capture_output=True, preexec_fn=become, cwd="/",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr.decode()
-    command = [SERVER, "-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off"]
+    command = [SERVER, "-D", str(folder / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
     with subprocess.Popen(command, preexec_fn=become, cwd="/", stderr=subprocess.DEVNULL) as server:
         try:
             _wait_for(port, server)
@@ -104,8 +105,7 @@ def start(exported: Callable[[int], Exported], tmp_path: Path) -> Iterator[Calla
 def _opened(url: str) -> optuna.storages.BaseStorage:
     """The study's storage for a test to look into; it leaves no connection open."""
     if url.startswith("journal:"):
-        backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
-        return optuna.storages.journal.JournalStorage(backend)
+        return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
     return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
 
 
