@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("all", *dict.fromkeys((*STAGES, *COMPARED_STAGES))), default="all")
     parser.add_argument("--patcher-minutes", type=float, default=14.0)
     parser.add_argument("--blt-minutes", type=float, default=60.0)
-    parser.add_argument("--megabytes", type=float, default=3.15, help="text that a model to compare reads")
+    parser.add_argument("--megabytes", type=float, default=6.29, help="text that a model to compare reads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--average", type=int, default=1, help="checkpoints whose mean is the demo model")
     parser.add_argument("--device", default="cpu", help="cpu; or cuda, which is untested")
