@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import ClassVar
 
 from edgeblt.bundle.dataclass_json import LATER
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import EOS
 
@@ -95,6 +96,11 @@ class HashConfig:
         return self.function_count * len(self.group_sizes)
 
     @property
+    def row_count(self) -> int:
+        """Rows of all tables."""
+        return self.table_count * self.vocab_size
+
+    @property
     def context(self) -> int:
         """The number of ids before a byte that its hashes read."""
         return max(self.group_sizes) - 1
@@ -162,7 +168,11 @@ class Generation:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole BLT. `patcher` is None where the rule needs no entropies."""
+    """A whole BLT.
+
+    patcher: None where the rule needs no entropies.
+    hashes: the n-gram tables, either family's.
+    """
 
     architecture: ClassVar[str] = "blt"
 
@@ -173,7 +183,7 @@ class ModelConfig:
     global_: TransformerConfig
     decoder: TransformerConfig
     decoder_cross_all_layers: bool
-    hashes: HashConfig
+    hashes: HashConfig | OverEncoding
     patching: PatchingRule
     generation: Generation = field(default=Generation(), metadata=LATER)
 
@@ -182,6 +192,8 @@ class ModelConfig:
         for end in self.generation.ends:
             if end >= self.vocab_size and end != EOS:
                 raise EdgebltError(f"the id {end} is to end texts, but the vocabulary has only {self.vocab_size} ids")
+        if isinstance(self.hashes, OverEncoding):
+            self.hashes.require_fit(self.vocab_size, self.encoder.hidden_size)
         if self.patching.rule.needs_entropies and self.patcher is None:
             rule = self.patching.rule.name.lower()
             raise EdgebltError(f"the patching rule {rule} needs an entropy model; give the checkpoint with its patcher")
@@ -190,6 +202,12 @@ class ModelConfig:
     def table_count(self) -> int:
         """Number of hash tables."""
         return self.hashes.table_count
+
+    @property
+    def table_width(self) -> int:
+        """Numbers of a row of a table."""
+        width, over_encoded = self.encoder.hidden_size, isinstance(self.hashes, OverEncoding)
+        return width // self.hashes.table_count if over_encoded else width
 
     @property
     def further_count(self) -> int:

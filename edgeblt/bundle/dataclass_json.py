@@ -63,7 +63,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
+        return _value(_fitting([a for a in arguments if a is not type(None)], value), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
@@ -80,3 +80,14 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:  # `type` and not isinstance: true is no integer
         return value
     raise EdgebltError(f"{where} is {shown(value)}; it must be of type {getattr(hint, '__name__', hint)}")
+
+
+def _fitting(choices: list[Any], value: object) -> Any:
+    """The first of a union's types, or the first that is a dataclass with all fields of the document."""
+    fields = {
+        choice: {field.name.rstrip("_") for field in dataclasses.fields(choice)}
+        for choice in choices
+        if dataclasses.is_dataclass(choice)
+    }
+    known = value.keys() if isinstance(value, dict) else set()
+    return next((choice for choice, names in fields.items() if known <= names), choices[0])

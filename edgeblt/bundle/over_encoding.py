@@ -54,6 +54,18 @@ class OverEncoding:
         if any(not 0 <= id < self.vocab_size for id in (*self.ends, *self.excluded)):
             raise EdgebltError(f"ids that end n-grams must be below {self.vocab_size}")
 
+    def require_fit(self, vocab_size: int, width: int) -> None:
+        """Raises EdgebltError where a model of this vocabulary and width cannot have these tables."""
+        if self.vocab_size != vocab_size:
+            raise EdgebltError(f"n-grams are of {self.vocab_size} ids; the model has {vocab_size}")
+        if width % self.table_count:
+            raise EdgebltError(f"hidden_size {width} is not a multiple of the {self.table_count} tables")
+
+    def describe(self, width: int) -> str:
+        """In a few words, for people; rows have `width` numbers."""
+        rows = f"{self.row_count:,} rows of {width} in all"
+        return f"{self.table_count} tables for 2 to {self.neighbors} bytes, {rows}"
+
     @property
     def table_count(self) -> int:
         return self.splits * (self.neighbors - 1)

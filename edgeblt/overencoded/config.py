@@ -33,14 +33,8 @@ class OverEncodedConfig(PatchlessConfig):
             raise EdgebltError(f"{self.further} ids are guessed beyond the next; at most {MOST_FURTHER} can be")
         if self.transformer.window is not None:
             raise EdgebltError("attention has a window; an over-encoded transformer attends to the whole text")
-        if self.tables is None:
-            return
-        if self.tables.vocab_size != VOCAB_SIZE:
-            raise EdgebltError(f"n-grams are of {self.tables.vocab_size} ids; a model of bytes has {VOCAB_SIZE}")
-        if self.transformer.hidden_size % self.tables.table_count:
-            raise EdgebltError(
-                f"hidden_size {self.transformer.hidden_size} is not a multiple of the {self.tables.table_count} tables"
-            )
+        if self.tables:
+            self.tables.require_fit(VOCAB_SIZE, self.transformer.hidden_size)
 
     @property
     def further_count(self) -> int:

@@ -1,6 +1,7 @@
 """The Byte Latent Transformer on the workbench."""
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.export.architectures import CheckpointReference, WorkbenchArchitecture
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, blt_shapes
 from edgeblt.export.graphs.decoder import decoder_graph
@@ -10,24 +11,34 @@ from edgeblt.export.graphs.patcher import patcher_graph
 
 
 def describe(config: ModelConfig) -> dict[str, str]:
-    """Windows and cross-attention in words."""
+    """Windows, cross-attention and tables of the over-encoding family in words."""
     stacks = {"encoder and decoder": config.encoder, "patcher": config.patcher}
     windows = ", ".join(f"{name} {stack.window or 'none'}" for name, stack in stacks.items() if stack)
-    return {"windows": windows, "cross-attention": f"{config.cross_attention_k} vectors a patch"}
+    described = {"windows": windows, "cross-attention": f"{config.cross_attention_k} vectors a patch"}
+    if isinstance(config.hashes, OverEncoding):
+        described["n-gram tables"] = config.hashes.describe(config.table_width)
+    return described
 
 
 def card(config: ModelConfig) -> tuple[str, str]:
     """Heading and body of the model card."""
     stacks = {"patcher": config.patcher, "encoder": config.encoder, "global": config.global_, "decoder": config.decoder}
     rows = "\n".join(f"| {name} | {_stack(stack)} |" for name, stack in stacks.items() if stack)
-    hashes = config.hashes
+    tables = _tables(config)
     body = f"""| stage | layers |
 | --- | --- |
 {rows}
 
-Patches: {config.patching.describe()}. Cross-attention: {config.cross_attention_k} vectors a patch. N-gram hashes:
-{hashes.table_count} tables of {hashes.vocab_size:,} rows for {", ".join(map(str, hashes.group_sizes))} bytes."""
+Patches: {config.patching.describe()}. Cross-attention: {config.cross_attention_k} vectors a patch. {tables}."""
     return "a Byte Latent Transformer", body
+
+
+def _tables(config: ModelConfig) -> str:
+    hashes = config.hashes
+    if isinstance(hashes, OverEncoding):
+        return f"Over-encoding: {hashes.describe(config.table_width)}"
+    sizes = ", ".join(map(str, hashes.group_sizes))
+    return f"N-gram hashes:\n{hashes.table_count} tables of {hashes.vocab_size:,} rows for {sizes} bytes"
 
 
 def _stack(config: TransformerConfig) -> str:

@@ -4,7 +4,7 @@ Names: `STAGE.PART` and `STAGE.layers.{i}.PART`, in the order of the computation
 a BLT, other architectures having theirs in their own folders:
 
     patcher   embedding, layers.{i}, norm, head                   (absent where the patching rule needs no entropies)
-    encoder   embedding, hash_tables, layers.{i}, patch_projection, cross
+    encoder   embedding, hash_tables, table_projection (with over-encoding only), layers.{i}, patch_projection, cross
     global    projection (only where the widths differ), layers.{i}
     decoder   patch_projection, cross.{i}, layers.{i}, norm, head
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 from edgeblt.bundle.held_files import unreadable
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.errors import CheckpointNote, EdgebltError
 from edgeblt.export.architectures import open_other_form, workbench_architecture
 from edgeblt.export.checkpoints.compressed_form import CompressionRecord, is_compressed, open_compressed_form
@@ -212,7 +213,9 @@ def _shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
         yield "patcher.norm", (config.patcher.hidden_size,)
         yield "patcher.head", (config.vocab_size, config.patcher.hidden_size)
     yield "encoder.embedding", (config.vocab_size, encoder.hidden_size)
-    yield "encoder.hash_tables", (hashes.table_count * hashes.vocab_size, encoder.hidden_size)
+    yield "encoder.hash_tables", (hashes.row_count, config.table_width)
+    if isinstance(hashes, OverEncoding):
+        yield "encoder.table_projection", (encoder.hidden_size, encoder.hidden_size)
     yield from _layers("encoder", encoder)
     yield "encoder.patch_projection", (config.patch_width, encoder.hidden_size)
     yield from _cross("encoder.cross", encoder)

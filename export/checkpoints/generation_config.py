@@ -26,7 +26,7 @@ def read_generation(directory: Path, config: object, vocab_size: int) -> Generat
     stated = own
     if exists(directory, GENERATION):
         stated = Section(read_json(checkpoint_file(directory, GENERATION)), str(directory / GENERATION))
-    found = (_ends(section, vocab_size) for section in (stated, own))
+    found = (end_ids(section, vocab_size) for section in (stated, own))
     ends = next((ends for ends in found if ends is not None), (EOS,))
     if not stated.boolean("do_sample", False):
         return Generation(ends)
@@ -43,7 +43,7 @@ def read_generation(directory: Path, config: object, vocab_size: int) -> Generat
         raise EdgebltError(f"{stated.where}: {error}, or null") from None
 
 
-def _ends(section: Section, vocab_size: int) -> tuple[int, ...] | None:
+def end_ids(section: Section, vocab_size: int) -> tuple[int, ...] | None:
     """Ids that end a text; None if the section names none."""
     value = section.document.get(_ENDS)
     if value is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeblt.bundle.config import ModelConfig, PatchingRule
+from edgeblt.bundle.config import HashConfig, ModelConfig, PatchingRule
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.config_section import Findings, Section
 from edgeblt.export.checkpoints.files.checkpoint_files import (
@@ -47,6 +47,7 @@ class MetaForm:
         """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
         if name == HASH_TABLES:  # each table on its own
             hashes = self.config.hashes
+            assert isinstance(hashes, HashConfig)  # the only family that Meta's form knows
             tables = (f"encoder_hash_tok_embedding.{index}.weight" for index in range(hashes.table_count))
             return FusedWeight(tuple(_find(self, table, (hashes.vocab_size, *shape[1:])) for table in tables))
         source = self.entropy_model if self.entropy_model and name.startswith("patcher.") else self

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgeblt.bundle.config import HashConfig, ModelConfig, PatchingRule, Rule, TransformerConfig
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints import meta_config
 from edgeblt.export.checkpoints.config_section import Document, FieldRule, Findings, Section, only
+from edgeblt.export.checkpoints.generation_config import end_ids
 from edgeblt.export.checkpoints.llama_switches import ABSENT, HARMLESS, ONE, switches_beside
-from edgeblt.ids import VOCAB_SIZE
+from edgeblt.export.checkpoints.ngram_tables.fields import FIELDS as OVER_ENCODING
+from edgeblt.export.checkpoints.ngram_tables.fields import over_encoding_fields
+from edgeblt.ids import EOS, VOCAB_SIZE
 
 # fmt: off
 # Written by PreTrainedConfig.to_dict() of transformers 4.5x or 5.x, or read only in training and generation.
@@ -139,7 +143,7 @@ def parse_config(document: object, where: str, strict: bool = False) -> Transfor
         global_=_stack(top.child("global_config"), GLOBAL, None),
         decoder=_stack(decoder, DECODER, window),
         decoder_cross_all_layers=decoder.boolean("cross_attn_all_layers", True),
-        hashes=_hashes(top),
+        hashes=_hashes(top, encoder),
         patching=patching,
     )
     _refuse_unequal_widths(model, decoder)
@@ -156,7 +160,7 @@ def parse_config(document: object, where: str, strict: bool = False) -> Transfor
 def _sort_fields(top: Section) -> Findings:
     """Sorts the fields of all objects of the file."""
     findings = Findings()
-    findings.sort(top, KNOWN, RULES, _implied(top.child("decoder_config"), DECODER))
+    findings.sort(top, KNOWN | set(OVER_ENCODING), RULES, _implied(top.child("decoder_config"), DECODER))
     _sort_rope(top, findings)
     for name, defaults in STACKS.items():
         section = top.child(name)
@@ -261,7 +265,16 @@ def _cross_attention_k(top: Section, encoder: Section, decoder: Section) -> int:
     return k
 
 
-def _hashes(top: Section) -> HashConfig:
+def _hashes(top: Section, encoder: Section) -> HashConfig | OverEncoding:
+    """The n-gram tables: over-encoding's where there are fields of these, whatever the others say."""
+    vocab_size, width = _vocab_size(top, encoder), encoder.integer("hidden_size", ENCODER.hidden_size)
+    try:
+        tables = over_encoding_fields(top, vocab_size, end_ids(top, vocab_size) or (EOS,))
+        if tables:
+            tables.require_fit(vocab_size, width)
+            return tables
+    except EdgebltError as error:
+        raise EdgebltError(f"{top.where}: {str(error).removeprefix(f'{top.where}: ')}") from None
     sizes = top.document.get("encoder_hash_byte_group_size") or [3, 4, 5, 6, 7, 8]
     if not isinstance(sizes, list) or len(sizes) > 64 or any(type(n) is not int or not 1 <= n <= 64 for n in sizes):
         raise top.error("encoder_hash_byte_group_size", "it must be a list of at most 64 integers between 1 and 64")

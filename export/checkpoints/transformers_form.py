@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeblt.bundle.config import HashConfig
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.errors import EdgebltError, shown
 from edgeblt.export.checkpoints.files.bitsandbytes import bitsandbytes_weight, is_bitsandbytes
 from edgeblt.export.checkpoints.files.checkpoint_files import (
@@ -20,6 +22,7 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
 from edgeblt.export.checkpoints.files.safetensors_files import SafetensorsTensor
 from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
 from edgeblt.export.checkpoints.generation_config import read_generation
+from edgeblt.export.checkpoints.ngram_tables.weights import table_names, table_weight
 from edgeblt.export.checkpoints.stored_names import TRANSFORMERS_EMBEDDING, TRANSFORMERS_HEAD, transformers_name
 from edgeblt.export.checkpoints.transformers_config import TransformersConfig, parse_config
 
@@ -45,11 +48,17 @@ class TransformersForm:
 
     @property
     def has_own_names(self) -> bool:
-        """Whether each tensor has the name that transformers looks for."""
-        return all(part.name == name for name, part in self.stored.items())
+        """Whether transformers looks for tensors under these names, and knows all of them."""
+        return isinstance(self.config.model.hashes, HashConfig) and all(
+            part.name == name for name, part in self.stored.items()
+        )
 
     def weight(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
         """The weight of a canonical name. Raises EdgebltError where there is none, or none of this shape."""
+        hashes = self.config.model.hashes
+        if isinstance(hashes, OverEncoding) and table_names(name, hashes.table_count):
+            width = self.config.model.encoder.hidden_size
+            return table_weight(self.listing, self.stored, hashes, name, width)
         tensor = self._find(name)
         if self.bitsandbytes and isinstance(tensor, SafetensorsTensor) and is_bitsandbytes(tensor, self._companion):
             return bitsandbytes_weight(tensor, shape, self._companion)

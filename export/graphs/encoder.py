@@ -6,8 +6,10 @@ import onnx_ir as ir
 from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.contract import EDGEBLT, StageContract
 from edgeblt.bundle.hashing import hash_coefficients
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
+from edgeblt.export.graphs.over_encoding import over_encoded
 from edgeblt.export.graphs.pooling import Pooling
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.graphs.weights import LookupTable, Weights
@@ -39,21 +41,23 @@ def byte_vectors(stack: TransformerStack, config: ModelConfig) -> ir.Value:
 
 
 def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> ir.Value:
-    """Byte embedding plus one row of each hash table [T, width]."""
-    windows, names = graph.inputs["windows"], ("encoder.embedding", "encoder.hash_tables")
+    """Byte embedding with the rows of its n-grams [T, width]."""
+    windows, names, hashes = graph.inputs["windows"], ("encoder.embedding", "encoder.hash_tables"), config.hashes
+    if isinstance(hashes, OverEncoding):
+        return over_encoded(weights, "encoder", hashes, windows, config.encoder.hidden_size)
     if graph.is_for_cpu and all(map(weights.is_table, names)):
-        return _embeddings_as_one(graph, [weights.table(name) for name in names], config)
-    ids = graph.op("Gather", windows, graph.constant(config.hashes.context), axis=1)
+        return _embeddings_as_one(graph, [weights.table(name) for name in names], hashes, config.encoder.hidden_size)
+    ids = graph.op("Gather", windows, graph.constant(hashes.context), axis=1)
     if graph.is_for_cpu:  # a spare row, as ReduceSum adds up a single row in another order
         windows = graph.with_spare_row(windows)
-    hashed = weights.lookup(names[1], table_rows(graph, config.hashes, windows))
+    hashed = weights.lookup(names[1], table_rows(graph, hashes, windows))
     total = graph.op("ReduceSum", hashed, graph.constant([1]), keepdims=0)
     if graph.is_for_cpu:
         total = graph.without_spare_row(total)
     return graph.op("Add", weights.lookup(names[0], ids), total)
 
 
-def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], config: ModelConfig) -> ir.Value:
+def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], hashes: HashConfig, width: int) -> ir.Value:
     """The same as one operator."""
     forms = [TableForm(len(table.inputs)) for table in tables]
     graph.uses(hash_embedding_function(OPSET, *forms))
@@ -64,8 +68,8 @@ def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], config: M
         for attribute, value in table.attributes.items()
     }
     return graph.op(
-        HASHED, graph.inputs["windows"], graph.constant(hash_coefficients(config.hashes)), *inputs, domain=EDGEBLT,
-        width=config.encoder.hidden_size, vocab_size=config.hashes.vocab_size, **attributes,
+        HASHED, graph.inputs["windows"], graph.constant(hash_coefficients(hashes)), *inputs, domain=EDGEBLT,
+        width=width, vocab_size=hashes.vocab_size, **attributes,
     )  # fmt: skip
 
 
@@ -73,16 +77,9 @@ def table_rows(graph: GraphBuilder, hashes: HashConfig, windows: ir.Value) -> ir
     """Rows of the fused hash tables [T, tables], int64.
 
     hash = sum over i of id[t - n + 1 + i] * prime ** i, wrapping in int64, modulo the vocabulary (non-negative):
-    one matrix product for all tables. ONNX Runtime's int64 MatMul wraps exactly on the CPU; CUDA has none, there a
-    running sum takes its place. ReduceSum wraps on neither.
+    one matrix product for all tables.
     """
-    coefficients = hash_coefficients(hashes)
-    if graph.contract.target != "cuda":
-        hashed = graph.op("MatMul", windows, graph.constant(coefficients))
-    else:
-        columns = graph.op("Unsqueeze", windows, graph.constant([2]))
-        sums = graph.op("CumSum", graph.op("Mul", columns, graph.constant(coefficients)), graph.constant(np.array(1)))
-        hashed = graph.op("Gather", sums, graph.constant(np.array(len(coefficients) - 1)), axis=1)
+    hashed = graph.integer_product(windows, hash_coefficients(hashes))
     row = graph.op("Mod", hashed, graph.constant([hashes.vocab_size]))
     offsets = np.arange(hashes.table_count, dtype=np.int64) * hashes.vocab_size
     return graph.op("Add", row, graph.constant(offsets[None]))

@@ -116,6 +116,18 @@ class GraphBuilder:
         """A constant in the type that the stage computes in."""
         return self.constant(np.asarray(value, self.computed_in))
 
+    def integer_product(self, rows: ir.Value, matrix: NDArray[np.int64]) -> ir.Value:
+        """int64 `rows` [T, in] times a constant matrix [in, out], which wraps.
+
+        ONNX Runtime's int64 MatMul wraps exactly on the CPU; CUDA has none, there a running sum takes its place.
+        ReduceSum wraps on neither.
+        """
+        if self.contract.target != "cuda":
+            return self.op("MatMul", rows, self.constant(matrix))
+        columns = self.op("Unsqueeze", rows, self.constant([2]))
+        sums = self.op("CumSum", self.op("Mul", columns, self.constant(matrix)), self.constant(np.array(1)))
+        return self.op("Gather", sums, self.constant(np.array(len(matrix) - 1)), axis=1)
+
     def weight(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> ir.Value:
         """An initializer `name` of `shape` and `dtype` in the stage's file of weights; see `fill`.
 

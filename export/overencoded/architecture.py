@@ -26,11 +26,7 @@ def _layers(config: OverEncodedConfig) -> str:
 
 
 def _tables(config: OverEncodedConfig) -> str:
-    tables = config.tables
-    if tables is None:
-        return "none"
-    rows = f"{tables.row_count:,} rows of {config.table_width} in all"
-    return f"{tables.table_count} for 2 to {tables.neighbors} bytes, {rows}"
+    return config.tables.describe(config.table_width) if config.tables else "none"
 
 
 def _heads(config: OverEncodedConfig) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgeblt.bundle.config import Generation, TransformerConfig
-from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.errors import EdgebltError
 from edgeblt.export.architectures import CheckpointForm
 from edgeblt.export.checkpoints.config_section import Findings, Section, only
@@ -17,29 +16,18 @@ from edgeblt.export.checkpoints.files.checkpoint_files import (
     readable_object,
     stored_tensor,
 )
-from edgeblt.export.checkpoints.files.stored_weights import (
-    FloatingWeight,
-    FusedWeight,
-    JoinedWeight,
-    StoredPart,
-    StoredWeight,
-)
+from edgeblt.export.checkpoints.files.stored_weights import FloatingWeight, StoredPart, StoredWeight
+from edgeblt.export.checkpoints.ngram_tables.fields import FIELDS, over_encoding_fields
+from edgeblt.export.checkpoints.ngram_tables.weights import table_weight
 from edgeblt.export.overencoded.names import EMBEDDING, HEAD, PROJECTION, TABLES, overencoded_shapes, stored_names
 from edgeblt.ids import BOS, EOS, VOCAB_SIZE
 from edgeblt.overencoded.config import OverEncodedConfig
 
 MODEL_TYPE = "overencoded"
-_SPELLINGS = {
-    "ratio": ("oe_vocab_size_ratio", "ngram_vocab_size_ratio"),
-    "neighbors": ("oe_neighbor_num", "emb_neighbor_num"),
-    "splits": ("oe_split_num", "emb_split_num"),
-}
-_ROWS = "oe_vocab_sizes"
 _READ = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "eos_token_id", "num_future_heads",
-    "ngram_fix_normalize_factor", "ngram_exclude_sp_token", "special_token_scope", _ROWS,
-    *(name for names in _SPELLINGS.values() for name in names),
+    *FIELDS,
 )  # fmt: skip
 _RULES = {
     "bos_token_id": only(BOS, None),
@@ -100,7 +88,7 @@ def parse_overencoded(document: object, where: Path, strict: bool) -> tuple[Over
                 rope_theta=section.number("rope_theta", 10000.0),
                 window=None,
             ),
-            tables=_tables(section, () if end is None else (end,)),
+            tables=over_encoding_fields(section, VOCAB_SIZE, () if end is None else (end,)),
             further=section.integer("num_future_heads", 0, 0),
             generation=Generation(() if end is None else (end,)),
         )
@@ -109,54 +97,10 @@ def parse_overencoded(document: object, where: Path, strict: bool) -> tuple[Over
     return config, section.boolean("tie_word_embeddings", False), notes
 
 
-def _tables(section: Section, ends: tuple[int, ...]) -> OverEncoding | None:
-    given = {key: _spelled(section, names) for key, names in _SPELLINGS.items()}
-    if given["neighbors"] is None and given["ratio"] is None and section.document.get(_ROWS) is None:
-        return None
-    neighbors, splits = (section.integer(given[key] or _SPELLINGS[key][0], 0) for key in ("neighbors", "splits"))
-    count = splits * (neighbors - 1)
-    if section.document.get(_ROWS) is not None:
-        rows = section.document[_ROWS]
-        if not isinstance(rows, list) or any(type(number) is not int for number in rows):
-            raise section.error(_ROWS, "it must be a list of integers, one for each table")
-    else:
-        ratio = section.number(given["ratio"] or _SPELLINGS["ratio"][0], 0.0)
-        if not 0 <= ratio <= 1 << 40 or count > 1 << 10:
-            raise section.error(given["ratio"] or _SPELLINGS["ratio"][0], "it must be a positive number")
-        rows = [int(ratio * VOCAB_SIZE) + 2 * table + 1 for table in range(count)]
-    excluded = _scope(section) if section.boolean("ngram_exclude_sp_token", False) else ()
-    by_root = section.boolean("ngram_fix_normalize_factor", False)
-    return OverEncoding(VOCAB_SIZE, neighbors, splits, tuple(rows), by_root, ends, excluded)
-
-
-def _spelled(section: Section, names: tuple[str, ...]) -> str | None:
-    """The name under which a field is given."""
-    given = [name for name in names if section.document.get(name) is not None]
-    if len(given) > 1 and section.document[given[0]] != section.document[given[1]]:
-        raise section.error(given[0], f"it differs from {given[1]}; leave one of both out")
-    return given[0] if given else None
-
-
-def _scope(section: Section) -> tuple[int, ...]:
-    """Ids in ranges such as `0:4,36:55`, whose ends are left out."""
-    text, found = section.text("special_token_scope", "0:4"), set[int]()
-    for part in text.split(","):
-        begin, colon, end = part.strip().partition(":")
-        if not (colon and begin.isdecimal() and end.isdecimal() and len(begin + end) < 9 and int(end) <= VOCAB_SIZE):
-            raise section.error("special_token_scope", f"give ranges of ids below {VOCAB_SIZE}, such as 0:4")
-        found |= set(range(int(begin), int(end)))
-    return tuple(sorted(found))
-
-
 def _weight(
     listing: Path, stored: Mapping[str, StoredPart], config: OverEncodedConfig, name: str, shape: tuple[int, ...]
 ) -> StoredWeight:
-    parts = [stored_tensor(listing, stored, part) for part in stored_names(name, config.table_count)]
-    width = config.table_width
-    if name == TABLES and config.tables:
-        return FusedWeight(
-            tuple(of_shape(part, (rows, width)) for part, rows in zip(parts, config.tables.rows, strict=True))
-        )
-    if name == PROJECTION:
-        return JoinedWeight(tuple(of_shape(part, (shape[0], width)) for part in parts))
-    return FloatingWeight(of_shape(parts[0], shape))
+    if config.tables and name in (TABLES, PROJECTION):
+        return table_weight(listing, stored, config.tables, name, config.transformer.hidden_size)
+    (part,) = stored_names(name, config.table_count)
+    return FloatingWeight(of_shape(stored_tensor(listing, stored, part), shape))

@@ -10,6 +10,7 @@
 import re
 from collections.abc import Iterator
 
+from edgeblt.export.checkpoints.ngram_tables.weights import table_names
 from edgeblt.export.checkpoints.stored_names import TRANSFORMERS_PARTS
 from edgeblt.overencoded.config import OverEncodedConfig
 
@@ -21,10 +22,8 @@ _OF_FURTHER = re.compile(r"causal\.further\.(\d+)\.head")
 
 def stored_names(name: str, table_count: int) -> list[str]:
     """Names of the tensors that a weight consists of: one, but for tables and their projections."""
-    if name == TABLES:
-        return [f"model.ngram_embeddings.embedders.{table}.weight" for table in range(table_count)]
-    if name == PROJECTION:
-        return [f"model.ngram_embeddings.post_projs.{table}.weight" for table in range(table_count)]
+    if name in (TABLES, PROJECTION):
+        return table_names(name, table_count)
     if found := _OF_LAYER.fullmatch(name):
         return [f"model.layers.{found[1]}.{TRANSFORMERS_PARTS[found[2]]}.weight"]
     if found := _OF_FURTHER.fullmatch(name):

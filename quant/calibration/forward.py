@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from edgeblt.bundle.config import ModelConfig, TransformerConfig
 from edgeblt.bundle.hashing import hash_coefficients
+from edgeblt.bundle.over_encoding import OverEncoding
 from edgeblt.quant.calibration.activations import Values, each
+from edgeblt.quant.calibration.over_encoding import over_encoded, text_rows
 
 
 class Multiply(Protocol):
@@ -87,6 +89,8 @@ class Forward:
         return each(partial(rms_norm, self.read(name), config), hidden)
 
     def _embeddings(self, ids: list[Tensor]) -> Values:
+        if isinstance(self.config.hashes, OverEncoding):
+            return over_encoded("encoder", self.config.hashes, self.multiply, self.lookup, ids)
         rows = [hash_rows(text, self.config) for text in ids]
         embedded = self.lookup("encoder.embedding", _column(ids))
         return each(torch.add, embedded, self.lookup("encoder.hash_tables", rows))
@@ -235,6 +239,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 def hash_rows(ids: Tensor, config: ModelConfig) -> Tensor:
     """Rows of the fused hash tables for a text's ids [T]: int64 [T, tables]."""
     hashes = config.hashes
+    if isinstance(hashes, OverEncoding):
+        return text_rows(hashes, ids)
     windows = functional.pad(ids, (hashes.context, 0)).unfold(0, hashes.context + 1, 1)  # [T, longest]
     coefficients = torch.from_numpy(hash_coefficients(hashes))
     hashed = (windows[:, :, None] * coefficients).sum(dim=1) % hashes.vocab_size

@@ -14,7 +14,7 @@ AT_A_TIME = 1 << 16  # bytes of the text
 
 def count_hits(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
     """Number of lookups of each row of the fused tables when `text` is read after BOS: [rows]."""
-    rows, context = config.hashes.table_count * config.hashes.vocab_size, config.hashes.context
+    rows, context = config.hashes.row_count, config.hashes.context
     ids = torch.from_numpy(np.append(BOS, encode(text)))
     hits = np.zeros(rows, np.int64)
     for start in range(0, len(ids), AT_A_TIME):
