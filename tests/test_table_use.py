@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import tiny_models
 from checkpoint_oracle import assert_one_sentence
 from conftest import tiny_oracle
-from edgeblt.bundle.config import ModelConfig
+from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.hashing import PRIMES
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
@@ -57,6 +57,7 @@ def recipe(tmp_path: Path, name: str) -> Path:
 def hits_one_by_one(text: bytes, config: ModelConfig) -> NDArray[np.int64]:
     """The definition, in Python's integers."""
     hashes, ids = config.hashes, [BOS, *(byte + 4 for byte in text)]
+    assert isinstance(hashes, HashConfig)
     hits = np.zeros(hashes.table_count * hashes.vocab_size, np.int64)
     tables = [(PRIMES[function], size) for function in range(hashes.function_count) for size in hashes.group_sizes]
     for position in range(len(ids)):
