@@ -94,7 +94,7 @@ class OverEncodedBlt(Exported):
     oracle: Any  # a BltForCausalLM, whose own types are of no help
 
     @property
-    def exact(self) -> Float64Oracle:  # type: ignore[override]
+    def exact(self) -> Float64Oracle:
         return Float64Oracle(self.oracle)
 
 
