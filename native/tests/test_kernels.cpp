@@ -12,6 +12,7 @@
 
 #include "../cache_format.h"
 #include "../input_tile.h"
+#include "recurrence_rounds.h"
 
 namespace edgeblt {
 namespace {
@@ -490,7 +491,7 @@ void table_round(const char* level, const Kernels& table) {
   }
 }
 
-void all_rounds(const char* level, const Kernels& table) {
+void all_rounds(const char* level, const Kernels& table, const RecurrenceKernels& recurrence) {
   dense_round(level, table);
   one_round(level, table);
   attention_round(level, table);
@@ -500,6 +501,7 @@ void all_rounds(const char* level, const Kernels& table) {
   latent_round(level, table);
   bytes_round(level, table);
   table_round(level, table);
+  recurrence_rounds(level, recurrence, chance());
 }
 
 bool emulated([[maybe_unused]] Level level) {
@@ -521,9 +523,9 @@ int main(int count, char** arguments) {
       const auto level = static_cast<Level>(number);
       const std::string name = kLevelNames[number];
       if (emulated(level)) {
-        all_rounds((name + ", emulated").c_str(), kernels(level));
+        all_rounds((name + ", emulated").c_str(), kernels(level), recurrence_kernels(level));
       } else if (level_available(level)) {
-        all_rounds(name.c_str(), kernels(level));
+        all_rounds(name.c_str(), kernels(level), recurrence_kernels(level));
       }
     }
   }
