@@ -42,9 +42,11 @@ TOY = {
         "--decode-bytes",
         "2",
     ),
+    "benchmarks/recurrence.py": ("--toy",),
     "benchmarks/serving.py": (BUNDLE, "--clients", "1", "2", "--new-bytes", "4", "--rounds", "1"),
     "benchmarks/table_memory.py": (BUNDLE, "--bytes", "20"),
 }
+NATIVE = {"benchmarks/attention.py", "benchmarks/kernels.py", "benchmarks/recurrence.py"}  # need the library
 # These measure accuracies of the bundled model or make large ones, or need a GPU or a network: minutes at least.
 LONG = {
     "benchmarks/against_transformers.py", "benchmarks/channels.py", "benchmarks/corpus.py", "benchmarks/evaluation.py",
@@ -86,7 +88,7 @@ def test_every_script_is_listed() -> None:
 def test_a_script_runs_at_toy_size(
     script: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if script in ("benchmarks/attention.py", "benchmarks/kernels.py") and native.library_path() is None:
+    if script in NATIVE and native.library_path() is None:
         pytest.skip("no native library")
     run(script, tuple(str(bundle) if argument == BUNDLE else argument for argument in TOY[script]), monkeypatch)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
