@@ -184,7 +184,8 @@ class Model(BatchCalls, RestoreCalls):
         """
         check_draft(draft)
         if draft not in self._draft_statistics:
-            self._draft_statistics[draft] = DraftStatistics(draft, self._usable_drafters(draft))
+            with EnoughMemory("to prepare drafts"):
+                self._draft_statistics[draft] = DraftStatistics(draft, self._usable_drafters(draft))
         return self._draft_statistics[draft]
 
     def _usable_drafters(self, draft: str) -> list[str]:
@@ -255,9 +256,8 @@ class Model(BatchCalls, RestoreCalls):
             ended. Default None, a session of its own.
         """
         given = {"max_new_bytes": max_new_bytes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        stated = self.config.generation
+        stated, data = self.config.generation, as_bytes("prompt", prompt)
         chosen = merged_settings(settings, **given, seed=seed, draft=draft, **others).completed(stated)
-        data = as_bytes("prompt", prompt)
         if session is None or session.position < 2:
             check_prompt(self.config, data)
         return TextStream(

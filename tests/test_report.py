@@ -108,7 +108,7 @@ def changed(result: Any, **changes: Any) -> str:
     return json.dumps({key: value for key, value in document.items() if value != "left out"})
 
 
-REMEDY = "give what `edgeblt validate`, `bench` or `tune` wrote with --json"
+REMEDY = "give what `edgeblt validate`, `bench`, `tune` or `sweep` wrote with --json"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ REMEDY = "give what `edgeblt validate`, `bench` or `tune` wrote with --json"
         ("[" * 100_000, f" is nested too deeply; {REMEDY}"),
         ("1" * 19, f" is not JSON (a number of 19 digits); {REMEDY}"),
         ("[]", f" holds no results; {REMEDY}"),
-        ("7", f" is no result of a validation, benchmark or tuning; {REMEDY}"),
-        ('[{"bundle": "x"}]', f"[0] is no result of a validation, benchmark or tuning; {REMEDY}"),
+        ("7", f" is no result of a validation, benchmark, tuning or sweep; {REMEDY}"),
+        ('[{"bundle": "x"}]', f"[0] is no result of a validation, benchmark, tuning or sweep; {REMEDY}"),
         (changed(benchmark(), bundle_id="left out"), " lacks the field 'bundle_id'; write it again with edgeblt"),
         (f"[{changed(validation())},{changed(benchmark(), threads='1')}]",
          "[1]: threads is '1'; it must be of type int"),
