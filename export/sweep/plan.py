@@ -20,7 +20,7 @@ from edgeblt.quant.recipes.recipe import load_recipe, packaged_recipes
 from edgeblt.quant.recipes.recipe_text import recipe_text
 
 OWN = "own"  # the value of a setting that is left to the bundle
-_DRAWS = 200  # random configurations to try for one that is new
+_DRAWS = 200  # random changes of good configurations to try for one that is new
 
 
 class Plan(Protocol):
@@ -42,8 +42,8 @@ class Plan(Protocol):
         """Parameters of trials that follow from those settled."""
         ...
 
-    def unseen(self, seen: Sequence[dict[str, Any]]) -> dict[str, str] | None:
-        """Parameters that no trial has; None where there are no others."""
+    def unseen(self, seen: Sequence[dict[str, Any]], best: Sequence[dict[str, str]]) -> dict[str, str] | None:
+        """Parameters that no trial has, near one of the best; None where there are no others."""
         ...
 
     def configuration(self, parameters: dict[str, Any]) -> Configuration: ...
@@ -95,7 +95,7 @@ class Grid:
     def following(self, trials: Sequence[SweepTrial]) -> list[dict[str, str]]:
         return []
 
-    def unseen(self, seen: Sequence[dict[str, Any]]) -> dict[str, str] | None:
+    def unseen(self, seen: Sequence[dict[str, Any]], best: Sequence[dict[str, str]]) -> dict[str, str] | None:
         return None
 
     def configuration(self, parameters: dict[str, Any]) -> Configuration:
@@ -149,11 +149,13 @@ class Search:
             gains[part] = gain / max(finest.bundle_bytes - smallest.bundle_bytes, 1)
         return self._space.ladder(gains) if len(gains) == len(self._space.parts) else []
 
-    def unseen(self, seen: Sequence[dict[str, Any]]) -> dict[str, str] | None:
+    def unseen(self, seen: Sequence[dict[str, Any]], best: Sequence[dict[str, str]]) -> dict[str, str] | None:
         known = {_key(parameters) for parameters in seen}
         drawn = random.Random(f"{self._seed} {len(seen)}")
         for _ in range(_DRAWS):
-            choices = {part: drawn.choice(list(named)) for part, named in self._space.parts.items()}
+            choices = dict(drawn.choice(best)) if best else self._space.smallest()
+            for part in drawn.sample(list(self._space.parts), drawn.choice((1, 2))):
+                choices[part] = drawn.choice(list(self._space.parts[part]))
             if _key(choices) not in known:
                 return choices
         return self._space.unseen(seen)

@@ -49,7 +49,7 @@ STUDY = "sweep"
 _JOB, _STATE, _MEASURED = "edgeblt", "edgeblt_state", "edgeblt_measured"
 _REFERENCE = "int4"  # the recipe that a share of size refers to
 _POLL_SHARE = 0.1  # share of a lease between looks at other processes
-_DRAWS = 5  # proposals of the sampler before a configuration is drawn at random
+_DRAWS = 2  # proposals of the sampler, if known already, before one on the front is changed at random
 _MOST_OVER_BUDGET = 20  # for each trial wanted
 
 
@@ -178,7 +178,9 @@ class _Sweeper:
                 return None
         trials = self.ledger.trials()
         seen = [self.ledger.parameters(trial) for trial in trials if self.ledger.key(trial)]
-        if unseen := self.plan.unseen(seen):
+        settled = {trial.number: trial for trial in self.settled()}
+        best = [settled[number].settings for number in front_of(list(settled.values()), self._most)]
+        if unseen := self.plan.unseen(seen, best):
             self.ledger.add([unseen])
         else:
             self.plan.wanted = self._taken(trials)  # there are no other configurations
