@@ -9,6 +9,8 @@
 #include <random>
 #include <vector>
 
+#include "difference.h"
+
 namespace edgeblt {
 namespace {
 
@@ -133,7 +135,7 @@ class Round {
     double largest = 1e-30, error = 0;
     for (size_t i = 0; i < wanted.size(); ++i) {
       largest = std::max(largest, std::fabs(double{wanted[i]}));
-      error = std::max(error, std::fabs(double{wanted[i]} - double{found[i]}));
+      error = std::max(error, difference(wanted[i], found[i]));
     }
     if (!(error <= 1e-5 * largest)) fail(what, "is off by", error / largest);
   }

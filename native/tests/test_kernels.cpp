@@ -12,6 +12,7 @@
 
 #include "../cache_format.h"
 #include "../input_tile.h"
+#include "difference.h"
 #include "recurrence_rounds.h"
 
 namespace edgeblt {
@@ -86,9 +87,8 @@ void agree(const char* what, const char* level, const Block<float>& expected, co
            int64_t columns, int64_t block_size) {
   double largest = 1e-30, error = 0;
   for (int64_t i = 0; i < expected.count; ++i) {
-    if (std::isnan(expected.data[i]) && std::isnan(actual.data[i])) continue;
-    largest = std::max<double>(largest, std::fabs(expected.data[i]));
-    error = std::max(error, std::fabs(double(expected.data[i]) - double(actual.data[i])));
+    if (std::isfinite(expected.data[i])) largest = std::max<double>(largest, std::fabs(expected.data[i]));
+    error = std::max(error, difference(expected.data[i], actual.data[i]));
   }
   if (!(error <= 2e-5 * largest + 1e-30)) fail(what, level, rows, columns, block_size, error);
 }
