@@ -26,6 +26,7 @@ Parameters = Mapping[str, Any]
 _FIXED = "fixed_params"  # Optuna's name for the parameters of a trial that was asked for
 _BEAT, _DROPPED, _REFUSED = "beat", "dropped", "refused"
 _SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
+SURPLUS = "surplus"  # dropped because there are enough trials without it
 _BEATS_A_LEASE = 6
 
 
@@ -79,7 +80,7 @@ class Ledger:
                 with suppress(OptunaError):  # it ended just now
                     self._fail(trial)
         trials = self.trials()
-        known = {self.key(trial) for trial in trials if _counts(trial)}
+        known = {self.key(trial) for trial in trials if _counts(trial) or trial.user_attrs.get(_DROPPED) == SURPLUS}
         for trial in trials:
             key = self.key(trial)
             is_lost = trial.state == TrialState.FAIL and not _counts(trial) and _DROPPED not in trial.user_attrs

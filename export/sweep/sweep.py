@@ -18,7 +18,7 @@ from edgeblt.bundle.whole_files import cannot_write
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import checkpoint_name
-from edgeblt.export.sweep.ledger import Ledger, is_settled, refusal
+from edgeblt.export.sweep.ledger import SURPLUS, Ledger, is_settled, refusal
 from edgeblt.export.sweep.measuring import Measured, Measuring
 from edgeblt.export.sweep.plan import Grid, Plan, Search, Settings, digest
 from edgeblt.export.sweep.space import Space, budget_bytes
@@ -143,10 +143,13 @@ class _Sweeper:
 
     def _report(self, advance: Advance) -> None:
         settled = min(sum(trial.state != OVER_BUDGET for trial in self.settled()), self.plan.wanted)
-        advance(settled - self._settled)
-        self._settled = settled
+        if settled > self._settled:
+            advance(settled - self._settled)
+            self._settled = settled
 
     def _has_more(self) -> bool:
+        if self._settled >= self.plan.wanted:
+            return False
         trials = self.ledger.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):
             return True
@@ -194,7 +197,7 @@ class _Sweeper:
         try:
             trials = ledger.trials()
             if self._taken(trials[: trial.number]) >= plan.wanted:
-                ledger.drop(trial, "surplus")
+                ledger.drop(trial, SURPLUS)
                 return
             parameters = ledger.parameters(trials[trial.number])
             wanted = plan.configuration(parameters)
@@ -262,6 +265,7 @@ def _importance(study: optuna.Study) -> dict[str, float]:
     """Share of each setting in the differences of bits per byte; empty where there are too few trials."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # too few trials: all would be equal
+        warnings.filterwarnings("ignore", message=".*to achieve low `target`")  # fewer bits are better
         warnings.simplefilter("ignore", ExperimentalWarning)
         try:
             found = get_param_importances(
