@@ -1,15 +1,13 @@
 """`edgeblt sweep`: one process's part in a study of recipes and settings, and what the study has found."""
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, OptunaError
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,6 +16,7 @@ from edgeblt.bundle.whole_files import cannot_write
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from edgeblt.export.checkpoints.naming import checkpoint_name
+from edgeblt.export.sweep.importance import importance
 from edgeblt.export.sweep.ledger import SURPLUS, Ledger, is_settled, refusal
 from edgeblt.export.sweep.measuring import Measured, Measuring
 from edgeblt.export.sweep.plan import Grid, Plan, Search, Settings, digest
@@ -257,23 +256,8 @@ def _result(
         front=front_of(trials, most, least),
         against=against_packaged(trials),
         sensitivity=sweeper.plan.sensitivity(trials),
-        importance=_importance(study),
+        importance=importance(study),
     )
-
-
-def _importance(study: optuna.Study) -> dict[str, float]:
-    """Share of each setting in the differences of bits per byte; empty where there are too few trials."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # too few trials: all would be equal
-        warnings.filterwarnings("ignore", message=".*to achieve low `target`")  # fewer bits are better
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            found = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial: trial.values[1]
-            )
-        except (ValueError, RuntimeError, UserWarning):
-            return {}
-    return {name: round(float(share), 4) for name, share in found.items()}
 
 
 def _agree(
