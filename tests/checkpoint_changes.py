@@ -3,10 +3,17 @@
 import json
 import random
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from checkpoint_oracle import assert_one_sentence
+from edgeblt.errors import EdgebltError
+from edgeblt.export.export_bundle import export_bundle
+
+Change = Callable[[random.Random, Path], None]  # changes the checkpoint in a directory
 
 
 def change_bytes(chance: random.Random, directory: Path, reach: int) -> None:
@@ -39,3 +46,32 @@ def change_header(chance: random.Random, file: Path) -> None:
     entry[chance.choice(["shape", "data_offsets", "dtype"])] = chance.choice([[], [-1], [1 << 62] * 3, "F8", None, [0]])
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def change_start(chance: random.Random, directory: Path) -> None:
+    """Change bytes of the configuration or of the header."""
+    change_bytes(chance, directory, reach=4000)
+
+
+def change_only_header(chance: random.Random, directory: Path) -> None:
+    """Change the header of a checkpoint that is one file."""
+    change_header(chance, directory / "model.safetensors")
+
+
+def refusals(changes: Sequence[Change], count: int, folder: Path, write: Callable[[int, Path], object]) -> int:
+    """The number of changed checkpoints that export refuses, each with a sentence; the others become bundles.
+
+    write: writes the checkpoint of a number to a directory.
+    """
+    chance, refused = random.Random(count), 0
+    for number in range(count):
+        directory, bundle = folder / str(number), folder / f"{number}-bundle"
+        write(number, directory)
+        changes[number % len(changes)](chance, directory)
+        try:
+            export_bundle(directory, bundle)
+        except EdgebltError as error:
+            refused += 1
+            assert_one_sentence(str(error))
+            assert not bundle.exists()
+    return refused

@@ -27,7 +27,7 @@ class SweepTrial:
     def label(self) -> str:
         """The settings in words, the packaged recipe's name before them."""
         words = "; ".join(f"{name} {value}" for name, value in self.settings.items())
-        return f"{self.packaged}: {words}" if self.packaged and self.packaged != words else words
+        return f"{self.packaged}: {words}" if self.packaged else words
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,11 @@ def candidates(values: NDArray[np.float32], own: float) -> list[float]:
 def _check(max_bpb_increase: float, texts: Sequence[Text]) -> None:
     if not 0 <= max_bpb_increase < math.inf:
         raise EdgebltError(f"max_bpb_increase is {max_bpb_increase}; give 0 or more bits, such as 0.02")
+    check_lengths(texts)
+
+
+def check_lengths(texts: Sequence[Text]) -> None:
+    """Raises EdgebltError for a text that is too short to be scored and timed."""
     for text in texts:
         if len(text.data) < SHORTEST_TEXT:
             raise EdgebltError(

@@ -1,4 +1,4 @@
-"""Building blocks of charts: plain JSON for plotly.js. A chart with nothing to draw is None."""
+"""Building blocks of the page: charts as plain JSON for plotly.js, None where nothing is drawn, and tables as HTML."""
 
 import html
 import math
@@ -40,6 +40,26 @@ class Chart:
 def shown(text: str) -> str:
     """Text from a file, shortened and escaped, as plotly.js interprets some HTML."""
     return html.escape(shortened(text), quote=False)
+
+
+def escaped(text: str) -> str:
+    """Text from a file as HTML."""
+    return html.escape(printable(text))
+
+
+def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A figure with a table, whose rows begin with their names."""
+    head = "".join(f"<th scope='col'>{escaped(name)}</th>" for name in columns)
+    lines = "".join(
+        f'<tr><th scope="row">{escaped(row[0])}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{escaped(title)}"><table><thead><tr>{head}'
+        f"</tr></thead><tbody>{lines}</tbody></table></div><figcaption>{escaped(caption)}</figcaption></figure>"
+    )
 
 
 def shortened(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import importlib.util
 import json
 import math
@@ -19,9 +18,8 @@ from edgeblt.installing import install_hint
 from edgeblt.measure.benchmark import Benchmark
 from edgeblt.measure.distribution import Percentiles
 from edgeblt.measure.validation import Passage, Report
-from edgeblt.printable import printable
 from edgeblt.report.accuracy import size_chart, speed_chart, tuning_chart
-from edgeblt.report.charts import Chart, colour, devices_of
+from edgeblt.report.charts import Chart, colour, devices_of, escaped
 from edgeblt.report.passage import passage_chart
 from edgeblt.report.results import Results, Row, differing_settings, join, read_results, setting, text_sizes
 from edgeblt.report.speed import latency_chart, stage_size_chart, stage_time_chart
@@ -62,9 +60,9 @@ def report_page(results: Results, plotly_js: str) -> str:
         f"default-src 'none'; script-src '{_hash(plotly_js)}' '{_hash(script)}'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    links = "".join(f'<li><a href="#{_anchor(title)}">{_text(title)}</a></li>' for title, _ in sections)
+    links = "".join(f'<li><a href="#{_anchor(title)}">{escaped(title)}</a></li>' for title, _ in sections)
     body = "".join(
-        f'<section id="{_anchor(title)}"><h2>{_text(title)}</h2>{inner}</section>' for title, inner in sections
+        f'<section id="{_anchor(title)}"><h2>{escaped(title)}</h2>{inner}</section>' for title, inner in sections
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -78,12 +76,12 @@ def report_page(results: Results, plotly_js: str) -> str:
 <body>
 <header>
 <h1>edgeblt report</h1>
-<p class="lead">{_text(_counts(results))}</p>
+<p class="lead">{escaped(_counts(results))}</p>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </header>
 <noscript><p>The charts need JavaScript; the tables and the texts do not.</p></noscript>
 <main>{body}</main>
-<footer>Written by edgeblt {_text(native.package_version() or "")}. This page needs no network.</footer>
+<footer>Written by edgeblt {escaped(native.package_version() or "")}. This page needs no network.</footer>
 <script type="application/json" id="charts">{script_json(figures)}</script>
 <script>{plotly_js}</script>
 <script>{script}</script>
@@ -131,12 +129,12 @@ def _counts(results: Results) -> str:
 
 
 def _figure(chart: Chart) -> str:
-    name = _text(chart.name)
+    name = escaped(chart.name)
     return (
-        f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{_text(chart.title)}</h3><div class="scroll">'
-        f'<div id="{name}" class="chart" role="img" aria-label="{_text(chart.alternative)}" '
+        f'<figure aria-labelledby="{name}-title"><h3 id="{name}-title">{escaped(chart.title)}</h3><div class="scroll">'
+        f'<div id="{name}" class="chart" role="img" aria-label="{escaped(chart.alternative)}" '
         f'style="height:{chart.height}px;min-width:{chart.least_width}px"></div></div>'
-        f"<figcaption>{_text(chart.caption)}</figcaption></figure>"
+        f"<figcaption>{escaped(chart.caption)}</figcaption></figure>"
     )
 
 
@@ -147,21 +145,21 @@ def _summary(rows: Sequence[Row]) -> str:
     """Summary table: a row for each bundle and setting, grouped by device; empty columns are left out."""
     cells = [{title: cell(row) for title, cell in _COLUMNS.items()} for row in rows]
     titles = [title for title in _COLUMNS if any(of_row[title] != _UNKNOWN for of_row in cells)]
-    head = "".join(f"<th{_CLASSES.get(title, '')} scope='col'>{_text(title)}</th>" for title in ("Bundle", *titles))
+    head = "".join(f"<th{_CLASSES.get(title, '')} scope='col'>{escaped(title)}</th>" for title in ("Bundle", *titles))
     bodies = []
     for number, device in enumerate(devices_of(rows)):
         lines = [
             f'<tr><th class="device" scope="rowgroup" colspan="{len(titles) + 1}" style="--colour:{colour(number)}">'
-            f"<strong>{_text(device or 'unknown device')}</strong></th></tr>"
+            f"<strong>{escaped(device or 'unknown device')}</strong></th></tr>"
         ]
         for row, of_row in zip(rows, cells, strict=True):
             if row.result.device == device:
                 columns = "".join(f"<td{_CLASSES.get(title, '')}>{of_row[title]}</td>" for title in titles)
-                lines.append(f'<tr><th scope="row">{_text(row.bundle)}</th>{columns}</tr>')
+                lines.append(f'<tr><th scope="row">{escaped(row.bundle)}</th>{columns}</tr>')
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return (
         f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Summary">'
-        f"<table><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div><figcaption>{_text(_SUMMARY_WORDS)}"
+        f"<table><thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div><figcaption>{escaped(_SUMMARY_WORDS)}"
         "</figcaption></figure>"
     )
 
@@ -203,9 +201,9 @@ def _share(value: float | None) -> str:
 
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
-    "Recipe": lambda row: _text(row.result.recipe),
-    "Setting": lambda row: _text(row.setting) or _UNKNOWN,
-    "Provider": lambda row: _text(row.result.provider),
+    "Recipe": lambda row: escaped(row.result.recipe),
+    "Setting": lambda row: escaped(row.setting) or _UNKNOWN,
+    "Provider": lambda row: escaped(row.result.provider),
     "Size": lambda row: decimal(max(row.result.bundle_bytes, 0)).replace(" ", "\N{NO-BREAK SPACE}"),
     "Bits per byte": _of_validation(lambda result: _number(result.bits_per_byte, ".4f")),
     "Increase": _of_validation(lambda result: _number(result.bits_per_byte_increase, "+z.5f")),
@@ -250,7 +248,7 @@ def _notes(results: Results, rows: Sequence[Row]) -> str:
             "The validations are not all on the same texts: their bits per byte cannot be compared with each other. "
             "Each choice of texts has a Pareto front of its own."
         )
-    items = "".join(f"<li>{_text(note)}</li>" for note in dict.fromkeys(notes))
+    items = "".join(f"<li>{escaped(note)}</li>" for note in dict.fromkeys(notes))
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
@@ -271,22 +269,18 @@ def _passages(validations: Iterable[Report]) -> Iterable[tuple[str, Passage]]:
 def _passage(label: str, passage: Passage) -> str:
     patches = "".join(f'<span class="patch">{_patch(patch)}</span>' for patch in passage.patches)
     return (
-        f'<figure><p class="passage">{patches}</p><figcaption>The beginning of {_text(passage.text)} as {_text(label)} '
-        "cuts it: an upright line is where a patch starts.</figcaption></figure>"
+        f'<figure><p class="passage">{patches}</p><figcaption>The beginning of {escaped(passage.text)} as '
+        f"{escaped(label)} cuts it: an upright line is where a patch starts.</figcaption></figure>"
     )
 
 
 def _patch(patch: bytes) -> str:
     """HTML of a patch: complete characters as they are, other bytes and control characters as escapes."""
     lines = patch.decode("utf-8", "backslashreplace").translate(_VISIBLE).split("\n")
-    return "\n".join("\t".join(_text(part) for part in line.split("\t")) for line in lines)
+    return "\n".join("\t".join(escaped(part) for part in line.split("\t")) for line in lines)
 
 
 # Text.
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _number(value: float | None, digits: str) -> str:

@@ -1,12 +1,10 @@
 """Suites of validation in a report: charts of differences with their intervals, and tables of the same."""
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from edgeblt.evaluation.suite_report import ACCURACY, MARGIN, ComparedFigure, SuiteReport
-from edgeblt.printable import printable
-from edgeblt.report.charts import GREY, LEGEND_BELOW, Chart, Json, colour, shortened, shown
+from edgeblt.report.charts import GREY, LEGEND_BELOW, Chart, Json, colour, html_table, shortened, shown
 from edgeblt.report.suite_table import cells, is_shown, label
 
 _GROUPS = {
@@ -152,17 +150,5 @@ def _cell(figure: ComparedFigure | None) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th scope='col'>{_text(name)}</th>" for name in columns)
-    lines = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
     note = "" if title == "Verdicts" else " Difference and interval; * where the interval does not hold zero."
-    return (
-        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}"><table><thead><tr>{head}'
-        f"</tr></thead><tbody>{lines}</tbody></table></div><figcaption>{_text(title)}.{note}</figcaption></figure>"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return html_table(title, columns, rows, f"{title}.{note}")

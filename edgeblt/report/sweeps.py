@@ -1,13 +1,12 @@
 """Sweeps for people: the Pareto table in the terminal, and charts and a table on the page."""
 
-import html
 from collections.abc import Iterator, Sequence
 
 from rich.filesize import decimal
 
 from edgeblt.measure.sweep_result import COMPLETE, Sweep, SweepTrial
 from edgeblt.printable import printable
-from edgeblt.report.charts import LEGEND_BELOW, Chart, Json, colour, shown
+from edgeblt.report.charts import LEGEND_BELOW, Chart, Json, colour, html_table, shown
 from edgeblt.report.narrow_tables import add_row, new_table, show
 
 _UNKNOWN = "–"  # noqa: RUF001 - a dash as in tables of figures
@@ -132,22 +131,8 @@ def _importance_chart(name: str, sweep: Sweep) -> Chart:
 
 def _table(sweep: Sweep) -> str:
     by_number = {trial.number: trial for trial in sweep.trials}
-    titles = ("Trial", "Bundle", "Bits per byte", "Decoding, bytes/s", "Settings", "Device")
-    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
-    lines = "".join(
-        f'<tr><th scope="row">{number}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in (*_cells(by_number[number]), by_number[number].device))
-        + "</tr>"
-        for number in sweep.front
-        if number in by_number
-    )
+    columns = ("Trial", "Bundle", "Bits per byte", "Decoding, bytes/s", "Settings", "Device")
+    front = [by_number[number] for number in sweep.front if number in by_number]
+    rows = [(str(trial.number), *_cells(trial), trial.device) for trial in front]
     words = " ".join([*(each.sentence for each in sweep.against), _counts(sweep)])
-    return (
-        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Front of {_text(sweep.study)}"><table>'
-        f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div><figcaption>{_text(words)}</figcaption>"
-        "</figure>"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return html_table(f"Front of {sweep.study}", columns, rows, words)

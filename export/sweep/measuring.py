@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeblt.bundle.whole_files import BeingWrittenError, scratch_directory
+from edgeblt.bundle.whole_files import BeingWrittenError, empty, scratch_directory
 from edgeblt.errors import EdgebltError
 from edgeblt.export.checkpoints.checkpoint import Checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
@@ -76,10 +76,7 @@ class Measuring:
         self._recipe: Recipe | None = None
         self._bundle: Path | None = None
         self._made = 0
-
-    @property
-    def cache(self) -> PieceCache:
-        return self._cache
+        self._expected: dict[Recipe, int] = {}
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -98,9 +95,12 @@ class Measuring:
 
     def expected_bytes(self, recipe: Recipe) -> int:
         """Size of weights and graphs of a bundle, known before anything is quantized."""
-        stages = build_graphs(RecipeSource(self._checkpoint, recipe)).values()
-        weights = sum(slot.size for stage in stages for slot in stage.slots.values())
-        return weights + sum(len(ir.to_proto(stage.model).SerializeToString()) for stage in stages)
+        if recipe not in self._expected:
+            stages = build_graphs(RecipeSource(self._checkpoint, recipe)).values()
+            weights = sum(slot.size for stage in stages for slot in stage.slots.values())
+            graphs = sum(len(ir.to_proto(stage.model).SerializeToString()) for stage in stages)
+            self._expected[recipe] = weights + graphs
+        return self._expected[recipe]
 
     def measure(self, wanted: Configuration, others: Sequence[Measured]) -> Measured:
         """Measures a configuration; one that is behind any of the `others` is not scored beyond the first text.
@@ -136,8 +136,6 @@ class Measuring:
         return bundle
 
     def _empty(self) -> None:
-        from edgeblt.bundle.whole_files import empty
-
         self._recipe = self._bundle = None
         empty(self._work)
 

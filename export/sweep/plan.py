@@ -189,7 +189,7 @@ def digest(*described: object) -> str:
 
 
 def _named(value: float | str | None) -> str:
-    return OWN if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return OWN if value is None else str(value)
 
 
 def _key(parameters: dict[str, Any]) -> str:

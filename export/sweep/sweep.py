@@ -34,7 +34,7 @@ from edgeblt.measure.sweep_result import (
     front_of,
 )
 from edgeblt.measure.texts import held_out_text
-from edgeblt.measure.tuning import SHORTEST_TEXT
+from edgeblt.measure.tuning import check_lengths
 from edgeblt.progress import Advance, progress, progress_is_shown, show_progress
 from edgeblt.quant.calibration.layerwise import read_calibration
 from edgeblt.quant.memory_limit import DEFAULT_LIMIT
@@ -92,7 +92,8 @@ def sweep(
     opened, path = open_checkpoint(checkpoint, patcher), Path(directory)
     opened.warn()
     space, settings = Space.of(opened), settings or Settings()
-    texts = _checked(texts or [Text(name, held_out_text(name)) for name in DEFAULT_TEXTS])
+    texts = texts or [Text(name, held_out_text(name)) for name in DEFAULT_TEXTS]
+    check_lengths(texts)
     plan: Plan = Grid(recipes, settings) if recipes else Search(space, settings, trials, seed)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -117,14 +118,14 @@ class _Sweeper:
 
     def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None) -> None:
         self.ledger, self.plan, self._measuring, self._most = ledger, plan, measuring, most
-        self._starts = {digest(parameters) for parameters in plan.starts()}
+        self._starts = plan.starts()
         self._settled = 0
 
     def work(self) -> None:
         """Measures trials until none is left to measure, and no other process measures one."""
         ledger = self.ledger
         ledger.recover()
-        ledger.add(self.plan.starts())
+        ledger.add(self._starts)
         with progress("sweeping", self.plan.wanted, "trials", even=False) as advance, _without_other_progress():
             while True:
                 ledger.recover()
@@ -167,7 +168,7 @@ class _Sweeper:
             self.ledger.add([parameters for parameters in following if not self._is_over(parameters)][:room])
 
     def _is_over(self, parameters: dict[str, Any]) -> bool:
-        if self._most is None or digest(parameters) in self._starts:
+        if self._most is None or parameters in self._starts:
             return False
         return self._measuring.expected_bytes(self.plan.configuration(parameters).recipe) > self._most
 
@@ -204,7 +205,7 @@ class _Sweeper:
                 size = self._measuring.expected_bytes(wanted.recipe)
                 ledger.settle(trial, {_STATE: OVER_BUDGET, _MEASURED: {"bundle_bytes": size}}, None)
                 return
-            others = [] if digest(parameters) in self._starts else self._complete(trials)
+            others = [] if parameters in self._starts else self._complete(trials)
             with ledger.alive(trial):
                 found = self._measuring.measure(wanted, others)
         except EdgebltError as error:
@@ -304,15 +305,6 @@ def _write_recipes(directory: Path, result: Sweep, plan: Plan) -> None:
                 file.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(directory, error) from None
-
-
-def _checked(texts: Sequence[Text]) -> list[Text]:
-    for text in texts:
-        if len(text.data) < SHORTEST_TEXT:
-            raise EdgebltError(
-                f"{text.name} has {len(text.data)} bytes; give a text of {SHORTEST_TEXT} or more, better some thousand"
-            )
-    return list(texts)
 
 
 @contextmanager
