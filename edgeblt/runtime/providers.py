@@ -12,6 +12,7 @@ import onnxruntime
 
 from edgeblt.runtime import cuda, native
 from edgeblt.runtime.machine.cores import usable_cores
+from edgeblt.runtime.machine.memory import has_room
 from edgeblt.runtime.state.device_array import DeviceMemory
 
 Provider = Literal["cpu", "cuda"]
@@ -20,6 +21,7 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda")
 CUDA_OPTIONS = {"enable_skip_layer_norm_strict_mode": "1", "arena_extend_strategy": "kSameAsRequested"}
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 SPIN_MICROSECONDS = 10  # longer, and a thread that waits takes the core from those it waits for on a busy machine
+ROOM = 16 << 20  # bytes; opening the graphs of the smallest models takes 5 MB
 LARGE_STAGE_BYTES = 16 << 20  # below this, waking threads takes longer than they save when decoding
 _profiles: ContextVar[Path | None] = ContextVar("folder of ONNX Runtime's profiles", default=None)
 _profile_numbers = itertools.count()
@@ -51,8 +53,11 @@ def open_graph(
     content: an ONNX model.
     directory: holds its external data, which are mapped.
 
-    Raises EdgebltError as `require_cuda`, and onnxruntime's own errors for an invalid graph.
+    Raises MemoryError where it could not grow, EdgebltError as `require_cuda`, and onnxruntime's own errors for an
+    invalid graph.
     """
+    if not has_room(ROOM + 8 * len(content)):  # ONNX Runtime writes to a null pointer where a small allocation fails
+        raise MemoryError
     options.add_session_config_entry("session.load_model_format", "ONNX")  # its own format is never examined
     # As bytes, so that no directory name is refused.
     options.add_session_config_entry(_DATA_FOLDER, cast(str, os.fsencode(directory)))

@@ -21,7 +21,7 @@ from edgeblt.runtime.buffers import Buffers, Chunk, EncodedPiece, Take, open_ind
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs, slices
 from edgeblt.runtime.patch_reader import NO_PATCHING, Patching, PatchReader
 from edgeblt.runtime.saved.save_calls import SaveCalls
-from edgeblt.runtime.side_by_side import SideBySide, stages_side_by_side
+from edgeblt.runtime.side_by_side import SideBySide, can_begin, stages_side_by_side
 from edgeblt.runtime.stage import KeptArrays, StageRunner
 from edgeblt.runtime.stage_work import StageWork
 from edgeblt.runtime.state.cache import pieces
@@ -263,7 +263,7 @@ class Session(SaveCalls):
         In a chunk the local stages go piece by piece, as attention computes what lies outside its window too; the
         global stage takes all patches at once, to read its weights once for many.
         """
-        if len(ids) > CHUNK_BYTES and self._graphs.are_side_by_side:
+        if len(ids) > CHUNK_BYTES and self._graphs.are_side_by_side and can_begin():
             return self._advance_side_by_side(ids, take)
         for span in slices(slice(0, len(ids)), CHUNK_BYTES):
             first_patch, cuts = self.state.patch_count, pieces(self.state.position, span.stop - span.start)

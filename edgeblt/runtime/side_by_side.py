@@ -7,15 +7,22 @@ from queue import Empty, SimpleQueue
 from threading import Condition, Thread, get_ident
 
 from edgeblt.runtime.buffers import EncodedPiece
+from edgeblt.runtime.machine.memory import has_room
 from edgeblt.runtime.patch_reader import Patching
 from edgeblt.runtime.stage import StageRunner
 from edgeblt.runtime.state.device_array import Array
 
 AT_ONCE = 2  # stages at work at the same time, each on as many threads
+THREAD_ROOM = 128 << 20  # bytes that glibc may reserve for a thread; without them it would end the process
 AHEAD = 32  # pieces that the patcher may be ahead of the decoder: what lies between them takes memory
 GROUP = 2  # pieces whose patches the global stage computes in one run
 GAIN_OF_ALL = 1.6  # how much faster a stage is on all threads than on a share
 OUTWEIGHING = 1.2  # times the others' seconds that make the global stage take all threads
+
+
+def can_begin() -> bool:
+    """Whether there is room for the threads within the limits of the process."""
+    return has_room(AT_ONCE * THREAD_ROOM)
 
 
 @dataclass

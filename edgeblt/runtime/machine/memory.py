@@ -1,6 +1,7 @@
 """Resident memory of this process, now and at most, and what the machine has left."""
 
 import ctypes
+import mmap
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,15 @@ def available_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def has_room(size: int) -> bool:
+    """Whether the process may map `size` more bytes within its limits; none of them is touched."""
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError:
+        return False
+    return True
 
 
 def return_freed_memory() -> None:
