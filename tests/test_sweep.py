@@ -221,7 +221,8 @@ def test_no_configuration_is_lost_or_measured_twice(steps: list[tuple[int, str]]
             elif what == "settle" and mine:
                 ledger.settle(mine.pop(), {}, [1.0, 2.0, 3.0])
             elif what == "back" and mine:
-                ledger.give_back(mine.pop())
+                ledger.give_back()
+                mine.clear()
             elif what == "die":
                 ledgers[who], held[who] = Ledger(study, DISTRIBUTIONS, 10.0), []
             elif what == "recover":
@@ -233,6 +234,34 @@ def test_no_configuration_is_lost_or_measured_twice(steps: list[tuple[int, str]]
         clock.now += 11.0
         drained(last)
         assert counted(last) == Counter(tuple(each.values()) for each in CONFIGURATIONS)
+
+
+def test_a_signal_while_a_trial_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupted process gives the trial back; another, whose new trial it took for its own, begins again."""
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    first, second = Ledger(study, DISTRIBUTIONS, 10.0), Ledger(study, DISTRIBUTIONS, 10.0)
+    ask = study.ask
+
+    def interrupted(*arguments: Any) -> optuna.Trial:
+        ask(*arguments)
+        raise KeyboardInterrupt
+
+    def beside(*arguments: Any) -> optuna.Trial:
+        trial = ask(*arguments)
+        first.give_back()
+        return trial
+
+    first.add(CONFIGURATIONS)
+    monkeypatch.setattr(study, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.claim()
+    monkeypatch.setattr(study, "ask", beside)
+    assert second.claim() is None
+    monkeypatch.setattr(study, "ask", ask)
+    states = Counter(trial.state for trial in first.trials())
+    assert states == {TrialState.FAIL: 2, TrialState.WAITING: len(CONFIGURATIONS)}
+    drained(second)
+    assert counted(second) == Counter(tuple(each.values()) for each in CONFIGURATIONS)
 
 
 @pytest.mark.parametrize("fatal", range(1, 40))

@@ -77,8 +77,7 @@ class Ledger:
         trials = self.trials()
         for trial in trials:
             if trial.state == TrialState.RUNNING and trial.number not in self._mine and self._is_stale(trial):
-                with suppress(OptunaError):  # it ended just now
-                    self._fail(trial)
+                self._fail(trial.number)
         trials = self.trials()
         known = {self.key(trial) for trial in trials if _counts(trial) or trial.user_attrs.get(_DROPPED) == SURPLUS}
         for trial in trials:
@@ -92,7 +91,10 @@ class Ledger:
         """A trial to measure: one that waits, or else a new one of the sampler's; None where another process has it."""
         trial = self.study.ask(self._distributions)
         self._mine.add(trial.number)
-        trial.set_user_attr(_BEAT, 0)
+        try:
+            trial.set_user_attr(_BEAT, 0)
+        except OptunaError:  # given back by a process that could not tell whose it was
+            return None
         if self._rival(trial.number):
             self.drop(trial, "duplicate")
             return None
@@ -100,14 +102,17 @@ class Ledger:
 
     def drop(self, trial: optuna.Trial, reason: str) -> None:
         """Ends a trial that does not count."""
-        trial.set_user_attr(_DROPPED, reason)
-        with suppress(OptunaError):
-            self.study.tell(trial, state=TrialState.FAIL)
+        self._end(trial, TrialState.FAIL, {_DROPPED: reason})
 
-    def give_back(self, trial: optuna.Trial) -> None:
-        """Ends a trial whose configuration another process, or a later one, shall measure."""
-        with suppress(OptunaError):
-            self.study.tell(trial, state=TrialState.FAIL)
+    def give_back(self) -> None:
+        """Ends the trials of this process; another one, or a later one, shall measure what they are of.
+
+        So are those without a sign of life: a signal may have come before this process knew that it has one.
+        """
+        for trial in self.trials():
+            is_new = _BEAT not in trial.user_attrs
+            if trial.state == TrialState.RUNNING and (is_new or trial.number in self._mine):
+                self._fail(trial.number)
         self.recover()
 
     def settle(self, trial: optuna.Trial, attributes: Mapping[str, Any], values: Sequence[float] | None) -> bool:
@@ -115,22 +120,27 @@ class Ledger:
         if self._rival(trial.number):
             self.drop(trial, "duplicate")
             return False
-        try:
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
-            if values is None:
-                self.study.tell(trial, state=TrialState.PRUNED)
-            else:
-                self.study.tell(trial, list(values))
-        except (OptunaError, ValueError):  # it was taken from this process, which was thought dead
-            return False
-        return True
+        return self._end(trial, TrialState.PRUNED if values is None else TrialState.COMPLETE, attributes, values)
 
     def refuse(self, trial: optuna.Trial, reason: str) -> None:
         """Records that a configuration cannot be measured, so that nobody tries again."""
-        with suppress(OptunaError):
-            trial.set_user_attr(_REFUSED, reason)
-            self.study.tell(trial, state=TrialState.FAIL)
+        self._end(trial, TrialState.FAIL, {_REFUSED: reason})
+
+    def _end(
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        attributes: Mapping[str, Any] | None = None,
+        values: Sequence[float] | None = None,
+    ) -> bool:
+        """Ends a trial; False where it was taken from this process, which was thought dead."""
+        try:
+            for name, value in (attributes or {}).items():
+                trial.set_user_attr(name, value)
+            self.study.tell(trial, values, state)
+        except (OptunaError, ValueError):
+            return False
+        return True
 
     @contextmanager
     def alive(self, trial: optuna.Trial) -> Iterator[None]:
@@ -170,8 +180,9 @@ class Ledger:
         self._seen[trial.number] = (beat, since)
         return now - since >= self.lease
 
-    def _fail(self, trial: FrozenTrial) -> None:
-        self.study.tell(trial.number, state=TrialState.FAIL)
+    def _fail(self, number: int) -> None:
+        with suppress(OptunaError, ValueError):  # it ended just now
+            self.study.tell(number, state=TrialState.FAIL)
 
 
 def is_settled(trial: FrozenTrial) -> bool:

@@ -123,6 +123,13 @@ class _Sweeper:
 
     def work(self) -> None:
         """Measures trials until none is left to measure, and no other process measures one."""
+        try:
+            self._measure_all()
+        except BaseException:
+            self.ledger.give_back()
+            raise
+
+    def _measure_all(self) -> None:
         ledger = self.ledger
         ledger.recover()
         ledger.add(self._starts)
@@ -210,9 +217,6 @@ class _Sweeper:
                 found = self._measuring.measure(wanted, others)
         except EdgebltError as error:
             ledger.refuse(trial, str(error))
-        except BaseException:
-            ledger.give_back(trial)
-            raise
         else:
             values = None
             if found.bits_per_byte is not None:
