@@ -10,6 +10,6 @@ ARCHITECTURE = Architecture(
     stages=(STAGE,),
     contracts=overencoded_contracts,
     session="edgeblt.runtime.causal.session:CausalSession",
-    stepper=None,
+    stepper="edgeblt.runtime.causal.stepper:CausalStepper",
     targets=("cpu",),
 )
