@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from edgeblt.bundle.architectures import Architecture, architecture
 from edgeblt.bundle.contract import (
-    CACHE_FORMATS,
     PORTABLE,
     TARGETS,
     CacheFormat,
@@ -203,7 +202,7 @@ def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[Stage
     """Formats of keys and values that the stages will have."""
     formats = parse_cache_formats(text)
     fixed: dict[Target, CacheFormat] = {"cuda": "fp16", "portable": "fp32"}
-    return {stage: fixed.get(target, formats.get(stage, CACHE_FORMATS[0])) for stage, target in targets.items()}
+    return {stage: fixed.get(target, formats[stage]) for stage, target in targets.items()}
 
 
 def _targets(text: str, kind: Architecture) -> dict[StageName, Target]:
