@@ -25,7 +25,7 @@ from edgeblt.bundle.manifest import (
     open_bundle,
     write_manifest,
 )
-from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
+from edgeblt.bundle.placement import ALL_STAGES, describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.portable.document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.errors import EdgebltError
@@ -200,7 +200,7 @@ def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
 
 def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
     """Formats of keys and values that the stages will have."""
-    formats = parse_cache_formats(text)
+    formats = parse_cache_formats(text, (*ALL_STAGES, *targets))
     fixed: dict[Target, CacheFormat] = {"cuda": "fp16", "portable": "fp32"}
     return {stage: fixed.get(target, formats[stage]) for stage, target in targets.items()}
 

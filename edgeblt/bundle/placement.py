@@ -7,6 +7,7 @@ from edgeblt.bundle.contract import CACHE_FORMATS, STAGES, CacheFormat, StageNam
 from edgeblt.errors import EdgebltError
 
 Name = TypeVar("Name", bound=str)
+ALL_STAGES: tuple[StageName, ...] = get_args(StageName)  # the stages of all architectures: a recipe serves any
 
 
 def parse_placement(
@@ -30,11 +31,8 @@ def parse_placement(
     return {stage: placed.get(stage, other) for stage, other in others.items()}
 
 
-def parse_cache_formats(text: str, stages: Iterable[StageName] = get_args(StageName)) -> dict[StageName, CacheFormat]:
-    """Format of keys and values for each stage; fp32 where `text` leaves a stage out. Raises EdgebltError likewise.
-
-    stages: by default those of all architectures, as a recipe serves any.
-    """
+def parse_cache_formats(text: str, stages: Iterable[StageName] = ALL_STAGES) -> dict[StageName, CacheFormat]:
+    """Format of keys and values for each stage; fp32 where `text` leaves a stage out. Raises EdgebltError likewise."""
     return parse_placement(text, "kv_cache", CACHE_FORMATS, dict.fromkeys(stages, CACHE_FORMATS[0]))
 
 
