@@ -1,4 +1,5 @@
-"""Many texts at once: time of a step, and bytes a second, by number of sequences; beside one session.
+"""Many texts at once: time of a step, and bytes a second, by number of sequences; beside one session, and beside as
+many sessions that take turns.
 
     python benchmarks/batching.py BUNDLE [--sequences 1 2 4 8 16] [--context 256] [--steps 32] [--rounds 3]
 
@@ -25,8 +26,9 @@ from edgeblt.inspection import bundle_plan
 from edgeblt.measure.bandwidth import measure_bandwidth
 from edgeblt.measure.texts import held_out_text
 from edgeblt.measure.weight_traffic import weight_bytes_read
+from edgeblt.runtime.batch.one_by_one import OneByOneStepper
 from edgeblt.runtime.batch.ragged import RaggedSequence, RaggedStepper
-from edgeblt.runtime.batch.stepper import StepPart, room
+from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
 from edgeblt.runtime.machine.device import device_name
 from edgeblt.runtime.state.sequence import SequenceState
 
@@ -43,12 +45,16 @@ def texts(count: int, length: int) -> list[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Means of a step: seconds of the processor and by the clock, and bytes that it reads."""
+    """Means of a step: seconds of the processor and by the clock, and bytes that it reads.
+
+    in_turn: seconds of the processor that as many sessions take, one after the other.
+    """
 
     processor: float
     clock: float
     weight_bytes: float
     cache_bytes: float
+    in_turn: float
 
 
 def timed(run: Callable[[int], object], steps: int) -> tuple[float, float]:
@@ -67,29 +73,43 @@ def one_session(model: edgeblt.Model, plan: WeightPlan, context: int, steps: int
     seconds = timed(lambda step: session.feed(text[context + step : context + step + 1]), steps)
     work = {name: done.since(before[name]) for name, done in session.work.items()}
     cache = sum(done.cache_bytes for done in work.values())
-    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache / steps)
+    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache / steps, seconds[0])
 
 
-def sequences(model: edgeblt.Model, plan: WeightPlan, count: int, context: int, steps: int) -> Measured:
-    stepper = model._stepper(count, MEMORY)
-    assert isinstance(stepper, RaggedStepper), "these texts cannot share steps"
+def opened(stepper: Stepper, count: int, context: int, steps: int) -> list[tuple[BatchSequence, NDArray[np.int64]]]:
+    """Sequences that have read so much of a text, and the text."""
     read = []
     for text in texts(count, context + steps):
         sequence = stepper.open(len(text))
-        assert isinstance(sequence, RaggedSequence)
+        assert sequence
         while (place := sequence.position) < context:
             stepper.run([StepPart(sequence, text[place : min(place + room(place), context)])])
         read.append((sequence, text))
-    before = stepper.work
-    seconds = timed(
-        lambda step: stepper.run([StepPart(own, text[context + step : context + step + 1]) for own, text in read]),
-        steps,
+    return read
+
+
+def timed_steps(
+    stepper: Stepper, read: list[tuple[BatchSequence, NDArray[np.int64]]], steps: int
+) -> tuple[float, float]:
+    """The same of steps in which each sequence reads its next byte."""
+    start = read[0][0].position
+    return timed(
+        lambda step: stepper.run([StepPart(own, text[start + step : start + step + 1]) for own, text in read]), steps
     )
+
+
+def sequences(model: edgeblt.Model, plan: WeightPlan, count: int, context: int, steps: int) -> Measured:
+    stepper, alone = model._stepper(count, MEMORY), OneByOneStepper(model.session, count, MEMORY)
+    assert isinstance(stepper, RaggedStepper), "these texts cannot share steps"
+    read = opened(stepper, count, context, steps)
+    before = stepper.work
+    seconds = timed_steps(stepper, read, steps)
     work = {name: done.since(before[name]) for name, done in stepper.work.items()}
-    states = [sequence.state for sequence, _ in read]
+    in_turn, _ = timed_steps(alone, opened(alone, count, context, steps), steps)
+    states = [sequence.state for sequence, _ in read if isinstance(sequence, RaggedSequence)]
     cache = sum(slots_seen(state, name) * cached.spec.slot_bytes * work[name].positions / steps / count
                 for state in states for name, cached in state.caches.items())  # fmt: skip
-    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache)
+    return Measured(*seconds, weight_bytes_read(plan.stages, work) / steps, cache, in_turn)
 
 
 def slots_seen(state: SequenceState, stage: StageName) -> int:
@@ -115,13 +135,16 @@ def main() -> None:
             for count in arguments.sequences:
                 found[count].append(sequences(model, plan, count, arguments.context, arguments.steps))
     least = {count: min(each, key=lambda one: one.processor) for count, each in found.items()}
+    in_turn = {count: min(one.in_turn for one in each) for count, each in found.items()}
     print(f"{device_name()}; one thread reads {bandwidth / 1e9:.1f} GB/s of memory")
-    print(f"{'sequences':>9}{'ms a step':>11}{'bytes/s':>9}{'times one':>11}{'weights MB':>12}{'keys, values MB':>17}"
+    print(f"{'sequences':>9}{'ms a step':>11}{'bytes/s':>9}{'in turn':>9}{'times one':>11}{'weights MB':>12}"
+          f"{'keys, values MB':>17}"
           f"{'limit ms':>10}{'limit times':>13}")  # fmt: skip
     limits = {count: (one.weight_bytes + one.cache_bytes) / bandwidth for count, one in least.items()}
     for count, one in least.items():
         texts_of_step = max(count, 1)
         print(f"{count or 'session':>9}{1e3 * one.processor:11.2f}{texts_of_step / one.processor:9.0f}"
+              f"{texts_of_step / in_turn[count]:9.0f}"
               f"{texts_of_step * least[0].processor / one.processor:11.2f}{one.weight_bytes / 1e6:12.1f}"
               f"{one.cache_bytes / 1e6:17.1f}{1e3 * limits[count]:10.2f}"
               f"{texts_of_step * limits[0] / limits[count]:13.2f}")  # fmt: skip

@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from edgeblt.bundle.architectures import Architecture, architecture
 from edgeblt.bundle.contract import (
-    CACHE_FORMATS,
     PORTABLE,
     TARGETS,
     CacheFormat,
@@ -26,7 +25,7 @@ from edgeblt.bundle.manifest import (
     open_bundle,
     write_manifest,
 )
-from edgeblt.bundle.placement import describe_placement, parse_cache_formats, parse_placement
+from edgeblt.bundle.placement import ALL_STAGES, describe_placement, parse_cache_formats, parse_placement
 from edgeblt.bundle.portable.document import METADATA_KEY, portable_document
 from edgeblt.bundle.whole_files import check_replaceable, scratch_directory, whole_directory
 from edgeblt.errors import EdgebltError
@@ -201,9 +200,9 @@ def _recipe_of(checkpoint: Checkpoint, chosen: Recipe | None) -> Recipe:
 
 def _cache_formats(text: str, targets: Mapping[StageName, Target]) -> dict[StageName, CacheFormat]:
     """Formats of keys and values that the stages will have."""
-    formats = parse_cache_formats(text)
+    formats = parse_cache_formats(text, (*ALL_STAGES, *targets))
     fixed: dict[Target, CacheFormat] = {"cuda": "fp16", "portable": "fp32"}
-    return {stage: fixed.get(target, formats.get(stage, CACHE_FORMATS[0])) for stage, target in targets.items()}
+    return {stage: fixed.get(target, formats[stage]) for stage, target in targets.items()}
 
 
 def _targets(text: str, kind: Architecture) -> dict[StageName, Target]:

@@ -27,11 +27,19 @@ from edgeblt.ids import encode
 from edgeblt.model import Model, load
 from edgeblt.runtime import native
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, StepResult, room
+from overencoded_models import overencoded_document, write_overencoded
 from sampled import mostly_slow
 from tiny_bundles import RECIPES, whole_layers
 
 MEMORY = 1 << 28
-CASES = ("int8-layers", "int4-layers", "fp32-10", "int8-2", "int4-7", "fp32-monotonic", "compact-layers", "half-7")
+CASES = (
+    "int8-layers", "int4-layers", "fp32-10", "int8-2", "int4-7", "fp32-monotonic", "compact-layers", "half-7",
+    "int8-overencoded", "fp32-overencoded", "compact-overencoded",
+)  # fmt: skip
+of_each_architecture = pytest.mark.parametrize("case", ["int8-layers", "int8-overencoded"])
+OVERENCODED = overencoded_document(1) | {
+    "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_future_heads": 2,
+}  # fmt: skip
 PROMPTS = [b"Once upon a time", b"", b"x" * 300, "Grüße an alle".encode(), b"\x00\xff", b"the end of the " * 12]
 
 
@@ -54,10 +62,14 @@ def _made(case: str, root: Path, exported: Callable[[int], Exported]) -> Model:
     if which == "monotonic":
         return exported(10).with_rule(PatchingRule(Rule.MONOTONIC, 0.1, max_patch_length=4), root)
     root.mkdir()
-    config = whole_layers() if which == "layers" else tiny_models.random_config(int(which))
-    oracle = tiny_models.random_model(config, 3 if which == "layers" else int(which))
-    tiny_models.separate_threshold(oracle, tiny_models.random_ids(5, 400))
-    checkpoint = tiny_models.save_model(oracle, root / "checkpoint")
+    checkpoint = root / "checkpoint"
+    if which == "overencoded":
+        write_overencoded(checkpoint, OVERENCODED, 1)
+    else:
+        config = whole_layers() if which == "layers" else tiny_models.random_config(int(which))
+        oracle = tiny_models.random_model(config, 3 if which == "layers" else int(which))
+        tiny_models.separate_threshold(oracle, tiny_models.random_ids(5, 400))
+        tiny_models.save_model(oracle, checkpoint)
     weights = {"compact": "int8", "half": "int4"}.get(recipe, recipe)
     kv_cache = {"compact": 'kv_cache = "int8"\n', "half": 'kv_cache = "fp16"\n'}.get(recipe, "")
     (root / "recipe.toml").write_text(kv_cache + RECIPES[weights])
@@ -98,7 +110,7 @@ def test_many_mixes(batch_models: Callable[[str], Model], seed: int) -> None:
     run_text_mix(model, stepper_of(model, most=2 + seed % 9), 1000 + seed, 25, has_bits)
 
 
-@pytest.mark.parametrize("case", ["int8-layers", "fp32-10"])
+@pytest.mark.parametrize("case", ["int8-layers", "fp32-10", "int8-overencoded"])
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3, "top_k": 40}])
 def test_a_batch_generates_what_each_prompt_gives_alone(
     batch_models: Callable[[str], Model], case: str, sampling: dict[str, Any]
@@ -113,8 +125,9 @@ def test_a_batch_generates_what_each_prompt_gives_alone(
     assert pieces == alone
 
 
-def test_a_batch_scores_as_each_text_alone(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("int8-layers")
+@of_each_architecture
+def test_a_batch_scores_as_each_text_alone(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
     texts = [b"", b"a", b"some text " * 40, bytes(range(256)) * 2, *(b"short %d" % number for number in range(30))]
     for batched, text in zip(model.score_batch(texts), texts, strict=True):
         alone = model.score(text)
@@ -139,8 +152,9 @@ def test_an_engine_answers_many_threads(batch_models: Callable[[str], Model]) ->
     assert [found[number] for number in sorted(found)] == alone * 3
 
 
-def test_answers_to_one_prompt_share_its_state(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("int8-layers")
+@of_each_architecture
+def test_answers_to_one_prompt_share_its_state(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
     settings: dict[str, Any] = {"temperature": 1.0, "max_new_bytes": 30}
     with model.engine() as engine:
         answers = [answer.read() for answer in engine.submit(PROMPTS[2], seed=5, answers=4, **settings)]
@@ -200,8 +214,9 @@ def test_details_of_forced_bytes(batch_models: Callable[[str], Model]) -> None:
     _assert_alike(found, alone, 0 if is_exact(model) else 1e-4)
 
 
-def test_details_of_a_prompt(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("int8-layers")
+@of_each_architecture
+def test_details_of_a_prompt(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
     for prompt in PROMPTS:
         scores, count = model.score(prompt), len(prompt)
         with model.engine() as engine:
@@ -216,10 +231,11 @@ def test_details_of_a_prompt(batch_models: Callable[[str], Model]) -> None:
         assert all(len(each.alternatives) == 1 for each in found) and len(found) == count
 
 
+@of_each_architecture
 def test_details_of_a_prompt_that_is_read_again(
-    batch_models: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+    batch_models: Callable[[str], Model], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, calls = batch_models("int8-layers"), itertools.count(1)
+    model, calls = batch_models(case), itertools.count(1)
     stepper = stepper_of(model)
     monkeypatch.setattr(stepper, "fits", lambda parts: len(parts) == 1 or next(calls) % 3 != 0)
     scheduler, found = Scheduler(stepper), list[BatchPiece | BatchEnd]()
@@ -248,7 +264,7 @@ def _numbers(details: ByteDetails) -> list[float]:
     return [details.logprob, details.entropy, *(nats for _, nats in details.alternatives)]
 
 
-@pytest.mark.parametrize("case", ["int8-layers", "fp32-10", "half-7", "compact-layers"])
+@pytest.mark.parametrize("case", ["int8-layers", "fp32-10", "half-7", "compact-layers", "compact-overencoded"])
 def test_texts_start_from_kept_states(batch_models: Callable[[str], Model], case: str) -> None:
     model = load(batch_models(case).bundle.path)
     beginning = bytes(id - 4 for id in tiny_models.random_ids(9, 1400) if 4 <= id < 260)[:700]
@@ -360,8 +376,9 @@ def test_a_text_that_generates_takes_part_in_every_step_and_prompts_come_in_turn
     assert [listener.end for listener in long] == [BatchEnd("length")] * 3
 
 
-def test_cancelling_takes_effect_within_a_step(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("int8-layers")
+@of_each_architecture
+def test_cancelling_takes_effect_within_a_step(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
     stepper = stepper_of(model)
     scheduler = Scheduler(stepper)
     listeners = [Listener(model, prompt, 1 << 20) for prompt in PROMPTS[:3]]
@@ -379,8 +396,11 @@ def test_cancelling_takes_effect_within_a_step(batch_models: Callable[[str], Mod
     assert scheduler.is_idle and stepper.state_bytes == 0
 
 
-def test_where_memory_ends_the_newest_waits_and_nothing_changes(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("fp32-10")
+@pytest.mark.parametrize("case", ["fp32-10", "fp32-overencoded"])
+def test_where_memory_ends_the_newest_waits_and_nothing_changes(
+    batch_models: Callable[[str], Model], case: str
+) -> None:
+    model = batch_models(case)
     alone = [model.generate(b"prompt %d" % number, 120, draft="none") for number in range(5)]
     (needed,) = _states(model, 1)
     prompts = [b"prompt %d" % number for number in range(5)]
@@ -439,8 +459,9 @@ def test_a_text_whose_logits_are_no_numbers_ends_alone(
             assert listener.bytes == expected
 
 
-def test_joining_and_leaving_leaves_nothing(batch_models: Callable[[str], Model]) -> None:
-    model = batch_models("int8-layers")
+@of_each_architecture
+def test_joining_and_leaving_leaves_nothing(batch_models: Callable[[str], Model], case: str) -> None:
+    model = batch_models(case)
     stepper = stepper_of(model, most=4)
     scheduler = Scheduler(stepper)
     for round in range(60):

@@ -206,7 +206,7 @@ def test_unknown_formats_are_refused(text: str, exported: Callable[[int], Export
 
 def test_formats_are_read_as_they_are_described() -> None:
     for text in ("fp32", "int8", "patcher=fp32,encoder=fp16,global=int8,decoder=fp16"):
-        assert describe_placement(parse_cache_formats(text)) == text
+        assert describe_placement(parse_cache_formats(text, STAGES)) == text
 
 
 @needs_library

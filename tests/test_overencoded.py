@@ -174,6 +174,20 @@ def test_the_whole_road(checkpoint: Path, recipe: str, tmp_path: Path) -> None:
         assert len(model.generate(b"the cat", 40, draft="none")) <= 40
 
 
+@pytest.mark.parametrize("text", ["int8", "causal=int8"])
+def test_keys_and_values_in_another_format(checkpoint: Path, model: Model, text: str, tmp_path: Path) -> None:
+    ids = random_ids(5, 200)
+    (tmp_path / "own.toml").write_text(f'kv_cache = "{text}"')
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", tmp_path / "own.toml")
+    assert bundle.manifest.kv_cache == "int8"
+    with edgeblt.load(bundle.path) as compact:
+        session, exact = compact.session(), model.session()
+        difference, logits = session.feed(ids), exact.feed(ids)
+        difference -= logits
+        assert 0 < np.abs(difference).max() <= 0.05 * np.abs(logits).max()
+        assert session.cache_bytes["causal"] < exact.cache_bytes["causal"] / 3
+
+
 @pytest.mark.skipif(native.library_path() is None, reason="needs the native library")
 def test_the_native_library_changes_no_decision(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = random_ids(5, 200)

@@ -1,12 +1,13 @@
 """Text form of a placement of stages: one name for all stages, or `global=cuda,decoder=cuda` for some of them."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args
 
 from edgeblt.bundle.contract import CACHE_FORMATS, STAGES, CacheFormat, StageName
 from edgeblt.errors import EdgebltError
 
 Name = TypeVar("Name", bound=str)
+ALL_STAGES: tuple[StageName, ...] = get_args(StageName)  # the stages of all architectures: a recipe serves any
 
 
 def parse_placement(
@@ -30,7 +31,7 @@ def parse_placement(
     return {stage: placed.get(stage, other) for stage, other in others.items()}
 
 
-def parse_cache_formats(text: str, stages: Iterable[StageName] = STAGES) -> dict[StageName, CacheFormat]:
+def parse_cache_formats(text: str, stages: Iterable[StageName] = ALL_STAGES) -> dict[StageName, CacheFormat]:
     """Format of keys and values for each stage; fp32 where `text` leaves a stage out. Raises EdgebltError likewise."""
     return parse_placement(text, "kv_cache", CACHE_FORMATS, dict.fromkeys(stages, CACHE_FORMATS[0]))
 

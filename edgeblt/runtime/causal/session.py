@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 from edgeblt.bundle.architectures import ByteModelConfig
 from edgeblt.bundle.contract import FURTHER, StageName
 from edgeblt.runtime.buffers import Chunk
-from edgeblt.runtime.causal.state import CausalState
+from edgeblt.runtime.causal.state import CausalState, context_of
 from edgeblt.runtime.one_stage.session import OneStageSession
 from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.stage import KeptArrays, StageRunner
+from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.device_array import Array
 
 
@@ -40,13 +41,13 @@ class CausalSession(OneStageSession):
     def __init__(self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
         super().__init__(config, graphs, threshold)
         contract = graphs.contracts[self._stage]
-        window = contract.inputs[0].shape[1]
-        assert contract.cache is not None and isinstance(window, int)
+        assert contract.cache is not None
+        context = context_of(contract)
         self._further_width = sum(int(spec.shape[1]) for spec in contract.outputs if spec.name == FURTHER)
-        self.state = self._causal = CausalState(self._stage, contract.cache, window - 1)
+        self.state = self._causal = CausalState({self._stage: KeyValueCache(contract.cache, 0)}, context)
         self._runner = StageRunner(self._stage, graphs[self._stage], self._causal.cache)
         self._kept_buffers = KeptArrays(
-            lambda count: CausalBuffers(count, window, config.vocab_size, self._further_width)
+            lambda count: CausalBuffers(count, context + 1, config.vocab_size, self._further_width)
         )
         self._newest_further: tuple[int, NDArray[np.float32]] = 0, np.empty((0, self._further_width), np.float32)
 

@@ -1,23 +1,32 @@
 """The state of one sequence of a one-stage transformer: ids, and keys and values that grow with the text."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from edgeblt.bundle.contract import CacheSpec, StageName
+from edgeblt.bundle.contract import StageContract, StageName
 from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.histories import IdHistory, RowHistory
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
 
+def context_of(contract: StageContract) -> int:
+    """The number of ids before each that the graph reads: its first input is `windows` [T, N]."""
+    window = contract.inputs[0].shape[1]
+    assert isinstance(window, int)
+    return window - 1
+
+
 class CausalState(SequenceState):
     """State after `position` ids; it is shortened to any number of them at once."""
 
-    def __init__(self, stage: StageName, cache: CacheSpec, context: int) -> None:
-        """Start empty. `context`: the ids before each that the graph reads."""
+    def __init__(self, caches: Mapping[StageName, KeyValueCache], context: int) -> None:
+        """Start empty, with the stage's empty cache. `context`: as `context_of` gives it."""
         self.position = 0
         self.ids = IdHistory(context)
-        self.cache = KeyValueCache(cache, 0)
-        self.caches = {stage: self.cache}
+        self.caches = caches
+        (self.cache,) = caches.values()
 
     @property
     def patch_count(self) -> int:
