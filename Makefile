@@ -84,7 +84,7 @@ fuzz: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy $(CHECKED)
+	$(BIN)/mypy --num-workers 2 $(CHECKED)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/against_transformers.py

@@ -38,6 +38,7 @@ from edgeblt.quant.methods.channels import MULTIPLE, kept_count
 from edgeblt.quant.methods.data_free import quantize_least_squares
 from edgeblt.quant.methods.gptq import DAMPING, Inputs, Products, gptq
 from edgeblt.quant.recipes.recipe import Recipe, load_recipe
+from sampled import mostly_slow
 from test_commands import run_command, sentence
 from test_methods import dependent_inputs
 
@@ -313,7 +314,7 @@ def test_transformers_computes_the_same(workshop: Workshop) -> None:
 
 
 @pytest.mark.usefixtures("products_in_float32")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", mostly_slow(FORMATS, ("fp32", "int4-gptq", "wanda")))
 def test_every_format(workshop: Workshop, name: str) -> None:
     check_bundle(workshop, name)
     compressed, original = open_checkpoint(workshop.compressed(name)), open_checkpoint(workshop.original)

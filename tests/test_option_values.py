@@ -18,6 +18,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from conftest import Exported
 from edgeblt import cli
+from edgeblt.export.sweep.measuring import Measured
 from edgeblt.runtime import opening
 from sampled import mostly_slow
 from test_commands import run_command
@@ -130,7 +131,7 @@ def short(monkeypatch: pytest.MonkeyPatch, open_once: Callable[..., object]) -> 
     monkeypatch.setattr("edgeblt.corpus.workers.has_ray", lambda: False)
     monkeypatch.setattr("edgeblt.measure.tuning.LENGTHS", (2.0,))
     monkeypatch.setattr("edgeblt.measure.tuning.BISECTIONS", 0)
-    monkeypatch.setattr("edgeblt.export.sweep.measuring.SPEED_RUNS", 1)
+    monkeypatch.setattr("edgeblt.export.sweep.measuring.Measuring.measure", lambda *_: Measured(9, 9.0, 9.0, 9.0, ""))
     monkeypatch.setattr("edgeblt.measure.tuning.with_speeds", lambda model, points, data: points)
     monkeypatch.setattr("edgeblt.prepare.prepare", lambda bundle: exit(0))
     monkeypatch.setattr("edgeblt.serving.server._served", served_to_nobody)

@@ -57,7 +57,7 @@ def _change_tables(chance: random.Random, directory: Path) -> None:
 CHANGES: list[Change] = [_change_config, change_start, _change_tables, change_only_header]
 
 
-@pytest.mark.parametrize("seed", mostly_slow(SEEDS, range(12)))
+@pytest.mark.parametrize("seed", mostly_slow(SEEDS, range(6)))
 def test_any_way_of_feeding_equals_the_full_forward(seed: int, tmp_path: Path) -> None:
     """Chunks, rollbacks and forks."""
     test_exactness.test_any_way_of_feeding_equals_the_full_forward(lambda seed: over_encoded_blt(seed, tmp_path), seed)

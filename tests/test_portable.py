@@ -82,7 +82,7 @@ def random_sizes(seed: int, largest: int) -> Iterator[int]:
             *((ONE_OPERATOR, format) for format in ("fp32", "int8", "int4, large blocks")),
         ],
         keep=[
-            *((10, format) for format in ("int4", "nf4", "2:4", "50%")),
+            *((10, format) for format in ("int4", "2:4")),
             *((ONE_OPERATOR, format) for format in ("fp32", "int8", "int4, large blocks")),
         ],
     ),

@@ -23,10 +23,11 @@ from edgeblt.export.graphs.portable import files
 from edgeblt.model import Model, load
 from edgeblt.runtime.session import Session
 from graph_mutations import seal, write_sealed
+from sampled import mostly_slow
 from tiny_bundles import RECIPES, whole_layers
 
 SEEDS = range(40)
-IN_THE_SUITE = 12  # the others are slow
+IN_THE_SUITE = 6  # the others are slow
 CHUNKS = (1, 1, 1, 2, 3, 7, 20, 64, 150)
 PAGE = Path(__file__).parents[1] / "docs" / "portable.md"
 Results = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
@@ -87,7 +88,7 @@ def test_it_equals_a_session_in_any_chunking(exported: Callable[[int], Exported]
         assert session.position == LONGEST and session.patch_count == np.count_nonzero(expected[2])
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "fp32"])
+@pytest.mark.parametrize("recipe", mostly_slow([name for name in RECIPES if name != "fp32"], ("int8", "int4", "mask")))
 @pytest.mark.usefixtures("products_in_float32")
 def test_quantized_weights_are_the_same_numbers(recipe: str, tmp_path: Path) -> None:
     """Products whose inputs are not rounded, as in a browser, agree as closely as float32 weights do."""
