@@ -124,33 +124,30 @@ class _Sweeper:
     def work(self) -> None:
         """Measures trials until none is left to measure, and no other process measures one."""
         ledger = self.ledger
-        ledger.recover()
-        ledger.add(self._starts)
+        ledger.add(self._starts, ledger.recover())
         with progress("sweeping", self.plan.wanted, "trials", even=False) as advance, _without_other_progress():
             while True:
-                ledger.recover()
-                self._add_following()
-                self._report(advance)
-                if self._has_more():
+                trials = self._with_following(ledger.recover())
+                self._report(trials, advance)
+                if self._has_more(trials):
                     self._measure_one()
-                elif ledger.others_running():
+                elif ledger.others_running(trials):
                     time.sleep(_POLL_SHARE * ledger.lease)
                 else:
                     return
 
-    def settled(self) -> list[SweepTrial]:
-        return [_swept(trial, self.ledger, self.plan) for trial in self.ledger.settled()]
+    def settled(self, trials: Sequence[FrozenTrial]) -> list[SweepTrial]:
+        return [_swept(trial, self.ledger, self.plan) for trial in self.ledger.settled(trials)]
 
-    def _report(self, advance: Advance) -> None:
-        settled = min(sum(trial.state != OVER_BUDGET for trial in self.settled()), self.plan.wanted)
+    def _report(self, trials: Sequence[FrozenTrial], advance: Advance) -> None:
+        settled = min(sum(trial.state != OVER_BUDGET for trial in self.settled(trials)), self.plan.wanted)
         if settled > self._settled:
             advance(settled - self._settled)
             self._settled = settled
 
-    def _has_more(self) -> bool:
+    def _has_more(self, trials: Sequence[FrozenTrial]) -> bool:
         if self._settled >= self.plan.wanted:
             return False
-        trials = self.ledger.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):
             return True
         over = sum(trial.user_attrs.get(_STATE) == OVER_BUDGET for trial in trials)
@@ -162,40 +159,40 @@ class _Sweeper:
         counted = (trial for trial in trials if trial.state in open_states or is_settled(trial))
         return len({self.ledger.key(trial) for trial in counted if trial.user_attrs.get(_STATE) != OVER_BUDGET})
 
-    def _add_following(self) -> None:
-        room = self.plan.wanted - self._taken(self.ledger.trials())
-        if room > 0 and (following := self.plan.following(self.settled())):
-            self.ledger.add([parameters for parameters in following if not self._is_over(parameters)][:room])
+    def _with_following(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials after those were added that follow from the settled ones."""
+        room = self.plan.wanted - self._taken(trials)
+        following = self.plan.following(self.settled(trials)) if room > 0 else []
+        return self.ledger.add([each for each in following if not self._is_over(each)][:room], trials)
 
     def _is_over(self, parameters: dict[str, Any]) -> bool:
         if self._most is None or parameters in self._starts:
             return False
         return self._measuring.expected_bytes(self.plan.configuration(parameters).recipe) > self._most
 
-    def _claim(self) -> optuna.Trial | None:
-        """A trial to measure; None where the last of those wanted went to another process."""
+    def _claim(self) -> tuple[optuna.Trial, list[FrozenTrial]] | None:
+        """A trial to measure, beside all; None where the last of those wanted went to another process."""
         for _ in range(_DRAWS):
-            if trial := self.ledger.claim():
-                return trial
-            if not self._has_more():
+            if claimed := self.ledger.claim():
+                return claimed
+            trials = self.ledger.trials()
+            if not self._has_more(trials):
                 return None
-        trials = self.ledger.trials()
         seen = [self.ledger.parameters(trial) for trial in trials if self.ledger.key(trial)]
-        settled = {trial.number: trial for trial in self.settled()}
+        settled = {trial.number: trial for trial in self.settled(trials)}
         best = [settled[number].settings for number in front_of(list(settled.values()), self._most)]
         if unseen := self.plan.unseen(seen, best):
-            self.ledger.add([unseen])
+            self.ledger.add([unseen], trials)
         else:
             self.plan.wanted = self._taken(trials)  # there are no other configurations
         return None
 
     def _measure_one(self) -> None:
-        trial = self._claim()
-        if trial is None:
+        claimed = self._claim()
+        if claimed is None:
             return
-        ledger, plan = self.ledger, self.plan
+        (trial, trials), ledger, plan = claimed, self.ledger, self.plan
         try:
-            trials = ledger.trials()
             if self._taken(trials[: trial.number]) >= plan.wanted:
                 ledger.drop(trial, SURPLUS)
                 return
@@ -246,7 +243,7 @@ def _result(
     most: int | None,
     least: float | None,
 ) -> Sweep:
-    trials = tuple(sweeper.settled())
+    trials = tuple(sweeper.settled(sweeper.ledger.trials()))
     return Sweep(
         study=study.study_name,
         checkpoint=checkpoint_name(checkpoint),
