@@ -292,14 +292,16 @@ class Unmeasured(Measuring):
         return {part: [*named][::-1].index(choices[part]) for part, named in self._space.parts.items()}
 
 
-def searched(checkpoint: Path, trials: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[SweepTrial], int]:
+def searched(
+    checkpoint: Path, trials: int, monkeypatch: pytest.MonkeyPatch, least: float | None = None
+) -> tuple[list[SweepTrial], int]:
     """The trials of a search, and how often it read the study."""
     space = Space.of(open_checkpoint(checkpoint))
     plan = Search(space, Settings(), trials, 1)
     study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=plan.sampler)
     reads, read = Counter[str](), study.get_trials
     monkeypatch.setattr(study, "get_trials", lambda **named: reads.update(["read"]) or read(**named))
-    sweeper = Sweeper(Ledger(study, plan.distributions, 60.0), plan, Unmeasured(space), None)
+    sweeper = Sweeper(Ledger(study, plan.distributions, 60.0), plan, Unmeasured(space), None, least)
     sweeper.work()
     return sweeper.settled(study.trials), reads["read"]
 
@@ -309,6 +311,16 @@ def test_a_study_is_read_once_in_a_turn_and_as_a_trial_begins_and_ends(
 ) -> None:
     trials, reads = searched(checkpoint, 40, monkeypatch)
     assert len(trials) == 40 and reads < 6 * len(trials)  # some of the sampler's proposals are known already
+
+
+def test_a_search_prefers_what_is_fast_enough(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it begins with is the same with a least speed and without; of the trials after it more are fast enough."""
+    fast = []
+    for least in (None, 100.0):
+        trials, _ = searched(checkpoint, 60, monkeypatch, least)
+        rates = [trial.decode_bytes_per_s or 0 for trial in sorted(trials, key=lambda trial: trial.number)]
+        fast.append(sum(rate >= 100 for rate in rates[20:]))
+    assert fast[1] > 1.6 * fast[0]
 
 
 # The command.
@@ -396,6 +408,8 @@ def test_what_cannot_be_measured_is_refused_once_and_said(
         (["--trials", "0"], "at least 1"),
         (["--lease", "0"], "at least 1"),
         (["--at-most", "much"], "give one such as 4MB"),
+        (["--at-least", "nan"], "the least speed is nan"),
+        (["--at-least", "-1"], "give a number above 0"),
         (["--threads", "1,2"], "a search has one value of threads"),
         (["--recipe", "int3"], "there is no recipe"),
         (["--seed", "-1"], "--seed is -1"),

@@ -26,6 +26,7 @@ Parameters = Mapping[str, Any]
 _FIXED = "fixed_params"  # Optuna's name for the parameters of a trial that was asked for
 _BEAT, _DROPPED, _REFUSED = "beat", "dropped", "refused"
 _SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
+_SPEED = "speed"  # Optuna's constraint
 SURPLUS = "surplus"  # dropped because there are enough trials without it
 _BEATS_A_LEASE = 6
 
@@ -119,14 +120,25 @@ class Ledger:
             self.study.tell(trial, state=TrialState.FAIL)
         self.recover()
 
-    def settle(self, trial: optuna.Trial, attributes: Mapping[str, Any], values: Sequence[float] | None) -> bool:
-        """Records a result; `values` None is a trial that was stopped early. False where it counts no longer."""
+    def settle(
+        self,
+        trial: optuna.Trial,
+        attributes: Mapping[str, Any],
+        values: Sequence[float] | None,
+        short: float | None = None,
+    ) -> bool:
+        """Records a result; `values` None is a trial that was stopped early. False where it counts no longer.
+
+        short: what it lacks of the least speed, for the sampler, which prefers trials that lack nothing.
+        """
         if self._has_rival(trial.number, self.trials()):
             self.drop(trial, "duplicate")
             return False
         try:
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
+            if short is not None:
+                trial.set_constraint(_SPEED, short)
             if values is None:
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:

@@ -1,8 +1,10 @@
 """`edgeblt sweep`: one process's part in a study of recipes and settings, and what the study has found."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def sweep(
         each part of the model.
     trials: configurations that a search measures, those stopped early included.
     at_most: largest bundle, such as `4MB`, or `80%` of what int4 has; None is no limit.
-    at_least: fewest bytes per second of decoding; None is no limit.
+    at_least: fewest bytes per second of decoding, which the search prefers to keep to; None is no limit.
     texts: texts to score, at least `SHORTEST_TEXT` bytes each; by default English prose, Python and prose with typos.
     storage: where the study lies, for several machines: see `open_study`.
     lease: seconds without a sign of life after which another process takes over a trial.
@@ -89,6 +91,8 @@ def sweep(
     keep_to_usable_cores()
     if trials < 1 or not 1 <= lease < 1e6:
         raise EdgebltError(f"trials is {trials} and lease {lease:g} s; both are at least 1")
+    if at_least is not None and not 0 < at_least < math.inf:
+        raise EdgebltError(f"the least speed is {at_least:g} bytes/s; give a number above 0 such as 1000")
     opened, path = open_checkpoint(checkpoint, patcher), Path(directory)
     opened.warn()
     space, settings = Space.of(opened), settings or Settings()
@@ -105,7 +109,7 @@ def sweep(
     with _explained(storage):
         _agree(opened_study, opened, texts, plan, calibration)
         opened_study.sampler = plan.sampler
-        sweeper = _Sweeper(Ledger(opened_study, plan.distributions, lease), plan, measuring, most)
+        sweeper = _Sweeper(Ledger(opened_study, plan.distributions, lease), plan, measuring, most, at_least)
         with measuring.place():
             sweeper.work()
         result = _result(opened_study, opened, texts, sweeper, most, at_least)
@@ -116,8 +120,8 @@ def sweep(
 class _Sweeper:
     """One process's trials."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None) -> None:
-        self.ledger, self.plan, self._measuring, self._most = ledger, plan, measuring, most
+    def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None, least: float | None) -> None:
+        self.ledger, self.plan, self._measuring, self._most, self._least = ledger, plan, measuring, most, least
         self._starts = plan.starts()
         self._settled = 0
 
@@ -180,7 +184,8 @@ class _Sweeper:
                 return None
         seen = [self.ledger.parameters(trial) for trial in trials if self.ledger.key(trial)]
         settled = {trial.number: trial for trial in self.settled(trials)}
-        best = [settled[number].settings for number in front_of(list(settled.values()), self._most)]
+        front = partial(front_of, list(settled.values()), self._most)
+        best = [settled[number].settings for number in front(self._least) or front()]
         if unseen := self.plan.unseen(seen, best):
             self.ledger.add([unseen], trials)
         else:
@@ -214,7 +219,8 @@ class _Sweeper:
             values = None
             if found.bits_per_byte is not None:
                 values = (float(found.bundle_bytes), found.bits_per_byte, found.decode_bytes_per_s)
-            ledger.settle(trial, {_STATE: COMPLETE if values else STOPPED, _MEASURED: vars(found)}, values)
+            short = None if self._least is None else self._least - found.decode_bytes_per_s
+            ledger.settle(trial, {_STATE: COMPLETE if values else STOPPED, _MEASURED: vars(found)}, values, short)
 
     def _complete(self, trials: Sequence[FrozenTrial]) -> list[Measured]:
         return [Measured(**trial.user_attrs[_MEASURED]) for trial in trials if trial.state == TrialState.COMPLETE]
