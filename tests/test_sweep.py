@@ -411,6 +411,8 @@ def test_what_cannot_be_measured_is_refused_once_and_said(
         (["--at-least", "nan"], "the least speed is nan"),
         (["--at-least", "-1"], "give a number above 0"),
         (["--threads", "1,2"], "a search has one value of threads"),
+        (["--recipe", "int8", "--threads", "1,0"], "a number of threads is 0"),
+        (["--recipe", "int8", "--threshold", "1,nan"], "a threshold is nan"),
         (["--recipe", "int3"], "there is no recipe"),
         (["--seed", "-1"], "--seed is -1"),
     ],
