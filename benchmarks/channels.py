@@ -73,7 +73,8 @@ def measure(folder: Path, name: str, checkpoint: Path, kept: dict[str, str]) -> 
     model = load(export_bundle(compressed, folder / f"{name}.bundle").path)
     held_out = [held_out_text(text) for text in TEXTS]
     bits = sum(model.score(text).bits_per_byte * len(text) for text in held_out) / sum(map(len, held_out))
-    stacks = dict(zip(STAGES, (model.config.encoder, model.config.global_, model.config.decoder), strict=True))
+    config = model.bundle.manifest.config
+    stacks = dict(zip(STAGES, (config.encoder, config.global_, config.decoder), strict=True))
     channels = {stage: stack.intermediate_size for stage, stack in stacks.items()}
     return {"bits_per_byte": bits, "bundle_bytes": model.bundle.size, "channels": channels}
 

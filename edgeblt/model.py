@@ -11,7 +11,7 @@ import onnxruntime
 
 from edgeblt.arguments import as_bytes, as_path, whole_number
 from edgeblt.batching.calls import LARGEST_BATCH, BatchCalls
-from edgeblt.bundle.architectures import architecture, check_prompt
+from edgeblt.bundle.architectures import ByteModelConfig, architecture, check_prompt
 from edgeblt.bundle.contract import StageName
 from edgeblt.bundle.manifest import hold_bundle
 from edgeblt.bundle.placement import describe_placement
@@ -74,7 +74,7 @@ class Model(BatchCalls, RestoreCalls):
         self.gpu_memory_before = None if self.is_on_host else gpu_memory().used
         self.prepared = prepared or find_prepared(self.bundle, self.provider_name, verify)
         self._opened = (os.path.abspath(path), self.bundle.id, provider, threads, verify, prepared)
-        self.config: Any = self.bundle.manifest.config
+        self.config: ByteModelConfig = self.bundle.manifest.config
         self._draft_statistics: dict[str, DraftStatistics] = {}
         self._step_costs: dict[int, PassCosts] = {}
         self._is_exact: bool | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.bundle.architectures import ARCHITECTURES
+from edgeblt.bundle.architectures import ARCHITECTURES, ByteModelConfig
 from edgeblt.bundle.contract import StageContract, StageName
 from edgeblt.export.graphs.graph import BuiltStage
 from edgeblt.export.graphs.weight_source import WeightSource
@@ -36,7 +36,7 @@ class CheckpointForm:
     notes: sentences for the user on how the configuration was read.
     """
 
-    config: Any
+    config: ByteModelConfig
     weights: "dict[str, StoredWeight]"
     unused: list[str]
     files: dict[str, Path]
@@ -45,7 +45,7 @@ class CheckpointForm:
     @classmethod
     def reading(
         cls,
-        config: Any,
+        config: ByteModelConfig,
         weights: "dict[str, StoredWeight]",
         stored: "Mapping[str, StoredPart]",
         config_file: Path,

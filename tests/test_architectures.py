@@ -4,7 +4,10 @@ import json
 import re
 import sys
 import types
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +26,7 @@ from edgeblt.export import architectures as workbench
 from edgeblt.export.checkpoints.checkpoint import open_checkpoint
 from edgeblt.export.checkpoints.recipe_source import RecipeSource
 from edgeblt.export.export_bundle import build_graphs, export_bundle
+from edgeblt.export.graphs import layers, sparse_weights
 from edgeblt.export.graphs.decoder import decoder_graph
 from edgeblt.export.graphs.encoder import encoder_graph
 from edgeblt.export.graphs.global_transformer import global_graph
@@ -107,3 +111,25 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         with pytest.raises(EdgebltError) as caught:
             open_bundle(bundle)
         assert_one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "sparse-int8"])
+def test_a_portable_body_is_made_once_for_a_graph(recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Making that of sparse products for each of them took nearly all the time of building a graph."""
+    made: Counter[str] = Counter()
+    for module, name in ((sparse_weights, "sparse_matmul_function"), (layers, "window_attention_function")):
+        monkeypatch.setattr(module, name, _counted(getattr(module, name), made))
+    model = tiny_models.random_model(tiny_models.random_config(0), 0)
+    checkpoint = open_checkpoint(tiny_models.save_model(model, tmp_path / "checkpoint"))
+    graphs = build_graphs(RecipeSource(checkpoint, load_recipe(recipe))).values()
+    expected = Counter(function.name for graph in graphs for function in graph.model.functions.values())
+    assert made == {name: expected[name] for name in ("SparseMatMul", "WindowAttention") if expected[name]} != {}
+
+
+def _counted(make: Callable[..., ir.Function], made: Counter[str]) -> Callable[..., ir.Function]:
+    def counted(*arguments: Any, **named: Any) -> ir.Function:
+        function = make(*arguments, **named)
+        made[function.name] += 1
+        return function
+
+    return counted

@@ -593,7 +593,7 @@ def test_dense_layers_are_one_operator(
     for part in (model.graph, *model.functions):
         name_contrib_ops(part)
     onnx.checker.check_model(model)
-    config = exported(seed).model.config
+    config = exported(seed).model.bundle.manifest.config
     nodes = Counter(node.op_type for node in model.graph.node)
     operators = {"DenseLayer", "WindowAttention", "DenseCrossAttention", "LatentAttention"}
     assert {name: count for name, count in nodes.items() if name in operators} == {

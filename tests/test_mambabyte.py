@@ -196,7 +196,7 @@ def test_the_state_does_not_grow(model: Model) -> None:
     for id in ids_of(random_bytes(5, 400)):
         session.feed([id])
         sizes.append(sum(session.cache_bytes.values()))
-    one = 4 * model.config.state_elements
+    one = 4 * model.bundle.manifest.config.state_elements
     assert max(sizes) == sizes[-1] == 4 * one  # now, before, and two kept ones
     assert sizes[100] == sizes[-1]
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from edgeblt.ids import BOS, EOS, encode
 from edgeblt.model import load
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.quant.recipes.recipe import load_recipe
-from overencoded_blts import LETTER, SPACE, OverEncodedBlt, over_encoded_blt
+from overencoded_blts import LETTER, SPACE, OverEncodedBlt, over_encoded_blt, over_encoded_config
+from overencoded_models import overencoded_config, overencoded_document
 from sampled import mostly_slow
 from test_batching import stepper_of
 from test_commands import run_command
 
 SEEDS = range(40)
+WITHOUT_TABLES = next(seed for seed in SEEDS if "ngram_fix_normalize_factor" not in overencoded_document(seed))
 VALUES: list[Any] = [None, -1, 0, 1, 7, 1 << 40, 1e400, "x", "0:4,", "0:99999", [], {}, True, [[]], [3, 3], "16"]
 
 
@@ -173,6 +176,30 @@ def test_fields_that_cannot_be_are_one_sentence(
     with pytest.raises(EdgebltError, match=sentence) as error:
         parse_config(document, str(file))
     assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"oe_split_num": 2}, "oe_neighbor_num, oe_vocab_size_ratio (or oe_vocab_sizes)"),
+        ({"emb_split_num": 2, "ngram_vocab_size_ratio": 0.5}, "oe_neighbor_num"),
+        ({"emb_neighbor_num": 3, "oe_split_num": 2}, "oe_vocab_size_ratio (or oe_vocab_sizes)"),
+        ({"oe_vocab_sizes": [3, 3]}, "oe_neighbor_num, oe_split_num"),
+        ({"ngram_exclude_sp_token": True}, "oe_neighbor_num, oe_split_num, oe_vocab_size_ratio (or oe_vocab_sizes)"),
+    ],
+)
+def test_a_part_of_the_fields_is_refused(fields: dict[str, Any], missing: str) -> None:
+    """Such a checkpoint would be read as one without tables."""
+    said = re.escape(f"config.json: n-gram tables are described by {', '.join(fields)} without {missing}; ")
+    with pytest.raises(EdgebltError, match=f"^{said}.*$"):
+        parse_config(over_encoded_config(0).to_dict() | fields, "config.json")
+    with pytest.raises(EdgebltError, match=f"^{said}.*$"):
+        overencoded_config(overencoded_document(WITHOUT_TABLES) | fields)
+
+
+def test_fields_that_say_nothing_are_no_tables() -> None:
+    fields = {"ngram_exclude_sp_token": False, "special_token_scope": "0:4", "oe_neighbor_num": None}
+    assert overencoded_config(overencoded_document(WITHOUT_TABLES) | fields).tables is None
 
 
 @pytest.mark.filterwarnings("ignore::edgeblt.errors.CheckpointNote")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from edgeblt.export.sweep.ledger import Ledger
-from edgeblt.export.sweep.measuring import Measured
+from edgeblt.export.sweep.measuring import Configuration, Measured, Measuring
+from edgeblt.export.sweep.plan import Search, Settings
 from edgeblt.export.sweep.space import Space, budget_bytes
 from edgeblt.export.sweep.storage import open_study
+from edgeblt.export.sweep.sweep import _Sweeper as Sweeper
 
 TEXT = b"The history of the village begins with a mill by the river. " * 40
 
@@ -193,11 +195,10 @@ class Clock:
 
 def drained(ledger: Ledger) -> None:
     """What one process does when no other is left."""
-    ledger.recover()
-    ledger.add(CONFIGURATIONS)
+    ledger.add(CONFIGURATIONS, ledger.recover())
     while any(trial.state == TrialState.WAITING for trial in ledger.trials()):
-        if trial := ledger.claim():
-            ledger.settle(trial, {}, [1.0, 2.0, 3.0])
+        if claimed := ledger.claim():
+            ledger.settle(claimed[0], {}, [1.0, 2.0, 3.0])
 
 
 def counted(ledger: Ledger) -> Counter[Any]:
@@ -213,11 +214,11 @@ def test_no_configuration_is_lost_or_measured_twice(steps: list[tuple[int, str]]
         patch.setattr("edgeblt.export.sweep.ledger.time", clock)
         ledgers, held = [Ledger(study, DISTRIBUTIONS, 10.0) for _ in range(3)], dict[int, list[Any]]()
         for ledger in ledgers:
-            ledger.add(CONFIGURATIONS)
+            ledger.add(CONFIGURATIONS, ledger.trials())
         for who, what in steps:
             ledger, mine = ledgers[who], held.setdefault(who, [])
             if what == "claim":
-                mine += filter(None, [ledger.claim()])
+                mine += [claimed[0]] if (claimed := ledger.claim()) else []
             elif what == "settle" and mine:
                 ledger.settle(mine.pop(), {}, [1.0, 2.0, 3.0])
             elif what == "back" and mine:
@@ -251,7 +252,7 @@ def test_a_signal_while_a_trial_begins(monkeypatch: pytest.MonkeyPatch) -> None:
         first.give_back()
         return trial
 
-    first.add(CONFIGURATIONS)
+    first.add(CONFIGURATIONS, [])
     monkeypatch.setattr(study, "ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
         first.claim()
@@ -294,6 +295,61 @@ def test_a_process_may_end_between_any_two_steps(fatal: int, monkeypatch: pytest
     clock.now += 11.0
     drained(second)
     assert counted(second) == Counter(tuple(each.values()) for each in CONFIGURATIONS)
+
+
+# A search by one process, on a model that is not measured.
+
+
+class Unmeasured(Measuring):
+    """A recipe's figures from its choices: the finer, the larger, the better and the slower; the decoder's alone counts
+    for speed."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def expected_bytes(self, recipe: Recipe) -> int:
+        return 1000 + sum(self._ranks(recipe).values())
+
+    def measure(self, wanted: Configuration, others: Sequence[Measured]) -> Measured:
+        ranks = self._ranks(wanted.recipe)
+        bits = 3 - 0.1 * sum(ranks.values())
+        return Measured(self.expected_bytes(wanted.recipe), 100.0 - 10 * ranks["decoder"], bits, bits, "a")
+
+    def _ranks(self, recipe: Recipe) -> dict[str, int]:
+        choices = self._space.choices(recipe)
+        assert choices is not None
+        return {part: [*named][::-1].index(choices[part]) for part, named in self._space.parts.items()}
+
+
+def searched(
+    checkpoint: Path, trials: int, monkeypatch: pytest.MonkeyPatch, least: float | None = None
+) -> tuple[list[SweepTrial], int]:
+    """The trials of a search, and how often it read the study."""
+    space = Space.of(open_checkpoint(checkpoint))
+    plan = Search(space, Settings(), trials, 1)
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=plan.sampler)
+    reads, read = Counter[str](), study.get_trials
+    monkeypatch.setattr(study, "get_trials", lambda **named: reads.update(["read"]) or read(**named))
+    sweeper = Sweeper(Ledger(study, plan.distributions, 60.0), plan, Unmeasured(space), None, least)
+    sweeper.work()
+    return sweeper.settled(study.trials), reads["read"]
+
+
+def test_a_study_is_read_once_in_a_turn_and_as_a_trial_begins_and_ends(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, reads = searched(checkpoint, 40, monkeypatch)
+    assert len(trials) == 40 and reads < 6 * len(trials)  # some of the sampler's proposals are known already
+
+
+def test_a_search_prefers_what_is_fast_enough(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it begins with is the same with a least speed and without; of the trials after it more are fast enough."""
+    fast = []
+    for least in (None, 100.0):
+        trials, _ = searched(checkpoint, 60, monkeypatch, least)
+        rates = [trial.decode_bytes_per_s or 0 for trial in sorted(trials, key=lambda trial: trial.number)]
+        fast.append(sum(rate >= 100 for rate in rates[20:]))
+    assert fast[1] > 1.6 * fast[0]
 
 
 # The command.
@@ -381,7 +437,11 @@ def test_what_cannot_be_measured_is_refused_once_and_said(
         (["--trials", "0"], "at least 1"),
         (["--lease", "0"], "at least 1"),
         (["--at-most", "much"], "give one such as 4MB"),
+        (["--at-least", "nan"], "the least speed is nan"),
+        (["--at-least", "-1"], "give a number above 0"),
         (["--threads", "1,2"], "a search has one value of threads"),
+        (["--recipe", "int8", "--threads", "1,0"], "a number of threads is 0"),
+        (["--recipe", "int8", "--threshold", "1,nan"], "a threshold is nan"),
         (["--recipe", "int3"], "there is no recipe"),
         (["--seed", "-1"], "--seed is -1"),
     ],

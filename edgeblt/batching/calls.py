@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from edgeblt.arguments import as_bytes
 from edgeblt.batching.drafting import Drafting
@@ -12,7 +12,7 @@ from edgeblt.batching.scheduler import Scheduler
 from edgeblt.batching.scoring import score_texts
 from edgeblt.batching.settings import BatchSettings, completed_settings
 from edgeblt.batching.text import BatchEnd, BatchPiece, BatchText, Deliver
-from edgeblt.bundle.architectures import check_prompt
+from edgeblt.bundle.architectures import ByteModelConfig, check_prompt
 from edgeblt.decoding.draft_costs import PassCosts
 from edgeblt.decoding.settings import GenerationSettings
 from edgeblt.decoding.speculation import DraftStatistics
@@ -30,7 +30,7 @@ class BatchCalls:
     """Calls of a model for many texts. They share steps, in which weights are read once for all of them, and each
     text's bytes are the same as alone."""
 
-    config: Any  # a ByteModelConfig
+    config: ByteModelConfig
     prefix_cache: PrefixCache
     threshold: float | None
     _step_costs: dict[int, PassCosts]

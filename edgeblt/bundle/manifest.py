@@ -58,7 +58,7 @@ class Manifest:
     target: str  # target of the graphs: cpu, cuda, or one for each stage, as `parse_placement` reads it
     recipe: str
     kv_cache: str  # format of keys and values: fp32, fp16, int8, or one for each stage
-    config: Any  # a ByteModelConfig, of the architecture's own class
+    config: Any  # a ByteModelConfig; Any, as what is of one architecture reads its own class from here
     stages: dict[str, StageRecord]
     files: dict[str, FileRecord]
     made_by: dict[str, str]  # package to version

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, StageContract, cross_row_width
-from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import Residual, TransformerStack, named_attributes, rms_norm, side_by_side
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.layers import (
@@ -78,7 +78,7 @@ class CrossAttention:
         prefix = f"decoder.cross.{layer}"
         query_weights, _, output_weights = _products(layer)
         if graph.is_for_cpu:
-            graph.uses(latent_attention_function(OPSET))
+            graph.uses(LATENT, latent_attention_function)
         if self._is_dense:
             return Residual(self._dense(layer, self.stack.total(hidden), prefix))
         normed, total = self.stack.norm(hidden, f"{prefix}.query_norm")

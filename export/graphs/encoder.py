@@ -7,7 +7,7 @@ from edgeblt.bundle.config import HashConfig, ModelConfig
 from edgeblt.bundle.contract import EDGEBLT, StageContract
 from edgeblt.bundle.hashing import hash_coefficients
 from edgeblt.bundle.over_encoding import OverEncoding
-from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.over_encoding import over_encoded
 from edgeblt.export.graphs.pooling import Pooling
@@ -60,7 +60,7 @@ def _embeddings(graph: GraphBuilder, weights: Weights, config: ModelConfig) -> i
 def _embeddings_as_one(graph: GraphBuilder, tables: list[LookupTable], hashes: HashConfig, width: int) -> ir.Value:
     """The same as one operator."""
     forms = [TableForm(len(table.inputs)) for table in tables]
-    graph.uses(hash_embedding_function(OPSET, *forms))
+    graph.uses(HASHED, lambda opset: hash_embedding_function(opset, *forms))
     inputs = [part for table in tables for part in (*table.inputs, None, None)[: len(TABLE_PARTS)]]
     attributes = {
         f"{name}_{attribute}": value

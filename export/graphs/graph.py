@@ -144,9 +144,10 @@ class GraphBuilder:
         """Registers the function that makes weights; its pieces together hold every row once."""
         self._fills.append(fill)
 
-    def uses(self, function: ir.Function) -> None:
-        """Adds the portable body of an operator of domain `edgeblt` to the model."""
-        self._functions.setdefault(function.name, function)
+    def uses(self, operator: str, make: Callable[[int], ir.Function]) -> None:
+        """Adds the portable body of an operator of domain `edgeblt`, made once, to the model."""
+        if operator not in self._functions:
+            self._functions[operator] = make(OPSET)
 
     def uses_dense(self, operator: str, make: DenseFunction) -> None:
         """Adds the portable body of an operator on dense weights, for the forms of all that the graph will hold."""

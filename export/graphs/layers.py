@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, CacheFormat, padded_head_dim
 from edgeblt.export.graphs.dense_weights import Dense
-from edgeblt.export.graphs.graph import OPSET, GraphBuilder
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.graphs.weights import Weights
 from edgeblt.export.operators.layers import (
@@ -167,7 +167,7 @@ class TransformerStack:
         ]  # fmt: skip
         attributes = self._attention_attributes
         if graph.is_for_cpu:
-            graph.uses(window_attention_function(OPSET, self._cache_format))
+            graph.uses(ATTENTION, partial(window_attention_function, kv_cache=self._cache_format))
             places = [graph.inputs[name] for name in BATCH_CACHE_INPUTS]
             attended, present_key, present_value = graph.ops(
                 ATTENTION, projected, *cache, *places, outputs=3, domain=EDGEBLT, **attributes

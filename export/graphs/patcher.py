@@ -1,12 +1,13 @@
 """The patcher stage: a byte language model whose entropies determine where patches start."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import onnx_ir as ir
 
 from edgeblt.bundle.config import TransformerConfig
 from edgeblt.bundle.contract import EDGEBLT, PATCHING_INPUTS, SEQUENCE_INPUTS, StageContract
-from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.operators.entropy_patch import OP_TYPE, entropy_patch_function, setting_defaults
@@ -48,7 +49,7 @@ def patcher_outputs(graph: GraphBuilder, source: WeightSource, settings: Mapping
         rule=int(config.patching.rule),
     )
     outputs |= {"entropies": entropies, "patch_starts": patch_starts, "states": states}
-    graph.uses(entropy_patch_function(OPSET, graph.contract.target))
+    graph.uses(OP_TYPE, partial(entropy_patch_function, target=graph.contract.target))
     return outputs
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgeblt.bundle.config import ModelConfig
 from edgeblt.bundle.contract import EDGEBLT
-from edgeblt.export.graphs.graph import OPSET, GraphBuilder
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.layers import Heads, named_attributes, rms_norm, side_by_side
 from edgeblt.export.graphs.weights import Weights
 from edgeblt.export.operators.pooling import (
@@ -56,7 +56,7 @@ class Pooling:
     def _dense(self) -> ir.Value:
         """The whole pooling as one operator."""
         graph, encoder, weights = self.graph, self.config.encoder, self.weights
-        graph.uses(patch_attention_function(OPSET))
+        graph.uses(PATCH, patch_attention_function)
         graph.uses_dense(POOLING, dense_pooling_function)
         rows = (graph.inputs[name] for name in ("open_vectors", "patch_index", "open_index", "patches"))
         norms = (weights.vector(f"encoder.cross.{name}") for name in ("query_norm", "key_norm"))
@@ -99,7 +99,7 @@ class Pooling:
         """Attention [(P + 1) * k, heads * head_dim] of each patch's queries to its bytes."""
         graph = self.graph
         if graph.is_for_cpu:
-            graph.uses(patch_attention_function(OPSET))
+            graph.uses(PATCH, patch_attention_function)
             return graph.op(PATCH, query, both, index, graph.inputs["patches"], domain=EDGEBLT, **self._attributes)
         scaled = graph.op("Mul", query, graph.number(self._attributes["scale"]))
         key, value = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)

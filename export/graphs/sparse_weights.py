@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.errors import EdgebltError
-from edgeblt.export.graphs.graph import OPSET, GraphBuilder
+from edgeblt.export.graphs.graph import GraphBuilder
 from edgeblt.export.graphs.weight_file import Arrays, Piece
 from edgeblt.export.graphs.weight_source import WeightSource, row_blocks
-from edgeblt.export.operators.matmuls import masked_matmul_function, sparse_matmul_function
+from edgeblt.export.operators.matmuls import MASKED, SPARSE, masked_matmul_function, sparse_matmul_function
 from edgeblt.quant.formats.sparse_layout import (
     GROUPS,
     MASK_WORD,
@@ -49,8 +49,12 @@ class SparseStored:
         return sparsity.group if sparsity.group in GROUPS and 2 * sparsity.kept <= sparsity.group else None
 
     @property
-    def function(self) -> ir.Function:
-        return sparse_matmul_function(OPSET) if self.group else masked_matmul_function(OPSET)
+    def operator(self) -> str:
+        return SPARSE if self.group else MASKED
+
+    def function(self, opset: int) -> ir.Function:
+        """The operator's portable body."""
+        return sparse_matmul_function(opset) if self.group else masked_matmul_function(opset)
 
     @property
     def attributes(self) -> dict[str, int]:

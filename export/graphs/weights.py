@@ -206,9 +206,9 @@ class Weights:
     def _sparse_product(self, value: ir.Value, names: list[str], format: Linear, shape: tuple[int, int]) -> ir.Value:
         rows, columns = shape
         stored = SparseStored(self.source, tuple(names), format, shape, joined_name(names))
-        self.graph.uses(stored.function)
+        self.graph.uses(stored.operator, stored.function)
         return self.graph.op(
-            stored.function.name, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
+            stored.operator, value, *stored.initializers(self.graph), domain=EDGEBLT, K=columns, N=rows,
             **rounding_attributes(format, columns), **stored.attributes,
         )  # fmt: skip
 

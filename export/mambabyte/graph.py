@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeblt.bundle.contract import EDGEBLT, MICROSOFT, StageContract
-from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.weight_file import Piece
 from edgeblt.export.graphs.weight_source import WeightSource
 from edgeblt.export.graphs.weights import Weights
@@ -27,8 +27,8 @@ def mambabyte_graph(source: WeightSource, contract: StageContract) -> BuiltStage
     config = source.config
     assert isinstance(config, MambaByteConfig)
     graph = GraphBuilder(contract)
-    graph.uses(causal_convolution_function(OPSET))
-    graph.uses(selective_scan_function(OPSET))
+    graph.uses(CONVOLUTION, causal_convolution_function)
+    graph.uses(SCAN, selective_scan_function)
     layers = _Layers(graph, Weights(graph, source), config)
     added, residual = layers.weights.lookup("mamba.embedding", graph.inputs["bytes"]), None
     for layer in range(config.layer_count):

@@ -26,6 +26,7 @@ Parameters = Mapping[str, Any]
 _FIXED = "fixed_params"  # Optuna's name for the parameters of a trial that was asked for
 _BEAT, _DROPPED, _REFUSED = "beat", "dropped", "refused"
 _SETTLED = (TrialState.COMPLETE, TrialState.PRUNED)
+_SPEED = "speed"  # Optuna's constraint
 SURPLUS = "surplus"  # dropped because there are enough trials without it
 _BEATS_A_LEASE = 6
 
@@ -55,50 +56,59 @@ class Ledger:
         assert key is not None
         return dict(zip(self._distributions, key, strict=True))
 
-    def settled(self) -> list[FrozenTrial]:
+    def settled(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The trial that counts of each configuration that is measured, stopped early or refused, by number."""
         found: dict[tuple[Any, ...] | None, FrozenTrial] = {}
-        for trial in self.trials():
+        for trial in trials:
             if is_settled(trial):
                 found.setdefault(self.key(trial), trial)
         return list(found.values())
 
-    def add(self, configurations: Sequence[Parameters]) -> None:
-        """Adds the configurations that have no trial yet, in order."""
-        known = {self.key(trial) for trial in self.trials() if _counts(trial)}
-        for parameters in configurations:
-            key = tuple(parameters[name] for name in self._distributions)
-            if key not in known:
-                known.add(key)
-                self.study.enqueue_trial(dict(parameters))
+    def add(self, configurations: Sequence[Parameters], trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Adds the configurations that have none of these trials yet, in order; gives the trials as they are then."""
+        known = {self.key(trial) for trial in trials if _counts(trial)}
+        new = {tuple(parameters[name] for name in self._distributions): parameters for parameters in configurations}
+        return self._enqueued([parameters for key, parameters in new.items() if key not in known], trials)
 
-    def recover(self) -> None:
-        """Gives back the configurations of processes that died."""
+    def recover(self) -> list[FrozenTrial]:
+        """Gives back the configurations of processes that died; gives the trials as they are then."""
         trials = self.trials()
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.number not in self._mine and self._is_stale(trial):
+        running = (trial for trial in trials if trial.state == TrialState.RUNNING and trial.number not in self._mine)
+        if stale := [trial for trial in running if self._is_stale(trial)]:
+            for trial in stale:
                 self._fail(trial.number)
-        trials = self.trials()
+            trials = self.trials()
         known = {self.key(trial) for trial in trials if _counts(trial) or trial.user_attrs.get(_DROPPED) == SURPLUS}
-        for trial in trials:
-            key = self.key(trial)
-            is_lost = trial.state == TrialState.FAIL and not _counts(trial) and _DROPPED not in trial.user_attrs
-            if is_lost and key is not None and key not in known:
-                known.add(key)
-                self.study.enqueue_trial(self.parameters(trial))
+        lost = {
+            key: self.parameters(trial)
+            for trial in trials
+            if trial.state == TrialState.FAIL and not _counts(trial) and _DROPPED not in trial.user_attrs
+            if (key := self.key(trial)) is not None and key not in known
+        }
+        return self._enqueued(list(lost.values()), trials)
 
-    def claim(self) -> optuna.Trial | None:
-        """A trial to measure: one that waits, or else a new one of the sampler's; None where another process has it."""
+    def _enqueued(self, configurations: Sequence[Parameters], trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials after these configurations were added to them."""
+        for parameters in configurations:
+            self.study.enqueue_trial(dict(parameters))
+        return self.trials() if configurations else trials
+
+    def claim(self) -> tuple[optuna.Trial, list[FrozenTrial]] | None:
+        """A trial to measure: one that waits, or else a new one of the sampler's; None where another process has it.
+
+        Beside it are all trials, as they are after it began.
+        """
         trial = self.study.ask(self._distributions)
         self._mine.add(trial.number)
         try:
             trial.set_user_attr(_BEAT, 0)
         except OptunaError:  # given back by a process that could not tell whose it was
             return None
-        if self._rival(trial.number):
+        trials = self.trials()
+        if self._has_rival(trial.number, trials):
             self.drop(trial, "duplicate")
             return None
-        return trial
+        return trial, trials
 
     def drop(self, trial: optuna.Trial, reason: str) -> None:
         """Ends a trial that does not count."""
@@ -115,12 +125,22 @@ class Ledger:
                 self._fail(trial.number)
         self.recover()
 
-    def settle(self, trial: optuna.Trial, attributes: Mapping[str, Any], values: Sequence[float] | None) -> bool:
-        """Records a result; `values` None is a trial that was stopped early. False where it counts no longer."""
-        if self._rival(trial.number):
+    def settle(
+        self,
+        trial: optuna.Trial,
+        attributes: Mapping[str, Any],
+        values: Sequence[float] | None,
+        short: float | None = None,
+    ) -> bool:
+        """Records a result; `values` None is a trial that was stopped early. False where it counts no longer.
+
+        short: what it lacks of the least speed, for the sampler, which prefers trials that lack nothing.
+        """
+        if self._has_rival(trial.number, self.trials()):
             self.drop(trial, "duplicate")
             return False
-        return self._end(trial, TrialState.PRUNED if values is None else TrialState.COMPLETE, attributes, values)
+        state = TrialState.PRUNED if values is None else TrialState.COMPLETE
+        return self._end(trial, state, attributes, values, short)
 
     def refuse(self, trial: optuna.Trial, reason: str) -> None:
         """Records that a configuration cannot be measured, so that nobody tries again."""
@@ -132,11 +152,14 @@ class Ledger:
         state: TrialState,
         attributes: Mapping[str, Any] | None = None,
         values: Sequence[float] | None = None,
+        short: float | None = None,
     ) -> bool:
         """Ends a trial; False where it was taken from this process, which was thought dead."""
         try:
             for name, value in (attributes or {}).items():
                 trial.set_user_attr(name, value)
+            if short is not None:
+                trial.set_constraint(_SPEED, short)
             self.study.tell(trial, values, state)
         except (OptunaError, ValueError):
             return False
@@ -162,12 +185,11 @@ class Ledger:
             ended.set()
             thread.join()
 
-    def others_running(self) -> bool:
-        return any(trial.state == TrialState.RUNNING and trial.number not in self._mine for trial in self.trials())
+    def others_running(self, trials: Sequence[FrozenTrial]) -> bool:
+        return any(trial.state == TrialState.RUNNING and trial.number not in self._mine for trial in trials)
 
-    def _rival(self, number: int) -> bool:
+    def _has_rival(self, number: int, trials: Sequence[FrozenTrial]) -> bool:
         """Whether another trial of the same configuration counts instead of this one."""
-        trials = self.trials()
         key = self.key(trials[number])
         same = (trial for trial in trials if trial.number != number and _counts(trial) and self.key(trial) == key)
         return any(is_settled(trial) or trial.number < number for trial in same)

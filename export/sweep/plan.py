@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,11 +60,19 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """Values of the settings beside the recipe; in a search one of each."""
+    """Values of the settings beside the recipe; in a search one of each. Raises EdgebltError for one out of range."""
 
     thresholds: tuple[float | None, ...] = (None,)
     providers: tuple[str | None, ...] = (None,)
     threads: tuple[int | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        for threshold in self.thresholds:
+            if threshold is not None and not math.isfinite(threshold):
+                raise EdgebltError(f"a threshold is {threshold:g}; give numbers of nats, such as 1.5")
+        for threads in self.threads:
+            if threads is not None and threads < 1:
+                raise EdgebltError(f"a number of threads is {threads}; it must be at least 1")
 
 
 class Grid:

@@ -1,8 +1,10 @@
 """`edgeblt sweep`: one process's part in a study of recipes and settings, and what the study has found."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def sweep(
         each part of the model.
     trials: configurations that a search measures, those stopped early included.
     at_most: largest bundle, such as `4MB`, or `80%` of what int4 has; None is no limit.
-    at_least: fewest bytes per second of decoding; None is no limit.
+    at_least: fewest bytes per second of decoding, which the search prefers to keep to; None is no limit.
     texts: texts to score, at least `SHORTEST_TEXT` bytes each; by default English prose, Python and prose with typos.
     storage: where the study lies, for several machines: see `open_study`.
     lease: seconds without a sign of life after which another process takes over a trial.
@@ -89,6 +91,8 @@ def sweep(
     keep_to_usable_cores()
     if trials < 1 or not 1 <= lease < 1e6:
         raise EdgebltError(f"trials is {trials} and lease {lease:g} s; both are at least 1")
+    if at_least is not None and not 0 < at_least < math.inf:
+        raise EdgebltError(f"the least speed is {at_least:g} bytes/s; give a number above 0 such as 1000")
     opened, path = open_checkpoint(checkpoint, patcher), Path(directory)
     opened.warn()
     space, settings = Space.of(opened), settings or Settings()
@@ -105,7 +109,7 @@ def sweep(
     with _explained(storage):
         _agree(opened_study, opened, texts, plan, calibration)
         opened_study.sampler = plan.sampler
-        sweeper = _Sweeper(Ledger(opened_study, plan.distributions, lease), plan, measuring, most)
+        sweeper = _Sweeper(Ledger(opened_study, plan.distributions, lease), plan, measuring, most, at_least)
         with measuring.place():
             sweeper.work()
         result = _result(opened_study, opened, texts, sweeper, most, at_least)
@@ -116,8 +120,8 @@ def sweep(
 class _Sweeper:
     """One process's trials."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None) -> None:
-        self.ledger, self.plan, self._measuring, self._most = ledger, plan, measuring, most
+    def __init__(self, ledger: Ledger, plan: Plan, measuring: Measuring, most: int | None, least: float | None) -> None:
+        self.ledger, self.plan, self._measuring, self._most, self._least = ledger, plan, measuring, most, least
         self._starts = plan.starts()
         self._settled = 0
 
@@ -131,33 +135,30 @@ class _Sweeper:
 
     def _measure_all(self) -> None:
         ledger = self.ledger
-        ledger.recover()
-        ledger.add(self._starts)
+        ledger.add(self._starts, ledger.recover())
         with progress("sweeping", self.plan.wanted, "trials", even=False) as advance, _without_other_progress():
             while True:
-                ledger.recover()
-                self._add_following()
-                self._report(advance)
-                if self._has_more():
+                trials = self._with_following(ledger.recover())
+                self._report(trials, advance)
+                if self._has_more(trials):
                     self._measure_one()
-                elif ledger.others_running():
+                elif ledger.others_running(trials):
                     time.sleep(_POLL_SHARE * ledger.lease)
                 else:
                     return
 
-    def settled(self) -> list[SweepTrial]:
-        return [_swept(trial, self.ledger, self.plan) for trial in self.ledger.settled()]
+    def settled(self, trials: Sequence[FrozenTrial]) -> list[SweepTrial]:
+        return [_swept(trial, self.ledger, self.plan) for trial in self.ledger.settled(trials)]
 
-    def _report(self, advance: Advance) -> None:
-        settled = min(sum(trial.state != OVER_BUDGET for trial in self.settled()), self.plan.wanted)
+    def _report(self, trials: Sequence[FrozenTrial], advance: Advance) -> None:
+        settled = min(sum(trial.state != OVER_BUDGET for trial in self.settled(trials)), self.plan.wanted)
         if settled > self._settled:
             advance(settled - self._settled)
             self._settled = settled
 
-    def _has_more(self) -> bool:
+    def _has_more(self, trials: Sequence[FrozenTrial]) -> bool:
         if self._settled >= self.plan.wanted:
             return False
-        trials = self.ledger.trials()
         if any(trial.state == TrialState.WAITING for trial in trials):
             return True
         over = sum(trial.user_attrs.get(_STATE) == OVER_BUDGET for trial in trials)
@@ -169,40 +170,41 @@ class _Sweeper:
         counted = (trial for trial in trials if trial.state in open_states or is_settled(trial))
         return len({self.ledger.key(trial) for trial in counted if trial.user_attrs.get(_STATE) != OVER_BUDGET})
 
-    def _add_following(self) -> None:
-        room = self.plan.wanted - self._taken(self.ledger.trials())
-        if room > 0 and (following := self.plan.following(self.settled())):
-            self.ledger.add([parameters for parameters in following if not self._is_over(parameters)][:room])
+    def _with_following(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """The trials after those were added that follow from the settled ones."""
+        room = self.plan.wanted - self._taken(trials)
+        following = self.plan.following(self.settled(trials)) if room > 0 else []
+        return self.ledger.add([each for each in following if not self._is_over(each)][:room], trials)
 
     def _is_over(self, parameters: dict[str, Any]) -> bool:
         if self._most is None or parameters in self._starts:
             return False
         return self._measuring.expected_bytes(self.plan.configuration(parameters).recipe) > self._most
 
-    def _claim(self) -> optuna.Trial | None:
-        """A trial to measure; None where the last of those wanted went to another process."""
+    def _claim(self) -> tuple[optuna.Trial, list[FrozenTrial]] | None:
+        """A trial to measure, beside all; None where the last of those wanted went to another process."""
         for _ in range(_DRAWS):
-            if trial := self.ledger.claim():
-                return trial
-            if not self._has_more():
+            if claimed := self.ledger.claim():
+                return claimed
+            trials = self.ledger.trials()
+            if not self._has_more(trials):
                 return None
-        trials = self.ledger.trials()
         seen = [self.ledger.parameters(trial) for trial in trials if self.ledger.key(trial)]
-        settled = {trial.number: trial for trial in self.settled()}
-        best = [settled[number].settings for number in front_of(list(settled.values()), self._most)]
+        settled = {trial.number: trial for trial in self.settled(trials)}
+        front = partial(front_of, list(settled.values()), self._most)
+        best = [settled[number].settings for number in front(self._least) or front()]
         if unseen := self.plan.unseen(seen, best):
-            self.ledger.add([unseen])
+            self.ledger.add([unseen], trials)
         else:
             self.plan.wanted = self._taken(trials)  # there are no other configurations
         return None
 
     def _measure_one(self) -> None:
-        trial = self._claim()
-        if trial is None:
+        claimed = self._claim()
+        if claimed is None:
             return
-        ledger, plan = self.ledger, self.plan
+        (trial, trials), ledger, plan = claimed, self.ledger, self.plan
         try:
-            trials = ledger.trials()
             if self._taken(trials[: trial.number]) >= plan.wanted:
                 ledger.drop(trial, SURPLUS)
                 return
@@ -221,7 +223,8 @@ class _Sweeper:
             values = None
             if found.bits_per_byte is not None:
                 values = (float(found.bundle_bytes), found.bits_per_byte, found.decode_bytes_per_s)
-            ledger.settle(trial, {_STATE: COMPLETE if values else STOPPED, _MEASURED: vars(found)}, values)
+            short = None if self._least is None else self._least - found.decode_bytes_per_s
+            ledger.settle(trial, {_STATE: COMPLETE if values else STOPPED, _MEASURED: vars(found)}, values, short)
 
     def _complete(self, trials: Sequence[FrozenTrial]) -> list[Measured]:
         return [Measured(**trial.user_attrs[_MEASURED]) for trial in trials if trial.state == TrialState.COMPLETE]
@@ -250,7 +253,7 @@ def _result(
     most: int | None,
     least: float | None,
 ) -> Sweep:
-    trials = tuple(sweeper.settled())
+    trials = tuple(sweeper.settled(sweeper.ledger.trials()))
     return Sweep(
         study=study.study_name,
         checkpoint=checkpoint_name(checkpoint),

@@ -14,7 +14,7 @@ from edgeblt.bundle.portable.contract import (
 from edgeblt.export.graphs.decoder import CrossAttention, decoder_logits
 from edgeblt.export.graphs.encoder import byte_vectors
 from edgeblt.export.graphs.global_transformer import global_outputs
-from edgeblt.export.graphs.graph import OPSET, BuiltStage, GraphBuilder
+from edgeblt.export.graphs.graph import BuiltStage, GraphBuilder
 from edgeblt.export.graphs.layers import TransformerStack
 from edgeblt.export.graphs.patcher import patcher_outputs
 from edgeblt.export.graphs.pooling import Pooling
@@ -162,7 +162,7 @@ class _Portable:
         return list(cache.names("present")) if cache else []
 
     def _glue(self, operator: str, *inputs: ir.Value, outputs: int, **attributes: int) -> list[ir.Value]:
-        self.graph.uses(glue.FUNCTIONS[operator](OPSET))
+        self.graph.uses(operator, glue.FUNCTIONS[operator])
         return self.graph.ops(operator, *inputs, outputs=outputs, domain=EDGEBLT, **attributes)
 
 
