@@ -15,9 +15,8 @@ from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.one_stage.session import OneStageSession
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs
 from edgeblt.runtime.recurrent.runner import StateRunner
-from edgeblt.runtime.recurrent.state import RecurrentState
+from edgeblt.runtime.recurrent.state import NOWHERE, RecurrentState, States, state_shapes
 
-_NOWHERE = 1 << 62
 BYTE_VALUES = 256
 NEVER = np.float32(-1e4)  # logit of the ids that are no bytes; finite, so that distributions can be compared
 
@@ -26,7 +25,8 @@ class RecurrentSession(OneStageSession):
     """One sequence on one model, made by `Model.session`; used as `Session` says.
 
     Its model has one stage, whose first input is `bytes` [T], whose first output `logits` [T, 256], and whose others
-    are states `past_..` and `present_..` of fixed sizes, zeros before the first byte.
+    are states `past_..` and `present_..`, zeros before the first byte: of fixed sizes, or of one slot each. Inputs after
+    these are empty.
 
     Rolling back takes no time itself: with the next id, what follows the nearest kept state is read again, at most 64
     ids where bytes came one by one, at most a chunk and 64 after longer reading, and further back from the beginning.
@@ -37,8 +37,8 @@ class RecurrentSession(OneStageSession):
     def __init__(self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
         super().__init__(config, graphs, threshold)
         contract = graphs.contracts[self._stage]
-        shapes = [tuple(size for size in spec.shape if isinstance(size, int)) for spec in contract.inputs[1:]]
-        self.state = self._recurrent = RecurrentState(shapes)
+        shapes = state_shapes(contract)
+        self.state = self._recurrent = RecurrentState(States.zeros(shapes), States.zeros(shapes))
         self._runner = StateRunner(contract, graphs[self._stage])
         self._one = np.empty(1, np.int64), np.empty((1, BYTE_VALUES), np.float32)
 
@@ -81,7 +81,7 @@ class RecurrentSession(OneStageSession):
             values[0] = ids[0] - OFFSET
         else:
             values, logits = ids - OFFSET, np.empty((len(ids), BYTE_VALUES), np.float32)
-        state.before.position = _NOWHERE  # nothing can be returned to in it until the run is over
+        state.before.position = NOWHERE  # nothing can be returned to in it until the run is over
         self._runner.run(values, logits, state.now, state.before)
         state.advance(end)
         return logits
