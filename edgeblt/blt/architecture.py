@@ -10,6 +10,6 @@ ARCHITECTURE = Architecture(
     stages=STAGES,
     contracts=stage_contracts,
     session="edgeblt.runtime.session:Session",
-    has_batches=True,
+    stepper="edgeblt.runtime.batch.patched:PatchedStepper",
     targets=(*TARGETS, PORTABLE),
 )

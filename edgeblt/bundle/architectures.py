@@ -15,6 +15,7 @@ from edgeblt.errors import EdgebltError, shown
 from edgeblt.ids import VOCAB_SIZE
 
 if TYPE_CHECKING:
+    from edgeblt.runtime.batch.ragged import RaggedStepper
     from edgeblt.runtime.session import Session
 
 ARCHITECTURES = ("blt", "mambabyte", "overencoded")
@@ -99,7 +100,8 @@ class Architecture:
     contracts: contract of each stage, given the configuration, targets, and formats of keys and values; None for either
         is cpu or fp32 for all.
     session: module and class of its sessions, `MODULE:CLASS`, a `Session`.
-    has_batches: whether a run can take rows of several sequences.
+    stepper: module and class of what runs rows of several sequences in common steps, a `RaggedStepper`; None where
+        sequences run one after the other.
     targets: targets that its stages can be exported for.
     """
 
@@ -110,14 +112,24 @@ class Architecture:
         [Any, Mapping[StageName, Target] | None, Mapping[StageName, CacheFormat] | None], dict[StageName, StageContract]
     ]
     session: str
-    has_batches: bool
+    stepper: str | None
     targets: tuple[Target, ...]
 
     @property
     def session_class(self) -> "type[Session]":
         """The class of its sessions, imported now."""
-        module, _, name = self.session.partition(":")
-        return cast("type[Session]", getattr(importlib.import_module(module), name))
+        return cast("type[Session]", _named(self.session))
+
+    @property
+    def stepper_class(self) -> "type[RaggedStepper] | None":
+        """The class of its steppers, imported now."""
+        return cast("type[RaggedStepper]", _named(self.stepper)) if self.stepper else None
+
+
+def _named(place: str) -> Any:
+    """The object at `MODULE:NAME`, imported now."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def architecture(name: str) -> Architecture:

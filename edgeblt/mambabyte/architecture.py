@@ -10,6 +10,6 @@ ARCHITECTURE = Architecture(
     stages=(STAGE,),
     contracts=mambabyte_contracts,
     session="edgeblt.runtime.recurrent.session:RecurrentSession",
-    has_batches=False,
+    stepper=None,
     targets=("cpu",),
 )

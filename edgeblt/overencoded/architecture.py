@@ -10,6 +10,6 @@ ARCHITECTURE = Architecture(
     stages=(STAGE,),
     contracts=overencoded_contracts,
     session="edgeblt.runtime.causal.session:CausalSession",
-    has_batches=False,
+    stepper=None,
     targets=("cpu",),
 )

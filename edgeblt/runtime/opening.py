@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 
 from edgeblt.arguments import real_number
-from edgeblt.bundle.architectures import architecture
 from edgeblt.bundle.contract import StageContract, StageName, TensorSpec
 from edgeblt.bundle.held_files import is_too_many_open, too_many_open
 from edgeblt.bundle.manifest import Bundle, HeldBundle, HeldStage, refuse_replacement
@@ -87,10 +86,7 @@ def open_graphs(
         graphs[name] = open_stage(used[-1], packed is not None, contracts[name], counts, placement[name])
     refuse_replacement(used)  # ONNX Runtime opened the weights by their names
     weights = [file for stage in used for file in stage.weights]
-    opened = OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement), is_large)
-    if not architecture(manifest.architecture).has_batches:
-        opened.is_batchable = False
-    return opened
+    return OpenedGraphs(graphs, contracts, weights, held.bundle.id, describe_placement(placement), is_large)
 
 
 def open_stage(

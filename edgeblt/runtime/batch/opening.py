@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgeblt.bundle.architectures import ByteModelConfig
-from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import PLACE_INPUTS, SEQUENCE_INPUTS
+from edgeblt.bundle.architectures import ByteModelConfig, architecture
+from edgeblt.bundle.contract import BATCH_INPUTS
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, OFFSET
 from edgeblt.runtime import native
 from edgeblt.runtime.batch.one_by_one import OneByOneStepper
-from edgeblt.runtime.batch.ragged import RaggedStepper
 from edgeblt.runtime.batch.stepper import StepPart, Stepper
 from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.machine.memory import available_memory
@@ -43,21 +41,21 @@ def open_stepper(
     graphs.refuse_changes()
     if memory is None:
         memory = (available_memory() or 2 * _MEMORY) // 2
-    if graphs.is_batchable is None:
-        assert isinstance(config, ModelConfig)
-        reason = _obstacle(graphs) or _failure(config, graphs, new_session, threshold)
+    stepper = architecture(config.architecture).stepper_class
+    if stepper and graphs.is_batchable is None:
+        trial = len(_TRIAL_TEXTS), _TRIAL_MEMORY
+        reason = _obstacle(graphs) or _failure(stepper(config, graphs, threshold, *trial), new_session)
         graphs.is_batchable = reason is None
         if reason:
             _warn_once(reason)
-    if graphs.is_batchable:
-        assert isinstance(config, ModelConfig)
-        return RaggedStepper(config, graphs, threshold, most_sequences, memory)
+    if stepper and graphs.is_batchable:
+        return stepper(config, graphs, threshold, most_sequences, memory)
     return OneByOneStepper(new_session, most_sequences, memory)
 
 
 def _obstacle(graphs: OpenedGraphs) -> str | None:
     """Why no run can take rows of several sequences; None where nothing is known to hinder it."""
-    names = {spec.name for spec in (*PLACE_INPUTS, *SEQUENCE_INPUTS)}
+    names = {spec.name for spec in BATCH_INPUTS}
     if any(memory is not None for memory in graphs.memories.values()) or not all(
         graphs[stage].input_names & names for stage in graphs.contracts
     ):
@@ -65,11 +63,8 @@ def _obstacle(graphs: OpenedGraphs) -> str | None:
     return None if native.library_path() else f"the native library is {native.describe()}"
 
 
-def _failure(
-    config: ModelConfig, graphs: OpenedGraphs, new_session: Callable[[], Session], threshold: float | None
-) -> str | None:
+def _failure(stepper: Stepper, new_session: Callable[[], Session]) -> str | None:
     """The same from a trial on the very graphs: two texts in one step must get what each gets alone."""
-    stepper = RaggedStepper(config, graphs, threshold, len(_TRIAL_TEXTS), _TRIAL_MEMORY)
     parts = []
     for text in _TRIAL_TEXTS:
         sequence = stepper.open(len(text))

@@ -1,18 +1,18 @@
 """Steps at once: one run of each stage on the rows of several sequences, at different positions.
 
-Patcher, encoder and decoder run on all rows; the global stage on the patches that they complete, whichever sequences
-these belong to. Products see all rows as one matrix; attention finds each row's sequence by `places` and `pages`
+Products see all rows as one matrix; attention finds each row's sequence by `places` and `pages`
 (`edgeblt.bundle.contract.CacheSpec`). A row has the same bits in any company, so each sequence gets what it gets alone.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeblt.bundle.config import ModelConfig
-from edgeblt.bundle.contract import STAGES, StageName, cross_row_width
+from edgeblt.bundle.architectures import ByteModelConfig
+from edgeblt.bundle.contract import StageName
 from edgeblt.errors import EdgebltError
 from edgeblt.runtime.batch.pool import CachePool, PagedCache, pooled
 from edgeblt.runtime.batch.rows import StepRows, StepRunner
@@ -22,6 +22,7 @@ from edgeblt.runtime.opened_graphs import OpenedGraphs
 from edgeblt.runtime.run_errors import EnoughMemory
 from edgeblt.runtime.session import ROLLBACK_BYTES
 from edgeblt.runtime.stage_work import StageWork
+from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import StateSnapshot
 
@@ -61,25 +62,31 @@ class RaggedSequence:
         self._stepper.remove(self)
 
 
-class RaggedStepper:
-    """Runs steps at once, in graphs for the cpu with the native library's kernels."""
+class RaggedStepper(ABC):
+    """Runs steps at once, in graphs for the cpu with the native library's kernels.
+
+    A subclass, one for each kind of model, sets `_runner` and makes states.
+    """
 
     is_batched = True
+    _runner: StepRunner
 
     def __init__(
-        self, config: ModelConfig, graphs: OpenedGraphs, threshold: float | None, most_sequences: int, memory: int
+        self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None, most_sequences: int, memory: int
     ) -> None:
-        """Start without sequences; `memory`, in bytes, bounds their states; `threshold` replaces the graph's own."""
-        self._config, self._graphs, self._memory = config, graphs, memory
+        """Start without sequences; `memory`, in bytes, bounds their states; `threshold` as sessions take it."""
+        self._graphs, self._memory = graphs, memory
         self._pools: dict[StageName, CachePool] = {
             name: CachePool(contract.cache, most_sequences, memory, ROLLBACK_BYTES)
             for name, contract in graphs.contracts.items()
             if contract.cache
         }
-        self._carried_rows = np.zeros((most_sequences, cross_row_width(config)), np.float32)
         self._free_slots = list(range(most_sequences - 1, -1, -1))
         self._sequences: list[RaggedSequence] = []
-        self._runner = StepRunner(config, graphs, self._pools, self._carried_rows, threshold)
+
+    @abstractmethod
+    def _new_state(self, slot: int, caches: Mapping[StageName, KeyValueCache]) -> SequenceState:
+        """An empty state with these caches; `slot`: its place in what all sequences share."""
 
     @property
     def state_bytes(self) -> int:
@@ -95,7 +102,7 @@ class RaggedStepper:
 
     def open(self, expected: int, start: StateSnapshot | None = None) -> BatchSequence | None:
         patches = max(expected_patches(expected), start.patch_count if start else 0)
-        counts = {name: patches if name == "global" else expected for name in STAGES}
+        counts = {name: patches if name == "global" else expected for name in self._pools}
         if not self._has_room(sum(pool.bytes_of(counts[name]) for name, pool in self._pools.items())):
             return None
         sequence = self._add()
@@ -122,10 +129,7 @@ class RaggedStepper:
     def _add(self) -> RaggedSequence:
         slot = self._free_slots.pop()
         caches = {name: pool.new_cache() for name, pool in self._pools.items()}
-        contracts, memories = self._graphs.contracts, self._graphs.memories
-        row = self._carried_rows[slot : slot + 1]
-        state = SequenceState(self._config, contracts, memories, ROLLBACK_BYTES, caches, row)
-        sequence = RaggedSequence(self, state, slot)
+        sequence = RaggedSequence(self, self._new_state(slot, caches), slot)
         self._sequences.append(sequence)
         return sequence
 
