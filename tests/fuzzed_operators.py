@@ -340,7 +340,7 @@ def entropy_patch(chance: Chance) -> Case:
 
 
 def in_slots(chance: Chance, rows: int, past: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """States of one sequence, in one slot or without, or of several, and which parts of the rows begin and end where."""
+    """States of one sequence, in a slot or not, or of several, and where the parts of the rows begin and end."""
     kind = chance.integers(3)
     if kind == 0:
         return {"past": past}

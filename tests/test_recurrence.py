@@ -29,9 +29,13 @@ def cases(operator: str) -> Iterator[Case]:
             yield case
 
 
+def given_to(case: Case) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: value for name, value in case.inputs.items() if value is not None}
+
+
 def expected(case: Case) -> Outputs:
     """Both outputs in float64, part by part."""
-    given = {name: np.asarray(value, np.float64) for name, value in case.inputs.items() if name != "sequences"}
+    given = {name: value.astype(np.float64) for name, value in given_to(case).items() if name != "sequences"}
     slots, results = given["past"].reshape(-1, *given["past"].shape[-2:]).copy(), []
     for rows, source, target in parts(case):
         inputs = {name: values if name in FIXED else values[rows] for name, values in given.items()}
@@ -42,8 +46,8 @@ def expected(case: Case) -> Outputs:
 
 def parts(case: Case) -> Iterator[tuple[slice, int, int]]:
     """Rows of each part, with the slots that it begins and ends in."""
-    start, sequences = 0, np.asarray(case.inputs.get("sequences", ())).tolist()
-    for end, source, target in sequences or [(len(case.inputs["split"]), 0, 0)]:
+    given, start = given_to(case), 0
+    for end, source, target in given.get("sequences", np.zeros(0)).tolist() or [(len(given["split"]), 0, 0)]:
         yield slice(start, end), source, target
         start = end
 
@@ -89,7 +93,7 @@ def test_kernels_of_every_level(operator: str, level: str) -> None:
 @pytest.mark.parametrize("operator", MAKERS)
 def test_portable_bodies(operator: str) -> None:
     for case in cases(operator):
-        if not len(case.inputs.get("sequences", ())):
+        if not len(given_to(case).get("sequences", ())):
             check(run(case, None), expected(case))
 
 
@@ -100,16 +104,15 @@ def test_rows_have_the_same_bits_in_any_company(operator: str, threads: int) -> 
     """One by one, each from the state that the row before it left, on one thread or several."""
     path = str(native.library_path())
     for case in cases(operator):
-        whole = run(case, path, threads)
-        by_row = [name for name in case.inputs if name not in (*FIXED, "past", "sequences")]
-        slots, rows = np.reshape(case.inputs["past"], (-1, 1, *np.shape(case.inputs["past"])[-2:])), []
-        alone = None
+        whole, given, alone, rows = run(case, path, threads), given_to(case), None, []
+        by_row = [name for name in given if name not in (*FIXED, "past", "sequences")]
+        slots = given["past"].reshape(-1, 1, *given["past"].shape[-2:])
         for own, source, target in parts(case):
             state = slots[source]
             for row in range(own.start, own.stop):
-                inputs = {**case.inputs, "past": state, "sequences": np.zeros((0, 3), np.int64)}
-                inputs |= {name: case.inputs[name][row : row + 1] for name in by_row}  # type: ignore[index]
-                row_case = Case(operator, case.attributes, inputs, case.initializers, case.outputs)
+                inputs = {**given, "past": state, "sequences": np.zeros((0, 3), np.int64)}
+                inputs |= {name: given[name][row : row + 1] for name in by_row}
+                row_case = Case(operator, case.attributes, dict(inputs), case.initializers, case.outputs)
                 alone = alone or opened(row_case, path)
                 single, state = alone.run(None, inputs)
                 rows.append(single)
@@ -135,12 +138,14 @@ def test_rows_have_the_same_bits_in_any_company(operator: str, threads: int) -> 
 )
 def test_parts_that_are_not_there_are_refused(operator: str, sequences: list[list[int]], message: str) -> None:
     case = next(case for case in cases(operator) if "sequences" in case.inputs)
-    inputs = {name: value if name in FIXED else np.resize(value, (3, *np.shape(value)[1:]))
-              for name, value in case.inputs.items()}  # fmt: skip
-    inputs["past"] = np.zeros((2, *np.shape(inputs["past"])[-2:]), np.float32)
+    given = given_to(case)
+    inputs = {
+        name: value if name in FIXED else np.resize(value, (3, *value.shape[1:])) for name, value in given.items()
+    }
+    inputs["past"] = np.zeros((2, *given["past"].shape[-2:]), np.float32)
     inputs["sequences"] = np.array(sequences, np.int64).reshape(-1, 3)
     with pytest.raises(Exception, match=message):
-        run(Case(operator, case.attributes, inputs, case.initializers, case.outputs), str(native.library_path()))
+        run(Case(operator, case.attributes, dict(inputs), case.initializers, case.outputs), str(native.library_path()))
 
 
 FIXED = ("kernel", "bias", "step_bias", "decay", "skip")

@@ -72,8 +72,9 @@ def selective_scan_function(opset: int = 23) -> ir.Function:
     given = _columns(writer, inputs["selected"], rank, middle)
     read = _columns(writer, inputs["selected"], middle, writer.op("Add", middle, states))
     rows = ((inputs["step"], channels), (inputs["x"], channels), (given, states), (read, states))
+    past = _of_width(writer, inputs["past"], channels)
     present, scanned = writer.ops(
-        "Scan", _of_width(writer, inputs["past"], channels), *(_of_width(writer, value, width) for value, width in rows), outputs=2,
+        "Scan", past, *(_of_width(writer, value, width) for value, width in rows), outputs=2,
         body=_step(writer, inputs["step_bias"], inputs["decay"]), num_scan_inputs=4,
     )  # fmt: skip
     gate = _columns(writer, inputs["split"], channels, writer.op("Add", channels, channels))

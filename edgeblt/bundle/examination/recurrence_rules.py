@@ -36,7 +36,7 @@ def _scan(step: Step) -> list[Shape]:
 
 def _states(step: Step, index: int, slot: tuple[int, int], sequences: int) -> Shape:
     """Shape of an input of states: of slots where another input says which each sequence has, else of one sequence."""
-    slots = ()
+    slots: Shape = ()
     if step.has(sequences):
         step.expect(sequences, (Size.named("Q"), Size(3)))
         slots = step.shape(index)[:1]
