@@ -1,5 +1,6 @@
 """MambaBytes in common steps: each sequence has the bits that it has alone, whatever is rolled back or cut short."""
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,6 +159,10 @@ def test_a_step_that_is_cut_short_changes_nothing(
                 assert sequence.position == position
             else:
                 assert sequence.position == position + len(result.logits)
+    for sequence in sequences:
+        sequence.rollback(max(sequence.position - 2, 0))
+        with contextlib.suppress(KeyboardInterrupt, EdgebltError):
+            sequence.snapshot()
     monkeypatch.undo()
     for sequence in sequences:
         assert read_to(stepper, sequence, 400).tobytes() == expected[399].tobytes()

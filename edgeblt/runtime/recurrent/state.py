@@ -129,6 +129,12 @@ class RecurrentState(SequenceState):
         self.position = max(self.position, position)
         self._keep(self.now)
 
+    def advance_in_place(self, position: int) -> None:
+        """Take what a run wrote over `now` as the states after `position` ids."""
+        self.now.position = position
+        self.position = max(self.position, position)
+        self._keep(self.now)
+
     def advance_by_two(self, middle: int, position: int) -> None:
         """Take what a run wrote into `before` after `middle` ids, and from there into `now` after `position` ids."""
         self.before.position, self.now.position = middle, position

@@ -1,7 +1,8 @@
 """Common steps of models of one stage whose states have one size: one run on the rows of all sequences.
 
-Each sequence has two slots in the states that the stage reads and writes in place. Of several ids the first is read
-from one slot to the other, the rest back: where some were drafted wrongly, only the right ones are read again.
+Each sequence has two slots in the states that the stage reads and writes in place. One id changes one slot; of several
+the first is read from one slot to the other, the rest back: where some were drafted wrongly, only the right ones are
+read again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from edgeblt.runtime.state.cache import KeyValueCache
 from edgeblt.runtime.state.device_array import Array
 from edgeblt.runtime.state.sequence import SequenceState
 
-SLOTS = 2  # of a sequence
+SLOTS = 2  # each sequence has so many
 
 
 class ByteRows:
@@ -43,7 +44,7 @@ class UnreadBytes:
         start = state.now.position
         ids = state.ids.windows(start, end - start)[:, 0]
         self.values: NDArray[np.int64] = ids[int(len(ids) > 0 and ids[0] == BOS) :] - OFFSET
-        later = end - state.position - 1  # of them after the first new one
+        later = end - state.position - 1  # bytes after the first new one
         self._first = len(self.values) - later if 0 < later < len(self.values) else 0
 
     def begin(self, row: int) -> list[tuple[int, int, int]]:
@@ -51,10 +52,10 @@ class UnreadBytes:
         now, before, end = self._state.now, self._state.before, row + len(self.values)
         if not len(self.values):
             return []
-        before.position = NOWHERE
-        if not self._first:
-            return [(end, now.slot, before.slot)]
         now.position = NOWHERE
+        if not self._first:
+            return [(end, now.slot, now.slot)]
+        before.position = NOWHERE
         return [(row + self._first, now.slot, before.slot), (end, before.slot, now.slot)]
 
     def finish(self) -> None:
@@ -63,7 +64,7 @@ class UnreadBytes:
         if self._first:
             state.advance_by_two(state.position + 1, end)
         elif len(self.values):
-            state.advance(end)
+            state.advance_in_place(end)
         else:
             state.now.position = state.position = end
 
@@ -152,7 +153,9 @@ class RecurrentStepper(RaggedStepper):
 
     def make_copyable(self, sequence: RaggedSequence) -> None:
         self.settle(sequence)
+        sequence.unsettled = sequence.state.position
         self._runner.catch_up(recurrent(sequence.state))
+        sequence.unsettled = None
 
     def _has_room(self, size: int) -> bool:
         return super()._has_room(size + self._sequence_bytes)
