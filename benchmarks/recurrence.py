@@ -59,13 +59,13 @@ def inputs(rows: int, channels: int, states: int) -> Arrays:
         return chance.standard_normal(shape, np.float32)
 
     decay = -np.exp(random(states, channels))
-    kernel, past = random(TAPS, channels), random(states, channels)
+    kernel, past = random(TAPS, channels), random(1, states, channels)
     return {
         "split": random(rows, 2 * channels), "x": random(rows, channels), "step": random(rows, channels) - 3,
         "selected": random(rows, RANK + 2 * states), "step_bias": random(channels), "skip": random(channels),
-        "decay": decay, "bias": random(channels), "kernel": kernel, "past_rows": random(TAPS - 1, channels),
-        "past": past, "kernel_theirs": np.ascontiguousarray(kernel.T[:, None]),
-        "decay_theirs": np.ascontiguousarray(decay.T), "past_theirs": np.ascontiguousarray(past.T)[None, :, :, None],
+        "decay": decay, "bias": random(channels), "kernel": kernel, "past_rows": random(1, TAPS - 1, channels),
+        "past": past, "sequences": np.zeros((0, 3), np.int64), "kernel_theirs": np.ascontiguousarray(kernel.T[:, None]),
+        "decay_theirs": np.ascontiguousarray(decay.T), "past_theirs": np.ascontiguousarray(past[0].T)[None, :, :, None],
     }  # fmt: skip
 
 
@@ -76,14 +76,13 @@ Case = tuple[list[Node], dict[str, NDArray[np.int64]], bool]  # nodes, constants
 def convolutions(channels: int) -> dict[str, Case]:
     """Each gives `y` and `present`."""
     own = helper.make_node(
-        "CausalConvolution", ["split", "past_rows", "kernel", "bias"], ["y", "present"], domain=EDGEBLT,
+        "CausalConvolution", ["split", "past_rows", "kernel", "bias", "sequences"], ["y", "present"], domain=EDGEBLT,
         channels=channels,
     )  # fmt: skip
     theirs = [
         helper.make_node("Slice", ["split", "zero", "channels", "one"], ["half"]),
         helper.make_node("Unsqueeze", ["half", "zero"], ["rows"]),
-        helper.make_node("Unsqueeze", ["past_rows", "zero"], ["before"]),
-        helper.make_node("CausalConvWithState", ["rows", "kernel_theirs", "bias", "before"], ["out", "present"],
+        helper.make_node("CausalConvWithState", ["rows", "kernel_theirs", "bias", "past_rows"], ["out", "present"],
                          domain=MICROSOFT, activation="silu", channels_last=1),
         helper.make_node("Squeeze", ["out", "zero"], ["y"]),
     ]  # fmt: skip
@@ -93,8 +92,8 @@ def convolutions(channels: int) -> dict[str, Case]:
 def scans(channels: int, states: int) -> dict[str, Case]:
     """Each gives `y` and `present`."""
     own = helper.make_node(
-        "SelectiveScan", ["x", "split", "step", "selected", "step_bias", "decay", "skip", "past"], ["y", "present"],
-        domain=EDGEBLT, channels=channels, states=states, rank=RANK,
+        "SelectiveScan", ["x", "split", "step", "selected", "step_bias", "decay", "skip", "past", "sequences"],
+        ["y", "present"], domain=EDGEBLT, channels=channels, states=states, rank=RANK,
     )  # fmt: skip
     make = helper.make_node
     theirs = [
@@ -128,7 +127,7 @@ def runner(case: Case, given: Arrays) -> Callable[[], Results]:
     nodes, constants, is_turned = case
     named = {name for node in nodes for name in node.input}
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in given.items()
         if name in named
     ]

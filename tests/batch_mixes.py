@@ -183,6 +183,8 @@ def _text_joins(model: Model, scheduler: Scheduler, rng: random.Random) -> list[
     prompt = rng.choice([b"", b"ab", b"the cat and the dog and ", b"x" * 140, bytes(range(200, 256))]) * rng.randint(
         1, 3
     )
+    if not prompt and not model.config.starts_empty:
+        prompt = b"a"
     settings = GenerationSettings(
         max_new_bytes=rng.randint(1, 90),
         temperature=rng.choice([0.0, 0.0, 0.3, 1.0]),

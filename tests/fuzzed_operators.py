@@ -339,11 +339,25 @@ def entropy_patch(chance: Chance) -> Case:
     return Case("EntropyPatch", {"rule": int(chance.integers(0, 6))}, dict(inputs), frozenset(), outputs)
 
 
+def in_slots(chance: Chance, rows: int, past: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """States of one sequence, in a slot or not, or of several, and where the parts of the rows begin and end."""
+    kind = chance.integers(3)
+    if kind == 0:
+        return {"past": past}
+    if kind == 1 or not rows:
+        return {"past": past[None], "sequences": np.zeros((0, 3), np.int64)}
+    ends = np.unique([*chance.integers(1, rows + 1, 3), rows])
+    slots = len(ends) + int(chance.integers(0, 3))
+    places = chance.integers(0, slots, (len(ends), 2))
+    return {"past": floats(chance, slots, *past.shape), "sequences": np.column_stack([ends, places])}
+
+
 def causal_convolution(chance: Chance) -> Case:
     rows, channels = int(chance.integers(0, 40)), int(chance.integers(1, 70))
+    states = in_slots(chance, rows, floats(chance, 3, channels))
     inputs = {
-        "split": floats(chance, rows, 2 * channels), "past": floats(chance, 3, channels),
-        "kernel": floats(chance, 4, channels), "bias": floats(chance, channels),
+        "split": floats(chance, rows, 2 * channels), "past": states.pop("past"),
+        "kernel": floats(chance, 4, channels), "bias": floats(chance, channels), **states,
     }  # fmt: skip
     fixed = frozenset({"kernel", "bias"})
     return Case("CausalConvolution", {"channels": channels}, dict(inputs), fixed, ("x", "present"))
@@ -352,11 +366,12 @@ def causal_convolution(chance: Chance) -> Case:
 def selective_scan(chance: Chance) -> Case:
     rows, channels = int(chance.integers(0, 40)), int(chance.integers(1, 70))
     states, rank = int(chance.integers(1, 20)), int(chance.integers(1, 9))
+    slots = in_slots(chance, rows, floats(chance, states, channels))
     inputs = {
         "x": floats(chance, rows, channels), "split": floats(chance, rows, 2 * channels),
         "step": floats(chance, rows, channels), "selected": floats(chance, rows, rank + 2 * states),
         "step_bias": floats(chance, channels), "decay": -np.exp(floats(chance, states, channels)),
-        "skip": floats(chance, channels), "past": floats(chance, states, channels),
+        "skip": floats(chance, channels), **slots,
     }  # fmt: skip
     attributes = {"channels": channels, "states": states, "rank": rank}
     fixed = frozenset({"step_bias", "decay", "skip"})

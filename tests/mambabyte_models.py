@@ -27,7 +27,9 @@ def mambabyte_config(seed: int) -> tuple[MambaByteConfig, dict[str, Any]]:
         document["ssm_cfg"] = {"expand": expand}
         states, kernel, rank = 16, 4, -(-width // 16)
     norm = "rms" if document["rms_norm"] else "layer"
-    config = MambaByteConfig(width, document["n_layer"], width * expand, states, rank, kernel, norm, 1e-5)
+    config = MambaByteConfig(
+        width, document["n_layer"], width * expand, states, rank, kernel, norm, 1e-5, has_slots=True
+    )
     return config, document
 
 

@@ -121,7 +121,7 @@ def written(root: Path) -> Graphs:
         content = ir.to_proto(portable_graph(source).model).SerializeToString()
         found[name, PORTABLE, "fp32", "model"] = content, portable_contract(opened.config)
     for norm in ("layer", "rms"):
-        config = MambaByteConfig(24, 2, 48, 16, 2, 4, norm, 1e-5)
+        config = MambaByteConfig(24, 2, 48, 16, 2, 4, norm, 1e-5, has_slots=True)
         found[norm, "cpu", "fp32", "mamba"] = mambabyte_graph_content(config, root / norm), mambabyte_contract(config)
     for number, name in enumerate(("fp32", "int8")):
         directory = random_overencoded(root / f"overencoded-{name}", number)

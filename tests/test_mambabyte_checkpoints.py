@@ -27,7 +27,7 @@ PUBLISHED = {
     "d_model": 48, "n_layer": 2, "vocab_size": 256, "ssm_cfg": {"expand": 2}, "rms_norm": False,
     "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8, "tie_embeddings": False,
 }  # fmt: skip
-CONFIG = MambaByteConfig(48, 2, 96, 16, 3, 4, "layer", 1e-5)
+CONFIG = MambaByteConfig(48, 2, 96, 16, 3, 4, "layer", 1e-5, has_slots=True)
 
 
 @pytest.mark.parametrize("pickled", [False, True])

@@ -29,9 +29,30 @@ def cases(operator: str) -> Iterator[Case]:
             yield case
 
 
+def given_to(case: Case) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: value for name, value in case.inputs.items() if value is not None}
+
+
 def expected(case: Case) -> Outputs:
-    """Both outputs in float64."""
-    given = {name: np.asarray(value, np.float64) for name, value in case.inputs.items()}
+    """Both outputs in float64, part by part."""
+    given = {name: value.astype(np.float64) for name, value in given_to(case).items() if name != "sequences"}
+    slots, results = given["past"].reshape(-1, *given["past"].shape[-2:]).copy(), []
+    for rows, source, target in parts(case):
+        inputs = {name: values if name in FIXED else values[rows] for name, values in given.items()}
+        result, slots[target] = expected_part(case, inputs | {"past": slots[source]})
+        results.append(result)
+    return [np.concatenate(results), slots.reshape(given["past"].shape)]
+
+
+def parts(case: Case) -> Iterator[tuple[slice, int, int]]:
+    """Rows of each part, with the slots that it begins and ends in."""
+    given, start = given_to(case), 0
+    for end, source, target in given.get("sequences", np.zeros(0)).tolist() or [(len(given["split"]), 0, 0)]:
+        yield slice(start, end), source, target
+        start = end
+
+
+def expected_part(case: Case, given: dict[str, np.ndarray[Any, Any]]) -> Outputs:
     channels = int(case.attributes["channels"])
     if case.operator == "CausalConvolution":
         rows = np.concatenate([given["past"], given["split"][:, :channels]])
@@ -72,7 +93,8 @@ def test_kernels_of_every_level(operator: str, level: str) -> None:
 @pytest.mark.parametrize("operator", MAKERS)
 def test_portable_bodies(operator: str) -> None:
     for case in cases(operator):
-        check(run(case, None), expected(case))
+        if not len(given_to(case).get("sequences", ())):
+            check(run(case, None), expected(case))
 
 
 @needs_library
@@ -80,21 +102,53 @@ def test_portable_bodies(operator: str) -> None:
 @pytest.mark.parametrize("operator", MAKERS)
 def test_rows_have_the_same_bits_in_any_company(operator: str, threads: int) -> None:
     """One by one, each from the state that the row before it left, on one thread or several."""
+    path = str(native.library_path())
     for case in cases(operator):
-        whole, alone = run(case, str(native.library_path()), threads), None
-        by_row = [name for name, value in case.inputs.items() if value is not None and name not in FIXED]
-        past, rows = np.asarray(case.inputs["past"]), []
-        for row in range(len(whole[0])):
-            inputs = {**case.inputs, "past": past}
-            inputs |= {name: case.inputs[name][row : row + 1] for name in by_row}  # type: ignore[index]
-            row_case = Case(operator, case.attributes, inputs, case.initializers, case.outputs)
-            alone = alone or opened(row_case, str(native.library_path()))
-            single, past = alone.run(None, inputs)
-            rows.append(single)
-        assert np.concatenate(rows).tobytes() == whole[0].tobytes() and past.tobytes() == whole[1].tobytes()
+        whole, given, alone, rows = run(case, path, threads), given_to(case), None, []
+        by_row = [name for name in given if name not in (*FIXED, "past", "sequences")]
+        slots = given["past"].reshape(-1, 1, *given["past"].shape[-2:])
+        for own, source, target in parts(case):
+            state = slots[source]
+            for row in range(own.start, own.stop):
+                inputs = {**given, "past": state, "sequences": np.zeros((0, 3), np.int64)}
+                inputs |= {name: given[name][row : row + 1] for name in by_row}
+                row_case = Case(operator, case.attributes, dict(inputs), case.initializers, case.outputs)
+                alone = alone or opened(row_case, path)
+                single, state = alone.run(None, inputs)
+                rows.append(single)
+            slots[target] = state
+        assert np.concatenate(rows).tobytes() == whole[0].tobytes() and slots.tobytes() == whole[1].tobytes()
 
 
-FIXED = ("past", "kernel", "bias", "step_bias", "decay", "skip")
+@needs_library
+@pytest.mark.parametrize("operator", MAKERS)
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([[2, 0, 1], [2, 1, 0]], "ends at row 2, from slot 1 to 0, do not fit 3 rows and 2 slots"),
+        ([[4, 0, 1]], "ends at row 4"),
+        ([[0, 0, 1], [3, 0, 1]], "ends at row 0"),
+        ([[1, 0, 1], [-(1 << 63), 0, 1], [3, 0, 1]], "ends at row -9223372036854775808"),
+        ([[3, -1, 1]], "from slot -1 to 1"),
+        ([[3, 0, 2]], "from slot 0 to 2"),
+        ([[3, (1 << 63) - 1, 1]], "from slot 9223372036854775807"),
+        ([[1, 0, 1], [2, 0, 1]], "sequences end at row 2 of 3"),
+        ([], "2 slots, and no sequences in them"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused(operator: str, sequences: list[list[int]], message: str) -> None:
+    case = next(case for case in cases(operator) if "sequences" in case.inputs)
+    given = given_to(case)
+    inputs = {
+        name: value if name in FIXED else np.resize(value, (3, *value.shape[1:])) for name, value in given.items()
+    }
+    inputs["past"] = np.zeros((2, *given["past"].shape[-2:]), np.float32)
+    inputs["sequences"] = np.array(sequences, np.int64).reshape(-1, 3)
+    with pytest.raises(Exception, match=message):
+        run(Case(operator, case.attributes, dict(inputs), case.initializers, case.outputs), str(native.library_path()))
+
+
+FIXED = ("kernel", "bias", "step_bias", "decay", "skip")
 
 
 def run(case: Case, library: str | None, threads: int = 1) -> Outputs:
@@ -104,7 +158,7 @@ def run(case: Case, library: str | None, threads: int = 1) -> Outputs:
 
 def opened(case: Case, library: str | None, threads: int = 1) -> Any:
     inputs = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, value.shape)
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in case.inputs.items()
         if value is not None
     ]

@@ -10,6 +10,6 @@ ARCHITECTURE = Architecture(
     stages=(STAGE,),
     contracts=mambabyte_contracts,
     session="edgeblt.runtime.recurrent.session:RecurrentSession",
-    stepper=None,
+    stepper="edgeblt.runtime.recurrent.stepper:RecurrentStepper",
     targets=("cpu",),
 )

@@ -30,6 +30,7 @@ class MambaByteConfig(PatchlessConfig):
     norm: str  # layer, with a bias, or rms
     norm_epsilon: float
     generation: Generation = field(default=NOTHING_ENDS, metadata=LATER)
+    has_slots: bool = field(default=False, metadata=LATER)  # runs take rows of several sequences, each with slots
 
     def __post_init__(self) -> None:
         limits = {

@@ -87,6 +87,7 @@ def parse_mambabyte(document: object, where: Path, strict: bool) -> tuple[MambaB
             kernel_size=ssm.integer("d_conv", 4),
             norm="rms" if section.boolean("rms_norm", True) else "layer",
             norm_epsilon=NORM_EPSILON,
+            has_slots=True,
         )
     except EdgebltError as error:
         raise EdgebltError(f"{where}: {error}") from None

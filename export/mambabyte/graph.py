@@ -64,18 +64,19 @@ class _Layers:
         """Addend of a layer to its residual."""
         graph, config, prefix = self.graph, self.config, f"mamba.layers.{layer}"
         sizes = {"channels": config.channel_count}
+        slots = [graph.inputs["sequences"]] if config.has_slots else []
         split = self.weights.linear(normed, [f"{prefix}.in_proj"])
         x, self.presents[f"present_convolution_{layer}"] = graph.ops(
             CONVOLUTION, split, graph.inputs[f"past_convolution_{layer}"], self._kernel(f"{prefix}.convolution"),
-            self.weights.vector(f"{prefix}.convolution_bias"), outputs=2, domain=EDGEBLT, **sizes,
+            self.weights.vector(f"{prefix}.convolution_bias"), *slots, outputs=2, domain=EDGEBLT, **sizes,
         )  # fmt: skip
         selected = self.weights.linear(x, [f"{prefix}.x_proj"])
         ends = (graph.constant([number]) for number in (0, config.step_rank, -1))
         step = self.weights.linear(graph.op("Slice", selected, *ends), [f"{prefix}.dt_proj"])
         y, self.presents[f"present_scan_{layer}"] = graph.ops(
             SCAN, x, split, step, selected, self.weights.vector(f"{prefix}.dt_bias"), self._decay(f"{prefix}.a_log"),
-            self.weights.vector(f"{prefix}.skip"), graph.inputs[f"past_scan_{layer}"], outputs=2, domain=EDGEBLT,
-            **sizes, states=config.state_size, rank=config.step_rank,
+            self.weights.vector(f"{prefix}.skip"), graph.inputs[f"past_scan_{layer}"], *slots, outputs=2,
+            domain=EDGEBLT, **sizes, states=config.state_size, rank=config.step_rank,
         )  # fmt: skip
         return self.weights.linear(y, [f"{prefix}.out_proj"])
 

@@ -1,12 +1,14 @@
 """`edgeblt::CausalConvolution` and `edgeblt::SelectiveScan`, the recurrent parts of a Mamba layer, and their portable
-bodies. D channels, N states of each.
+bodies. D channels, N states of each, S slots of states, Q parts of the rows.
 
     CausalConvolution   a channel's last four inputs, weighted, and SiLU
       split               float32 [T, 2 D]   x of each byte, then its gate
-      past                float32 [3, D]     x of the three bytes before them
+      past                float32 [S, 3, D]  x of the three bytes before them
       kernel              float32 [4, D]     the newest byte's last
       bias                float32 [D]
-      gives x             float32 [T, D], and `present` [3, D]
+      sequences           int64 [Q, 3]       of each part the row after its last, the slot that it begins in, and the
+                                             slot that it leaves its state in
+      gives x             float32 [T, D], and `present` [S, 3, D]
 
     SelectiveScan       dt = softplus(step + step_bias);  s = exp(dt decay) s + dt x B;
                         y = (C s + skip x) silu(gate)
@@ -16,8 +18,13 @@ bodies. D channels, N states of each.
       selected            float32 [T, R + 2 N]  after R others, B and C
       step_bias, skip     float32 [D]
       decay               float32 [N, D]     not positive
-      past                float32 [N, D]     s before them
-      gives y             float32 [T, D], and `present` [N, D]
+      past                float32 [S, N, D]  s before them
+      sequences           as above
+      gives y             float32 [T, D], and `present` [S, N, D]
+
+Where `sequences` is absent or has no rows, all rows are of one sequence, and there is one slot; states may then lack
+their first axis. Only so do the portable bodies compute. A part may begin in what an earlier one left; slots that none
+leaves a state in stay as they are, for which past and present may share memory.
 
 Each byte's numbers are computed by the same operations on the same shapes whatever T is, so how a text is cut changes
 no bit; Softplus is within the step, as ONNX Runtime rounds its last elements in another way.
@@ -36,10 +43,11 @@ _END = np.iinfo(np.int64).max
 
 def causal_convolution_function(opset: int = 23) -> ir.Function:
     """`CausalConvolution` in standard operators."""
-    inputs = {name: ir.Value(name=name) for name in ("split", "past", "kernel", "bias")}
+    inputs = {name: ir.Value(name=name) for name in ("split", "past", "kernel", "bias", "sequences")}
     writer = FunctionWriter()
-    x = _columns(writer, inputs["split"], writer.constant_int(0), writer.attribute("channels"))
-    rows = writer.op("Concat", inputs["past"], x, axis=0)
+    channels = writer.attribute("channels")
+    x = _columns(writer, inputs["split"], writer.constant_int(0), channels)
+    rows = writer.op("Concat", _of_width(writer, inputs["past"], channels), x, axis=0)
     total = inputs["bias"]
     for tap in range(_TAPS):
         end = tap - _TAPS + 1 or _END
@@ -50,13 +58,13 @@ def causal_convolution_function(opset: int = 23) -> ir.Function:
         )
         total = writer.op("Add", total, weighted)
     present = writer.op("Slice", rows, writer.ints(1 - _TAPS), writer.ints(_END), writer.ints(0))
-    outputs = [_silu(writer, total), present]
+    outputs = [_silu(writer, total), _shaped_as(writer, present, inputs["past"])]
     return function((EDGEBLT, CONVOLUTION), {"channels": INT}, inputs, outputs, writer, {"": opset})
 
 
 def selective_scan_function(opset: int = 23) -> ir.Function:
     """`SelectiveScan` in standard operators."""
-    names = ("x", "split", "step", "selected", "step_bias", "decay", "skip", "past")
+    names = ("x", "split", "step", "selected", "step_bias", "decay", "skip", "past", "sequences")
     inputs = {name: ir.Value(name=name) for name in names}
     writer = FunctionWriter()
     channels, states, rank = (writer.attribute(name) for name in ("channels", "states", "rank"))
@@ -64,15 +72,17 @@ def selective_scan_function(opset: int = 23) -> ir.Function:
     given = _columns(writer, inputs["selected"], rank, middle)
     read = _columns(writer, inputs["selected"], middle, writer.op("Add", middle, states))
     rows = ((inputs["step"], channels), (inputs["x"], channels), (given, states), (read, states))
+    past = _of_width(writer, inputs["past"], channels)
     present, scanned = writer.ops(
-        "Scan", inputs["past"], *(_of_width(writer, value, width) for value, width in rows), outputs=2,
+        "Scan", past, *(_of_width(writer, value, width) for value, width in rows), outputs=2,
         body=_step(writer, inputs["step_bias"], inputs["decay"]), num_scan_inputs=4,
     )  # fmt: skip
     gate = _columns(writer, inputs["split"], channels, writer.op("Add", channels, channels))
     total = writer.op("Add", scanned, writer.op("Mul", inputs["skip"], inputs["x"]))
     y = writer.op("Mul", total, _silu(writer, gate))
     attributes = dict.fromkeys(("channels", "states", "rank"), INT)
-    return function((EDGEBLT, SCAN), attributes, inputs, [y, present], writer, {"": opset})
+    outputs = [y, _shaped_as(writer, present, inputs["past"])]
+    return function((EDGEBLT, SCAN), attributes, inputs, outputs, writer, {"": opset})
 
 
 def _step(around: FunctionWriter, step_bias: ir.Value, decay: ir.Value) -> ir.Graph:
@@ -98,9 +108,13 @@ def _columns(writer: FunctionWriter, values: ir.Value, start: ir.Value, end: ir.
 
 
 def _of_width(writer: FunctionWriter, values: ir.Value, width: ir.Value) -> ir.Value:
-    """`values` [T, width], of which ONNX Runtime then knows the width, as it must in a Scan."""
+    """`values` [.., width] as [T, width], of which ONNX Runtime then knows the width, as it must in a Scan."""
     shape = writer.op("Concat", writer.ints(-1), writer.op("Unsqueeze", width, writer.ints(0)), axis=0)
     return writer.op("Reshape", values, shape)
+
+
+def _shaped_as(writer: FunctionWriter, values: ir.Value, other: ir.Value) -> ir.Value:
+    return writer.op("Reshape", values, writer.op("Shape", other))
 
 
 def _silu(writer: FunctionWriter, value: ir.Value) -> ir.Value:

@@ -154,7 +154,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (MICROSOFT, "SkipLayerNormalization"): _operator(4, 4, epsilon=_POSITIVE),
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _operator(3, 4, epsilon=_POSITIVE),
     (EDGEBLT, "CacheSlots"): _operator(4, 4),
-    (EDGEBLT, "CausalConvolution"): _operator(4, 2, channels=_COUNT),
+    (EDGEBLT, "CausalConvolution"): _operator((4, 5), 2, channels=_COUNT),
     (EDGEBLT, "DenseCrossAttention"): _operator(
         15, 2, **_LATENTS, epsilon=_POSITIVE, width=_COUNT, attended=_COUNT, projected=_COUNT,
         **_products("query", "key", "output"),
@@ -180,7 +180,7 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     (EDGEBLT, "OpenVectors"): _operator(5),
     (EDGEBLT, "PatchAttention"): _operator(4, **_PATCHES),
     (EDGEBLT, "PatchPlaces"): _operator(2, 5),
-    (EDGEBLT, "SelectiveScan"): _operator(8, 2, channels=_COUNT, states=_COUNT, rank=_COUNT),
+    (EDGEBLT, "SelectiveScan"): _operator((8, 9), 2, channels=_COUNT, states=_COUNT, rank=_COUNT),
     (EDGEBLT, "SparseMatMul"): _operator(3, **_PRODUCT, group=_one_of(4, 8)),
     (EDGEBLT, "WindowAttention"): _operator(9, 3, **_HEADS, window=_WINDOW),
 }  # fmt: skip
@@ -197,7 +197,7 @@ _TABLE_LOOKUPS = """
 # Those with attention have all of these for each of `contract.CACHE_FORMATS`.
 FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "CacheSlots"): ("6c799beb30cfaa06",),
-    (EDGEBLT, "CausalConvolution"): ("e298a9dca97f12db",),
+    (EDGEBLT, "CausalConvolution"): ("e298a9dca97f12db", "759144b16aac9573"),  # without and with slots
     (EDGEBLT, "DenseCrossAttention"): ("2b5d96b587b2b876", "b2ceb08fa4d667d0", "753840054a27990f", "22d957da7a5ac75c"),
     (EDGEBLT, "DenseLayer"): (
         "ac026e6fee02bd77", "c49d0f8e49ae8c36", "813edfbaaaf9338e", "25cba7f2feca9337",
@@ -215,7 +215,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (EDGEBLT, "OpenVectors"): ("b9bb2e640b4a27a0",),
     (EDGEBLT, "PatchPlaces"): ("8ccb01d3d6bbe8d7",),
     (EDGEBLT, "PatchAttention"): ("a55fc51e65e62626",),
-    (EDGEBLT, "SelectiveScan"): ("471365ebcf0d2f89",),
+    (EDGEBLT, "SelectiveScan"): ("471365ebcf0d2f89", "9b4738c4819f84ef"),
     (EDGEBLT, "SparseMatMul"): ("9ff08b7442a4d93a",),
     (EDGEBLT, "WindowAttention"): ("fbf7bd248f846360", "34e1aa7fa11bd603", "5d01e9ed42acd6a2"),
 }  # fmt: skip

@@ -6,7 +6,7 @@ from edgeblt.bundle.contract import EDGEBLT, MICROSOFT
 from edgeblt.bundle.examination.graph_step import ShapeRule, Step
 from edgeblt.bundle.examination.onnx_graph import FLOAT
 from edgeblt.bundle.examination.product_rules import FLOATS
-from edgeblt.bundle.examination.sizes import Shape, fixed
+from edgeblt.bundle.examination.sizes import Shape, Size, fixed
 
 _TAPS = 4
 
@@ -15,11 +15,10 @@ def _convolution(step: Step) -> list[Shape]:
     channels = step.number("channels")
     rows = step.rows(0, 2 * channels)
     _expect_rows(step, rows)
-    past = fixed((_TAPS - 1, channels))
-    step.expect(1, past)
+    past = _states(step, 1, (_TAPS - 1, channels), 4)
     step.expect(2, fixed((_TAPS, channels)), (FLOAT,))
     step.expect(3, fixed((channels,)), (FLOAT,))
-    return [(*rows, past[1]), past]
+    return [(*rows, past[-1]), past]
 
 
 def _scan(step: Step) -> list[Shape]:
@@ -30,10 +29,19 @@ def _scan(step: Step) -> list[Shape]:
         step.expect(index, (*rows, *fixed((columns,))))
     for index in (4, 6):
         step.expect(index, fixed((channels,)), (FLOAT,))
-    past = fixed((states, channels))
-    step.expect(5, past, (FLOAT,))
-    step.expect(7, past)
+    step.expect(5, fixed((states, channels)), (FLOAT,))
+    past = _states(step, 7, (states, channels), 8)
     return [step.shape(0), past]
+
+
+def _states(step: Step, index: int, slot: tuple[int, int], sequences: int) -> Shape:
+    """Shape of an input of states: of slots where another input says which each sequence has, else of one sequence."""
+    slots: Shape = ()
+    if step.has(sequences):
+        step.expect(sequences, (Size.named("Q"), Size(3)))
+        slots = step.shape(index)[:1]
+    step.expect(index, (*slots, *fixed(slot)))
+    return step.shape(index)
 
 
 def _expect_rows(step: Step, rows: Shape) -> None:

@@ -56,10 +56,10 @@ def open_stepper(
 def _obstacle(graphs: OpenedGraphs) -> str | None:
     """Why no run can take rows of several sequences; None where nothing is known to hinder it."""
     names = {spec.name for spec in BATCH_INPUTS}
-    if any(memory is not None for memory in graphs.memories.values()) or not all(
-        graphs[stage].input_names & names for stage in graphs.contracts
-    ):
-        return "a stage was exported for a GPU, or runs on one"
+    if any(memory is not None for memory in graphs.memories.values()):
+        return "a stage runs on a GPU"
+    if not all(graphs[stage].input_names & names for stage in graphs.contracts):
+        return "a stage was exported for a GPU, or by an earlier version"
     return None if native.library_path() else f"the native library is {native.describe()}"
 
 
@@ -68,7 +68,8 @@ def _failure(stepper: Stepper, new_session: Callable[[], Session]) -> str | None
     parts = []
     for text in _TRIAL_TEXTS:
         sequence = stepper.open(len(text))
-        assert sequence
+        if sequence is None:
+            return f"their states take more than {_TRIAL_MEMORY >> 20} MiB"
         parts.append(StepPart(sequence, np.array(text, np.int64)))
     for text, found in zip(_TRIAL_TEXTS, stepper.run(parts), strict=True):
         if isinstance(found, EdgebltError):

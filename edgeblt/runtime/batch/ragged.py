@@ -55,7 +55,7 @@ class RaggedSequence:
         return self._stepper.fork(self)
 
     def snapshot(self, earlier: StateSnapshot | None = None) -> StateSnapshot:
-        self._stepper.settle(self)
+        self._stepper.make_copyable(self)
         return self.state.snapshot(earlier)
 
     def close(self) -> None:
@@ -178,6 +178,10 @@ class RaggedStepper(ABC):
             for sequence in sequences:
                 sequence.unsettled = None
             return chunks
+
+    def make_copyable(self, sequence: RaggedSequence) -> None:
+        """Let a sequence's state hold all its ids."""
+        self.settle(sequence)
 
     def settle(self, sequence: RaggedSequence) -> None:
         """Read a sequence's ids again up to where it was before what was cut short. Nothing where nothing was."""

@@ -20,8 +20,7 @@ class StateRunner:
     def __init__(self, contract: StageContract, graph: OpenedGraph) -> None:
         self.work = StageWork()
         self._stage, self._graph = contract.name, graph
-        inputs, outputs = contract.inputs[1:], contract.outputs[1:]
-        self._names = [[spec.name for spec in specs] for specs in (inputs, outputs)]
+        self._contract = contract
         self._bindings: dict[tuple[bool, int, int], _StateBinding] = {}
         graph.add_user(self)
 
@@ -36,7 +35,7 @@ class StateRunner:
             raise closed()
         key = (len(ids) >= MANY, id(source), id(target))
         if key not in self._bindings:
-            self._bindings[key] = _StateBinding(self._graph.for_positions(len(ids)), self._names, source, target)
+            self._bindings[key] = _StateBinding(self._graph.for_positions(len(ids)), self._contract, source, target)
         try:
             self._bindings[key].run(ids, logits)
         except EdgebltError:
@@ -54,17 +53,19 @@ class _StateBinding:
     """States bound to a graph, and the arrays of its last run."""
 
     def __init__(
-        self, graph: onnxruntime.InferenceSession, names: list[list[str]], source: States, target: States
+        self, graph: onnxruntime.InferenceSession, contract: StageContract, source: States, target: States
     ) -> None:
         self._graph, self._binding = graph, graph.io_binding()
-        self._kept = source, target  # bound by their addresses
         self._last: tuple[object, object] = None, None
-        for bind, some, states in (
-            (self._binding.bind_ortvalue_input, names[0], source),
-            (self._binding.bind_ortvalue_output, names[1], target),
+        empty = [np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], spec.dtype)
+                 for spec in contract.inputs[1 + len(source.arrays) :]]  # fmt: skip
+        self._kept = source, target, empty  # bound by their addresses
+        for bind, specs, arrays in (
+            (self._binding.bind_ortvalue_input, contract.inputs[1:], [*source.arrays, *empty]),
+            (self._binding.bind_ortvalue_output, contract.outputs[1:], target.arrays),
         ):
-            for name, array in zip(some, states.arrays, strict=True):
-                bind(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            for spec, array in zip(specs, arrays, strict=True):
+                bind(spec.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
     def run(self, ids: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
         if self._last[0] is not ids or self._last[1] is not logits:

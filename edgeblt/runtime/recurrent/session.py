@@ -15,9 +15,8 @@ from edgeblt.runtime.buffers import Chunk
 from edgeblt.runtime.one_stage.session import OneStageSession
 from edgeblt.runtime.opened_graphs import CHUNK_BYTES, OpenedGraphs
 from edgeblt.runtime.recurrent.runner import StateRunner
-from edgeblt.runtime.recurrent.state import RecurrentState
+from edgeblt.runtime.recurrent.state import NOWHERE, RecurrentState, States, state_shapes
 
-_NOWHERE = 1 << 62
 BYTE_VALUES = 256
 NEVER = np.float32(-1e4)  # logit of the ids that are no bytes; finite, so that distributions can be compared
 
@@ -26,7 +25,8 @@ class RecurrentSession(OneStageSession):
     """One sequence on one model, made by `Model.session`; used as `Session` says.
 
     Its model has one stage, whose first input is `bytes` [T], whose first output `logits` [T, 256], and whose others
-    are states `past_..` and `present_..` of fixed sizes, zeros before the first byte.
+    are states `past_..` and `present_..`, zeros before the first byte: of fixed sizes, or of one slot each. Inputs
+    after these are empty.
 
     Rolling back takes no time itself: with the next id, what follows the nearest kept state is read again, at most 64
     ids where bytes came one by one, at most a chunk and 64 after longer reading, and further back from the beginning.
@@ -37,8 +37,8 @@ class RecurrentSession(OneStageSession):
     def __init__(self, config: ByteModelConfig, graphs: OpenedGraphs, threshold: float | None = None) -> None:
         super().__init__(config, graphs, threshold)
         contract = graphs.contracts[self._stage]
-        shapes = [tuple(size for size in spec.shape if isinstance(size, int)) for spec in contract.inputs[1:]]
-        self.state = self._recurrent = RecurrentState(shapes)
+        shapes = state_shapes(contract)
+        self.state = self._recurrent = RecurrentState(States.zeros(shapes), States.zeros(shapes))
         self._runner = StateRunner(contract, graphs[self._stage])
         self._one = np.empty(1, np.int64), np.empty((1, BYTE_VALUES), np.float32)
 
@@ -49,17 +49,13 @@ class RecurrentSession(OneStageSession):
 
     def _read_piece(self, ids: NDArray[np.int64]) -> Chunk:
         state, start, count = self._recurrent, self.state.position, len(ids)
-        _check_bytes(ids, start)
+        check_bytes(ids, start)
         while start - state.now.position > CHUNK_BYTES:
             self._run(state.now.position + CHUNK_BYTES)
         state.ids.store(start, ids)
-        logits = np.full((count, self.config.vocab_size), NEVER, np.float32)
         found = self._run(start + count)
-        logits[count - min(count, len(found)) :, OFFSET:] = found[-count:]
-        if len(found) < count:
-            logits[: count - len(found), OFFSET:] = 0  # after BOS
         state.position = start + count
-        return Chunk(start, logits, np.zeros(count, np.float32), np.ones(count, np.bool_))
+        return chunk_of(start, count, self.config.vocab_size, found)
 
     def _make_copyable(self) -> None:
         """Read the ids that were left for later when the session was rolled back."""
@@ -81,13 +77,22 @@ class RecurrentSession(OneStageSession):
             values[0] = ids[0] - OFFSET
         else:
             values, logits = ids - OFFSET, np.empty((len(ids), BYTE_VALUES), np.float32)
-        state.before.position = _NOWHERE  # nothing can be returned to in it until the run is over
+        state.before.position = NOWHERE  # nothing can be returned to in it until the run is over
         self._runner.run(values, logits, state.now, state.before)
         state.advance(end)
         return logits
 
 
-def _check_bytes(ids: NDArray[np.int64], position: int) -> None:
+def chunk_of(position: int, count: int, vocab_size: int, found: NDArray[np.float32]) -> Chunk:
+    """Results of `count` ids, given logits [bytes, 256] of their bytes, and of any before them."""
+    logits = np.full((count, vocab_size), NEVER, np.float32)
+    logits[count - min(count, len(found)) :, OFFSET:] = found[-count:]
+    if len(found) < count:
+        logits[: count - len(found), OFFSET:] = 0  # after BOS
+    return Chunk(position, logits, np.zeros(count, np.float32), np.ones(count, np.bool_))
+
+
+def check_bytes(ids: NDArray[np.int64], position: int) -> None:
     """Raises EdgebltError for ids that are no bytes, but for BOS at the beginning."""
     others = ids[int(position == 0 and len(ids) > 0 and ids[0] == BOS) :]
     if len(others) and others.min() < OFFSET:

@@ -10,24 +10,39 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeblt.bundle.contract import StageContract
 from edgeblt.runtime.state.histories import IdHistory, RowHistory
 from edgeblt.runtime.state.sequence import SequenceState
 from edgeblt.runtime.state.snapshot import RowsSnapshot, StateSnapshot
 
 Shapes = Sequence[tuple[int, ...]]
 
+NOWHERE = 1 << 62  # position of states that nothing can be returned to in
 SPACING = 32  # ids between kept states
 KEPT = 2
 STATES = "recurrent_states"
 
 
-class States:
-    """Arrays after `position` ids; the same arrays as long as this object lives."""
+def state_shapes(contract: StageContract, slots: int = 1) -> Shapes:
+    """Shapes of a stage's states, with so many slots where they have slots."""
+    specs = contract.outputs[1:]
+    return [tuple(size if isinstance(size, int) else slots for size in spec.shape) for spec in specs]
 
-    def __init__(self, shapes: Shapes) -> None:
-        """Start with zeros, the state before the first byte."""
-        self.arrays: list[NDArray[np.float32]] = [np.zeros(shape, np.float32) for shape in shapes]
+
+class States:
+    """Arrays after `position` ids; the same arrays as long as this object lives.
+
+    slot: number of the slot that they are, where they lie in arrays of several sequences.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[np.float32]], slot: int = 0) -> None:
+        """Start with arrays of zeros, the state before the first byte."""
+        self.arrays, self.slot = arrays, slot
         self.position = 0
+
+    @classmethod
+    def zeros(cls, shapes: Shapes) -> "States":
+        return cls([np.zeros(shape, np.float32) for shape in shapes])
 
     @property
     def nbytes(self) -> int:
@@ -74,13 +89,12 @@ class RecurrentState(SequenceState):
     before: states that the next run writes; until then those before the last run.
     """
 
-    def __init__(self, shapes: Shapes) -> None:
-        """Start empty, with an array of each shape."""
-        self._shapes = shapes
+    def __init__(self, now: States, before: States) -> None:
+        """Start empty, in states of zeros."""
         self.position = 0
         self.ids = IdHistory(0)
         self.caches = {}
-        self.now, self.before = States(shapes), States(shapes)
+        self.now, self.before = now, before
         self._kept: list[States] = []  # never written to again, so that forks share them
 
     @property
@@ -113,10 +127,26 @@ class RecurrentState(SequenceState):
         self.before.position = position
         self.now, self.before = self.before, self.now
         self.position = max(self.position, position)
+        self._keep(self.now)
+
+    def advance_in_place(self, position: int) -> None:
+        """Take what a run wrote over `now` as the states after `position` ids."""
+        self.now.position = position
+        self.position = max(self.position, position)
+        self._keep(self.now)
+
+    def advance_by_two(self, middle: int, position: int) -> None:
+        """Take what a run wrote into `before` after `middle` ids, and from there into `now` after `position` ids."""
+        self.before.position, self.now.position = middle, position
+        self.position = position
+        self._keep(self.before)
+
+    def _keep(self, states: States) -> None:
         newest = self._kept[-1].position if self._kept else 0
-        if position - newest >= SPACING:
-            copy = self._kept.pop(0) if len(self._kept) == KEPT and not self._shared else States(self._shapes)
-            copy.copy_from(self.now)
+        if states.position - newest >= SPACING:
+            is_free = len(self._kept) == KEPT and not self._shared
+            copy = self._kept.pop(0) if is_free else States.zeros([array.shape for array in states.arrays])
+            copy.copy_from(states)
             self._kept = [*self._kept, copy][-KEPT:]
 
     _shared = False  # a fork refers to the kept states too
@@ -125,7 +155,7 @@ class RecurrentState(SequenceState):
         """Return to an empty sequence."""
         self.position, self._kept = 0, []
         self.now.clear()
-        self.before.clear()
+        self.before.position = NOWHERE
 
     def can_rewind(self, position: int) -> bool:
         return True
@@ -143,7 +173,7 @@ class RecurrentState(SequenceState):
             else:
                 self.now.copy_from(nearest)
         if self.before.position > position:
-            self.before.clear()
+            self.before.position = NOWHERE
         self.position = position
 
     def copy_from(self, other: SequenceState) -> None:
@@ -152,7 +182,7 @@ class RecurrentState(SequenceState):
         self.position = other.position
         self.ids.copy_from(other.ids)
         self.now.copy_from(other.now)
-        self.before.clear()
+        self.before.position = NOWHERE
         self._kept = list(other._kept)
         self._shared = other._shared = True
 
