@@ -8,8 +8,9 @@ import numpy as np
 from edgeblt.errors import EdgebltError
 from edgeblt.ids import BOS, encode
 from edgeblt.runtime.batch.stepper import BatchSequence, StepPart, Stepper, room
-from edgeblt.runtime.opened_graphs import CHUNK_BYTES
 from edgeblt.scores import Scores, empty_scores, store_scores
+
+STEP_BYTES = 1024  # a step reads all weights, so that it should be of many bytes
 
 
 class _ScoredText:
@@ -33,7 +34,7 @@ class _ScoredText:
 
 
 def score_texts(stepper: Stepper, texts: Sequence[bytes]) -> list[Scores]:
-    """Scores of each text; a step takes up to `CHUNK_BYTES` bytes, of as many texts as that needs.
+    """Scores of each text; a step takes up to `STEP_BYTES` bytes, of as many texts as that needs.
 
     Raises EdgebltError, which names the text, where the model fails on one or its state exceeds the memory allowed.
     """
@@ -55,7 +56,7 @@ def _next_parts(
     stepper: Stepper, active: list[_ScoredText], waiting: deque[_ScoredText]
 ) -> list[tuple[_ScoredText, StepPart]]:
     """Parts of the next step, for which there is memory; the first text is among them."""
-    chosen, left = list[tuple[_ScoredText, StepPart]](), CHUNK_BYTES
+    chosen, left = list[tuple[_ScoredText, StepPart]](), STEP_BYTES
     for text in _candidates(stepper, active, waiting):
         part = text.next_part(left)
         chosen.append((text, part))
