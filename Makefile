@@ -133,7 +133,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard native/* native/cuda/*)
 		|| { echo "$(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "setting up .venv: a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --no-compile --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # Needs neither torch nor .venv: pip alone builds it, in an environment of its own.

@@ -308,7 +308,7 @@ def test_an_original_in_bfloat16(tmp_path: Path) -> None:
     assert deviation(export_bundle(found.checkpoint, tmp_path / "bundle").path, found) < TOLERANCE
 
 
-@pytest.mark.parametrize("block_size", [32, 256, 4096])
+@pytest.mark.parametrize("block_size", mostly_slow([32, 256, 4096], [256]))
 def test_block_sizes(block_size: int, tmp_path: Path) -> None:
     """transformers has no setting for them, but bitsandbytes has; MatMulBnb4 knows none above 256."""
     model = loaded(tiny_models.save_model(original(LARGE), tmp_path / "original"), **KINDS["fp4, double"])

@@ -28,7 +28,7 @@ from host_memory import HostMemory
 from sampled import mostly_slow
 
 SEEDS = [seed for seed, _ in tiny_models.seeded_configs()][::2]
-IN_THE_SUITE = [seed for seed in tiny_models.VARIED_SEEDS if seed in SEEDS]
+IN_THE_SUITE = [seed for seed in tiny_models.VARIED_SEEDS if seed in SEEDS][::2]
 LOGITS = 0.02  # of the largest reference logit; 0.01 was measured
 ENTROPIES = 0.03  # nats; 0.014 was measured
 CHUNKS = 5e-3  # of the largest logit, by how a text is cut; 1.5e-3 was measured
@@ -145,7 +145,7 @@ def test_state_is_bound_once(for_cuda: Callable[[int], Path], host_as_device: Ho
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(FORMATS, ("fp16", "int8 by row", "int4 in 32", "int4 half sparse", "int8 2:4", "nf4", "fp4")),
+    mostly_slow(FORMATS, ("fp16", "int8 by row", "int4 half sparse", "nf4")),
 )
 def test_every_format_holds_the_weights_of_the_cpus(
     exported: Callable[[int], Exported],

@@ -19,6 +19,7 @@ from dying import FULL, INTERRUPT, Outcome, Runner
 from edgeblt.bundle.whole_files import whole_directory, whole_file
 from edgeblt.errors import EdgebltError
 from edgeblt.export.graphs.weight_file import JOURNAL
+from sampled import mostly_slow
 
 SEED = 42  # a layer a stage, with a patcher
 TEXT = b"It was the best of times, it was the worst of times, it was the age of wisdom, it was" * 2
@@ -136,7 +137,7 @@ def calibrated(piece: str) -> int:
     return 3 if piece[-1].isdigit() else 1
 
 
-@pytest.mark.parametrize("conversion", CONVERSIONS)
+@pytest.mark.parametrize("conversion", mostly_slow(CONVERSIONS, ("gptq", "channels", "fp32", "bundle")))
 def test_killed_at_some_steps(workshop: Workshop, conversion: str) -> None:
     steps = workshop.whole(conversion)[1].steps
     chosen = {int(steps * share) for share in (0.3, 0.9)}
