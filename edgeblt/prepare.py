@@ -33,6 +33,7 @@ from edgeblt.runtime.packed_weights import (
     weights_name,
 )
 from edgeblt.runtime.providers import open_graph, session_options
+from edgeblt.runtime.run_errors import no_memory
 
 # ONNX Runtime copies whatever lies in a weights file to the new one: here mostly hash tables, which need no packing.
 LEFT = {"encoder": "its hash tables, which are mapped already, would be copied"}
@@ -126,6 +127,8 @@ def _prepare_stage(source: HeldStage, name: str, directory: Path) -> PreparedSta
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if is_too_many_open(error):
             raise too_many_open(source.graph) from None
+        if sentence := no_memory(error, f"to prepare {source.graph}"):
+            raise sentence from None
         reason = " ".join(str(error).split())[:300]
         raise EdgebltError(
             f"{source.graph} cannot be prepared by onnxruntime ({reason}); free some space, or use the bundle as it is"

@@ -1,6 +1,7 @@
 """A full memory and damaged weights while a model runs: one sentence, and the session where it was."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from edgeblt.errors import EdgebltError
 from edgeblt.export.export_bundle import export_bundle
 from edgeblt.ids import BOS
 from edgeblt.model import Model, load
+from edgeblt.prepare import prepare
 from edgeblt.quant.compress import quantize_checkpoint
 from edgeblt.runtime.session import Session
 
@@ -92,7 +94,8 @@ cli.main()
 """
     command = [sys.executable, "-c", program, str(tiny_bundle[1])]
     full, enough = (
-        subprocess.run([*command, room], input=bytes(100_000), capture_output=True) for room in ("12", "96")
+        subprocess.run([*command, room], input=bytes(100_000), capture_output=True, timeout=300)
+        for room in ("12", "96")
     )
     lines = full.stderr.decode().splitlines()
     assert full.returncode == 2 and len(lines) == 1, lines
@@ -221,3 +224,11 @@ def test_a_bundle_that_memory_cannot_hold(tiny_bundle: tuple[Path, Path], monkey
     monkeypatch.setattr("edgeblt.runtime.opening.open_graph", full)
     with pytest.raises(EdgebltError, match=r"^there is not enough memory to open .*\.onnx; end other processes"):
         load(tiny_bundle[1])
+
+
+def test_a_bundle_that_memory_cannot_prepare(tiny_bundle: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_bundle[1], tmp_path / "bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeblt.runtime.providers.has_room", lambda size: False)
+        with pytest.raises(EdgebltError, match=r"^there is not enough memory to prepare .*\.onnx; end other processes"):
+            prepare(bundle)
